@@ -44,6 +44,7 @@ Layout = Annotated[
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with a run to --save that was stopped.")
 ]
+Errors = Annotated[bool, typer.Option("--errors", help="Measure layers' errors.")]
 Sequential = Annotated[
     str, typer.Option(help="block, or layer: slower.", autocompletion=among(ORDERS))
 ]
@@ -63,8 +64,8 @@ def sparsify(
     save: Annotated[Path | None, typer.Option(help="The folder to write.")] = None,
     layout: Layout = "dense",
     resume: Resume = False,
-    test: Annotated[int, typer.Option(help="Other rows, to measure perplexity on.")] = 16,
-    errors: Annotated[bool, typer.Option("--errors", help="Measure layers' errors.")] = False,
+    test: Annotated[int, typer.Option(help="Other rows, for the perplexity.")] = 16,
+    errors: Errors = False,
     sequential: Sequential = "block",
     as_json: Json = False,
 ) -> None:

@@ -94,10 +94,8 @@ def load_data(
         # The suite's own subset wins over one drawn here, and the record says so.
         if published := task.published(fraction):
             parts["train"], fraction = published, None
-            size_record |= {
-                "published": True,
-                "from": f"{published.source}, in place of {drawn_from}",
-            }
+            origin = f"{published.source}, in place of {drawn_from}"
+            size_record |= {"published": True, "from": origin}
         else:
             size_record["from"] = drawn_from
     sizes: dict[str, Any] = {"train": train, "val": val, "test": test, "fraction": fraction}

@@ -287,17 +287,11 @@ def pareto(
         """Minimise the loss at one length, subject to bounds on the others; None if infeasible."""
         # variables: x_hc, head h has option c, and z_lc, some head of layer l has it
         kinds = torch.zeros(shape[0] * losses[0].shape[1])  # z, the spans of a layer
-        losses_at_length = OneHot(
-            losses[objective], kinds, extra_binary=True, rules=(*rules, *bounds)
-        )
-        return losses_at_length.solve(gap=GAP, seconds=SECONDS)
+        programme = OneHot(losses[objective], kinds, extra_binary=True, rules=(*rules, *bounds))
+        return programme.solve(gap=GAP, seconds=SECONDS)
 
-    totals = [
-        lambda x, losses_at_length=losses_at_length: float(
-            losses_at_length.gather(1, x[:, None]).sum()
-        )
-        for losses_at_length in losses
-    ]
+    # the loss of a choice x at each length
+    totals = [lambda x, at=at: float(at.gather(1, x[:, None]).sum()) for at in losses]
     # The epsilon-constraint method: one objective is minimised, the others are bounded.
     primary = len(losses) - 1
     # Each length's own minimum bounds the intervals of the others.
@@ -321,7 +315,7 @@ def pareto(
         if bounds and (x := solved(primary, bounds)) is not None:
             solutions.append(x)
         progress(f"programme {number + 1} of {BANDS**primary}")
-    points = [[losses_at_length(x) for losses_at_length in totals] for x in solutions]
+    points = [[total(x) for total in totals] for x in solutions]
     # Keep what no other point beats at all lengths; of equal points the first.
     undominated: list[int] = []
     for i, point in enumerate(points):

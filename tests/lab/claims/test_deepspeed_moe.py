@@ -12,7 +12,7 @@ def quiet(_):
 def test_the_pyramid_is_smaller_and_all_of_it_counts(bench):
     loss, size = (
         deepspeed_moe.ratio(
-            (0,), quiet, ours=deepspeed_moe.PR, base=deepspeed_moe.EVEN, of=of, bench=bench,
+            (0,), quiet, ours=deepspeed_moe.PR, base=deepspeed_moe.EVEN, figure=of, bench=bench,
         )
         for of in (deepspeed_moe.loss, deepspeed_moe.total)
     )  # fmt: skip
@@ -26,7 +26,7 @@ def test_the_pyramid_is_smaller_and_all_of_it_counts(bench):
 def test_a_third_contender_may_stand_beside(bench):
     result = deepspeed_moe.ratio(
         (0,), quiet, ours=deepspeed_moe.BESIDE, base=deepspeed_moe.ONE,
-        beside=(deepspeed_moe.TWO,), bench=bench,
+        rivals=(deepspeed_moe.TWO,), bench=bench,
     )  # fmt: skip
     assert [row["model"] for row in result.table] == ["top-1", "residual", "top-k"]
 

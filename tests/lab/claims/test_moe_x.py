@@ -29,7 +29,7 @@ def quiet(_: str) -> None: ...
 
 def test_on_text_each_figure_is_of_the_same_cells(bench: Any) -> None:
     results = [
-        moe_x.on_text((0,), quiet, of=of, bench=bench)
+        moe_x.on_text((0,), quiet, figure=of, bench=bench)
         for of in (moe_x.units_ratio, moe_x.loss_ratio)
     ]
     assert results[0].table == results[1].table and "rank" in results[0].table[0]
@@ -105,8 +105,8 @@ def test_both_figures_are_of_the_same_models(
 ) -> None:
     made = moe_x.code()
     assert made.states.shape == (made.test.numel(), len(STATES)) and made.states.any(0)[0]
-    first = moe_x.probe((0,), quiet, of=lambda m: m.coverage, steps=1)
+    first = moe_x.probe((0,), quiet, figure=lambda m: m.coverage, steps=1)
     monkeypatch.setattr(moe_x, "learn", None)
-    second = moe_x.probe((0,), quiet, of=lambda m: m.reconstruction, steps=1)
+    second = moe_x.probe((0,), quiet, figure=lambda m: m.reconstruction, steps=1)
     assert first.table == second.table and -1 <= first.got <= 1
     assert [row["router"] for row in first.table] == list(moe_x.ROUTERS)

@@ -110,7 +110,7 @@ def test_a_failed_cell_stops_no_other_and_is_an_error_in_the_end():
     done, lines = [], []
     both = [Arm("a", "bad"), Arm("b", "good")]
     with pytest.raises(TrainingError, match=r"2 of 4 .*no such thing"):
-        arms.each(both, (0, 1), work, lines.append, tasks=("x",), said=lambda s: f"{s.loss}")
+        arms.each(both, (0, 1), work, lines.append, tasks=("x",), describe=lambda s: f"{s.loss}")
     assert done == [("x", 0), ("x", 1)]
     assert len(lines) == 4 and "x, seed 0, a: FAILED" in lines[0] and "b: 1.0" in lines[1]
 
@@ -120,7 +120,7 @@ def test_the_sheet_has_a_value_for_each_arm_task_and_seed():
         return picture_cells.StudyScore(settings + len(task) + seed, 0.0, 0.0)
 
     found = arms.each(
-        [Arm("a", 10), Arm("b", 20)], (0, 3), work, lambda _: None, tasks=("x", "xx"), said=str
+        [Arm("a", 10), Arm("b", 20)], (0, 3), work, lambda _: None, tasks=("x", "xx"), describe=str
     )
     assert found.of("b", "accuracy").tolist() == [[21, 24], [22, 25]]
     gain = found.minus("b", "a", "accuracy")

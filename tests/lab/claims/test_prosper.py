@@ -53,6 +53,6 @@ def test_every_method_denoises() -> None:
 def test_test_patches_are_white_and_of_other_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
     own = prosper_photographs.photographs
     monkeypatch.setattr(prosper_photographs, "photographs", lambda **kw: own(**kw) * 4)
-    train, test = prosper_photographs.natural(0, train=200, test=50, whole=20)
+    train, test = prosper_photographs.natural(0, train=200, test=50, components=20)
     assert train.shape == (200, 20) and test.shape == (50, 20)
     np.testing.assert_allclose(train.var(axis=0, ddof=1), 1)

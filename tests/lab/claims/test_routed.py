@@ -36,7 +36,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def arms_of(claim: Study) -> tuple[Arm[routed.AtBudget], ...]:
     assert isinstance(claim.measure, partial)
     told = claim.measure.keywords
-    return told["base"], told["ours"], *told.get("beside", ())
+    return told["base"], told["ours"], *told.get("rivals", ())
 
 
 @pytest.mark.usefixtures("toy")

@@ -18,7 +18,7 @@ def test_items_are_members_of_families() -> None:
 
 def test_figures_of_a_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sparsey, "COUNTS", (10, 30))
-    found = sparsey.judged((0,), lambda _: None, of="recall", over=min)
+    found = sparsey.judged((0,), lambda _: None, figure="recall", over=min)
     assert 0 <= found.got <= 1 and len(found.table) == 2
 
 

@@ -32,31 +32,31 @@ CLOCKS = {"seconds": "hours", "cpu_seconds": "cpu_hours"}
 
 
 def measured_costs(
-    plan: BenchPlan, out: Path, how: How, report: Callable[[str], None], work: Work = one_run
+    plan: BenchPlan, out: Path, execution: How, report: Callable[[str], None], work: Work = one_run
 ) -> Costs:
-    """A pilot of each method on the first task that is there: twenty epochs of 64 images.
+    """Time a pilot of each method on the first task that is there: twenty epochs of 64 images.
 
     Of many classes more images, fewer times. Store in the folder, so that the same command
     gives the same plan when it goes on. A method whose pilot fails costs as much as the dearest
     one.
     Raises: TrainingError if every pilot fails; what `before.check` raises.
     """
-    return _measured(plan, out, how, report, work)["seconds"]
+    return _measured(plan, out, execution, report, work)["seconds"]
 
 
 def _measured(
-    plan: BenchPlan, out: Path, how: How, report: Callable[[str], None], work: Work
+    plan: BenchPlan, out: Path, execution: How, report: Callable[[str], None], work: Work
 ) -> dict[str, Costs]:
     """`measured_costs` by each of CLOCKS; that of the cores, where every pilot told it."""
     check(plan, out, lambda _: None)  # the runner itself says what is missing
     with opened(out, plan.asked):
-        return _piloted(plan, out, how, report, work)
+        return _piloted(plan, out, execution, report, work)
 
 
 def _piloted(
-    plan: BenchPlan, out: Path, how: How, report: Callable[[str], None], work: Work
+    plan: BenchPlan, out: Path, execution: How, report: Callable[[str], None], work: Work
 ) -> dict[str, Costs]:
-    kept = Store(out, PILOTS)
+    pilots, running = Store(out, PILOTS), execution.running
     missing, seed = absent(plan), plan.seeds[0]
     task = next((t for t in plan.tasks if t.name not in missing), plan.tasks[0])
     place = Slot(task, plan.arms[0], seed)
@@ -67,10 +67,10 @@ def _piloted(
     trials: list[Trial] = []
     for arm in plan.arms:
         flat = _pilot(plan, Slot(task, arm, seed), images)
-        keys[arm.name] = key = key_of({"pilot": flat, "jobs": how.jobs, **how.running})
+        keys[arm.name] = key = key_of({"pilot": flat, "jobs": execution.jobs, **running})
         folder, shared = (str((out / name).absolute()) for name in (f"pilots/{key}", "shared"))
-        inputs = {"experiment": flat, "folder": folder, "shared": shared, "running": how.running}
-        if key not in kept:
+        inputs = {"experiment": flat, "folder": folder, "shared": shared, "running": running}
+        if key not in pilots:
             trials.append(Trial(arm.name, inputs))
     if trials:
         report(f"Timing {len(trials)} methods, to fit them into the budget.")
@@ -82,63 +82,70 @@ def _piloted(
             errors.append(f"{end.trial.name}: {end.error}")
         else:
             results = end.result["results"]
-            shown = images * _pilot_epochs(images)
-            row = {name: results[name] / shown for name in CLOCKS if name in results}
+            presented = images * _pilot_epochs(images)
+            row = {name: results[name] / presented for name in CLOCKS if name in results}
             peak = results.get("peak_bytes", {})
-            kept.add(
+            pilots.add(
                 keys[end.trial.name], row | {"peak": peak.get("accelerator", peak.get("grown"))}
             )
 
-    run_trials(trials, work, jobs=how.jobs, done=done, executor=how.executor, threads=how.threads)
-    rows = {name: kept[key] for name, key in keys.items() if key in kept}
+    run_trials(
+        trials,
+        work,
+        jobs=execution.jobs,
+        done=done,
+        executor=execution.executor,
+        threads=execution.threads,
+    )
+    rows = {name: pilots[key] for name, key in keys.items() if key in pilots}
     if not rows:
-        what = "timing for --budget"
+        subject = "timing for --budget"
         fix = "Mend that, or leave --budget out: runs that fail are then recorded."
-        raise TrainingError(what, got=errors[0], want="one method that can be timed", fix=fix)
+        raise TrainingError(subject, got=errors[0], want="one method that can be timed", fix=fix)
     costs: dict[str, Costs] = {}
     for clock in CLOCKS:
         if all(clock in row for row in rows.values()):
-            found = {name: row[clock] for name, row in rows.items()}
-            dearest = max(found.values())
-            costs[clock] = {c.name: found.get(c.name, dearest) for c in plan.arms}
+            measured = {name: row[clock] for name, row in rows.items()}
+            dearest = max(measured.values())
+            costs[clock] = {c.name: measured.get(c.name, dearest) for c in plan.arms}
     return costs
 
 
 def estimated(
-    plan: BenchPlan, out: Path, how: How, report: Callable[[str], None], work: Work = one_run
+    plan: BenchPlan, out: Path, execution: How, report: Callable[[str], None], work: Work = one_run
 ) -> dict[str, Any]:
-    """What a plan would take, from measured steps: runs, hours, and the highest memory in bytes.
+    """Estimate from measured steps the runs, hours and highest memory (bytes) of a plan.
 
     hours: by the clock on this machine as it is now; cpu_hours: of its cores, whatever else they
     do. None for what pilots did not measure. Pilots run one by one: runs that step together take
     less. No run of the plan is carried out.
     Raises: as `measured_costs` does.
     """
-    costs = _measured(plan, out, how, report, work)
+    costs = _measured(plan, out, execution, report, work)
     peaks = [row["peak"] for row in Store(out, PILOTS).rows.values() if row.get("peak")]
     runs = len(list(plan.places())) + len(plan.searches())
-    jobs = {"seconds": how.jobs, "cpu_seconds": 1}
+    jobs = {"seconds": execution.jobs, "cpu_seconds": 1}
     hours = {
-        told: minutes(plan, costs[clock], jobs[clock]) / 60 if clock in costs else None
-        for clock, told in CLOCKS.items()
+        title: minutes(plan, costs[clock], jobs[clock]) / 60 if clock in costs else None
+        for clock, title in CLOCKS.items()
     }
     return {"runs": runs, **hours, "peak_bytes": max(peaks, default=None)}
 
 
 def _pilot(plan: BenchPlan, place: Slot, images: int) -> dict[str, Any]:
-    """A short run like the one that counts, with the active parts that one would choose."""
+    """Return a short run like the one that counts, with the active parts that one would choose."""
     final, task = plan.final(place), place.task
-    many = int(_kept(plan.start.pictures, task.classes, _trained_on(task)))
+    images_trained = int(_kept(plan.start.pictures, task.classes, _trained_on(task)))
     method = method_of(final)
-    _, chosen = for_budget(method, final, many, lambda _: None)
+    _, parts = for_budget(method, final, images_trained, lambda _: None)
     flat = final.flat()
-    flat["settings"] = [*flat["settings"], *(f"{name}={value}" for name, value in chosen.items())]
+    flat["settings"] = [*flat["settings"], *(f"{name}={value}" for name, value in parts.items())]
     test = min(images, task.counts["test"])
     return flat | {"images": images, "shots": None, "epochs": _pilot_epochs(images), "test": test}
 
 
 def _pilot_epochs(images: int) -> int:
-    """As long a pilot for any number of images, but two epochs at least."""
+    """Return the epochs that make a pilot equally long for any number of images, at least two."""
     return max(2, PILOT_IMAGES * PILOT_EPOCHS // images)
 
 
@@ -148,56 +155,56 @@ def _trained_on(task: SuiteTask) -> int:
 
 
 def minutes(plan: BenchPlan, costs: Costs, jobs: int) -> float:
-    """What a plan takes, from the cost of an image."""
+    """Return the minutes that a plan takes, from the cost of an image."""
     total = 0.0
-    kept = partial(_kept, plan.start.pictures)
+    images_used = partial(_kept, plan.start.pictures)
     for place in plan.places():
         counts, run = place.task.counts, plan.final(place)
         images = _trained_on(place.task) if run.pictures.val == 0 else counts["train"]
-        trained = run.training.epochs * kept(place.task.classes, images)
+        trained = run.training.epochs * images_used(place.task.classes, images)
         total += SETTING_UP + costs[place.arm.name] * (trained + SCORING * counts["test"])
     for place, run in plan.searches():  # those on other tasks count as this one's
         counts = place.task.counts
-        trained = run.training.epochs * kept(place.task.classes, counts["train"])
+        trained = run.training.epochs * images_used(place.task.classes, counts["train"])
         total += SETTING_UP + costs[place.arm.name] * (trained + SCORING * counts.get("val", 0))
     return total / 60 / jobs
 
 
-def _kept(asked: Pictures, classes: int, images: int) -> float:
-    """How many of a training part's images are trained on."""
-    if asked.shots is not None:
-        return min(images, asked.shots * classes)
-    few = asked.images
-    return images if few is None else few * images if few < 1 else min(images, few)
+def _kept(pictures: Pictures, classes: int, images: int) -> float:
+    """Return the number of a training part's images that are trained on."""
+    if pictures.shots is not None:
+        return min(images, pictures.shots * classes)
+    limit = pictures.images
+    return images if limit is None else limit * images if limit < 1 else min(images, limit)
 
 
 def piloting(plan: BenchPlan, costs: Costs, jobs: int) -> float:
-    """Minutes that the pilots took which told the costs; the same when they were kept."""
-    each = [SETTING_UP + costs[c.name] * PILOT_IMAGES * PILOT_EPOCHS for c in plan.arms]
-    return sum(each) / 60 / jobs
+    """Return minutes that the pilots took which told the costs; the same when they were kept."""
+    seconds = [SETTING_UP + costs[c.name] * PILOT_IMAGES * PILOT_EPOCHS for c in plan.arms]
+    return sum(seconds) / 60 / jobs
 
 
 def fitted(plan: BenchPlan, costs: Costs, budget: float, jobs: int) -> BenchPlan:
-    """The plan, or a smaller one that fits into the minutes of a budget, pilots included.
+    """Return the plan, or a smaller one that fits into the minutes of a budget, pilots included.
 
     Raises: ConfigError if one seed of FEWEST_EPOCHS epochs does not fit.
     """
-    most = budget - piloting(plan, costs, jobs)
-    while minutes(plan, costs, jobs) > most and len(plan.seeds) > 1:
+    available = budget - piloting(plan, costs, jobs)
+    while minutes(plan, costs, jobs) > available and len(plan.seeds) > 1:
         gone = plan.seeds[-1]
         plan = plan.smaller(f"seed {gone} was left out.", seeds=plan.seeds[:-1])
     epochs = plan.start.training.epochs
     fewer, needed = epochs, minutes(plan, costs, jobs)
     smaller = plan
-    while needed > most and fewer > FEWEST_EPOCHS:
+    while needed > available and fewer > FEWEST_EPOCHS:
         fewer -= 1
         smaller = replace(plan, start=plan.start.changed(epochs=fewer))
         needed = minutes(smaller, costs, jobs)
     if fewer < epochs:
         plan = smaller.smaller(f"{fewer} epochs in place of {epochs}.")
-    if needed > most:
+    if needed > available:
         parts = f"{len(plan.tasks)} tasks x {len(plan.arms)} methods"
-        want = f"at least {needed + budget - most:.0f} for {parts}"
+        want = f"at least {needed + budget - available:.0f} for {parts}"
         fix = "Choose fewer with --tasks and --methods."
         raise ConfigError("--budget", got=f"{budget:g} minutes", want=want, fix=fix)
     return plan

@@ -20,37 +20,37 @@ CLASSES = "0", "1"  # of no task: a place does not depend on them
 
 
 def suited(plan: BenchPlan, *, named: bool) -> BenchPlan:
-    """The plan with the methods that fit its model, each at its rate for such a network.
+    """Return the plan with the methods that fit its model, each at its rate for such a network.
 
     named: the methods were asked for by name, and none of them may be left out; else those that do
     not fit are, and `cut` says so. A model that lies in a hub is not looked at.
     Raises: ConfigError for a named method that does not fit, or if none does; what
     `before.check_model` raises.
     """
-    asked, model = plan.start.adapted, check_model(plan)
+    adapted, model = plan.start.adapted, check_model(plan)
     if model is None:
         return plan
     unfit = _unfit(plan, model)
     fit = tuple(c for c in plan.arms if c.name not in unfit)
     if unfit and (named or not fit):
-        known = ", ".join(c.name for c in fit)
+        fitting = ", ".join(c.name for c in fit)
         raise ConfigError(
-            f"methods with model {asked.model!r}",
-            got="".join(f"\n  {name}: {why}" for name, why in unfit.items()) + "\n",
-            want=f"those that fit it, as {known}" if fit else "one that fits",
+            f"methods with model {adapted.model!r}",
+            got="".join(f"\n  {name}: {reason}" for name, reason in unfit.items()) + "\n",
+            want=f"those that fit it, as {fitting}" if fit else "one that fits",
             fix="Leave --methods out to run those that fit." if named else "Use another --model.",
         )
     if unfit:
-        left = f"Left out, for {asked.model} has no place for them: {', '.join(unfit)}."
-        plan = plan.smaller(left, arms=fit)
+        omission = f"Left out, for {adapted.model} has no place for them: {', '.join(unfit)}."
+        plan = plan.smaller(omission, arms=fit)
     if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         plan = replace(plan, arms=tuple(among_batch_norms(c) for c in plan.arms))
     return plan
 
 
 def _unfit(plan: BenchPlan, model: nn.Module) -> Mapping[str, str]:
-    """The methods without a place in a model, and what each says; no weight is computed."""
-    found: dict[str, str] = {}
+    """Return the methods without a place in a model, and what each says; no weight is computed."""
+    reasons: dict[str, str] = {}
     for arm in plan.arms:
         experiment = plan.final(Slot(plan.tasks[0], arm, plan.seeds[0]))
         try:
@@ -59,5 +59,5 @@ def _unfit(plan: BenchPlan, model: nn.Module) -> Mapping[str, str]:
             else:
                 with_method(copy.deepcopy(model), method, experiment, CLASSES)
         except IntarsiaError as error:
-            found[arm.name] = str(error)
-    return found
+            reasons[arm.name] = str(error)
+    return reasons

@@ -31,35 +31,44 @@ The same command again keeps what is finished and goes on.
 
 
 @contextmanager
-def opened(out: Path, asked: dict[str, Any]) -> Iterator[None]:
-    """Inside, this runner alone works in the folder.
+def opened(out: Path, record: dict[str, Any]) -> Iterator[None]:
+    """Let this runner alone work in the folder, while the context is open.
 
-    asked: of the plan, written down; all results of a folder share the suite and the protocol.
+    record: of the plan, written down; all results of a folder share the suite and the protocol.
     Raises: ConfigError if another one does, for a folder of another suite or protocol, or if `out`
     is a file; CheckpointError for a folder of another format or one that is damaged.
     """
     with alone(out):
-        _check(out / PLAN, {name: asked[name] for name in SHARED})
+        _check(out / PLAN, {name: record[name] for name in SHARED})
         write_text(out / "README.txt", README)
-        write_json(out / PLAN, {"format": FORMAT, "intarsia": version("intarsia"), **asked})
+        write_json(out / PLAN, {"format": FORMAT, "intarsia": version("intarsia"), **record})
         yield
 
 
-def _check(path: Path, same: dict[str, Any]) -> None:
+def _check(path: Path, expected: dict[str, Any]) -> None:
     if not path.exists():
         return
     try:
-        found = read_json(path)
-        number = found["format"]
+        record = read_json(path)
+        number = record["format"]
     except (ValueError, TypeError, KeyError, OSError) as error:
-        what, got = f"{path}", f"{type(error).__name__}: {error}"
+        subject, got = f"{path}", f"{type(error).__name__}: {error}"
         fix = "Choose another --out, or delete the file to keep the results beside it."
-        raise CheckpointError(what, got=got, want="what `intarsia bench` wrote", fix=fix) from error
+        raise CheckpointError(
+            subject, got=got, want="what `intarsia bench` wrote", fix=fix
+        ) from error
     if number != FORMAT:
-        got = f"{number}, by intarsia {found.get('intarsia', '?')}"
+        got = f"{number}, by intarsia {record.get('intarsia', '?')}"
         fix = "Choose another --out, or go on with the version that wrote it."
         raise CheckpointError(f"format of {path}", got=got, want=FORMAT, fix=fix)
-    if other := {name: found[name] for name in same if found.get(name, same[name]) != same[name]}:
-        got = ", ".join(f"{name} {value}" for name, value in other.items())
-        want, fix = ", ".join(f"{name} {same[name]}" for name in other), "Choose another --out."
+    if different := {
+        name: record[name]
+        for name in expected
+        if record.get(name, expected[name]) != expected[name]
+    }:
+        got = ", ".join(f"{name} {value}" for name, value in different.items())
+        want, fix = (
+            ", ".join(f"{name} {expected[name]}" for name in different),
+            "Choose another --out.",
+        )
         raise ConfigError(f"results folder {path.parent}", got=got, want=want, fix=fix)

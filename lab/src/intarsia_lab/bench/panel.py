@@ -28,24 +28,24 @@ def panels(runs: Path, out: Path) -> Callable[[RunResult], Shown]:
 
     def shown(result: RunResult) -> Shown:
         outcome, place = result.outcome, runs / result.folder
-        there = bool(result.folder) and place.is_dir()
+        present = bool(result.folder) and place.is_dir()
         if isinstance(outcome, Done):
             text = numbers.percent(outcome.accuracy, 2)
         else:
             text = f"failed: {first_line(outcome.error)}"
-        here = Path(os.path.relpath(place, out)).as_posix()
-        words = ["intarsia", "report", here, "--out", f"{here}/{PAGES[0]}"]
+        location = Path(os.path.relpath(place, out)).as_posix()
+        words = ["intarsia", "report", location, "--out", f"{location}/{PAGES[0]}"]
         commands: list[tuple[str, str]] = []
-        if there and (repeat := command(place)):
+        if present and (repeat := command(place)):
             commands.append(("Repeat it:", repeat))
-        if there and (place / RUN).is_file():
+        if present and (place / RUN).is_file():
             label = "Its curves, mistakes and confusions, from this page's folder:"
             commands.append((label, shlex.join(words)))
         return {
             "text": f"seed {result.seed}: {text}",
             "facts": list(facts(result).items()),
             "commands": commands,
-            "links": links(place, here) if there else [],
+            "links": links(place, location) if present else [],
         }
 
     return shown
@@ -71,16 +71,16 @@ def facts(result: RunResult) -> dict[str, str]:
         }
     else:
         values = {"error": outcome.error}
-    chosen = ", ".join(f"{name} {value}" for name, value in setup.selected.items())
+    selection = ", ".join(f"{name} {value}" for name, value in setup.selected.items())
     values |= {
         "epochs": str(setup.epochs),
-        "chosen by a search": f"{chosen}, of {setup.tried} runs" if chosen else None,
+        "chosen by a search": f"{selection}, of {setup.tried} runs" if selection else None,
     }
     return {name: value for name, value in values.items() if value is not None}
 
 
 def command(folder: Path) -> str:
-    """The `intarsia fit` that repeats a run; "" where its folder does not tell."""
+    """Return the `intarsia fit` that repeats a run; "" where its folder does not tell."""
     try:
         return experiment.read(folder).command()
     except IntarsiaError:  # it failed before it began, or its files are gone

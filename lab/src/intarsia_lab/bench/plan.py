@@ -21,7 +21,7 @@ LATER = frozenset({"class_weights", "ema", "patience", "schedule"})
 
 @dataclass(frozen=True, eq=False)  # one object for each place
 class Slot:
-    """One place of the matrix."""
+    """A place of the matrix: a task, a method and a seed."""
 
     task: SuiteTask
     arm: BenchArm
@@ -33,7 +33,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class BenchPlan:
-    """What is to be run.
+    """The runs of a benchmark: every method on every task from every seed.
 
     start: everything the places share, as the model, its size and the epochs.
     cut: what a budget left out, and what is not as the protocol has it, in sentences.
@@ -48,39 +48,39 @@ class BenchPlan:
     cut: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for what in ("tasks", "arms", "seeds"):
-            given: tuple[Any, ...] = getattr(self, what)
-            names = [getattr(g, "name", g) for g in given]
-            if not given or len(set(names)) < len(names):
+        for field_name in ("tasks", "arms", "seeds"):
+            entries: tuple[Any, ...] = getattr(self, field_name)
+            names = [getattr(g, "name", g) for g in entries]
+            if not entries or len(set(names)) < len(names):
                 got = ", ".join(map(str, names)) or "none"
                 fix = "`intarsia bench --list` names tasks and methods."
-                raise ConfigError(what, got=got, want="each once, at least one", fix=fix)
+                raise ConfigError(field_name, got=got, want="each once, at least one", fix=fix)
         for arm in self.arms:
             self.protocol.check(arm)
 
     def places(self) -> Iterator[Slot]:
-        """All of a task beside each other, so that its pictures stay in memory; seeds outside, so
-        that a run that is stopped leaves whole seeds."""
+        """Yield the places, a task's in a row so that its pictures stay in memory; seeds outermost,
+        so that a run that is stopped leaves whole seeds."""
         for seed in self.seeds:
             for task in self.tasks:
                 for arm in self.arms:
                     yield Slot(task, arm, seed)
 
     def final(self, place: Slot) -> Experiment:
-        """The run that counts, before a search has its say."""
+        """Return the run that counts, before a search has its say."""
         return self.protocol.final(place.arm, self._at(place), self._spec(place.task))
 
     def search(self, place: Slot) -> list[Experiment]:
-        """The runs that choose its settings."""
+        """Return the runs that choose its settings."""
         return self.protocol.search(place.arm, self._at(place), self._spec(place.task))
 
     def searches(self) -> list[tuple[Slot, Experiment]]:
         """Every run of every search, each once, with the first of the places it chooses for."""
-        found: dict[str, tuple[Slot, Experiment]] = {}
+        runs: dict[str, tuple[Slot, Experiment]] = {}
         for place in self.places():
             for run in self.search(place):
-                found.setdefault(key_for(run), (place, run))
-        return list(found.values())
+                runs.setdefault(key_for(run), (place, run))
+        return list(runs.values())
 
     def _at(self, place: Slot) -> Experiment:
         epochs = self.start.training.epochs
@@ -92,26 +92,26 @@ class BenchPlan:
         return f"{self.suite.name}/{task.name}"
 
     def smaller(self, cut: str, **changes: Any) -> BenchPlan:
-        """The plan with some of it left out, and the sentence that says so."""
+        """Return the plan with some of it left out, and the sentence that says so."""
         return replace(self, cut=(*self.cut, cut), **changes)
 
     @cached_property
     def model(self) -> str:
         """The model in a table, with what else the places share: others are in another table."""
-        adapted, asked = self.start.adapted, self.start.pictures
+        adapted, pictures = self.start.adapted, self.start.pictures
         blocks = adapted.last_blocks
-        told = [
+        parts = [
             adapted.model if adapted.size is None else f"{adapted.model} at {adapted.size} px",
             f"last {blocks} block{'s' if blocks > 1 else ''}" if blocks else "",
             self.start.training.precision,
-            _share(asked.images),
-            f"{asked.shots} images a class" if asked.shots is not None else "",
+            _share(pictures.images),
+            f"{pictures.shots} images a class" if pictures.shots is not None else "",
         ]
-        return ", ".join(filter(None, told))
+        return ", ".join(filter(None, parts))
 
     @property
     def asked(self) -> dict[str, Any]:
-        """All of it for JSON."""
+        """The plan, ready for JSON."""
         return {
             "suite": self.suite.name,
             "protocol": self.protocol.name,
@@ -133,5 +133,5 @@ def _share(images: float | None) -> str:
 
 def key_for(experiment: Experiment) -> str:
     """The key of a run: everything its result depends on but the code and the suite's files."""
-    given = {k: v for k, v in experiment.flat().items() if v is not None or k not in LATER}
-    return key_of({"format": 1, "experiment": given})
+    settings = {k: v for k, v in experiment.flat().items() if v is not None or k not in LATER}
+    return key_of({"format": 1, "experiment": settings})

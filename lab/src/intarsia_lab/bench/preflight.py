@@ -34,7 +34,7 @@ def check(plan: BenchPlan, out: Path, report: Callable[[str], None]) -> None:
     missing = absent(plan)
     gone = {name: missing[name] for name in unfinished(plan, out) if name in missing}
     if gone and len(missing) == len(plan.tasks):
-        paths = [path for found in missing.values() for path in found]
+        paths = [path for absent_paths in missing.values() for path in absent_paths]
         raise DataError(
             f"pictures of {plan.suite.name}, {len(missing)} of {len(missing)} tasks",
             got="missing:"
@@ -46,19 +46,19 @@ def check(plan: BenchPlan, out: Path, report: Callable[[str], None]) -> None:
             "(set INTARSIA_DATA to move it).",
         )
     if gone:
-        told = "; ".join(f"{name} (missing: {paths[0]})" for name, paths in gone.items())
-        report(f"Not on disk, so that every run of it will fail: {told}")
+        listing = "; ".join(f"{name} (missing: {paths[0]})" for name, paths in gone.items())
+        report(f"Not on disk, so that every run of it will fail: {listing}")
 
 
 def absent(plan: BenchPlan) -> dict[str, list[Path]]:
-    """What is missing, of each task that lacks something."""
+    """Return the missing files of each task that lacks some."""
     folder = root(plan.suite)
-    found = {task.name: reading.missing(task, folder) for task in plan.tasks}
-    return {name: paths for name, paths in found.items() if paths}
+    missing = {task.name: reading.missing(task, folder) for task in plan.tasks}
+    return {name: paths for name, paths in missing.items() if paths}
 
 
 def unfinished(plan: BenchPlan, out: Path) -> list[str]:
-    """The tasks that have a run without a score in the folder."""
+    """Return the tasks that have a run without a score in the folder."""
     file = out / RESULTS
     have = (
         {
@@ -78,23 +78,23 @@ def unfinished(plan: BenchPlan, out: Path) -> list[str]:
 
 
 def check_model(plan: BenchPlan) -> nn.Module | None:
-    """The plan's model without memory for its weights, None for one in a hub.
+    """Return the plan's model without memory for its weights, None for one in a hub.
 
     Raises: UnknownName, ConfigError and AssetError, as `check` does.
     """
-    asked, task, seed = plan.start.adapted, plan.tasks[0], plan.seeds[0]
-    model = outline(asked.model, size=asked.size, pretrained=asked.pretrained)
+    adapted, task, seed = plan.start.adapted, plan.tasks[0], plan.seeds[0]
+    model = outline(adapted.model, size=adapted.size, pretrained=adapted.pretrained)
     if model is None:
         return None
     finals = [plan.final(Slot(task, arm, seed)).adapted for arm in plan.arms]
-    for found in finals:
-        if found.last_blocks is not None:
-            _check_last(found, model)
+    for final in finals:
+        if final.last_blocks is not None:
+            _check_last(final, model)
     # the features that a linear probe reads can be had of any model
     split = any(f.frozen_once and f.method != "linear" for f in finals)
     if split and not isinstance(model, SPLITTABLE):
         raise ConfigError(
-            f"--last-blocks with model {asked.model!r}",
+            f"--last-blocks with model {adapted.model!r}",
             got=type(model).__name__,
             want="a VisionTransformer or EfficientNet of timm: other blocks are computed once",
             fix="Use --last-blocks 0: all blocks are trained, in every step.",
@@ -102,9 +102,11 @@ def check_model(plan: BenchPlan) -> nn.Module | None:
     return model
 
 
-def _check_last(asked: Adapted, model: nn.Module) -> None:
-    count = len(blocks(model)) - asked.frozen_once  # the first one is frozen then
-    if not 1 <= (asked.last_blocks or 0) <= count:
-        what = f"--last-blocks with model {asked.model!r}"
+def _check_last(adapted: Adapted, model: nn.Module) -> None:
+    count = len(blocks(model)) - adapted.frozen_once  # the first one is frozen then
+    if not 1 <= (adapted.last_blocks or 0) <= count:
+        subject = f"--last-blocks with model {adapted.model!r}"
         want = f"1 ... {count}" if count > 0 else "0: no blocks are known in it"
-        raise ConfigError(what, got=asked.last_blocks, want=want, fix="0 stands for all of them.")
+        raise ConfigError(
+            subject, got=adapted.last_blocks, want=want, fix="0 stands for all of them."
+        )

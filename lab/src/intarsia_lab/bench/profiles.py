@@ -51,5 +51,5 @@ PROFILES = (FULL, QUICK, FEW)
 
 
 def profile(name: str) -> Profile:
-    """The profile of that name.  Raises: UnknownName."""
+    """Return the profile of that name.  Raises: UnknownName."""
     return named("profile", name, PROFILES)

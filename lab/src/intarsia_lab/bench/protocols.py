@@ -24,7 +24,7 @@ BY_SET = ("fgvc", "gicd")  # suites whose sets have a published recipe each
 
 @dataclass(frozen=True)
 class ChosenOn:
-    """Where values are chosen once for all tasks of a suite.
+    """The tasks and seeds on which values are chosen once for all tasks of a suite.
 
     tasks: "suite/task" each, on whose validation parts the mean accuracy decides; seeds: of those
     runs, which no run that counts has.  reach: the lowest and the highest rate that the grid may be
@@ -66,19 +66,19 @@ class Protocol:
     def check(self, arm: BenchArm) -> None:
         """Raises: ConfigError for a method that the protocol says nothing about."""
         if self.only and arm.name not in self.only:
-            what = f"method {arm.name!r} under protocol {self.name!r}"
+            subject = f"method {arm.name!r} under protocol {self.name!r}"
             fix = "Use --protocol honest or tuned."
-            raise ConfigError(what, got="no rule for it", want=f"one of {self.only}", fix=fix)
+            raise ConfigError(subject, got="no rule for it", want=f"one of {self.only}", fix=fix)
 
     def final(self, arm: BenchArm, start: Experiment, task: str) -> Experiment:
-        """The run that counts, before a search has its say."""
+        """Return the run that counts, before a search has its say."""
         parts = {"data": task + JOINED, "val": 0} if self.chosen_on is None else {"data": task}
         values: dict[str, Any] = {**parts, **self.training}
-        chosen = arm.settings.into(start.changed(**values))
-        return _as_published(chosen, task) if self.name == OFFICIAL else chosen
+        run = arm.settings.into(start.changed(**values))
+        return _as_published(run, task) if self.name == OFFICIAL else run
 
     def departures(self, start: Experiment) -> tuple[str, ...]:
-        """What of a plan's start is not as the protocol fixes it, a sentence each."""
+        """Return a sentence for each setting of a plan's start that differs from the protocol."""
         flat = start.flat()
         return tuple(
             f"Not as published: {tell(flat[name])} in place of {_bare(self.starts[name])}."
@@ -87,7 +87,7 @@ class Protocol:
         )
 
     def search(self, arm: BenchArm, start: Experiment, task: str) -> list[Experiment]:
-        """The runs whose validation accuracy chooses; none without a grid.
+        """Return the runs whose validation accuracy chooses; none without a grid.
 
         "lr" in the grid multiplies the arm's own; with `chosen_on` it is the rate, the same for all
         methods, and the runs are those of its tasks and seeds, whatever the task.
@@ -99,20 +99,20 @@ class Protocol:
             starts = [(name, start.changed(seed=seed)) for name in on.tasks for seed in on.seeds]
         else:
             starts = [(task, start)]
-        found: list[Experiment] = []
+        runs: list[Experiment] = []
         for name, begun in starts:
             base = self.final(arm, begun, name).changed(data=name, val=None)
             for values in product(*self.grid.values()):
-                given = dict(zip(self.grid, values, strict=True))
-                if "lr" in given and on is None:
-                    given["lr"] *= arm.settings.lr
-                found.append(base.changed(**given))
-        return found
+                overrides = dict(zip(self.grid, values, strict=True))
+                if "lr" in overrides and on is None:
+                    overrides["lr"] *= arm.settings.lr
+                runs.append(base.changed(**overrides))
+        return runs
 
     def best(
         self, runs: Sequence[Experiment], ends: Sequence[Mapping[str, Any]]
     ) -> tuple[Experiment, Mapping[str, Any]] | None:
-        """A run with the values of the highest mean accuracy on validation, and its end.
+        """Return a run with the values of the highest mean accuracy on validation, and its end.
 
         The lower loss decides among equals; a run that failed counts as 0. None if all of them
         failed.
@@ -136,15 +136,15 @@ class Protocol:
             return None
         scores = [searching.scores_by(runs, ends, ["lr"]) for runs, ends in searched]
         winners = [
-            searching.winning_edge({rate: score for (rate,), score in found.items()})
-            for found in scores
-            if found
+            searching.winning_edge({rate: score for (rate,), score in by_rate.items()})
+            for by_rate in scores
+            if by_rate
         ]
         rates = searching.extended(self.grid["lr"], winners, self.chosen_on.reach)
         return None if rates == self.grid["lr"] else replace(self, grid={**self.grid, "lr": rates})
 
     def settle(self, final: Experiment, best: Experiment) -> Experiment:
-        """The run that counts, with what the search chose."""
+        """Return the run that counts, with what the search chose."""
         flat = best.flat()
         return final.changed(**{name: flat[name] for name in self.grid})
 
@@ -180,7 +180,7 @@ PROTOCOLS = (HONEST, TUNED, EVEN, PUBLISHED)
 
 
 def protocol(name: str) -> Protocol:
-    """The protocol of that name.  Raises: UnknownName."""
+    """Return the protocol of that name.  Raises: UnknownName."""
     return named("protocol", name, PROTOCOLS)
 
 
@@ -192,16 +192,16 @@ def published(spec: str) -> Official:
     return RECIPES[task if suite in BY_SET else "vtab"]
 
 
-def _as_published(chosen: Experiment, spec: str) -> Experiment:
-    """A run with the cells, rate, batches and crops of the released recipe."""
-    found = published(spec)
-    cells = Official(found.bottleneck, found.experts, found.split, deep=found.deep)
-    return chosen.changed(
+def _as_published(run: Experiment, spec: str) -> Experiment:
+    """Return a run with the cells, rate, batches and crops of the released recipe."""
+    recipe = published(spec)
+    cells = Official(recipe.bottleneck, recipe.experts, recipe.split, deep=recipe.deep)
+    return run.changed(
         method=OFFICIAL,
         settings=settings.words(cells),
         objective="plain",  # it has its own
-        lr=found.lr,
-        batch_size=found.batch_size,
+        lr=recipe.lr,
+        batch_size=recipe.batch_size,
         augment="crop" if spec.partition("/")[0] in BY_SET else "none",
         frozen_once=False,  # its dropout is in every block
     )

@@ -52,7 +52,7 @@ def write(
 
 
 def as_markdown(summary: Summary, cut: Sequence[str] = ()) -> str:
-    """All tables of all sheets, and what was cut or changed."""
+    """Return all tables of all sheets, and what was cut or changed, as Markdown."""
     parts = [
         f"## {escape(title)}\n\n{markdown(table)}"
         for findings in summary.findings
@@ -66,7 +66,7 @@ def as_markdown(summary: Summary, cut: Sequence[str] = ()) -> str:
 
 
 def as_latex(summary: Summary, cut: Sequence[str] = ()) -> str:
-    """All tables of all sheets; what was cut stands in comments."""
+    """Return all tables of all sheets as LaTeX; what was cut stands in comments."""
     parts = [
         latex(table, title) for findings in summary.findings for title, table in tables_of(findings)
     ]

@@ -28,7 +28,7 @@ TOGETHER = 3  # seeds, see `_parts`
 
 @dataclass(frozen=True)
 class How:
-    """How runs are carried out; none of it changes a result beyond rounding.
+    """The settings by which runs are carried out; none changes a result beyond rounding.
 
     jobs: runs at a time.  executor: "processes", "ray" or "here".  threads: of torch in each run,
     None shares the cores out.  again: run failed ones again.  alone: each run by itself, and all of
@@ -49,7 +49,7 @@ class How:
 
 
 def run_plan(
-    plan: BenchPlan, out: Path, how: How, report: Report = print, work: Work = one_run
+    plan: BenchPlan, out: Path, execution: How, report: Report = print, work: Work = one_run
 ) -> list[records.RunResult]:
     """Run what is not finished; returns the results of the plan's places, in their order.
 
@@ -61,37 +61,40 @@ def run_plan(
     check(plan, out, report)
     with opened(out, plan.asked):
         places = list(plan.places())
-        kept = Store(out, SEARCHES)
-        searched = _search(plan, places, kept, out, how, report, work)
-        once = replace(how, again=False)  # what failed has been tried again by now
+        searches = Store(out, SEARCHES)
+        searched = _search(plan, places, searches, out, execution, report, work)
+        once = replace(execution, again=False)  # what failed has been tried again by now
         while (wider := plan.protocol.wider(searched.values())) is not None:
             plan = replace(plan, protocol=wider)
-            searched = _search(plan, places, kept, out, once, report, work)
-        return _finish(plan, places, searched, out, how, report, work)
+            searched = _search(plan, places, searches, out, once, report, work)
+        return _finish(plan, places, searched, out, execution, report, work)
 
 
 def _search(
     plan: BenchPlan,
     places: Sequence[Slot],
-    kept: Store,
+    searches: Store,
     out: Path,
-    how: How,
+    execution: How,
     report: Report,
     work: Work,
 ) -> dict[Slot, tuple[list[Experiment], list[Mapping[str, Any]]]]:
-    """The searches of each place and their ends; those that had ended are read."""
+    """Return the searches of each place and their ends; those that had ended are read."""
     runs = {place: plan.search(place) for place in places}
     trials: dict[str, Trial] = {}
-    for place, found in runs.items():
-        for e in found:
+    for place, experiments in runs.items():
+        for e in experiments:
             name = f"{place}, search {', '.join(_chosen(plan, e))}"
             trials.setdefault(key_for(e), _trial(name, key_for(e), e, place, out, test=False))
 
-    def carry(left: Sequence[Trial], done: Callable[[TrialEnd], None]) -> None:
-        _run(left, how, report, work, done)
+    def carry(pending: Sequence[Trial], done: Callable[[TrialEnd], None]) -> None:
+        _run(pending, execution, report, work, done)
 
-    carry_missing(list(trials.values()), kept, carry, again=how.again)
-    return {p: (found, [kept[key_for(e)] for e in found]) for p, found in runs.items()}
+    carry_missing(list(trials.values()), searches, carry, again=execution.again)
+    return {
+        p: (experiments, [searches[key_for(e)] for e in experiments])
+        for p, experiments in runs.items()
+    }
 
 
 def _chosen(plan: BenchPlan, experiment: Experiment) -> list[str]:
@@ -104,7 +107,7 @@ def _finish(
     places: Sequence[Slot],
     searched: Mapping[Slot, tuple[list[Experiment], list[Mapping[str, Any]]]],
     out: Path,
-    how: How,
+    execution: How,
     report: Report,
     work: Work,
 ) -> list[records.RunResult]:
@@ -115,27 +118,29 @@ def _finish(
         experiment, setup, temperature = _settled(plan, place, *searched[place])
         key = key_for(experiment or plan.final(place))
         finals[place] = key, experiment, setup, temperature
-    at = {key: place for place, (key, *_) in finals.items()}
+    place_of = {key: place for place, (key, *_) in finals.items()}
 
     def keep(key: str, outcome: records.Done | records.Failed, origin: records.Origin) -> None:
-        place = at[key]
+        place = place_of[key]
         folder, task, name = _folder(place, key).as_posix(), place.task, place.arm.name
-        about = records.TaskName(plan.suite.name, task.group, task.name, task.synthetic)
+        task_name = records.TaskName(plan.suite.name, task.group, task.name, task.synthetic)
         method, setup = records.MethodName(name, name), finals[place][2]
-        found = records.RunResult(key, about, method, place.seed, setup, folder, outcome, origin)
-        records.append(file, found)
-        have[key] = found
-        if found.status == "done":  # nothing will go on from it
+        result = records.RunResult(
+            key, task_name, method, place.seed, setup, folder, outcome, origin
+        )
+        records.append(file, result)
+        have[key] = result
+        if result.status == "done":  # nothing will go on from it
             shutil.rmtree(out / folder / STATE, ignore_errors=True)
 
     trials: dict[int, list[Trial]] = {}  # by the number of their seeds
     for place, (key, experiment, _, temperature) in finals.items():
-        if key in have and not (how.again and have[key].status == "failed"):
+        if key in have and not (execution.again and have[key].status == "failed"):
             continue
         if experiment is None:
             errors = [str(row["error"]) for row in searched[place][1]]
-            why = records.Failed(f"every run of its search failed: {errors[0]}")
-            keep(key, why, records.Origin())
+            failure = records.Failed(f"every run of its search failed: {errors[0]}")
+            keep(key, failure, records.Origin())
             continue
         trial = _trial(str(place), key, experiment, place, out, temperature=temperature)
         trials.setdefault(_part(plan, place), []).append(trial)
@@ -152,13 +157,13 @@ def _finish(
     for number, part in sorted(trials.items()):
         if len(trials) > 1:
             report(f"Seeds {', '.join(map(str, _parts(plan.seeds)[number]))}:")
-        _run(part, how, report, work, done)
+        _run(part, execution, report, work, done)
     # one that another plan ran, as a probe for other last blocks, is this plan's as well
     return [replace(have[key], setup=setup) for key, _, setup, _ in finals.values()]
 
 
 def _parts(seeds: Sequence[int]) -> list[Sequence[int]]:
-    """So many seeds at a time, that what is stopped has some of them for every method and task."""
+    """Split seeds into parts, so that a stopped plan has whole parts for every method and task."""
     size = -(-len(seeds) // -(-len(seeds) // TOGETHER))
     return [seeds[i : i + size] for i in range(0, len(seeds), size)]
 
@@ -183,37 +188,40 @@ def _settled(
     if best is None:
         return None, setup, None
     flat = best[0].flat()
-    chosen = {name: flat[name] for name in rules.grid}
+    selection = {name: flat[name] for name in rules.grid}
     spent = sum(float(row.get("seconds", 0.0)) for row in ends)
     if rules.chosen_on is not None:  # one search for all places of the method
         spent /= len(plan.tasks) * len(plan.seeds)
-    setup = records.Setup(rules.name, plan.model, epochs, chosen, len(runs), spent)
+    setup = records.Setup(rules.name, plan.model, epochs, selection, len(runs), spent)
     # a run that keeps its validation part fits one itself
     temperature = None if rules.chosen_on is not None else best[1].get("temperature")
     return rules.settle(final, best[0]), setup, temperature
 
 
-def measured(found: Mapping[str, Any]) -> records.Done | records.Failed:
-    """A run's scores and costs out of what a worker says; failed where they are no numbers."""
-    if wrong := unusable(found["results"]["test"], "test"):
+def measured(output: Mapping[str, Any]) -> records.Done | records.Failed:
+    """Return a run's scores and costs out of what a worker says.
+
+    The run counts as failed where they are no numbers.
+    """
+    if wrong := unusable(output["results"]["test"], "test"):
         return records.Failed(wrong)
     try:
-        return _done(found)
+        return _done(output)
     except DataError as error:
         return records.Failed(str(error))
 
 
-def _done(found: Mapping[str, Any]) -> records.Done:
-    scores, counts = found["results"]["test"], found["parameters"]
-    peak: Mapping[str, int] = found["results"]["peak_bytes"]
+def _done(output: Mapping[str, Any]) -> records.Done:
+    scores, counts = output["results"]["test"], output["parameters"]
+    peak: Mapping[str, int] = output["results"]["peak_bytes"]
     return records.Done(
         accuracy=scores["accuracy"],
         balanced_accuracy=scores["balanced_accuracy"],
         loss=scores["loss"],
         trained=counts["trained"],
         trained_without_head=counts["trained_without_head"],
-        seconds=found["results"]["seconds"],
-        cpu_seconds=found["results"]["cpu_seconds"],
+        seconds=output["results"]["seconds"],
+        cpu_seconds=output["results"]["cpu_seconds"],
         peak_bytes=peak.get("accelerator", peak.get("grown")),
         own_task_accuracy=scores.get("own_task_accuracy"),
         ece=scores.get("ece"),
@@ -222,7 +230,7 @@ def _done(found: Mapping[str, Any]) -> records.Done:
 
 
 def _folder(place: Slot, key: str) -> Path:
-    """Of a run, below the benchmark's."""
+    """Return the folder of a run, below the benchmark's."""
     method = place.arm.name.replace(" ", "-")
     return Path("runs", place.task.name, f"{method}-{place.seed}-{key[:6]}")
 
@@ -250,12 +258,22 @@ def _trial(
 
 
 def _run(
-    trials: Sequence[Trial], how: How, report: Report, work: Work, done: Callable[[TrialEnd], None]
+    trials: Sequence[Trial],
+    execution: How,
+    report: Report,
+    work: Work,
+    done: Callable[[TrialEnd], None],
 ) -> None:
-    trials = [replace(t, inputs={**t.inputs, "running": how.running}) for t in trials]
-    if how.alone or work is not one_run:
-        trials = [replace(t, inputs={**t.inputs, "whole": how.alone}, stack="") for t in trials]
-    pool: dict[str, Any] = {"jobs": how.jobs, "executor": how.executor, "threads": how.threads}
+    trials = [replace(t, inputs={**t.inputs, "running": execution.running}) for t in trials]
+    if execution.alone or work is not one_run:
+        trials = [
+            replace(t, inputs={**t.inputs, "whole": execution.alone}, stack="") for t in trials
+        ]
+    pool: dict[str, Any] = {
+        "jobs": execution.jobs,
+        "executor": execution.executor,
+        "threads": execution.threads,
+    }
     run_told(trials, work, done=done, describe=_said, report=report, **pool)
 
 
@@ -267,6 +285,6 @@ def _said(result: Mapping[str, Any]) -> str:
     return f"{100 * scores[part]['accuracy']:.1f} % of {part}"
 
 
-def failures(found: Iterable[records.RunResult]) -> list[records.RunResult]:
-    """Those that have no score."""
-    return records.only(found, "failed")
+def failures(results: Iterable[records.RunResult]) -> list[records.RunResult]:
+    """Return the results that have no score."""
+    return records.only(results, "failed")

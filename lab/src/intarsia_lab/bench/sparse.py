@@ -72,15 +72,15 @@ class ShapeTable:
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     def best(self, shape: tuple[int, int], *kinds: str) -> Timed:
-        """The fastest of some kinds at a shape."""
+        """Return the fastest of some kinds at a shape."""
         return min((r for r in self.rows if r.shape == shape and r.kind in kinds), key=_ms)
 
     def share(self, row: Timed) -> float:
-        """Of the read bandwidth that was measured."""
+        """Return a product's share of the read bandwidth that was measured."""
         return row.rate / self.floor.read
 
     def record(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return the table, ready for JSON."""
         rows = [asdict(r) | {"GB/s": r.rate / 1e9, "share": self.share(r)} for r in self.rows]
         floor = {"read GB/s": self.floor.read / 1e9, "threads": self.floor.threads}
         floor["GFLOP/s"] = {n: f / 1e9 for n, f in self.floor.matmul.items()}  # pyright: ignore
@@ -103,36 +103,36 @@ def _shapes(table: ShapeTable) -> list[tuple[int, int]]:
 
 
 def verdict(table: ShapeTable, shape: tuple[int, int]) -> str:
-    """Which is faster at a shape, in words."""
+    """Return in words which product is faster at a shape."""
     dense, ours = table.best(shape, *DENSE), table.best(shape, OURS)
-    by = max(dense.ms, ours.ms) / min(dense.ms, ours.ms)
-    who = f"{ours.name} at density {ours.density:g}"
+    ratio = max(dense.ms, ours.ms) / min(dense.ms, ours.ms)
+    contender = f"{ours.name} at density {ours.density:g}"
     if ours.ms < dense.ms:
-        return f"{who} is {by:.2f}x as fast as the best dense product ({dense.name})"
-    return f"dense is faster: {dense.name}, {by:.2f}x as fast as {who}"
+        return f"{contender} is {ratio:.2f}x as fast as the best dense product ({dense.name})"
+    return f"dense is faster: {dense.name}, {ratio:.2f}x as fast as {contender}"
 
 
 def read_shapes(text: str) -> tuple[tuple[int, int], ...]:
     """ "4096x4096,576x1536" as (out, in).  Raises: ConfigError."""
-    found: list[tuple[int, int]] = []
+    shapes: list[tuple[int, int]] = []
     for part in text.split(","):
         sides = part.strip().lower().split("x")
         if len(sides) != 2 or not all(s.isdigit() and 0 < int(s) <= 2**16 for s in sides):
             want, fix = "OUTxIN, each up to 65,536", "For example: --shapes 4096x4096,576x1536"
             raise ConfigError("--shapes", got=part, want=want, fix=fix)
-        found.append((int(sides[0]), int(sides[1])))
-    return tuple(dict.fromkeys(found))
+        shapes.append((int(sides[0]), int(sides[1])))
+    return tuple(dict.fromkeys(shapes))
 
 
 def forms_of(density: float) -> dict[str, Format]:
     """Our formats that are worth trying at a density, by the name that tables have."""
-    found: dict[str, Format] = {
+    forms: dict[str, Format] = {
         f"bitmask {values}": Bitmask(values) for values in ("fp32", "bf16", "int8")
     }
     if density <= FEW:
-        found["columns bf16"] = Columns("bf16")
-    found["group-sparse int4"] = GroupSparse(activations="int8")
-    return found
+        forms["columns bf16"] = Columns("bf16")
+    forms["group-sparse int4"] = GroupSparse(activations="int8")
+    return forms
 
 
 def time_shapes(
@@ -145,7 +145,7 @@ def time_shapes(
     peers: bool = True,
     report: Callable[[str], None] = lambda _: None,
 ) -> ShapeTable:
-    """Times of every contender at every shape, and the floors of the same process.
+    """Time every contender at every shape, and the memory bandwidth in the same process.
 
     densities: of random unstructured masks; group-sparse int4 keeps as many groups of 16.
     mebibytes: of float32 weights that copies go through.  peers: also torch's int8 and int4, and
@@ -155,82 +155,92 @@ def time_shapes(
     left_out: dict[str, str] = {}
     for shape in shapes:
         copies = min(MOST_COPIES, max(1, math.ceil(mebibytes * 2**18 / math.prod(shape))))
-        made = torch.Generator().manual_seed(seed)
-        weight = torch.randn(shape, generator=made) / math.sqrt(shape[1])
-        x = torch.randn(1, shape[1], generator=made)
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.randn(shape, generator=generator) / math.sqrt(shape[1])
+        x = torch.randn(1, shape[1], generator=generator)
         entries = [(1.0, c) for c in _dense(weight, x, copies)]
         if peers:
             entries += [(1.0, c) for c in _peers(weight, x, copies, left_out)]
         for density in densities:
-            kept = torch.rand(shape, generator=made) < density
-            entries += [(density, c) for c in ours(weight, kept, x, copies, density)]
+            mask = torch.rand(shape, generator=generator) < density
+            entries += [(density, c) for c in ours(weight, mask, x, copies, density)]
         spent = interleaved([c for _, c in entries], repeats)
-        for (density, one), ms in zip(entries, spent, strict=True):
-            rows.append(Timed(shape, density, one.name, one.kind, ms, one.bytes, one.error))
+        for (density, contender), ms in zip(entries, spent, strict=True):
+            rows.append(
+                Timed(
+                    shape,
+                    density,
+                    contender.name,
+                    contender.kind,
+                    ms,
+                    contender.bytes,
+                    contender.error,
+                )
+            )
         report(f"{shape[0]}x{shape[1]}: {copies} copies, {len(entries)} contenders")
     return ShapeTable(tuple(rows), measure(), native.instructions(), left_out)
 
 
 @torch.inference_mode()
 def interleaved(contenders: Sequence[Contender], repeats: int) -> list[float]:
-    """The best milliseconds of a product of each, all in turns."""
+    """Return the best milliseconds of a product of each, all in turns."""
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     best = [math.inf] * len(contenders)
     for repeat in range(repeats + 1):
-        for at, one in enumerate(contenders):
+        for index, contender in enumerate(contenders):
             started = clock()
-            for call in one.calls:
+            for call in contender.calls:
                 call()
             if repeat:  # the first brings caches and pages to where they stay
-                best[at] = min(best[at], (clock() - started) / len(one.calls))
+                best[index] = min(best[index], (clock() - started) / len(contender.calls))
     return [1e3 * seconds for seconds in best]
 
 
 def ours(
-    weight: Tensor, kept: Tensor, x: Tensor, copies: int, density: float
+    weight: Tensor, keep: Tensor, x: Tensor, copies: int, density: float
 ) -> Iterable[Contender]:
     """Our formats on a weight with a mask, as `PackedLinear` calls them."""
     for name, form in forms_of(density).items():
-        mask = kept
+        mask = keep
         if isinstance(form, GroupSparse):
             if weight.shape[1] % form.group:
                 continue
-            mask = kept[:, :: form.group].repeat_interleave(form.group, 1)  # as many groups
+            mask = keep[:, :: form.group].repeat_interleave(form.group, 1)  # as many groups
         yield of_format(name, OURS, form, weight * mask, x, copies)
 
 
 def of_format(
     name: str, kind: str, form: Format, weight: Tensor, x: Tensor, copies: int
 ) -> Contender:
-    """A format's products of copies of one weight."""
+    """Return a format's products of copies of one weight."""
     shape, stored = tuple(weight.shape), form.encode(weight)
     error = _error(form.matmul(x, stored, shape), x @ weight.T)
     calls: list[Call] = []
     for _ in range(copies):
-        own = {n: t.clone() for n, t in stored.items()}
-        bound = form.bound(own, shape)
-        calls.append(_call(bound, x) if bound is not None else _matmul(form, x, own, shape))
+        copied = {n: t.clone() for n, t in stored.items()}
+        bound = form.bound(copied, shape)
+        calls.append(_call(bound, x) if bound is not None else _matmul(form, x, copied, shape))
     return Contender(name, kind, calls, nbytes(stored), error)
 
 
-def _call(product: Callable[..., object], *given: Any) -> Call:
-    return lambda: product(*given)
+def _call(product: Callable[..., object], *inputs: Any) -> Call:
+    return lambda: product(*inputs)
 
 
 def _matmul(form: Format, x: Tensor, stored: Mapping[str, Tensor], shape: Any) -> Call:
     return lambda: form.matmul(x, stored, shape)
 
 
-def _error(found: Tensor, want: Tensor) -> float:
+def _error(output: Tensor, want: Tensor) -> float:
     scale = float(want.abs().max()) or 1.0
-    return float((found.float() - want).abs().max()) / scale
+    return float((output.float() - want).abs().max()) / scale
 
 
 def _dense(weight: Tensor, x: Tensor, copies: int) -> Iterable[Contender]:
     half, want = weight.bfloat16(), x @ weight.T
-    for name, w, given in (("torch fp32", weight, x), ("torch bf16", half, x.bfloat16())):
-        calls = [_call(linear, given, w.clone()) for _ in range(copies)]
-        yield Contender(name, TORCH, calls, w.nbytes, _error(linear(given, w), want))
+    for name, w, inputs in (("torch fp32", weight, x), ("torch bf16", half, x.bfloat16())):
+        calls = [_call(linear, inputs, w.clone()) for _ in range(copies)]
+        yield Contender(name, TORCH, calls, w.nbytes, _error(linear(inputs, w), want))
     for name, form in WHOLE.items():
         yield of_format(name, BASELINE, form, weight, x, copies)
 
@@ -295,9 +305,11 @@ def _onnx_int4(weight: Tensor, x: Tensor, copies: int) -> tuple[list[Call], int,
         K=width, N=out, bits=4, block_size=GROUP, accuracy_level=4,
     )  # fmt: skip
     sides = [("x", width), ("y", out)]
-    given, made = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, w]) for n, w in sides)
+    graph_input, graph_output = (
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, w]) for n, w in sides
+    )
     weights = [numpy_helper.from_array(t.contiguous().numpy(), n) for n, t in parts.items()]
-    graph = helper.make_graph([node], "g", [given], [made], weights)
+    graph = helper.make_graph([node], "g", [graph_input], [graph_output], weights)
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets)
     model.ir_version = 9

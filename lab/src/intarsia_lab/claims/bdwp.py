@@ -49,24 +49,24 @@ def accuracy(arm: str, seed: int) -> float:
         with torch.no_grad():
             for weight in masked_weights(model, LAYERS).values():
                 weight.mul_(n_of_m_mask(weight, NofM.read(PATTERN, 1)))
-    how: Any = {"epochs": EPOCHS, "seed": seed, "optimizer": momentum, "schedule": ARMS[arm]}
-    fit(model, thin_resnets.rows("train"), **OPTIONS | how)
+    options: Any = {"epochs": EPOCHS, "seed": seed, "optimizer": momentum, "schedule": ARMS[arm]}
+    fit(model, thin_resnets.rows("train"), **OPTIONS | options)
     return thin_resnets.accuracy(model)
 
 
-def against(other: str) -> Any:
+def against(rival: str) -> Any:
     """BDWP's accuracy minus another arm's, in points, over the seeds."""
 
     def judged(seeds: tuple[int, ...], report: Report) -> Result:
-        found = by_arm({n: n for n in ARMS}, seeds, accuracy, report)
-        ends = t_interval([a - b for a, b in zip(found[BOTH], found[other], strict=True)])
+        accuracies = by_arm({n: n for n in ARMS}, seeds, accuracy, report)
+        ends = t_interval([a - b for a, b in zip(accuracies[BOTH], accuracies[rival], strict=True)])
         note = (
-            f"BDWP minus {other}: 95 % interval {ends[0]:+.2f} ... {ends[1]:+.2f} points. "
+            f"BDWP minus {rival}: 95 % interval {ends[0]:+.2f} ... {ends[1]:+.2f} points. "
             f"{PATTERN} in seven of the ten layers' weights; {EPOCHS} epochs, one thread."
         )
         return judge(
-            found,
-            lambda one: one[BOTH] - one[other],
+            accuracies,
+            lambda by_training: by_training[BOTH] - by_training[rival],
             row_of("training", {"test accuracy": ("", ".2f")}),
             note,
         )

@@ -35,7 +35,7 @@ WIDTH = 32
 
 
 def adapter(width: int, bits: int, codebook: str = "median") -> BiAdapter:
-    """A bottleneck of so many bits a weight."""
+    """Return a bottleneck of so many bits a weight."""
     over = Bottleneck(width, norm="none", scale=SCALE)
     return BiAdapter(over, bits=bits, codebook=codebook)
 
@@ -59,14 +59,17 @@ STUDY = OnPictures(METHODS, BASE, FIRST, BUDGET)
 
 
 def sizes(method: BiAdapter, classes: int = 4) -> tuple[int, int]:
-    """Bytes of the packed file and by the formula, with a float head; training changes neither."""
+    """Return bytes of the packed file and by the formula, with a float head.
+
+    Training changes neither.
+    """
     model = adapt(bare_tail(FIRST, classes), method)
     with tempfile.TemporaryDirectory() as folder:
         return pack(model, folder).stat().st_size, packed_size(model)
 
 
 def weight_bytes(name: str) -> int:
-    """Of an adapter as it is stored, without the head."""
+    """Return the bytes of an adapter as it is stored, without the head."""
     if name in RIVALS:
         return 4 * parameters(RIVALS[name], FIRST)
     formulas = [sizes(CODED[name], classes)[1] for classes in (2, 4)]
@@ -75,9 +78,9 @@ def weight_bytes(name: str) -> int:
     return formulas[0] - 2 * head
 
 
-def rows_of(found: Found) -> tuple[dict[str, Any], ...]:
-    """With the bytes of each, without the head."""
-    return low_rank.rows_of(found, "bytes", weight_bytes)
+def rows_of(sheet: Found) -> tuple[dict[str, Any], ...]:
+    """Return the table's rows, with the bytes of each adapter without the head."""
+    return low_rank.rows_of(sheet, "bytes", weight_bytes)
 
 
 SETTING = (
@@ -89,9 +92,9 @@ SETTING = (
 
 
 def one_bit(seeds: tuple[int, ...], report: Report) -> Result:
-    """The largest of the three figures, each as a share of its bar."""
-    found = STUDY.measure(tuple(CODED), seeds, report)
-    errors = {name: 100 - found.of(name, "accuracy") for name in found.arms}  # (sets, seeds) each
+    """Return the largest of the three figures, each as a share of its bar."""
+    sheet = STUDY.measure(tuple(CODED), seeds, report)
+    errors = {name: 100 - sheet.of(name, "accuracy") for name in sheet.arms}  # (sets, seeds) each
     ratios = errors[ONE] / errors[SAME_BYTES]
     ratio = float(np.median(ratios, axis=1).max())
     points = float(np.median(errors[ONE] - errors[SAME_WIDTH], axis=1).max())
@@ -104,14 +107,14 @@ def one_bit(seeds: tuple[int, ...], report: Report) -> Result:
     )
     values = tuple(ratios.mean(0).tolist())
     got = max(ratio / RATIO, points / POINTS, off / BYTES)
-    return Result(got, deviation(values) / RATIO, values, rows_of(found), note)
+    return Result(got, deviation(values) / RATIO, values, rows_of(sheet), note)
 
 
 def against_peft(seeds: tuple[int, ...], report: Report) -> Result:
-    """Accuracy of one bit less that of the best of LoRA, PiSSA and DoRA, in points."""
-    found = STUDY.measure((ONE, *RIVALS), seeds, report)
-    values, words = less_the_best(found, ONE, tuple(RIVALS), "one bit")
-    return result_of(values, rows_of(found), f"{SETTING} {words}")
+    """Return accuracy of one bit less that of the best of LoRA, PiSSA and DoRA, in points."""
+    sheet = STUDY.measure((ONE, *RIVALS), seeds, report)
+    values, words = less_the_best(sheet, ONE, tuple(RIVALS), "one bit")
+    return result_of(values, rows_of(sheet), f"{SETTING} {words}")
 
 
 PAPER = "(arXiv:2307.16867, abstract)"

@@ -60,7 +60,7 @@ LENGTH = Length()
 
 
 def between(low: float, high: float, share: float) -> float:
-    """On a log scale."""
+    """Return the value at a share of the way from `low` to `high` on a log scale."""
     return low * (high / low) ** share
 
 
@@ -89,13 +89,13 @@ TWO = ("top-k", "top-k+")
 
 
 def draws(seed: int, count: int) -> list[Drawn]:
-    """The settings of a seed, the same for every gate."""
+    """Return the settings of a seed, the same for every gate."""
     lot = torch.rand(count, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return [Drawn(between(3e-4, 1e-2, a), b, between(0.01, 0.1, c)) for a, b, c in lot.tolist()]
 
 
 def trained(router: RouterConfig, drawn: Drawn, seed: int, epochs: int) -> Watcher:
-    """The model of a gate, at the epoch that is best on the pairs kept from training."""
+    """Return the model of a gate, at the epoch that is best on the pairs kept from training."""
     model = watcher(router, seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)  # the table says so
@@ -116,22 +116,22 @@ def trained(router: RouterConfig, drawn: Drawn, seed: int, epochs: int) -> Watch
 
 @torch.no_grad()
 def scored(model: Watcher) -> dict[str, float]:
-    """Losses on what chooses and on test pairs; there, area under the curve, error in stars,
+    """Return losses on what chooses and on test pairs; there, area under the curve, error in stars,
     experts of a pair, and the largest share of one expert, means over both gates."""
     model.eval()
-    val, found = (
+    val, test = (
         evaluate(model, parts()[name], task=WatchAndRate(), batch_size=4096)
         for name in ("val", "test")
     )
     model(parts()["test"].tensors[0])
-    made = [cast(Any, mixture).router.last for mixture in model.mixtures]
+    routings = [cast(Any, mixture).router.last for mixture in model.mixtures]
     return {
         "val": val.loss,
-        "loss": found.loss,
-        "auc": found.scores()["auc"],
-        "stars": found.scores()["stars"],
-        "active": statistics.mean(len(r.token) / r.tokens for r in made),
-        "largest": statistics.mean(float(r.load().max()) / len(r.token) for r in made),
+        "loss": test.loss,
+        "auc": test.scores()["auc"],
+        "stars": test.scores()["stars"],
+        "active": statistics.mean(len(r.token) / r.tokens for r in routings),
+        "largest": statistics.mean(float(r.load().max()) / len(r.token) for r in routings),
     }
 
 
@@ -140,7 +140,7 @@ Tries = Mapping[str, Mapping[int, Sequence[Mapping[str, float]]]]
 
 
 def tried(seeds: Sequence[int], report: Report, length: Length, gates: Sequence[str]) -> Tries:
-    """Those that are kept are read, the others run."""
+    """Return the scores of every draw by gate and seed; stored ones are read, the others run."""
     path = length.file or cache_dir() / "claims" / "comet.jsonl"
     store = Store(path.parent, path.name, code=code_digest(Path(__file__)))
 
@@ -153,8 +153,8 @@ def tried(seeds: Sequence[int], report: Report, length: Length, gates: Sequence[
     def said(tries: Sequence[Mapping[str, float]]) -> str:
         return f"test loss {picked(tries)['loss']:.3f}"
 
-    found = by_arm({name: name for name in gates}, seeds, of_gate, report, said)
-    return {name: dict(zip(seeds, tries, strict=True)) for name, tries in found.items()}
+    by_gate = by_arm({name: name for name in gates}, seeds, of_gate, report, said)
+    return {name: dict(zip(seeds, tries, strict=True)) for name, tries in by_gate.items()}
 
 
 def _one(
@@ -176,35 +176,36 @@ def _one(
 
 
 def picked(tries: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
-    """The one of the least loss on what chooses."""
+    """Return the one of the least loss on what chooses."""
     return min(tries, key=lambda t: t["val"])
 
 
-def best_of(tries: Sequence[Mapping[str, float]], count: int, what: str = "loss") -> float:
-    """What the pick of so many of the draws has in the mean over all such sets of draws."""
+def best_of(tries: Sequence[Mapping[str, float]], count: int, name: str = "loss") -> float:
+    """Return the mean figure of the best draw over all sets of `count` draws."""
     order = sorted(tries, key=lambda t: t["val"])
     ways = math.comb(len(order), count)
     chance = [math.comb(len(order) - i - 1, count - 1) / ways for i in range(len(order))]
-    return sum(p * t[what] for p, t in zip(chance, order, strict=True))
+    return sum(p * t[name] for p, t in zip(chance, order, strict=True))
 
 
-def ratio(found: Tries, ours: str, base: str) -> tuple[float, ...]:
-    """Of test losses of the picks, seed by seed."""
+def ratio(tries_by_gate: Tries, ours: str, base: str) -> tuple[float, ...]:
+    """Return the ratio of the picks' test losses, seed by seed."""
     return tuple(
-        picked(found[ours][s])["loss"] / picked(found[base][s])["loss"] for s in found[ours]
+        picked(tries_by_gate[ours][s])["loss"] / picked(tries_by_gate[base][s])["loss"]
+        for s in tries_by_gate[ours]
     )
 
 
-def nonzeros(found: Tries) -> tuple[float, ...]:
-    """Experts of a test pair in the picked COMET, seed by seed."""
-    return tuple(picked(tries)["active"] for tries in found["COMET"].values())
+def nonzeros(tries_by_gate: Tries) -> tuple[float, ...]:
+    """Return experts of a test pair in the picked COMET, seed by seed."""
+    return tuple(picked(tries)["active"] for tries in tries_by_gate["COMET"].values())
 
 
-def saved(found: Tries) -> tuple[float, ...]:
+def saved(tries_by_gate: Tries) -> tuple[float, ...]:
     """1 for a seed in which the search does as well in 2 draws as the gate alone in 6, else 0."""
     return tuple(
-        float(best_of(found["top-k+"][s], 2) <= best_of(found["top-k"][s], 6))
-        for s in found["top-k"]
+        float(best_of(tries_by_gate["top-k+"][s], 2) <= best_of(tries_by_gate["top-k"][s], 6))
+        for s in tries_by_gate["top-k"]
     )
 
 
@@ -212,14 +213,14 @@ def judge(
     seeds: Sequence[int],
     report: Report,
     *,
-    of: Callable[[Tries], tuple[float, ...]],
+    figure: Callable[[Tries], tuple[float, ...]],
     total: Callable[[Sequence[float]], float] = statistics.mean,
     gates: Sequence[str] = tuple(GATES),
     length: Length = LENGTH,
 ) -> Result:
     """Some gates, and a figure of them."""
-    found = tried(seeds, report, length, gates)
-    values = of(found)
+    results = tried(seeds, report, length, gates)
+    values = figure(results)
     setting = (
         f"Watched or not, and how many stars: {len(parts()['train']):,} pairs of a user and a film "
         f"train two gates over {EXPERTS} shared experts of 256 units, k = {ACTIVE}; "
@@ -230,16 +231,16 @@ def judge(
         "loss balances top-k. "
         "Best of b: test loss of the draw that does best on the pairs that choose, the mean over "
         "all sets of b draws and over seeds. Claims share runs, here "
-        f"{_minutes(found):.0f} CPU minutes."
+        f"{_minutes(results):.0f} CPU minutes."
     )
-    rows = [_row(name, found[name]) for name in found]
+    rows = [_row(name, results[name]) for name in results]
     return result_of(values, rows, setting, total)
 
 
-def _minutes(found: Tries) -> float:
-    """Of the processor, for all runs."""
-    every = (tries for of_seeds in found.values() for tries in of_seeds.values())
-    return sum(t["cpu"] for tries in every for t in tries) / 60
+def _minutes(tries_by_gate: Tries) -> float:
+    """Return the CPU minutes of all runs."""
+    all_tries = (tries for of_seeds in tries_by_gate.values() for tries in of_seeds.values())
+    return sum(t["cpu"] for tries in all_tries for t in tries) / 60
 
 
 def _row(name: str, of_seeds: Mapping[int, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
@@ -247,14 +248,20 @@ def _row(name: str, of_seeds: Mapping[int, Sequence[Mapping[str, float]]]) -> di
     count = len(tries[0])
     line: dict[str, Any] = {"gate": name}
     for b in ROUNDS:
-        mean = statistics.mean(best_of(each, b) for each in tries) if b <= count else None
+        mean = (
+            statistics.mean(best_of(draws_of_seed, b) for draws_of_seed in tries)
+            if b <= count
+            else None
+        )
         line[f"best of {b}"] = "" if mean is None else f"{mean:.3f}"
-    picks = [picked(each) for each in tries]
+    picks = [picked(draws_of_seed) for draws_of_seed in tries]
     line["AUC"] = f"{statistics.mean(p['auc'] for p in picks):.3f}"
     line["error in stars"] = f"{statistics.mean(p['stars'] for p in picks):.3f}"
     line["experts of a pair"] = f"{statistics.mean(p['active'] for p in picks):.2f}"
     line["largest share"] = f"{statistics.mean(p['largest'] for p in picks):.2f}"
-    line["CPU, s"] = f"{statistics.median(t['cpu'] for each in tries for t in each):.1f}"
+    line["CPU, s"] = (
+        f"{statistics.median(t['cpu'] for draws_of_seed in tries for t in draws_of_seed):.1f}"
+    )
     return line
 
 
@@ -280,7 +287,7 @@ CLAIMS = (
         sentence=f"A gate of trees that settle on k experts is at least as good as top-k {PAPER}.",
         baseline="top-k; ratio of test losses",
         target=1.0,
-        measure=partial(judge, of=partial(ratio, ours="COMET", base="top-k")),
+        measure=partial(judge, figure=partial(ratio, ours="COMET", base="top-k")),
     ),
     study(
         "comet-active",
@@ -288,7 +295,7 @@ CLAIMS = (
         "(arXiv:2306.02824, section 4).",
         baseline="k = 2",
         target=ACTIVE + 0.1,
-        measure=partial(judge, of=nonzeros),
+        measure=partial(judge, figure=nonzeros),
     ),
     study(
         "comet-search",
@@ -297,7 +304,7 @@ CLAIMS = (
         baseline="top-k, best of 6; seeds in which best of 2 with the search is no worse",
         target=3,
         sense=">=",
-        measure=partial(judge, of=saved, total=sum, gates=TWO),
+        measure=partial(judge, figure=saved, total=sum, gates=TWO),
         seeds=(0, 1, 2, 3, 4),
         minutes=30,
     ),

@@ -53,13 +53,13 @@ class ChosenCells(NamedTuple):
 
 @lru_cache
 def rows(part: str) -> TensorDataset:
-    """Pictures of 14 x 14."""
+    """Return pictures of 14 x 14."""
     x, y = thin_resnets.rows(part).tensors
     return TensorDataset(F.avg_pool2d(x, 2), y)
 
 
 def chosen(arm: str, seed: int, number: int) -> Genotype:
-    """The cells of an arm: searched on one half for weights, on the other for operations."""
+    """Return the cells of an arm: searched on one half for weights, on the other for operations."""
     if arm == RANDOM:
         draw = torch.Generator().manual_seed(mix(seed, number))
         return Genotype.drawn(SIZES.nodes, draw)
@@ -68,8 +68,8 @@ def chosen(arm: str, seed: int, number: int) -> Genotype:
         torch.manual_seed(seed)
         net = Supernet(SIZES, (x[half:], y[half:]), lr=3e-3, seed=seed)
     train = TensorDataset(x[:half], y[:half])
-    found = fit_in_phases(net, SEARCHES[arm], train, seed=seed, **OPTIONS).found
-    return found.genotype
+    trained = fit_in_phases(net, SEARCHES[arm], train, seed=seed, **OPTIONS).found
+    return trained.genotype
 
 
 def retrained(cells: Genotype, seed: int) -> ChosenCells:
@@ -79,8 +79,8 @@ def retrained(cells: Genotype, seed: int) -> ChosenCells:
         net = ChosenNet(cells, SIZES)
     total = sum(w.numel() for w in masked_weights(net).values())
     fit_in_phases(net, Dass(min(1.0, BUDGET / total)), rows("train"), seed=seed, **OPTIONS)
-    kept = sum(int(w.count_nonzero()) for w in masked_weights(net).values())
-    return ChosenCells(100 * class_scores(net, rows("test"), 512).accuracy, kept, summary(cells))
+    nonzero = sum(int(w.count_nonzero()) for w in masked_weights(net).values())
+    return ChosenCells(100 * class_scores(net, rows("test"), 512).accuracy, nonzero, summary(cells))
 
 
 @stored.cell
@@ -91,29 +91,29 @@ def cell(arm: str, number: int, seed: int) -> ChosenCells:
 
 def judged(seeds: tuple[int, ...], report: Report) -> Result:
     """DASS's accuracy minus that of the dense search, less a standard error, in points."""
-    searched = each([Arm(n, n) for n in SEARCHES], seeds, cell, report, tasks=[0], said=_said)
-    random = each([Arm(RANDOM, RANDOM)], seeds, cell, report, tasks=[0, 1], said=_said)
-    of = {arm: searched.by_seed(arm, 0) for arm in SEARCHES}
-    of[RANDOM] = [one for number in (0, 1) for one in random.by_seed(RANDOM, number)]
-    gains = [a.accuracy - b.accuracy for a, b in zip(of[OURS], of[DENSE], strict=True)]
+    searched = each([Arm(n, n) for n in SEARCHES], seeds, cell, report, tasks=[0], describe=_said)
+    random = each([Arm(RANDOM, RANDOM)], seeds, cell, report, tasks=[0, 1], describe=_said)
+    by_arm = {arm: searched.by_seed(arm, 0) for arm in SEARCHES}
+    by_arm[RANDOM] = [net for number in (0, 1) for net in random.by_seed(RANDOM, number)]
+    gains = [a.accuracy - b.accuracy for a, b in zip(by_arm[OURS], by_arm[DENSE], strict=True)]
     error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
-    drawn = [one.accuracy for one in of[RANDOM]]
-    mean = statistics.mean(one.accuracy for one in of[OURS])
+    drawn = [net.accuracy for net in by_arm[RANDOM]]
+    mean = statistics.mean(net.accuracy for net in by_arm[OURS])
     note = (
         f"Mean gain {statistics.mean(gains):+.2f} points, standard error {error:.2f}. Against "
         f"{len(drawn)} random cells: {mean - statistics.mean(drawn):+.2f} points to their mean, "
         f"{mean - max(drawn):+.2f} to the best."
     )
     table = [
-        {"cells": arm, "accuracy": shown([one.accuracy for one in made], ".2f")}
-        | {"weights": f"{statistics.mean(one.weights for one in made):.0f}"}
-        for arm, made in of.items()
+        {"cells": arm, "accuracy": shown([net.accuracy for net in results], ".2f")}
+        | {"weights": f"{statistics.mean(net.weights for net in results):.0f}"}
+        for arm, results in by_arm.items()
     ]
     return result_of(gains, table, note, over=lambda v: statistics.mean(v) - error)
 
 
-def _said(found: ChosenCells) -> str:
-    return f"{found.accuracy:.2f} with {found.weights} weights"
+def _said(net: ChosenCells) -> str:
+    return f"{net.accuracy:.2f} with {net.weights} weights"
 
 
 CLAIMS = (

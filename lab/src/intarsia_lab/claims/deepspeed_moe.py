@@ -33,7 +33,7 @@ TEACHER, STUDENT, UNTIL, LAYERS = 1000, 500, 0.6, (0, 1, 3)  # steps; share; blo
 
 
 def total(cell: Cell) -> float:
-    """All parameters of the model, as the paper counts its sizes."""
+    """Return the number of all parameters, as the paper counts its sizes."""
     return cell["parameters"]["total"]
 
 
@@ -43,46 +43,48 @@ def ratio(
     *,
     ours: Variant,
     base: Variant,
-    of: Callable[[Cell], float] = loss,
-    beside: Sequence[Variant] = (),
+    figure: Callable[[Cell], float] = loss,
+    rivals: Sequence[Variant] = (),
     bench: Bench = BENCH,
-    more: str = "",
+    remark: str = "",
 ) -> Result:
-    """A figure of one contender over another's, the mean of the seeds."""
-    arms = [arm(variant.name, variant) for variant in (base, ours, *beside)]
-    found, text = bench.cells(arms, seeds, report), bench.scale
+    """Return a figure of one contender over another's, the mean of the seeds."""
+    arms = [arm(variant.name, variant) for variant in (base, ours, *rivals)]
+    results, text = bench.cells(arms, seeds, report), bench.scale
     note = (
         f"Cells of `{bench.corpus}`: a decoder of {text.shape.layers} layers, "
         f"{text.shape.width} wide, experts of {text.shape.hidden} units, "
         f"{text.steps} steps. Names: `even`, {MANY} experts "
         f"in each layer, top-1; `pr-moe`, {PYRAMID} and an MLP beside them; `top-1`, `residual` "
         "(an MLP beside) and `top-k` (two a token), eight experts. `all parameters` is what the "
-        f"paper calls the size of a model; `of experts` leaves out the MLPs beside them.{more}"
+        f"paper calls the size of a model; `of experts` leaves out the MLPs beside them.{remark}"
     )
-    return judge(found, lambda cells: of(cells[ours.name]) / of(cells[base.name]), _row, note)
+    return judge(
+        results, lambda cells: figure(cells[ours.name]) / figure(cells[base.name]), _row, note
+    )
 
 
-def _row(name: str, found: Sequence[Cell]) -> dict[str, Any]:
-    parameters = found[0]["parameters"]
+def _row(name: str, cells: Sequence[Cell]) -> dict[str, Any]:
+    parameters = cells[0]["parameters"]
     return {
         "model": name,
-        "test loss": shown([c["loss"] for c in found], ".4f"),
+        "test loss": shown([c["loss"] for c in cells], ".4f"),
         "all parameters": f"{parameters['total']:,}",
         "of experts": f"{parameters['experts']:,}",
-        "operations": f"{statistics.mean(c['flops']['total'] for c in found):.2e}",
+        "operations": f"{statistics.mean(c['flops']['total'] for c in cells):.2e}",
     }
 
 
 def train(
     model: nn.Module,
-    found: Material,
+    material: Material,
     text: Scale,
     steps: int,
     seed: int,
     objective: Objective | Staged,
 ) -> float:
     """Test loss after so many steps, with the cells' optimiser."""
-    rows = stream(found.train, 0, steps, text.batch, seed)
+    rows = stream(material.train, 0, steps, text.batch, seed)
     fit(
         model,
         rows,
@@ -96,7 +98,7 @@ def train(
         objective=objective,
         trackers=(),
     )
-    return evaluate(model, found.test, batch_size=64).loss
+    return evaluate(model, material.test, batch_size=64).loss
 
 
 def students(
@@ -109,11 +111,11 @@ def students(
 ) -> Result:
     """Mean loss with staged distillation over the smaller of those with none and to the end."""
     data, text = bench.corpus, bench.scale
-    found = material(data, text)
+    data_set = material(data, text)
 
     def run(seed: int) -> dict[str, float]:
-        teacher = with_mixtures(dense(ONE, found, text, seed), ONE, seed)
-        losses = {"teacher": train(teacher, found, text, steps[0], seed, plain)}
+        teacher = with_mixtures(dense(ONE, data_set, text, seed), ONE, seed)
+        losses = {"teacher": train(teacher, data_set, text, steps[0], seed, plain)}
         arms: dict[str, Objective | Staged] = {
             "labels alone": plain,
             "distilled to the end": partial(distill, teacher=teacher),
@@ -121,7 +123,7 @@ def students(
         }
         for name, objective in arms.items():
             student = student_of(teacher, layers)
-            losses[name] = train(student, found, text, steps[1], seed + 100, objective)
+            losses[name] = train(student, data_set, text, steps[1], seed + 100, objective)
         return losses
 
     losses = by_seed(seeds, run, report)
@@ -181,7 +183,7 @@ CLAIMS = (
         baseline="16 experts in each layer, top-1",
         target=0.65,
         control=COUNTED,
-        measure=partial(ratio, ours=PR, base=EVEN, of=total, more=SIZES),
+        measure=partial(ratio, ours=PR, base=EVEN, figure=total, remark=SIZES),
         minutes=14,
     ),
     study(
@@ -189,7 +191,7 @@ CLAIMS = (
         sentence="One expert beside an MLP is no worse than one expert " + PAPER + "Test loss.",
         baseline="top-1 of the same eight experts",
         target=1.0,
-        measure=partial(ratio, ours=BESIDE, base=ONE, beside=(TWO,)),
+        measure=partial(ratio, ours=BESIDE, base=ONE, rivals=(TWO,)),
         minutes=20,
     ),
     study(
@@ -199,7 +201,7 @@ CLAIMS = (
         + "Test loss.",
         baseline="top-2 of the same eight experts",
         target=1.01,
-        measure=partial(ratio, ours=BESIDE, base=TWO, beside=(ONE,)),
+        measure=partial(ratio, ours=BESIDE, base=TWO, rivals=(ONE,)),
         minutes=20,
     ),
     study(

@@ -47,8 +47,8 @@ class MeanOfLast(nn.Module):
         self.next = nn.Embedding(films + 1, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        there = (x > 0).float()[..., None]
-        mean = (self.seen(x) * there).sum(1) / there.sum(1)
+        present = (x > 0).float()[..., None]
+        mean = (self.seen(x) * present).sum(1) / present.sum(1)
         return mean @ self.next.weight.T
 
 
@@ -70,14 +70,16 @@ def films() -> Films:
         (time, names[item], user)
         for user, item, time in zip(data.users, data.items, data.times, strict=True)
     ]
-    of: dict[int, list[int]] = defaultdict(list)
+    by_user: dict[int, list[int]] = defaultdict(list)
     for _, film, user in sorted(rows):
-        of[user].append(film)
+        by_user[user].append(film)
     parts: tuple[list[Any], list[Any]] = [], []
-    for found in of.values():
-        for i in range(1, len(found)):
-            past = found[max(0, i - HISTORY) : i]
-            parts[i == len(found) - 1].append([*[0] * (HISTORY - len(past)), *past, found[i]])
+    for films_of_user in by_user.values():
+        for i in range(1, len(films_of_user)):
+            past = films_of_user[max(0, i - HISTORY) : i]
+            parts[i == len(films_of_user) - 1].append(
+                [*[0] * (HISTORY - len(past)), *past, films_of_user[i]]
+            )
     train, test = (torch.tensor(part) for part in parts)
     count = max(names)
     popularity = torch.bincount(train[:, -1], minlength=count + 1)
@@ -103,39 +105,45 @@ def cell(arm: str, seed: int) -> Recommended:
         for table in model.children():
             nn.init.normal_(table.weight, std=0.1)  # pyright: ignore
     task: Any = NextItem(every=False, k=K)
-    how: Any = {"epochs": EPOCHS, "seed": seed, "schedule": schedule, "task": task}
-    fit(model, data.train, **OPTIONS | how)
+    options: Any = {"epochs": EPOCHS, "seed": seed, "schedule": schedule, "task": task}
+    fit(model, data.train, **OPTIONS | options)
     scores = evaluate(model, data.test, task=task).scores()
-    kept = torch.stack([(t.weight != 0).sum(1) for t in (model.seen, model.next)])
-    rows = kept[1][1:].tolist()
+    weights = torch.stack([(t.weight != 0).sum(1) for t in (model.seen, model.next)])
+    rows = weights[1][1:].tolist()
     even = len(set(rows)) == 1  # a dense table
-    found: Any = spearmanr(rows, data.popularity[1:].tolist())
-    order = 0.0 if even else found.statistic
-    return Recommended(100 * scores[f"ndcg_{K}"], int(kept.sum()), float(order))
+    correlation: Any = spearmanr(rows, data.popularity[1:].tolist())
+    order = 0.0 if even else correlation.statistic
+    return Recommended(100 * scores[f"ndcg_{K}"], int(weights.sum()), float(order))
 
 
-def table_of(found: dict[str, list[Recommended]], of: Any, over: Any) -> Result:
-    """All arms, judged by one number a seed."""
-    order = statistics.mean(one.popular for one in found[FIFTH])
+def table_of(results: dict[str, list[Recommended]], figure: Any, over: Any) -> Result:
+    """Return the table of all arms, judged by one number a seed."""
+    order = statistics.mean(first.popular for first in results[FIFTH])
     note = (
         f"Rows' density against popularity, Spearman {order:+.2f} at density .2. {EPOCHS} epochs "
         "of MovieLens-100k, leave-one-out, all films ranked; no LightGCN, MultVAE or NeuMF."
     )
     columns = {"NDCG@20, %": ("ndcg", ".2f"), "weights": ("kept", ".0f")}
-    return judge(found, of, row_of("tables", columns), note, over)
+    return judge(results, figure, row_of("tables", columns), note, over)
 
 
 def of_half(seeds: tuple[int, ...], report: Report) -> Result:
     """NDCG of density .5 over the dense model's."""
-    found = by_arm({n: n for n in ARMS}, seeds, cell, report)
-    return table_of(found, lambda one: one[HALF].ndcg / one[DENSE].ndcg, statistics.mean)
+    results = by_arm({n: n for n in ARMS}, seeds, cell, report)
+    return table_of(
+        results, lambda by_tables: by_tables[HALF].ndcg / by_tables[DENSE].ndcg, statistics.mean
+    )
 
 
 def of_static(seeds: tuple[int, ...], report: Report) -> Result:
     """NDCG of density .2 minus the better of a fixed mask's and a narrow model's, in points."""
-    found = by_arm({n: n for n in ARMS}, seeds, cell, report)
+    results = by_arm({n: n for n in ARMS}, seeds, cell, report)
     return table_of(
-        found, lambda one: one[FIFTH].ndcg - max(one[STATIC].ndcg, one[NARROW].ndcg), lower
+        results,
+        lambda by_tables: (
+            by_tables[FIFTH].ndcg - max(by_tables[STATIC].ndcg, by_tables[NARROW].ndcg)
+        ),
+        lower,
     )
 
 

@@ -42,7 +42,7 @@ K = "nDCG@20"
 
 
 class Ranked(NamedTuple):
-    """Of held-out films, all others ranked, in percent; kept weights of tables; Spearman."""
+    """Scores in percent of ranking held-out films; kept weights of tables; Spearman."""
 
     ndcg: float
     recall: float
@@ -62,25 +62,27 @@ def ranked(arm: tuple[str, str], seed: int) -> Ranked:
 
     arm: model and one of SCHEDULES.
     """
-    (name, how), parts = arm, split()
-    settings, schedule = MODELS[name][how == NARROW], SCHEDULES[how]
+    (name, schedule_name), parts = arm, split()
+    settings, schedule = MODELS[name][schedule_name == NARROW], SCHEDULES[schedule_name]
     options: Any = {"epochs": EPOCHS[name], "evaluate_every": 5}
     done = fit_recommender(settings, parts[0], parts=parts, schedule=schedule, seed=seed, **options)
     tables = [m for m in done.model.modules() if isinstance(m, nn.Embedding)]
     items = next(t for t in tables if t.num_embeddings == len(parts[0].item_ids) + 1)
     rows = (items.weight != 0).sum(1)[1:]
     even = bool((rows == rows[0]).all())
-    found: Any = None if even else spearmanr(rows.tolist(), parts[0].popularity().tolist())
+    correlation: Any = None if even else spearmanr(rows.tolist(), parts[0].popularity().tolist())
     return Ranked(
         100 * done.measures[K],
         100 * done.measures["R@20"],
         int(torch.stack([(t.weight != 0).sum() for t in tables]).sum()),
-        0.0 if even else float(found.statistic),
+        0.0 if even else float(correlation.statistic),
     )
 
 
-def compared(seeds: tuple[int, ...], report: Report, *, model: str, of: Any, over: Any) -> Result:
-    found = by_arm({n: (model, n) for n in SCHEDULES}, seeds, ranked, report)
+def compared(
+    seeds: tuple[int, ...], report: Report, *, model: str, figure: Any, over: Any
+) -> Result:
+    results = by_arm({n: (model, n) for n in SCHEDULES}, seeds, ranked, report)
     columns = {
         "NDCG@20, %": ("ndcg", ".2f"),
         "recall@20, %": ("recall", ".2f"),
@@ -91,15 +93,15 @@ def compared(seeds: tuple[int, ...], report: Report, *, model: str, of: Any, ove
         f"{EPOCHS[model]} epochs of MovieLens-100k, the epoch by validation, all films ranked. The "
         "served table of LightGCN is dense again."
     )
-    return judge(found, of, row_of("tables", columns), note, over)
+    return judge(results, figure, row_of("tables", columns), note, over)
 
 
-def of_half(one: Any) -> float:
-    return one[HALF].ndcg / one[DENSE].ndcg
+def of_half(by_arm: Any) -> float:
+    return by_arm[HALF].ndcg / by_arm[DENSE].ndcg
 
 
-def of_small(one: Any) -> float:
-    return one[FIFTH].ndcg - max(one[STATIC].ndcg, one[NARROW].ndcg)
+def of_small(by_arm: Any) -> float:
+    return by_arm[FIFTH].ndcg - max(by_arm[STATIC].ndcg, by_arm[NARROW].ndcg)
 
 
 LEARNED = above(
@@ -108,11 +110,11 @@ LEARNED = above(
 
 
 def claims_of(key: str, model: str, minutes: float) -> tuple[Study, Study]:
-    """Both claims on a model."""
+    """Return both claims on a model."""
     named: dict[str, Any] = {"sense": ">=", "seeds": (0, 1, 2, 3, 4), "needs": "long"}
     named |= {"minutes": minutes, "control": LEARNED}
-    half = partial(compared, model=model, of=of_half, over=statistics.mean)
-    small = partial(compared, model=model, of=of_small, over=lower)
+    half = partial(compared, model=model, figure=of_half, over=statistics.mean)
+    small = partial(compared, model=model, figure=of_small, over=lower)
     return (
         Study(
             f"dsl-{key}",

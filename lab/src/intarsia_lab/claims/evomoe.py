@@ -25,7 +25,7 @@ SETUP = (
 
 
 def entropy_rise(cell: Cell) -> float:
-    """The largest rise of the gate's entropy above what it was before, as a share of log E.
+    """Return the largest rise of the gate's entropy above what it was before, as a share of log E.
 
     Of the points since there is a gate: means over the layers, and over three points on end.
     """
@@ -69,7 +69,7 @@ CLAIMS = (
         f"worse than Switch at equal operations {PAPER}.",
         baseline="Switch, as many operations; ratio of test losses",
         target=1.0,
-        measure=partial(ratio, ours=EQUAL, base=SWITCH, beside=(EVOMOE,), note=SETUP),
+        measure=partial(ratio, ours=EQUAL, base=SWITCH, rivals=(EVOMOE,), note=SETUP),
         minutes=30,
     ),
     study(
@@ -88,7 +88,7 @@ CLAIMS = (
         "section 3): experts of a token in the last step of training.",
         baseline="Switch's one expert",
         target=1.05,
-        measure=partial(measured, ours=EVOMOE, base=SWITCH, of=active, note=SETUP),
+        measure=partial(measured, ours=EVOMOE, base=SWITCH, figure=active, note=SETUP),
     ),
     study(
         "evomoe-entropy",
@@ -96,6 +96,6 @@ CLAIMS = (
         "largest rise of its smoothed entropy, as a share of log E.",
         baseline="no rise; a hundredth is noise",
         target=0.01,
-        measure=partial(measured, ours=EVOMOE, base=SWITCH, of=entropy_rise, note=SETUP),
+        measure=partial(measured, ours=EVOMOE, base=SWITCH, figure=entropy_rise, note=SETUP),
     ),
 )

@@ -35,8 +35,8 @@ class Perfect:
     """Knows each step, in the order of the steps."""
 
     def __init__(self, trace: Trace, streams: int) -> None:
-        chosen = torch.stack([trace.membership(at) for at in range(trace.layers)], 1)
-        self.steps = [chosen[rows].amax(0) for rows in trace.steps(streams)]
+        routed = torch.stack([trace.membership(layer) for layer in range(trace.layers)], 1)
+        self.steps = [routed[rows].amax(0) for rows in trace.steps(streams)]
 
     def chances(self, tokens: Tensor) -> Tensor:
         return self.steps.pop(0)
@@ -45,16 +45,16 @@ class Perfect:
 @lru_cache
 def rates(seed: int, streams: int, report: Report) -> dict[str, float]:
     """Hit rates on the second half of the balanced trace, warm from the first unless cold."""
-    whole = traces(seed, report)["balanced"]
-    before, trace = whole.split(seed=seed)
+    full_trace = traces(seed, report)["balanced"]
+    before, trace = full_trace.split(seed=seed)
     steps, sizes = demand(trace, streams), (trace.layers, trace.experts)
     slots = round(SHARE * trace.layers * trace.experts)
     warm = most_used(demand(before, streams), slots)
     table = predicted_steps(trace, TokenTable.of(kept(seed, "trained")), streams)
     perfect = predicted_steps(trace, Perfect(trace, streams), streams)
 
-    def rate(policy: Policy, start: list[Key], told: list[Tensor] | None = None) -> float:
-        return replay(steps, policy, slots, start=start, foreseen=told or ()).rate
+    def rate(policy: Policy, start: list[Key], predicted: list[Tensor] | None = None) -> float:
+        return replay(steps, policy, slots, start=start, foreseen=predicted or ()).rate
 
     return {
         "LRU": rate(Lru().build(*sizes), warm),
@@ -73,17 +73,22 @@ def hits(
     report: Report,
     *,
     streams: int,
-    of: Callable[[Mapping[str, float]], float],
+    figure: Callable[[Mapping[str, float]], float],
 ) -> Result:
-    """A figure of the hit rates with so many streams; the table has both numbers of streams."""
-    found = {n: [rates(seed, n, report) for seed in seeds] for n in STREAMS}
+    """Return a figure of the hit rates with so many streams.
+
+    The table has both numbers of streams.
+    """
+    by_streams = {n: [rates(seed, n, report) for seed in seeds] for n in STREAMS}
     rows: list[dict[str, Any]] = []
-    for name in found[STREAMS[0]][0]:
+    for name in by_streams[STREAMS[0]][0]:
         row: dict[str, Any] = {"cache": name}
         for n in STREAMS:
-            row[f"{n} streams"] = ", ".join(f"{one[name]:.3f}" for one in found[n])
+            row[f"{n} streams"] = ", ".join(
+                f"{rates_of_seed[name]:.3f}" for rates_of_seed in by_streams[n]
+            )
         rows.append(row)
-    return result_of([of(one) for one in found[streams]], rows, NOTE)
+    return result_of([figure(rates_of_seed) for rates_of_seed in by_streams[streams]], rows, NOTE)
 
 
 def regrouped(seeds: tuple[int, ...], report: Report) -> Result:
@@ -93,33 +98,33 @@ def regrouped(seeds: tuple[int, ...], report: Report) -> Result:
     for seed in seeds:
         trace = traces(seed, report)["balanced"]
         table = TokenTable.of(kept(seed, "trained"))
-        chosen = torch.stack([trace.membership(at) for at in range(trace.layers)], 1) > 0
-        made = {"arrival": 0, "table": 0, "true routes": 0}
+        routed = torch.stack([trace.membership(layer) for layer in range(trace.layers)], 1) > 0
+        counts = {"arrival": 0, "table": 0, "true routes": 0}
         for step in _mixed(trace):
-            routes = chosen[step]
+            routes = routed[step]
             assert trace.token is not None
             likely = table.per_token(trace.token[step]).topk(trace.active, 2).indices
-            told = torch.zeros(routes.shape, dtype=torch.bool).scatter(2, likely, True)
+            predicted = torch.zeros(routes.shape, dtype=torch.bool).scatter(2, likely, True)
             order = list(range(len(step)))
-            made["arrival"] += active(routes, [order[:AT_ONCE], order[AT_ONCE:]])
-            made["table"] += active(routes, regroup(told))
-            made["true routes"] += active(routes, regroup(routes))
-        values.append(made["table"] / made["arrival"])
-        shares = {name: f"{count / made['arrival']:.3f}" for name, count in made.items()}
+            counts["arrival"] += active(routes, [order[:AT_ONCE], order[AT_ONCE:]])
+            counts["table"] += active(routes, regroup(predicted))
+            counts["true routes"] += active(routes, regroup(routes))
+        values.append(counts["table"] / counts["arrival"])
+        shares = {name: f"{count / counts['arrival']:.3f}" for name, count in counts.items()}
         rows.append({"seed": seed} | shares | {"recall": f"{recall(table, trace):.3f}"})
     return result_of(values, rows, REGROUPED)
 
 
 def _mixed(trace: Trace) -> list[Tensor]:
-    """Every eighth decode step of 16 sequences of mixed kinds."""
+    """Return every eighth decode step of 16 sequences of mixed kinds."""
     count = len(trace.sequence.unique())
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     rows = [(trace.sequence == s).nonzero().flatten() for s in order.tolist()]
-    found: list[Tensor] = []
+    steps: list[Tensor] = []
     for first in range(0, count - 2 * AT_ONCE + 1, 2 * AT_ONCE):
         some = torch.stack(rows[first : first + 2 * AT_ONCE])
-        found += list(some.T[::8])
-    return found
+        steps += list(some.T[::8])
+    return steps
 
 
 NOTE = (
@@ -158,7 +163,7 @@ CLAIMS = (
         "four streams.",
         baseline="Belady from the same contents; difference",
         target=0.06,
-        measure=partial(hits, streams=4, of=lambda r: r["Belady"] - r["one step known"]),
+        measure=partial(hits, streams=4, figure=lambda r: r["Belady"] - r["one step known"]),
     ),
     study(
         "expertflow-regroup",
@@ -176,6 +181,6 @@ CLAIMS = (
         baseline="LRU; difference of hit rates",
         target=0.03,
         sense=">=",
-        measure=partial(hits, streams=1, of=lambda r: r["LFU, decayed, cold"] - r["LRU, cold"]),
+        measure=partial(hits, streams=1, figure=lambda r: r["LFU, decayed, cold"] - r["LRU, cold"]),
     ),
 )

@@ -30,7 +30,7 @@ BARS: Mapping[tuple[int, float], tuple[float, float]] = {
 
 @lru_cache
 def layer(shape: tuple[int, int, int], seed: int) -> dict[str, float]:
-    """Times as fast as the best dense float32 path of torch, "rows density" -> ratio."""
+    """Return speedups over the best dense float32 path of torch, "rows density" -> ratio."""
     ins, outs, side = shape
     draw = torch.Generator().manual_seed(seed)
     weight = torch.randn(outs, ins, generator=draw) / ins**0.5
@@ -50,9 +50,9 @@ def layer(shape: tuple[int, int, int], seed: int) -> dict[str, float]:
         program.views[0].copy_(x)
         runs[f"{rows} {density}"] = program.carry_out
     inner = max(1, int(2e7 / (ins * outs * side * side)))
-    many = {name: partial(_often, run, inner) for name, run in runs.items()}
+    repeated = {name: partial(_often, run, inner) for name, run in runs.items()}
     with torch.no_grad():
-        spent = convnet_times.interleaved(many)
+        spent = convnet_times.interleaved(repeated)
     best = min(spent[name] for name in dense)
     return {name: best / spent[name] for name in runs if name not in dense}
 
@@ -64,20 +64,22 @@ def _often(run: Callable[[], Any], times: int) -> None:
 
 @threads(1)
 def layers(seeds: tuple[int, ...], report: Report) -> Result:
-    """The least of the geometric means over all shapes, each over its bar."""
+    """Return the least of the geometric means over all shapes, each over its bar."""
     native.require()
     wide = native.instructions() == WIDE
     values: list[float] = []
     rows: list[dict[str, str]] = []
     for seed in seeds:
-        each = [layer(shape, seed) for shape in convnet_times.SHAPES]
+        speeds = [layer(shape, seed) for shape in convnet_times.SHAPES]
         means: dict[str, float] = {}
         for (block, density), bars in BARS.items():
-            ratios = [one[f"{block} {density}"] for one in each]
+            ratios = [by_form[f"{block} {density}"] for by_form in speeds]
             name = f"{block} row{'s' * (block > 1)}, {density}"
             means[name] = statistics.geometric_mean(ratios) / bars[0 if wide else 1]
-            shown = f"{statistics.geometric_mean(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
-            rows.append({"seed": str(seed), "form": name, "times as fast": shown,
+            ratio_text = (
+                f"{statistics.geometric_mean(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+            )
+            rows.append({"seed": str(seed), "form": name, "times as fast": ratio_text,
                          "bar": str(bars[0 if wide else 1])})  # fmt: skip
         values.append(min(means.values()))
         report(f"seed {seed}: {rows[-len(BARS) :]}")

@@ -18,17 +18,17 @@ NAMES = {"gate": "beta_1 and tau", "ratio": "beta_1 / tau", "experts": "a, b, nu
 
 @lru_cache
 def studied(seed: int, report: Report) -> dict[str, Convergence]:
-    """Both gates: 1,000 to 64,000 samples, 10 replicates each."""
+    """Fit both gates: 1,000 to 64,000 samples, 10 replicates each."""
     return {gate: convergence_study(gate, seed=seed, report=report) for gate in GATES}
 
 
 def slopes(
-    seeds: Sequence[int], report: Report, *, of: Callable[[dict[str, Convergence]], float]
+    seeds: Sequence[int], report: Report, *, figure: Callable[[dict[str, Convergence]], float]
 ) -> Result:
-    """A figure of the slopes, the median of the seeds."""
-    found = [studied(seed, report) for seed in seeds]
-    values = tuple(of(each) for each in found)
-    rows = [_row(gate, name, found) for gate in GATES for name in NAMES]
+    """Return a figure of the slopes, the median of the seeds."""
+    studies = [studied(seed, report) for seed in seeds]
+    values = tuple(figure(study_of_seed) for study_of_seed in studies)
+    rows = [_row(gate, name, studies) for gate in GATES for name in NAMES]
     note = (
         "Two experts of one feature; x uniform in (-2, 2); beta_1 = 4, beta_0 = -1, tau = 0.5, "
         "a = (1.5, -1), b = (0.5, -0.5), standard deviations (0.3, 0.4). Voronoi errors: medians "
@@ -39,26 +39,29 @@ def slopes(
     return result_of(values, rows, note, statistics.median)
 
 
-def _row(gate: str, name: str, found: Sequence[dict[str, Convergence]]) -> dict[str, Any]:
-    made = [each[gate].slope(name) for each in found]
-    middle = (statistics.median(each[gate].errors[name][at] for each in found) for at in (0, -1))
+def _row(gate: str, name: str, studies: Sequence[dict[str, Convergence]]) -> dict[str, Any]:
+    slopes_of_seeds = [study_of_seed[gate].slope(name) for study_of_seed in studies]
+    middle = (
+        statistics.median(study_of_seed[gate].errors[name][index] for study_of_seed in studies)
+        for index in (0, -1)
+    )
     first, last = (f"{error:.4f}" for error in middle)
     return {
         "gate": gate,
         "what": NAMES[name],
-        "slope": f"{statistics.median(made):+.2f}",
-        "of each seed": ", ".join(f"{s:+.2f}" for s in made),
+        "slope": f"{statistics.median(slopes_of_seeds):+.2f}",
+        "of each seed": ", ".join(f"{s:+.2f}" for s in slopes_of_seeds),
         "error at the first n": first,
         "at the last n": last,
     }
 
 
-def _slope(found: dict[str, Convergence], gate: str, name: str) -> float:
-    return found[gate].slope(name)
+def _slope(study_of_seed: dict[str, Convergence], gate: str, name: str) -> float:
+    return study_of_seed[gate].slope(name)
 
 
-def _off(found: dict[str, Convergence]) -> float:
-    return max(abs(found[gate].slope("experts") + 0.55) for gate in GATES)
+def _off(study_of_seed: dict[str, Convergence]) -> float:
+    return max(abs(study_of_seed[gate].slope("experts") + 0.55) for gate in GATES)
 
 
 PAPER = "(arXiv:2401.13875, abstract). Slope of log error against log n: "
@@ -83,7 +86,7 @@ CLAIMS = (
         baseline="slope -1/2 of the parametric rate",
         target=-0.40,
         effect=Effect(-0.5, "arXiv:2401.13875, abstract: the parametric rate"),
-        measure=partial(slopes, of=partial(_slope, gate="sigmoid", name="gate")),
+        measure=partial(slopes, figure=partial(_slope, gate="sigmoid", name="gate")),
     ),
     study(
         "gaussian-moe-linear",
@@ -93,7 +96,7 @@ CLAIMS = (
         baseline="slope 0 of no learning",
         target=-0.20,
         sense=">=",
-        measure=partial(slopes, of=partial(_slope, gate="linear", name="gate")),
+        measure=partial(slopes, figure=partial(_slope, gate="linear", name="gate")),
     ),
     study(
         "gaussian-moe-ratio",
@@ -103,7 +106,7 @@ CLAIMS = (
         baseline="slope -1/2 of the parametric rate",
         target=-0.40,
         effect=Effect(-0.5, "arXiv:2401.13875, abstract: the parametric rate"),
-        measure=partial(slopes, of=partial(_slope, gate="linear", name="ratio")),
+        measure=partial(slopes, figure=partial(_slope, gate="linear", name="ratio")),
     ),
     study(
         "gaussian-moe-experts",
@@ -113,6 +116,6 @@ CLAIMS = (
         "-0.40).",
         baseline="slope -0.55; distance",
         target=0.15,
-        measure=partial(slopes, of=_off),
+        measure=partial(slopes, figure=_off),
     ),
 )

@@ -66,7 +66,7 @@ class GqsaCells:
         self.rows: dict[str, Any] = {}
 
     def cell(self, arm: str, text: str, seed: int) -> CodeScore:
-        """A cell from the file, or by running it."""
+        """Return a cell from the file, or by running it."""
         inputs = {"arm": arm, "text": text, "seed": seed}
         return CodeScore(*stored("gqsa", inputs, lambda: self._run(ARMS[arm], text, seed)))
 
@@ -76,8 +76,8 @@ class GqsaCells:
             self.model.requires_grad_(False).eval()
             self.dense = {n: t.clone() for n, t in self.model.state_dict().items()}
         if text not in self.rows:
-            found = load_texts(text, self.tokenizer, length=LENGTH, progress=lambda _: None)
-            self.rows[text] = found.train, [found.test[i] for i in range(HELD_OUT)]
+            loaded = load_texts(text, self.tokenizer, length=LENGTH, progress=lambda _: None)
+            self.rows[text] = loaded.train, [loaded.test[i] for i in range(HELD_OUT)]
         train, test = self.rows[text]
         self.model.load_state_dict(self.dense)
         draw = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
@@ -96,48 +96,57 @@ class GqsaCells:
 
 
 def of_order(seeds: tuple[int, ...], report: Report) -> Result:
-    """Loss after all stages minus that of 2:4 SparseGPT; the worse text's mean over draws."""
-    cells = GqsaCells()
-    found = each([Arm(n, n) for n in ARMS], seeds, cells.cell, report, tasks=TEXTS)
+    """Return loss after all stages minus that of 2:4 SparseGPT.
 
-    def gap(one: str, two: str) -> dict[str, list[float]]:
+    It is the mean over draws of the worse text.
+    """
+    cells = GqsaCells()
+    sheet = each([Arm(n, n) for n in ARMS], seeds, cells.cell, report, tasks=TEXTS)
+
+    def gap(first_arm: str, second_arm: str) -> dict[str, list[float]]:
         return {
-            text: [found.results[one, text, s].nll - found.results[two, text, s].nll for s in seeds]
+            text: [
+                sheet.results[first_arm, text, s].nll - sheet.results[second_arm, text, s].nll
+                for s in seeds
+            ]
             for text in TEXTS
         }
 
     def mean_of(arm: str, text: str) -> float:
-        return statistics.mean(found.results[arm, text, s].nll for s in seeds)
+        return statistics.mean(sheet.results[arm, text, s].nll for s in seeds)
 
-    def mean_gap(one: str, two: str) -> float:
-        return statistics.mean(v for values in gap(one, two).values() for v in values)
+    def mean_gap(first_arm: str, second_arm: str) -> float:
+        return statistics.mean(v for values in gap(first_arm, second_arm).values() for v in values)
 
     against = gap(OURS, PAIRS)
-    every = tuple(v for values in against.values() for v in values)
+    all_gaps = tuple(v for values in against.values() for v in values)
     table = [
         {
             "weights": arm,
-            "bits": f"{found.results[arm, TEXTS[0], seeds[0]].bits:.2f}",
+            "bits": f"{sheet.results[arm, TEXTS[0], seeds[0]].bits:.2f}",
             **{text: f"{math.exp(mean_of(arm, text)):.1f}" for text in TEXTS},
         }
         for arm in ARMS
     ]
-    steps = [f"{two} {mean_gap(two, one):+.3f}" for one, two in zip(ORDER, ORDER[1:], strict=False)]
-    others = [
-        f"{mean_gap(OURS, other):+.3f} to {other}" for other in ("W3 G64 GPTQ", "W2 G64 GPTQ")
+    steps = [
+        f"{second_arm} {mean_gap(second_arm, first_arm):+.3f}"
+        for first_arm, second_arm in zip(ORDER, ORDER[1:], strict=False)
+    ]
+    comparisons = [
+        f"{mean_gap(OURS, rival):+.3f} to {rival}" for rival in ("W3 G64 GPTQ", "W2 G64 GPTQ")
     ]
     note = (
         f"Perplexity of SmolLM2-135M on {HELD_OUT} rows of {LENGTH} tokens, calibrated on "
         f"{CALIBRATION} others of the same text, mean of {len(seeds)} draws. Loss of each stage "
         f"minus that of the one before (wanted: below 0): {'; '.join(steps)}. All stages: "
-        f"{', '.join(others)}, the first of equal size."
+        f"{', '.join(comparisons)}, the first of equal size."
     )
     worst = max(statistics.mean(values) for values in against.values())
-    return result_of(every, table, note, lambda _: worst)
+    return result_of(all_gaps, table, note, lambda _: worst)
 
 
 def of_speed(seeds: tuple[int, ...], report: Report) -> Result:
-    """Times as fast as the better of torch's int4 and ONNX Runtime's; the least of the seeds."""
+    """Return the speedup over the better of torch's int4 and ONNX Runtime's, least of the seeds."""
     ratios: list[float] = []
     table: list[dict[str, Any]] = []
     for seed in seeds:
@@ -157,16 +166,18 @@ def of_speed(seeds: tuple[int, ...], report: Report) -> Result:
             form = GroupSparse(activations=activations)
             make = partial(_packed, form, stored, x)
             runs[f"GQSA, {activations} inputs"] = rotating(make, nbytes(stored))
-        found = seconds_of(runs)
-        peers = min(s for name, s in found.items() if "int4" in name)
-        ours = found["GQSA, int8 inputs"]
+        seconds_of_product = seconds_of(runs)
+        peers = min(s for name, s in seconds_of_product.items() if "int4" in name)
+        ours = seconds_of_product["GQSA, int8 inputs"]
         ratios.append(peers / ours)
         share = nbytes(stored) / ours / read_bandwidth()
         want = (keep * weight) @ x[0]
         off = float((form.matmul(x, stored, (SIDE, SIDE))[0] - want).norm() / want.norm())
-        for name, seconds in found.items():
+        for name, seconds in seconds_of_product.items():
             row = {"seed": seed, "product": name, "ms": f"{seconds * 1e3:.2f}"}
-            table.append(row | {"times torch bf16": f"{found['torch bf16'] / seconds:.2f}"})
+            table.append(
+                row | {"times torch bf16": f"{seconds_of_product['torch bf16'] / seconds:.2f}"}
+            )
         report(f"seed {seed}: {peers / ours:.2f} times, {share:.2f} of the read bandwidth")
         table[-1] |= {"share of bandwidth": f"{share:.2f}", "relative error": f"{off:.4f}"}
     note = (
@@ -179,15 +190,15 @@ def of_speed(seeds: tuple[int, ...], report: Report) -> Result:
 
 def _dense(weight: Tensor, x: Tensor) -> Callable[[], Callable[[], object]]:
     def make() -> Callable[[], object]:
-        own = weight.clone()
-        return lambda: torch.nn.functional.linear(x, own)
+        copied = weight.clone()
+        return lambda: torch.nn.functional.linear(x, copied)
 
     return make
 
 
 def _packed(form: GroupSparse, stored: Mapping[str, Tensor], x: Tensor) -> Callable[[], object]:
-    own = {name: t.clone() for name, t in stored.items()}
-    return lambda: form.matmul(x, own, (SIDE, SIDE))
+    copied = {name: t.clone() for name, t in stored.items()}
+    return lambda: form.matmul(x, copied, (SIDE, SIDE))
 
 
 CLAIMS = (

@@ -41,34 +41,36 @@ def excess(
     first five. Sequences come in the order of their kinds, so that loads drift. times: rows that
     each measured one stands for."""
     trace = traces(seed, report)[kind]
-    batches = [trace.rows(slice(at, at + TOKENS)) for at in range(0, len(trace) - TOKENS, TOKENS)]
+    batches = [
+        trace.rows(slice(index, index + TOKENS)) for index in range(0, len(trace) - TOKENS, TOKENS)
+    ]
     loads = [times * torch.stack([_loads(b, layer) for layer in range(b.layers)]) for b in batches]
     owner, first = in_order(trace.layers, trace.experts, DEVICES), SETTINGS.window
     nodes = LINKS.nodes()
-    own = owner[:, None] == torch.arange(DEVICES)[None, :, None]
+    home_only = owner[:, None] == torch.arange(DEVICES)[None, :, None]
     lasting = Eplb(COPIES).place(trace.rows(slice(0, first * TOKENS)), Topology.uniform(DEVICES))
-    told = Fssdp(SETTINGS.memory, SETTINGS.hottest, SETTINGS.window, calibrate=True)
-    found: dict[str, list[float]] = {EP: [], EPLB: [], HECATE: [], TOLD: []}
-    for at in range(first, len(batches)):
+    calibrated = Fssdp(SETTINGS.memory, SETTINGS.hottest, SETTINGS.window, calibrate=True)
+    excesses: dict[str, list[float]] = {EP: [], EPLB: [], HECATE: [], TOLD: []}
+    for index in range(first, len(batches)):
         for layer in range(trace.layers):
-            past = [of[layer].sum(0) for of in loads[at - first : at]]
-            load = loads[at][layer]
-            held = {
-                EP: own[layer],
+            past = [load_of_batch[layer].sum(0) for load_of_batch in loads[index - first : index]]
+            load = loads[index][layer]
+            placements = {
+                EP: home_only[layer],
                 EPLB: lasting.holds[layer],
                 HECATE: SETTINGS.holds(past, load, owner[layer], size, LINKS),
-                TOLD: told.holds(past, load, owner[layer], size, LINKS),
+                TOLD: calibrated.holds(past, load, owner[layer], size, LINKS),
             }
-            for name, holds in held.items():
+            for name, holds in placements.items():
                 rows = rows_computed(load, holds, nodes)
-                found[name].append(float(rows.max() / rows.mean()) - 1)
-    return {name: sum(values) / len(values) for name, values in found.items()}
+                excesses[name].append(float(rows.max() / rows.mean()) - 1)
+    return {name: sum(values) / len(values) for name, values in excesses.items()}
 
 
 def _loads(batch: Trace, layer: int) -> torch.Tensor:
     """(D, E) of a batch."""
-    home, chosen = homes(batch, DEVICES), batch.membership(layer)
-    return torch.zeros(DEVICES, batch.experts, dtype=torch.float64).index_add(0, home, chosen)
+    home, routed = homes(batch, DEVICES), batch.membership(layer)
+    return torch.zeros(DEVICES, batch.experts, dtype=torch.float64).index_add(0, home, routed)
 
 
 def run(
@@ -81,22 +83,26 @@ def run(
     size: ExpertSize = SIZE,
     times: int = 1,
 ) -> Result:
-    """The excess of an arm over that of another, on the kind of trace where it is worst."""
-    made = {kind: [excess(kind, seed, report, size, times) for seed in seeds] for kind in kinds}
+    """Return the excess of an arm over that of another, on the kind of trace where it is worst."""
+    by_kind = {kind: [excess(kind, seed, report, size, times) for seed in seeds] for kind in kinds}
     worst = [
-        max(made[kind][at][arm] / made[kind][at][over] for kind in kinds)
-        for at in range(len(seeds))
+        max(by_kind[kind][index][arm] / by_kind[kind][index][over] for kind in kinds)
+        for index in range(len(seeds))
     ]
     rows = [
-        {"trace": kind, "copies": name, "excess": shown([one[name] for one in made[kind]], ".3f")}
+        {
+            "trace": kind,
+            "copies": name,
+            "excess": shown([seed_excess[name] for seed_excess in by_kind[kind]], ".3f"),
+        }
         for kind in kinds
-        for name in made[kind][0]
+        for name in by_kind[kind][0]
     ]
     return result_of(worst, rows, NOTE if times == 1 else NOTE_PAPER)
 
 
 def repeated(batch: Trace, times: int) -> Trace:
-    """A batch of so many like it: each sequence again, on the same device."""
+    """Return a batch of so many like it: each sequence again, on the same device."""
     first = batch.sequence.unique(return_inverse=True)[1]
     copy = torch.arange(times).repeat_interleave(len(batch))
     weight = None if batch.weight is None else batch.weight.repeat(times, 1, 1)
@@ -118,13 +124,13 @@ def faster(
     for seed in seeds:
         trace = traces(seed, report)["balanced"]
         starts = range(0, len(trace) - TOKENS, TOKENS)
-        batches = [repeated(trace.rows(slice(at, at + TOKENS)), times) for at in starts]
+        batches = [repeated(trace.rows(slice(index, index + TOKENS)), times) for index in starts]
         seconds = {EP: 0.0, HECATE: 0.0}
-        for at in range(SETTINGS.window, len(batches)):
-            past = [of.load() for of in batches[at - SETTINGS.window : at]]
+        for index in range(SETTINGS.window, len(batches)):
+            past = [batch.load() for batch in batches[index - SETTINGS.window : index]]
             arms: Mapping[str, Any] = {EP: ExpertParallel(), HECATE: SETTINGS}
-            for name, of in arms.items():
-                plan = of.plan(batches[at], size, LINKS, backward=True, past=past)
+            for name, method in arms.items():
+                plan = method.plan(batches[index], size, LINKS, backward=True, past=past)
                 seconds[name] += simulate(plan, LINKS).seconds
         values.append(seconds[EP] / seconds[HECATE])
     rows = [{"seed": seed, "times": f"{v:.3f}"} for seed, v in zip(seeds, values, strict=True)]

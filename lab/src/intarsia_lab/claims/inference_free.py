@@ -44,73 +44,78 @@ SINGLE = ("bm25 as teacher", "minilm as teacher")
 Array = np.ndarray
 
 
-def cell(what: str, inputs: Mapping[str, Any], make: Callable[[], Any]) -> Any:
-    """A cell's figures, computed once."""
-    return stored("inference_free", {"what": what, "part": PART, **inputs}, make)
+def cell(figure_name: str, inputs: Mapping[str, Any], make: Callable[[], Any]) -> Any:
+    """Return a cell's figures, computed once."""
+    return stored("inference_free", {"what": figure_name, "part": PART, **inputs}, make)
 
 
-def _numbers(found: Collection) -> tuple[list[str], list[tuple[str, list[int]]]]:
-    """The texts, and each judged query with the numbers of its documents."""
-    place = {name: i for i, name in enumerate(found.docs)}
-    pairs = [(found.queries[q], [place[d] for d in grades]) for q, grades in found.qrels.items()]
-    return list(found.docs.values()), pairs
+def _numbers(collection: Collection) -> tuple[list[str], list[tuple[str, list[int]]]]:
+    """Return the texts, and each judged query with the numbers of its documents."""
+    place = {name: i for i, name in enumerate(collection.docs)}
+    pairs = [
+        (collection.queries[q], [place[d] for d in grades])
+        for q, grades in collection.qrels.items()
+    ]
+    return list(collection.docs.values()), pairs
 
 
 def encoded(arm: str, seed: int, folder: Path) -> SparseIndex:
-    """The index of an arm: trained on the training topics, from a seed; kept in a folder."""
+    """Return the index of an arm: trained on the training topics, from a seed; kept in a folder."""
     if (folder / "meta.json").exists():
         return SparseIndex.load(folder)
-    how = dict(ARMS[arm])
-    flat = bool(how.pop("flat", False))
-    found = load_collection(PART, "train")
-    texts, pairs = _numbers(found)
+    options = dict(ARMS[arm])
+    flat = bool(options.pop("flat", False))
+    collection = load_collection(PART, "train")
+    texts, pairs = _numbers(collection)
     model = InferenceFree.from_pretrained("splade-tiny", texts, flat=flat)
-    recipe = LearnedRetrieval(steps=STEPS, batch=BATCH, negatives=NEGATIVES, weight=WEIGHT, **how)
+    recipe = LearnedRetrieval(
+        steps=STEPS, batch=BATCH, negatives=NEGATIVES, weight=WEIGHT, **options
+    )
     with tempfile.TemporaryDirectory() as out:
         fit_retriever(model, texts, pairs, recipe, seed=seed, out=out)
-    index = SparseIndex.build(model, found.docs.items(), lexical=None, texts=False)
+    index = SparseIndex.build(model, collection.docs.items(), lexical=None, texts=False)
     index.save(folder)
     return index
 
 
 def index_of(arm: str, seed: int) -> SparseIndex:
-    """The same, from where this machine keeps it."""
+    """Return the same, from where this machine keeps it."""
     name = f"{PART}-{arm.replace(' ', '-').replace(',', '')}-{STEPS}-{seed}-v2"
     return encoded(arm, seed, cache_dir() / "claims" / "inference_free" / name)
 
 
 def mean_terms(index: SparseIndex) -> float:
-    """Tokens of a document."""
+    """Return tokens of a document."""
     return float(index.sizes()["mean"])
 
 
 def thinned(index: SparseIndex, terms: float) -> SparseIndex:
-    """An index with so many tokens a document in the mean, those of largest weight.
+    """Return an index with so many tokens a document in the mean, those of largest weight.
 
     Arms are compared at equal terms: what they cost, and what more of them would gain, is then the
     same. One bound for all documents; the weight of a token is that of the score, q_j d_j.
     """
     lists = index.segments[0].postings
     score = lists.weights * np.repeat(index.queries.weights, lists.frequencies())
-    wanted = round(terms * lists.count)
-    if wanted >= len(score):
+    count = round(terms * lists.count)
+    if count >= len(score):
         return index
-    least = np.partition(score, len(score) - wanted)[len(score) - wanted]
+    least = np.partition(score, len(score) - count)[len(score) - count]
     rows = lists.matrix().copy()
     rows.data[score < least] = 0
-    made = SparseIndex(index.queries, model=index.model, digest=index.digest, lexical=None)
-    made.segments = [type(index.segments[0])(Postings.of(rows), index.segments[0].ids, [])]
-    return made
+    smaller = SparseIndex(index.queries, model=index.model, digest=index.digest, lexical=None)
+    smaller.segments = [type(index.segments[0])(Postings.of(rows), index.segments[0].ids, [])]
+    return smaller
 
 
 def measured(index: SparseIndex) -> Array:
-    """nDCG@10 of each test topic."""
-    found = load_collection(PART)
-    return by_query(found.qrels, index.run(found.queries, 10), [MEASURE])[MEASURE]
+    """Return nDCG@10 of each test topic."""
+    collection = load_collection(PART)
+    return by_query(collection.qrels, index.run(collection.queries, 10), [MEASURE])[MEASURE]
 
 
 def figures(arm: str, seed: int, terms: float | None = None) -> dict[str, Any]:
-    """nDCG@10 of each test topic and terms, of an arm as trained or with fewer terms."""
+    """Return nDCG@10 of each test topic and terms, of an arm as trained or with fewer terms."""
 
     def make() -> dict[str, Any]:
         index = index_of(arm, seed)
@@ -133,8 +138,12 @@ def tuned_bm25() -> dict[str, Any]:
             numbers, values = Bm25(texts, k1=k1, b=b).retrieve(list(part.queries.values()), 10)
             rows = zip(part.queries, numbers, values, strict=True)
             ranked = {
-                q: {names[n]: float(v) for n, v in zip(own, of, strict=True) if v > 0}
-                for q, own, of in rows
+                q: {
+                    names[n]: float(v)
+                    for n, v in zip(row_numbers, row_scores, strict=True)
+                    if v > 0
+                }
+                for q, row_numbers, row_scores in rows
             }
             return by_query(part.qrels, ranked, [MEASURE])[MEASURE]
 
@@ -148,21 +157,24 @@ def tuned_bm25() -> dict[str, Any]:
 
 
 def lower_end(differences: Array) -> float:
-    """The lower end of a 95 % bootstrap interval of the mean over queries.  (queries,)."""
+    """Return the lower end of a 95 % bootstrap interval of the mean over queries.  (queries,)."""
     draws = np.random.default_rng(0).integers(len(differences), size=(DRAWS, len(differences)))
     return float(np.quantile(differences[draws].mean(axis=1), 0.025))
 
 
 def idf_over_flat(seeds: Sequence[int], report: Report) -> Result:
-    """nDCG@10 that idf gains over flat queries at equal terms; its interval must be above 0."""
+    """Return nDCG@10 that idf gains over flat queries at equal terms.
+
+    Its interval must be above 0.
+    """
     gains, rows = [], []
     for seed in seeds:
         terms = min(figures(arm, seed)["terms"] for arm in (IDF, FLAT))
-        one, other = (figures(arm, seed, terms) for arm in (IDF, FLAT))
-        gains.append(np.array(one["values"]) - np.array(other["values"]))
-        row = {"seed": seed, "idf": f"{np.mean(one['values']):.4f}"}
-        row |= {"flat": f"{np.mean(other['values']):.4f}"}
-        rows.append(row | {"terms": f"{one['terms']:.0f}, {other['terms']:.0f}"})
+        idf_figures, flat_figures = (figures(arm, seed, terms) for arm in (IDF, FLAT))
+        gains.append(np.array(idf_figures["values"]) - np.array(flat_figures["values"]))
+        row = {"seed": seed, "idf": f"{np.mean(idf_figures['values']):.4f}"}
+        row |= {"flat": f"{np.mean(flat_figures['values']):.4f}"}
+        rows.append(row | {"terms": f"{idf_figures['terms']:.0f}, {flat_figures['terms']:.0f}"})
         report(str(rows[-1]))
     values = tuple(float(gain.mean()) for gain in gains)
     low = lower_end(np.mean(gains, axis=0))
@@ -177,14 +189,14 @@ def idf_over_flat(seeds: Sequence[int], report: Report) -> Result:
 
 
 def over_bm25(seeds: Sequence[int], report: Report) -> Result:
-    """nDCG@10 of the ensemble over that of BM25."""
+    """Return nDCG@10 of the ensemble over that of BM25."""
     base = tuned_bm25()
     mean, values, rows = float(np.mean(base["values"])), [], []
     for seed in seeds:
-        own = float(np.mean(figures(IDF, seed)["values"]))
-        values.append(own / mean)
-        report(f"seed {seed}: {own:.4f} / {mean:.4f}")
-        rows.append({"seed": seed, "ensemble": f"{own:.4f}", "BM25": f"{mean:.4f}"})
+        ensemble = float(np.mean(figures(IDF, seed)["values"]))
+        values.append(ensemble / mean)
+        report(f"seed {seed}: {ensemble:.4f} / {mean:.4f}")
+        rows.append({"seed": seed, "ensemble": f"{ensemble:.4f}", "BM25": f"{mean:.4f}"})
     note = f"BM25 with Snowball's stems, stop words, k1 {base['k1']}, b {base['b']} (validation)."
     return result_of(values, rows, note)
 
@@ -205,12 +217,12 @@ def ensemble_over_single(seeds: Sequence[int], report: Report) -> Result:
 
 def query_time(seeds: Sequence[int], report: Report) -> Result:
     """CPU seconds of all test queries over those of bm25s, medians of five interleaved runs."""
-    found = load_collection(PART)
-    texts, queries = list(found.docs.values()), list(found.queries.values())
+    collection = load_collection(PART)
+    texts, queries = list(collection.docs.values()), list(collection.queries.values())
     model = InferenceFree.from_pretrained("splade-tiny", texts)
     folder = cache_dir() / "claims" / "inference_free" / f"{PART}-untrained-v2"
     if not (folder / "meta.json").exists():
-        SparseIndex.build(model, found.docs.items(), lexical=None, texts=False).save(folder)
+        SparseIndex.build(model, collection.docs.items(), lexical=None, texts=False).save(folder)
     index, lexical = SparseIndex.load(folder), Bm25(texts)
     jobs: dict[str, tuple[Callable[[], Any], int]] = {
         "index": (lambda: index.search_many(queries), len(queries)),
@@ -226,13 +238,15 @@ def query_time(seeds: Sequence[int], report: Report) -> Result:
                 start = time.process_time()
                 jobs[name][0]()
                 if turn:  # the first one fills caches
-                    each = (time.process_time() - start) / jobs[name][1]
-                    spent[name].append(1e3 * each)
-        ms = {name: statistics.median(of) for name, of in spent.items()}
+                    seconds = (time.process_time() - start) / jobs[name][1]
+                    spent[name].append(1e3 * seconds)
+        ms = {name: statistics.median(durations) for name, durations in spent.items()}
         report(str(ms))
         # both bars: 1.1 of bm25s, a twentieth of encoding
         values.append(max(ms["index"] / ms["bm25s"] / 1.1, 20 * ms["index"] / ms["encoding"]))
-        rows.append({"seed": seed} | {f"{name}, ms": f"{of:.3f}" for name, of in ms.items()})
+        rows.append(
+            {"seed": seed} | {f"{name}, ms": f"{durations:.3f}" for name, durations in ms.items()}
+        )
     note = "One thread, tokenizing included. Encoding: one query by the encoder of the documents."
     return result_of(values, rows, note)
 

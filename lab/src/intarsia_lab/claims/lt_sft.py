@@ -42,7 +42,7 @@ LINEAR = ("qkv", "projection", "mlp_linear")
 
 @dataclass(frozen=True)
 class TuningWay:
-    """How the last blocks are trained: sparse or beside them, so many times a phase's epochs."""
+    """A way to train the last blocks: its method, and epochs as a multiple of a phase's."""
 
     method: Method | None
     times: int = 1
@@ -71,7 +71,7 @@ SUM, TASK_ALONE, DOMAIN_ALONE, AT_HOME = "sum", "task alone", "domain alone", "t
 
 @lru_cache(maxsize=1)
 def bench() -> LanguageRows:
-    """Rows of each set: TEST are tested, as many validate, the rest is trained on."""
+    """Return rows of each set: TEST are tested, as many validate, the rest is trained on."""
     count = TRAIN + 2 * TEST
     sets = {
         "kinds": short_texts.kinds()[:count],
@@ -84,10 +84,14 @@ def bench() -> LanguageRows:
 
 def rows(name: str, part: str) -> list[Row]:
     """part: "train", "test", or "val", which no claim is judged by."""
-    found = bench().rows[name]
+    all_rows = bench().rows[name]
     if name == DOMAIN:
-        return found
-    return {"test": found[:TEST], "val": found[TEST : 2 * TEST], "train": found[2 * TEST :]}[part]
+        return all_rows
+    return {
+        "test": all_rows[:TEST],
+        "val": all_rows[TEST : 2 * TEST],
+        "train": all_rows[2 * TEST :],
+    }[part]
 
 
 def options(seed: int, rate: float, times: int = 1) -> dict[str, Any]:
@@ -103,22 +107,24 @@ def options(seed: int, rate: float, times: int = 1) -> dict[str, Any]:
 
 
 def delta(method: LtSft, name: str, seed: int, lr: float, times: int = 1) -> SparseDelta:
-    """What a sparse training on a set changes; random places are others for another set."""
-    found: Any = rows(name, "train")
+    """Return the change of a sparse training on a set; random places differ from set to set."""
+    training_rows: Any = rows(name, "train")
     drawn = zlib.crc32(f"{name}, {seed}".encode())
-    return fit_in_phases(bench().model(), method, found, **options(drawn, lr, times)).found
+    return fit_in_phases(bench().model(), method, training_rows, **options(drawn, lr, times)).found
 
 
 def right(model: nn.Module, name: str, part: str = "test") -> float:
-    """The share of answers whose tokens are all right."""
-    found: Any = rows(name, part)
-    return float(evaluate(model, found, task=StateTokens(), batch_size=32).scores()["exact_match"])
+    """Return the share of answers whose tokens are all right."""
+    scored_rows: Any = rows(name, part)
+    return float(
+        evaluate(model, scored_rows, task=StateTokens(), batch_size=32).scores()["exact_match"]
+    )
 
 
 def trained(way: TuningWay, name: str, seed: int, lr: float) -> nn.Module:
-    """The last blocks, trained in one of the ways."""
-    model, found = bench().model(), rows(name, "train")
-    data: Any = found
+    """Return the last blocks, trained in one of the ways."""
+    model, training_rows = bench().model(), rows(name, "train")
+    data: Any = training_rows
     if isinstance(way.method, LtSft):
         delta(way.method, name, seed, lr, way.times).apply(model)
         return model
@@ -132,29 +138,29 @@ def trained(way: TuningWay, name: str, seed: int, lr: float) -> nn.Module:
     return model
 
 
-def inputs_of(**more: Any) -> dict[str, Any]:
-    return {"rows": [TRAIN, TEST], "training": [EPOCHS, BATCH]} | more
+def inputs_of(**extra: Any) -> dict[str, Any]:
+    return {"rows": [TRAIN, TEST], "training": [EPOCHS, BATCH]} | extra
 
 
 def rate(arm: str, report: Report) -> float:
-    """The rate at which the arm's baseline is best on validation rows of the first task."""
+    """Return the rate at which the arm's baseline is best on validation rows of the first task."""
     method = ARMS[arm].method
     base = LORA if isinstance(method, Lora | Bottleneck) else RANDOM
 
     def run() -> dict[str, float]:
-        found: dict[str, float] = {}
+        shares: dict[str, float] = {}
         for lr in RATES[base]:
             with threads(1):
-                found[str(lr)] = right(trained(ARMS[base], TASKS[0], SEED, lr), TASKS[0], "val")
-            report(f"  {base} at rate {lr}: {found[str(lr)]:.3f} right on validation rows")
-        return found
+                shares[str(lr)] = right(trained(ARMS[base], TASKS[0], SEED, lr), TASKS[0], "val")
+            report(f"  {base} at rate {lr}: {shares[str(lr)]:.3f} right on validation rows")
+        return shares
 
-    found = stored("lt_sft", inputs_of(rates=list(RATES[base]), of=base), run)
-    return max(RATES[base], key=lambda lr: found[str(lr)])
+    shares = stored("lt_sft", inputs_of(rates=list(RATES[base]), of=base), run)
+    return max(RATES[base], key=lambda lr: shares[str(lr)])
 
 
 def cell(arm: str, task: str, seed: int, report: Report) -> float:
-    """The error of an arm on a task; run once and kept."""
+    """Return the error of an arm on a task; run once and kept."""
     if arm in SUMS and task == TASKS[0]:
         return 1 - sums(arm, seed, report)[AT_HOME]
     lr = rate(arm, report)
@@ -175,28 +181,31 @@ def sums(arm: str, seed: int, report: Report) -> Mapping[str, float]:
     def run() -> Mapping[str, float]:
         with threads(1):
             task, domain = (delta(SUMS[arm], name, seed, lr) for name in (TASKS[0], DOMAIN))
-            found = {
+            figures = {
                 SUM: with_delta(task + domain, IN_DOMAIN),
                 TASK_ALONE: with_delta(task, IN_DOMAIN),
                 DOMAIN_ALONE: with_delta(domain, IN_DOMAIN),
                 AT_HOME: with_delta(task, TASKS[0]),
             }
-        found["shared places"] = shared(task, domain)
-        report(f"  seed {seed}, {arm}: {found}")
-        return found
+        figures["shared places"] = shared(task, domain)
+        report(f"  seed {seed}, {arm}: {figures}")
+        return figures
 
     return stored("lt_sft", inputs_of(sum=arm, seed=seed, rate=lr), run)
 
 
-def with_delta(one: SparseDelta, name: str) -> float:
+def with_delta(change: SparseDelta, name: str) -> float:
     """Right answers of the model with a delta."""
     model = bench().model()
-    one.apply(model)
+    change.apply(model)
     return right(model, name)
 
 
 def of_places(seeds: Sequence[int], report: Report, *, over: Sequence[str]) -> Result:
-    """Error at drifted places over the least error of other arms; the worse task's median."""
+    """Return error at drifted places over the least error of other arms.
+
+    It is the median of the worse task.
+    """
     errors = {
         (arm, task): [cell(arm, task, seed, report) for seed in seeds]
         for task in TASKS
@@ -204,8 +213,8 @@ def of_places(seeds: Sequence[int], report: Report, *, over: Sequence[str]) -> R
     }
     ratios = {
         task: [
-            ours / min(others)
-            for ours, *others in zip(*(errors[a, task] for a in (OURS, *over)), strict=True)
+            ours / min(rivals)
+            for ours, *rivals in zip(*(errors[a, task] for a in (OURS, *over)), strict=True)
         ]
         for task in TASKS
     }
@@ -214,23 +223,27 @@ def of_places(seeds: Sequence[int], report: Report, *, over: Sequence[str]) -> R
         for arm in ARMS
     ]
     medians = {task: statistics.median(values) for task, values in ratios.items()}
-    said = ", ".join(f"{task} {value:.2f}" for task, value in medians.items())
-    every = tuple(value for values in ratios.values() for value in values)
-    note = f"Ratio of errors, median of {len(seeds)} seeds: {said}. {WORK}"
-    return result_of(every, table, note, lambda _: max(medians.values()))
+    listing = ", ".join(f"{task} {value:.2f}" for task, value in medians.items())
+    all_ratios = tuple(value for values in ratios.values() for value in values)
+    note = f"Ratio of errors, median of {len(seeds)} seeds: {listing}. {WORK}"
+    return result_of(all_ratios, table, note, lambda _: max(medians.values()))
 
 
 def compose(seeds: Sequence[int], report: Report, *, over: tuple[str, str]) -> Result:
     """Points by which the sum at drifted places beats another arm's, or one of its own parts."""
-    found = {arm: [sums(arm, seed, report) for seed in seeds] for arm in SUMS}
+    by_arm = {arm: [sums(arm, seed, report) for seed in seeds] for arm in SUMS}
     arm, part = over
     gains = [
         100 * (ours[SUM] - theirs[part])
-        for ours, theirs in zip(found[OURS], found[arm], strict=True)
+        for ours, theirs in zip(by_arm[OURS], by_arm[arm], strict=True)
     ]
     table = [
-        {"places": name} | {what: shown([one[what] for one in made], ".3f") for what in made[0]}
-        for name, made in found.items()
+        {"places": name}
+        | {
+            title: shown([figures_of_seed[title] for figures_of_seed in figures], ".3f")
+            for title in figures[0]
+        }
+        for name, figures in by_arm.items()
     ]
     note = (
         f"Right answers to the kind of noun in definitions of GCIDE, which no delta saw with its "
@@ -242,7 +255,7 @@ def compose(seeds: Sequence[int], report: Report, *, over: tuple[str, str]) -> R
 
 
 def shared(a: SparseDelta, b: SparseDelta) -> float:
-    """The share of the smaller delta's places that the other changes too."""
+    """Return the share of the smaller delta's places that the other changes too."""
     both = 0
     for name in a.entries.keys() & b.entries.keys():
         both += int(torch.isin(a.entries[name][0], b.entries[name][0]).sum())

@@ -67,7 +67,7 @@ class HitRates(NamedTuple):
 
 
 class Questions(NamedTuple):
-    """What comes next, and what came before, cold items left out.  Places from 1."""
+    """The next items and their histories, cold items left out.  Places from 1."""
 
     before: list[list[int]]
     after: list[int]
@@ -97,18 +97,18 @@ def parts(seed: int, part: str = "test") -> tuple[Interactions, Questions, np.nd
 
 
 def hits(scores: Tensor, after: Tensor, k: int) -> Tensor:
-    """Whether the right one is among the first k, ties at the worst.  (B, n + 1), (B,) -> (B,)"""
-    own = scores.gather(1, after[:, None])
-    return (scores >= own).sum(1) <= k
+    """Test if the right item is among the first k, ties lost.  (B, n + 1), (B,) -> (B,) bool"""
+    target_score = scores.gather(1, after[:, None])
+    return (scores >= target_score).sum(1) <= k
 
 
-def judged(model: Any, asked: Questions, cold: np.ndarray[Any, Any]) -> HitRates:
+def judged(model: Any, questions: Questions, cold: np.ndarray[Any, Any]) -> HitRates:
     """model: histories (B, n) -> scores (B, n + 1)."""
     away = torch.from_numpy(np.append(False, cold))
     warm, among_all, among_cold = [], [], []
-    for first in range(0, len(asked.after), 256):
-        x = pad_sessions(asked.before[first : first + 256], SETTINGS.longest)
-        y = torch.tensor(asked.after[first : first + 256])
+    for first in range(0, len(questions.after), 256):
+        x = pad_sessions(questions.before[first : first + 256], SETTINGS.longest)
+        y = torch.tensor(questions.after[first : first + 256])
         scores = model(x).clone()
         scores[:, 0] = -torch.inf
         is_cold = away[y]
@@ -116,12 +116,12 @@ def judged(model: Any, asked: Questions, cold: np.ndarray[Any, Any]) -> HitRates
         among_all.append(hits(scores, y, 20)[is_cold])
         only = scores.masked_fill(~away, -torch.inf)
         among_cold.append(hits(only[is_cold], y[is_cold], 10))
-    rates = [100 * float(torch.cat(one).float().mean()) for one in (warm, among_all, among_cold)]
+    rates = [100 * float(torch.cat(part).float().mean()) for part in (warm, among_all, among_cold)]
     return HitRates(rates[0], rates[1], rates[2], 100 * 10 / int(cold.sum()))
 
 
 def trained(
-    settings: M2TRec, train: Interactions, seed: int, *, ids: bool = False, **how: Any
+    settings: M2TRec, train: Interactions, seed: int, *, ids: bool = False, **overrides: Any
 ) -> M2TRecModel:
     model = settings.build(train, seed=seed)
     if ids:
@@ -129,7 +129,7 @@ def trained(
         vectors = IdVectors(len(train.item_ids), settings.width, generator=generator)
         model = M2TRecModel(settings, train, vectors, generator=generator)
     rows = model.samples(train)
-    options: Any = OPTIONS | {"epochs": EPOCHS, "seed": seed} | how
+    options: Any = OPTIONS | {"epochs": EPOCHS, "seed": seed} | overrides
     fit(model, rows, task=model.task, objective=own_losses, **options)
     return model
 
@@ -149,27 +149,27 @@ def words() -> Tensor:
 
 
 def found_of(arm: str, seed: int) -> HitRates:
-    """A model of an arm and seed, scored on the test."""
+    """Return a model of an arm and seed, scored on the test."""
     inputs = {"arm": arm, "seed": seed, "epochs": EPOCHS, "settings": repr(SETTINGS)}
     return HitRates(*stored("m2trec", inputs, lambda: list(scored(arm, seed))))
 
 
 def scored(arm: str, seed: int) -> HitRates:
-    train, asked, cold = parts(seed)
+    train, questions, cold = parts(seed)
     if arm == POPULAR:
-        return judged(popular(train, (), {}, seed), asked, cold)
+        return judged(popular(train, (), {}, seed), questions, cold)
     if arm == KNN:
-        return judged(partial(nearest, vectors=words()), asked, cold)
+        return judged(partial(nearest, vectors=words()), questions, cold)
     without = ("release_year",) if arm == NO_YEAR else ()
     model = trained(replace(SETTINGS, without=without), train, seed, ids=arm == IDS)
     with evaluating(model), torch.no_grad():
-        return judged(model, asked, cold)
+        return judged(model, questions, cold)
 
 
 def fields(train: Interactions, spans: Spans, settings: Settings, seed: int) -> Scorer:
     """M2TRec as one of the methods that are tuned; it cuts sessions itself."""
-    own = replace(SETTINGS, dropout=settings["dropout"])
-    model = trained(own, train, seed, lr=settings["lr"])
+    configured = replace(SETTINGS, dropout=settings["dropout"])
+    model = trained(configured, train, seed, lr=settings["lr"])
 
     def scores(x: Tensor) -> Tensor:
         with evaluating(model), torch.no_grad():
@@ -195,12 +195,12 @@ def tuned_of(arm: str, seed: int) -> HitRates:
     make = fields if arm == FIELDS else MAKES[arm]
 
     def found(settings: Settings, seed: int, part: str) -> HitRates:
-        train, asked, cold = parts(seed, part)
+        train, questions, cold = parts(seed, part)
         spans = train.sessions("60min").spans
-        return judged(make(train, spans, settings, seed), asked, cold)
+        return judged(make(train, spans, settings, seed), questions, cold)
 
     inputs = {"tuned": arm, "epochs": EPOCHS}
-    best = best_of("m2trec", inputs, GRIDS[arm], lambda one: found(one, 0, "val").warm)
+    best = best_of("m2trec", inputs, GRIDS[arm], lambda candidate: found(candidate, 0, "val").warm)
     inputs = {**inputs, "settings": best, "seed": seed}
     return HitRates(*stored("m2trec", inputs, lambda: list(found(best, seed, "test"))))
 
@@ -209,48 +209,48 @@ def compared(
     seeds: tuple[int, ...],
     report: Report,
     *,
-    of: Any,
+    figure: Any,
     over: Callable[[Sequence[float]], float] = statistics.mean,
 ) -> Result:
-    found = by_arm(ARMS, seeds, found_of, report)
-    chance = statistics.mean(one.chance for one in found[FIELDS])
+    rates = by_arm(ARMS, seeds, found_of, report)
+    chance = statistics.mean(hit_rates.chance for hit_rates in rates[FIELDS])
     note = (
         f"{COLD:.0%} of the films are cold: in no input, anywhere. Chance among cold films: "
         f"{chance:.1f} %. The softmax of training is over the films with an event. MovieLens-100k "
         "by time, sessions by a gap of an hour; films are no shop."
     )
-    return judge(found, of, row_of("items by", COLUMNS), note, over)
+    return judge(rates, figure, row_of("items by", COLUMNS), note, over)
 
 
-def compared_tuned(seeds: tuple[int, ...], report: Report, *, of: Any) -> Result:
-    found = by_arm({name: name for name in GRIDS}, seeds, tuned_of, report)
+def compared_tuned(seeds: tuple[int, ...], report: Report, *, figure: Any) -> Result:
+    rates = by_arm({name: name for name in GRIDS}, seeds, tuned_of, report)
     note = (
         f"Of each method but popularity {len(GRIDS[FIELDS])} settings are tried on the 10 % of the "
         "events before the test (seed 0), and the one that finds most is taken. The baselines "
         f"read sessions' last {LAST} films; in all else as above."
     )
-    return judge(found, of, row_of("method", COLUMNS), note)
+    return judge(rates, figure, row_of("method", COLUMNS), note)
 
 
-def of_cold(one: Any) -> float:
+def of_cold(rates: Any) -> float:
     """Cold hit rate over the larger of twice chance and twice that of ids."""
-    return one[FIELDS].among_cold / max(2 * one[FIELDS].chance, 2 * one[IDS].among_cold)
+    return rates[FIELDS].among_cold / max(2 * rates[FIELDS].chance, 2 * rates[IDS].among_cold)
 
 
-def of_all(one: Any) -> float:
+def of_all(rates: Any) -> float:
     """Hit rate of cold films among all films over that of TF-IDF."""
-    return one[FIELDS].cold / one[KNN].cold
+    return rates[FIELDS].cold / rates[KNN].cold
 
 
 def mean_or_none(values: Sequence[float]) -> float:
-    """The mean over seeds, 0 where a seed found no cold film at all."""
+    """Return the mean over seeds, 0 where a seed found no cold film at all."""
     return statistics.mean(values) if min(values) > 0 else 0.0
 
 
-def of_cold_tuned(one: Any) -> float:
-    """The same beside the better of two tuned models of ids."""
-    others = (one[FIELDS].chance, one[SASREC].among_cold, one[GRU4REC].among_cold)
-    return one[FIELDS].among_cold / (2 * max(others))
+def of_cold_tuned(rates: Any) -> float:
+    """Return the same beside the better of two tuned models of ids."""
+    rivals = (rates[FIELDS].chance, rates[SASREC].among_cold, rates[GRU4REC].among_cold)
+    return rates[FIELDS].among_cold / (2 * max(rivals))
 
 
 def _beats_popularity(head: str, arm: str) -> Control:
@@ -278,7 +278,7 @@ CLAIMS = (
         "often as chance, and as a model of ids (M2TRec, arXiv:2209.11824; MovieLens-100k).",
         baseline="twice the larger of chance and ids, hit rate at 10 among cold films",
         target=1.0,
-        measure=partial(compared, of=of_cold),
+        measure=partial(compared, figure=of_cold),
         seeds=(0, 1, 2, 3, 4),
     ),
     study(
@@ -287,7 +287,7 @@ CLAIMS = (
         "same encoder over ids (M2TRec, arXiv:2209.11824; MovieLens-100k).",
         baseline="the same Transformer over a vector for each film, hit rate at 20",
         target=0.9,
-        measure=partial(compared, of=lambda one: one[FIELDS].warm / one[IDS].warm),
+        measure=partial(compared, figure=lambda rates: rates[FIELDS].warm / rates[IDS].warm),
         seeds=(0, 1, 2, 3, 4),
     ),
     study(
@@ -296,7 +296,9 @@ CLAIMS = (
         "session by the words of their metadata (M2TRec, arXiv:2209.11824; MovieLens-100k).",
         baseline="cosine of TF-IDF with the session's mean, hit rate at 10 among cold films",
         target=1.1,
-        measure=partial(compared, of=lambda one: one[FIELDS].among_cold / one[KNN].among_cold),
+        measure=partial(
+            compared, figure=lambda rates: rates[FIELDS].among_cold / rates[KNN].among_cold
+        ),
         seeds=(0, 1, 2, 3, 4),
     ),
     study(
@@ -306,7 +308,7 @@ CLAIMS = (
         "arXiv:2209.11824; MovieLens-100k).",
         baseline="cosine of TF-IDF with the session's mean, hit rate at 20 of cold films among all",
         target=1.0,
-        measure=partial(compared, of=of_all, over=mean_or_none),
+        measure=partial(compared, figure=of_all, over=mean_or_none),
         seeds=(0, 1, 2, 3, 4),
     ),
     study(
@@ -316,7 +318,9 @@ CLAIMS = (
         baseline="Cornac's SASRec, hit rate at 20; each the best of four settings on validation",
         target=0.9,
         control=TUNED_CONTROL,
-        measure=partial(compared_tuned, of=lambda one: one[FIELDS].warm / one[SASREC].warm),
+        measure=partial(
+            compared_tuned, figure=lambda rates: rates[FIELDS].warm / rates[SASREC].warm
+        ),
         minutes=90,
     ),
     study(
@@ -327,7 +331,7 @@ CLAIMS = (
         "cold films",
         target=1.0,
         control=TUNED_CONTROL,
-        measure=partial(compared_tuned, of=of_cold_tuned),
+        measure=partial(compared_tuned, figure=of_cold_tuned),
         minutes=90,
     ),
 )

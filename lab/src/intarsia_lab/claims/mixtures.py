@@ -87,17 +87,21 @@ ARMS: dict[str, Trained] = {
 
 @lru_cache(maxsize=1)
 def bench() -> LanguageRows:
-    return LanguageRows({name: made()[: TRAIN + 2 * TEST] for name, made in DOMAINS.items()})
+    return LanguageRows({name: load()[: TRAIN + 2 * TEST] for name, load in DOMAINS.items()})
 
 
 def rows(domain: str, part: str) -> list[Row]:
     """part: "train", "test", or "val", which no claim is judged by."""
-    found = bench().rows[domain]
-    return {"test": found[:TEST], "val": found[TEST : 2 * TEST], "train": found[2 * TEST :]}[part]
+    domain_rows = bench().rows[domain]
+    return {
+        "test": domain_rows[:TEST],
+        "val": domain_rows[TEST : 2 * TEST],
+        "train": domain_rows[2 * TEST :],
+    }[part]
 
 
 def train(arm: Trained, domains: Sequence[str], lr: float, seed: int) -> nn.Module:
-    """The last blocks, trained on these domains together."""
+    """Return the last blocks, trained on these domains together."""
     model = adapt(bench().model(), arm.method, head=None, seed=seed)
     mixed: Any = list(chain(*(rows(domain, "train") for domain in domains)))
     fit(
@@ -114,55 +118,65 @@ def train(arm: Trained, domains: Sequence[str], lr: float, seed: int) -> nn.Modu
 
 
 def losses(model: nn.Module, domains: Sequence[str], part: str = "test") -> Losses:
-    found: dict[str, tuple[float, float]] = {}
+    by_domain: dict[str, tuple[float, float]] = {}
     for domain in domains:
         data: Any = rows(domain, part)
-        one = evaluate(model, data, task=StateTokens(), batch_size=32).scores()
-        found[domain] = float(one["loss"]), float(one["exact_match"])
-    return found
+        scores = evaluate(model, data, task=StateTokens(), batch_size=32).scores()
+        by_domain[domain] = float(scores["loss"]), float(scores["exact_match"])
+    return by_domain
 
 
-def inputs_of(**more: Any) -> dict[str, Any]:
-    found = {"rows": [TRAIN, TEST], "training": [EPOCHS, BATCH]}
-    return found | {"domains": list(DOMAINS)} | more
+def inputs_of(**extra: Any) -> dict[str, Any]:
+    inputs = {"rows": [TRAIN, TEST], "training": [EPOCHS, BATCH]}
+    return inputs | {"domains": list(DOMAINS)} | extra
 
 
 def rate(report: Report) -> float:
-    """The rate at which the mixed LoRA is best on validation rows; run once and kept."""
+    """Return the rate at which the mixed LoRA is best on validation rows; run once and kept."""
 
     def run() -> dict[str, float]:
-        found: dict[str, float] = {}
+        mean_losses: dict[str, float] = {}
         for lr in RATES:
             with threads(1):
-                made = losses(train(ARMS[LORA], list(DOMAINS), lr, SEED), list(DOMAINS), "val")
-            found[str(lr)] = statistics.mean(math.log(loss) for loss, _ in made.values())
-            report(f"  {LORA} at rate {lr}: mean log loss {found[str(lr)]:.4f} on validation rows")
-        return found
+                losses_by_domain = losses(
+                    train(ARMS[LORA], list(DOMAINS), lr, SEED), list(DOMAINS), "val"
+                )
+            mean_losses[str(lr)] = statistics.mean(
+                math.log(loss) for loss, _ in losses_by_domain.values()
+            )
+            report(
+                f"  {LORA} at rate {lr}: mean log loss {mean_losses[str(lr)]:.4f} "
+                "on validation rows"
+            )
+        return mean_losses
 
-    found = stored("mixtures", inputs_of(rates=list(RATES)), run)
-    return min(RATES, key=lambda lr: found[str(lr)])
+    mean_losses = stored("mixtures", inputs_of(rates=list(RATES)), run)
+    return min(RATES, key=lambda lr: mean_losses[str(lr)])
 
 
 def cell(name: str, seed: int, report: Report) -> dict[str, Any]:
-    """Losses by domain of an arm, and the largest share of an expert; run once and kept."""
+    """Return losses by domain of an arm, and the largest share of an expert; run once and kept."""
     lr = rate(report)
 
     def run() -> dict[str, Any]:
-        arm, found, share = ARMS[name], dict[str, tuple[float, float]](), 0.0
+        arm, losses_by_domain, share = ARMS[name], dict[str, tuple[float, float]](), 0.0
         with threads(1):
             for domains in [list(DOMAINS)] if arm.mixed else [[domain] for domain in DOMAINS]:
                 model = train(arm, domains, lr, seed)
-                found |= losses(model, domains)
+                losses_by_domain |= losses(model, domains)
                 share = max(share, largest_share(model))
-        report(f"  seed {seed}, {name}: " + ", ".join(f"{d} {v[0]:.3f}" for d, v in found.items()))
-        return {"losses": found, "share": share}
+        report(
+            f"  seed {seed}, {name}: "
+            + ", ".join(f"{d} {v[0]:.3f}" for d, v in losses_by_domain.items())
+        )
+        return {"losses": losses_by_domain, "share": share}
 
     return stored("mixtures", inputs_of(arm=name, seed=seed, rate=lr), run)
 
 
 @torch.no_grad()
 def largest_share(model: nn.Module) -> float:
-    """The largest share of an expert in a block's pairs, on test rows of all; 0 for LoRA."""
+    """Return the largest share of an expert in a block's pairs, on test rows of all; 0 for LoRA."""
     if not learned_routers(model):
         return 0.0
     batch: Any = padded(list(chain(*(rows(domain, "test")[:16] for domain in DOMAINS))))[0]
@@ -171,48 +185,55 @@ def largest_share(model: nn.Module) -> float:
     return max((float(r.load().max() / r.load().sum()) for r in routings), default=0.0)
 
 
-def log_loss(found: Mapping[str, Any]) -> float:
-    """The mean over domains of the log of the loss: the log of their geometric mean."""
-    return statistics.mean(math.log(loss) for loss, _ in found["losses"].values())
+def log_loss(result: Mapping[str, Any]) -> float:
+    """Return the mean over domains of the log of the loss: the log of their geometric mean."""
+    return statistics.mean(math.log(loss) for loss, _ in result["losses"].values())
 
 
 def ratio(seeds: Sequence[int], report: Report, *, ours: str, over: str) -> Result:
-    """The geometric mean over domains of one arm's loss over another's; a value for each seed."""
-    found = cells(seeds, report)
-    logs = {name: [log_loss(one) for one in made] for name, made in found.items()}
+    """Return the geometric mean over domains of one arm's loss over another's.
+
+    There is a value for each seed.
+    """
+    by_arm = cells(seeds, report)
+    logs = {name: [log_loss(result) for result in results] for name, results in by_arm.items()}
     values = [math.exp(a - b) for a, b in zip(logs[ours], logs[over], strict=True)]
-    return result_of(values, table(found), NOTE)
+    return result_of(values, table(by_arm), NOTE)
 
 
 def closed(seeds: Sequence[int], report: Report) -> Result:
-    """The share of the conflict that MoLE resolves; 0 where there is none to resolve."""
-    found = cells(seeds, report)
-    single, mixed, ours = ([log_loss(one) for one in found[name]] for name in (SINGLE, LORA, MOLE))
+    """Return the share of the conflict that MoLE resolves; 0 where there is none to resolve."""
+    by_arm = cells(seeds, report)
+    single, mixed, ours = (
+        [log_loss(result) for result in by_arm[name]] for name in (SINGLE, LORA, MOLE)
+    )
     gap = statistics.mean(mixed) - statistics.mean(single)
     values = [m - o for m, o in zip(mixed, ours, strict=True)]
     if gap < math.log(LEAST):
         note = f"No conflict: the mixed LoRA's loss is {math.exp(gap):.3f} times the single ones'. "
-        return Result(0.0, 0.0, tuple(0.0 for _ in values), table(found), note + NOTE)
-    return result_of([value / gap for value in values], table(found), NOTE)
+        return Result(0.0, 0.0, tuple(0.0 for _ in values), table(by_arm), note + NOTE)
+    return result_of([value / gap for value in values], table(by_arm), NOTE)
 
 
 def cells(seeds: Sequence[int], report: Report) -> dict[str, list[dict[str, Any]]]:
     return {name: [cell(name, seed, report) for seed in seeds] for name in ARMS}
 
 
-def table(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[dict[str, Any], ...]:
-    """A line for each arm: loss of a token by domain, right answers of the two with few."""
+def table(by_arm: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[dict[str, Any], ...]:
+    """Return a line for each arm: loss of a token by domain, right answers of the two with few."""
     lines: list[dict[str, Any]] = []
-    base = [log_loss(one) for one in found[LORA]]
-    for name, made in found.items():
+    base = [log_loss(result) for result in by_arm[LORA]]
+    for name, results in by_arm.items():
         line: dict[str, Any] = {"arm": name}
         for domain in DOMAINS:
-            line[domain] = shown([one["losses"][domain][0] for one in made], ".3f")
+            line[domain] = shown([result["losses"][domain][0] for result in results], ".3f")
         for domain in ("kinds", "emoji"):
-            line[f"{domain}, right"] = shown([one["losses"][domain][1] for one in made], ".3f")
-        ratios = [math.exp(log_loss(o) - b) for o, b in zip(made, base, strict=True)]
+            line[f"{domain}, right"] = shown(
+                [result["losses"][domain][1] for result in results], ".3f"
+            )
+        ratios = [math.exp(log_loss(o) - b) for o, b in zip(results, base, strict=True)]
         line["over the mixed LoRA"] = shown(ratios, ".3f")
-        share = max(one["share"] for one in made)
+        share = max(result["share"] for result in results)
         lines.append(line | {"largest share": f"{share:.2f}" if share else ""})
     return tuple(lines)
 
@@ -253,7 +274,7 @@ def shared_mlp(seed: int) -> tuple[OutputExperts, nn.Module, Tensor, Routing]:
 
 
 def naive(cell: OutputExperts, mlp: nn.Module, x: Tensor, routing: Routing) -> Tensor:
-    """Every active expert's whole MLP on its rows."""
+    """Return every active expert's whole MLP on its rows."""
 
     def weighted(e: int, rows: Tensor, weight: Tensor) -> Tensor:
         return cell.alone(mlp, e, rows) * weight[:, None]

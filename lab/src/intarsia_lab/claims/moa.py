@@ -39,7 +39,7 @@ REPEATS = 15
 
 
 def method(density: float) -> MoA:
-    """The settings of all claims."""
+    """Return the settings of all claims."""
     return MoA(density, LENGTHS, CHECK, EXTEND, block=BLOCK, step=STEP, answer=ANSWER)
 
 
@@ -50,16 +50,16 @@ class SpanCells:
         self.made: Any = None
 
     def model(self) -> tuple[Any, Any, Any]:
-        """The model, its tokenizer and rows of CHECK tokens."""
+        """Return the model, its tokenizer and rows of CHECK tokens."""
         if self.made is None:
             model, tokenizer = language_model("smollm2", progress=lambda _: None)
             rows = load_texts(TEXT, tokenizer, length=CHECK, progress=lambda _: None)
             self.made = model, tokenizer, rows
         return self.made
 
-    def inputs(self, density: float, seed: int, **more: Any) -> dict[str, Any]:
+    def inputs(self, density: float, seed: int, **extra: Any) -> dict[str, Any]:
         sizes = [*LENGTHS, CHECK, EXTEND, BLOCK, STEP, ROWS, HELD_OUT, ANSWER]
-        return {"density": density, "seed": seed, "sizes": sizes, **more}
+        return {"density": density, "seed": seed, "sizes": sizes, **extra}
 
     def chosen(self, density: float, seed: int, report: Report) -> dict[str, Any]:
         """Spans from other rows at each seed."""
@@ -75,18 +75,21 @@ class SpanCells:
         return stored("moa-spans", self.inputs(density, seed), run)
 
     def losses(self, density: float, seed: int, report: Report) -> dict[str, float]:
-        """Of the last third of held-out rows: dense, MoA, uniform and random at its density."""
+        """Return losses on the last third of rows: dense, MoA, uniform, random at its density."""
         spans = Spans.from_dict(self.chosen(density, seed, report)["spans"])
 
         def run() -> dict[str, float]:
             model, _, texts = self.model()
             ids = torch.stack([_ids(texts.test[i]) for i in range(HELD_OUT)])
-            return {name: _loss(model, of, ids) for name, of in rivals(spans, seed).items()}
+            return {
+                name: _loss(model, arm_spans, ids)
+                for name, arm_spans in rivals(spans, seed).items()
+            }
 
         return stored("moa-losses", self.inputs(density, seed), run)
 
     def found(self, density: float, seed: int, report: Report) -> dict[str, float]:
-        """The share of lines that are found: dense, MoA and the uniform window."""
+        """Return the share of lines that are found: dense, MoA and the uniform window."""
         spans = Spans.from_dict(self.chosen(density, seed, report)["spans"])
 
         def run() -> dict[str, float]:
@@ -94,7 +97,10 @@ class SpanCells:
             prompts = line_prompts(tokenizer, PROMPTS, LINES, seed)
             arms = rivals(spans, seed)
             del arms["random"]
-            return {name: retrieved(model, of, prompts, report) for name, of in arms.items()}
+            return {
+                name: retrieved(model, arm_spans, prompts, report)
+                for name, arm_spans in arms.items()
+            }
 
         return stored("moa-lines", self.inputs(density, seed, lines=[PROMPTS, LINES]), run)
 
@@ -103,17 +109,17 @@ CELLS = SpanCells()
 
 
 def rivals(spans: Spans, seed: int) -> dict[str, Spans | None]:
-    """What spans are held against, each with their mean span at CHECK, or a block more."""
+    """Return the rivals of spans, each with their mean span at CHECK, or a block more."""
     kept_of = spans.at(CHECK).double().mean().item()
-    given: dict[str, Any] = {"sink": spans.sink, "block": spans.block}
+    options: dict[str, Any] = {"sink": spans.sink, "block": spans.block}
     even = math.ceil(kept_of / spans.block) * spans.block
     shape = spans.layers, spans.heads
-    uniform = Spans.of(torch.full(shape, even), **given)
+    uniform = Spans.of(torch.full(shape, even), **options)
     return {
         "dense": None,
         "moa": spans,
         "uniform": uniform,
-        "random": Spans.of(random_spans(shape, kept_of, seed, spans.sink), **given),
+        "random": Spans.of(random_spans(shape, kept_of, seed, spans.sink), **options),
     }
 
 
@@ -126,16 +132,16 @@ def random_spans(shape: tuple[int, int], mean: float, seed: int, sink: int) -> T
         spans = (low + (high - low) * (draw * factor).clamp_max(1)) / BLOCK
         return spans.round().clamp_min(low / BLOCK) * BLOCK
 
-    least, most = 0.0, 1e6
+    least, highest = 0.0, 1e6
     for _ in range(80):  # bisection
-        middle = (least + most) / 2
-        least, most = (middle, most) if float(at(middle).mean()) < mean else (least, middle)
-    return at(most)
+        middle = (least + highest) / 2
+        least, highest = (middle, highest) if float(at(middle).mean()) < mean else (least, middle)
+    return at(highest)
 
 
 def _ids(row: Any) -> Tensor:
-    given = row[0] if isinstance(row, (tuple, list)) else row
-    return given["input_ids"] if isinstance(given, dict) else given
+    inputs = row[0] if isinstance(row, (tuple, list)) else row
+    return inputs["input_ids"] if isinstance(inputs, dict) else inputs
 
 
 def _loss(model: nn.Module, spans: Spans | None, ids: Tensor) -> float:
@@ -150,27 +156,27 @@ def _loss(model: nn.Module, spans: Spans | None, ids: Tensor) -> float:
 def line_prompts(tokenizer: Any, count: int, lines: int, seed: int) -> list[tuple[Tensor, int]]:
     """Lists of numbered lines and a question about one; token ids, and how many are the answer."""
     draw = torch.Generator().manual_seed(1000 + seed)
-    made: list[tuple[Tensor, int]] = []
+    prompts: list[tuple[Tensor, int]] = []
     for _ in range(count):
         names = (torch.randperm(900, generator=draw)[:lines] + 100).tolist()
         values = torch.randint(10_000, 100_000, (lines,), generator=draw).tolist()
-        asked = int(torch.randint(lines, (1,), generator=draw))
+        line = int(torch.randint(lines, (1,), generator=draw))
         text = "Below is a list of lines. Each line has a number, and a code to remember.\n"
         text += "".join(f"Line {n}: the code is {v}.\n" for n, v in zip(names, values, strict=True))
         text += (
-            f"The question is about one line of the list above.\nLine {names[asked]}: the code is"
+            f"The question is about one line of the list above.\nLine {names[line]}: the code is"
         )
         before = tokenizer(text)["input_ids"]
-        whole = tokenizer(f"{text} {values[asked]}")["input_ids"]
-        made.append((torch.tensor(whole), len(whole) - len(before)))
-    return made
+        ids = tokenizer(f"{text} {values[line]}")["input_ids"]
+        prompts.append((torch.tensor(ids), len(ids) - len(before)))
+    return prompts
 
 
 @torch.no_grad()
 def retrieved(
     model: Any, spans: Spans | None, prompts: Sequence[tuple[Tensor, int]], report: Report
 ) -> float:
-    """The share of prompts whose answer is the most likely one, token by token."""
+    """Return the share of prompts whose answer is the most likely one, token by token."""
     hits = 0
     model.eval()
     try:
@@ -197,12 +203,12 @@ def of_losses(seeds: tuple[int, ...], report: Report) -> Result:
         for d in DENSITIES
     }
     note = "Random spans of heads lose " + ", ".join(
-        f"{of:+.4f} at density {d:g}" for d, of in worse.items()
+        f"{loss_gap:+.4f} at density {d:g}" for d, loss_gap in worse.items()
     )
     note += " over the uniform window (wanted: more than 0)."
     judged = [upper(values) for values in over.values()]
-    every = [v for values in over.values() for v in values]
-    return result_of(every, _table(cells, seeds), note, lambda _: max(judged))
+    differences = [v for values in over.values() for v in values]
+    return result_of(differences, _table(cells, seeds), note, lambda _: max(judged))
 
 
 def of_gap(seeds: tuple[int, ...], report: Report) -> Result:
@@ -233,7 +239,7 @@ def _table(cells: dict[tuple[float, int], dict[str, float]], seeds: Sequence[int
 
 
 def of_lines(seeds: tuple[int, ...], report: Report) -> Result:
-    """Points of retrieval over the uniform window, at density .5."""
+    """Return points of retrieval over the uniform window, at density .5."""
     cells = [CELLS.found(0.5, s, report) for s in seeds]
     rows = [
         {"spans": arm, "found, %": shown([100 * c[arm] for c in cells], ".1f")} for arm in cells[0]
@@ -254,28 +260,28 @@ def of_bytes(seeds: tuple[int, ...], report: Report) -> Result:
         model(torch.zeros(1, 1, dtype=torch.long), use_cache=True, cache=cache)
         return cache_bytes(cache)
 
-    whole = taken()
+    full_size = taken()
     for density in DENSITIES:
         for seed in seeds:
             spans = Spans.from_dict(CELLS.chosen(density, seed, report)["spans"])
             attach_spans(model, spans, length=EXTEND)
-            share = taken() / whole
+            share = taken() / full_size
             detach_spans(model)
             off.append(abs(share - spans.density(EXTEND)) * EXTEND / BLOCK)
             row = {"asked": density, "chosen": f"{spans.density(EXTEND):.4f}"}
             rows.append({**row, "bytes, share": f"{share:.4f}", "draw": seed})
-    return result_of(off, rows, f"Of {whole / 1e6:.1f} MB at {EXTEND} tokens.", max)
+    return result_of(off, rows, f"Of {full_size / 1e6:.1f} MB at {EXTEND} tokens.", max)
 
 
 def of_time(seeds: tuple[int, ...], report: Report) -> Result:
-    """Times of a token's attention, all layers: a full cache over rings at density .25."""
+    """Return a token's attention time in a full cache over that in rings at density .25."""
     ratios: list[float] = []
     rows: list[dict[str, Any]] = []
     slowest = 0.0
     for seed in seeds:
-        chosen = CELLS.chosen(0.25, seed, report)
-        spans = Spans.from_dict(chosen["spans"])
-        slowest = max(slowest, float(chosen["spans"]["about"].get("programmes", math.nan)))
+        choice = CELLS.chosen(0.25, seed, report)
+        spans = Spans.from_dict(choice["spans"])
+        slowest = max(slowest, float(choice["spans"]["about"].get("programmes", math.nan)))
         full, rings = attention_times(spans)
         ratios.append(full / rings)
         rows.append(
@@ -290,7 +296,7 @@ def of_time(seeds: tuple[int, ...], report: Report) -> Result:
 
 @torch.no_grad()
 def attention_times(spans: Spans) -> tuple[float, float]:
-    """Median CPU seconds of one token's attention in all layers: full, and with rings."""
+    """Return median CPU seconds of one token's attention in all layers: full, and with rings."""
     draw = torch.Generator().manual_seed(0)
     heads, share, size = spans.heads, 3, 64  # SmolLM2's
     query = torch.randn(1, heads * share, 1, size, generator=draw)
@@ -306,20 +312,23 @@ def attention_times(spans: Spans) -> tuple[float, float]:
             for ring in layer.rings:
                 ring.write(start, start, past.places)
     times: dict[str, list[float]] = {"full": [], "rings": []}
-    for at in range(past.keys, EXTEND):
-        one, seen = new[:, :, at : at + 1], TokenPositions(1, at + 1, at, None, "cpu", {})
-        for name, every in (("full", stock), ("rings", layers)):
+    for position in range(past.keys, EXTEND):
+        token_states, positions = (
+            new[:, :, position : position + 1],
+            TokenPositions(1, position + 1, position, None, "cpu", {}),
+        )
+        for name, cache_layers in (("full", stock), ("rings", layers)):
             clock = time.process_time()
-            for layer in every:
-                _attended(layer, query, one, seen)
+            for layer in cache_layers:
+                _attended(layer, query, token_states, positions)
             times[name].append(time.process_time() - clock)
     return statistics.median(times["full"][1:]), statistics.median(times["rings"][1:])
 
 
-def _attended(layer: Any, query: Tensor, new: Tensor, seen: TokenPositions) -> Tensor:
+def _attended(layer: Any, query: Tensor, new: Tensor, positions: TokenPositions) -> Tensor:
     keys, values = layer.update(new, new)
     if isinstance(layer, RingLayer):
-        return layer.attend(query, seen, None, 0.0)
+        return layer.attend(query, positions, None, 0.0)
     return grouped(query, keys, values, None, None)
 
 

@@ -48,16 +48,20 @@ ROUTERS: dict[str, RouterConfig] = {
 
 
 def mean_of(cell: Cell, name: str) -> float:
-    """A figure of a cell's layers, their mean."""
+    """Return a figure of a cell's layers, their mean."""
     return statistics.mean(layer[name] for layer in cell["layers"])
 
 
 def on_text(
-    seeds: Sequence[int], report: Report, *, of: Callable[[Cell, Cell], float], bench: Bench = BENCH
+    seeds: Sequence[int],
+    report: Report,
+    *,
+    figure: Callable[[Cell, Cell], float],
+    bench: Bench = BENCH,
 ) -> Result:
-    """A figure of our cell and the linear gate's, the mean of the seeds."""
+    """Return a figure of our cell and the linear gate's, the mean of the seeds."""
     arms = [arm(GATE, LINEAR), arm(WEIGHTS, OURS)]
-    found, text = bench.cells(arms, seeds, report), bench.scale
+    results, text = bench.cells(arms, seeds, report), bench.scale
     note = (
         f"Cells of `{bench.corpus}`: a decoder of {text.shape.layers} layers, "
         f"{text.shape.width} wide, {EXPERTS} experts of {text.shape.hidden} units "
@@ -68,17 +72,17 @@ def on_text(
         "token. Both moe-x claims on text judge the same cells. A temperature that is learned "
         "from 0.1 costs no loss on the validation part, with 0.91 of the units (LOG, 2026-11-25)."
     )
-    return judge(found, lambda cells: of(cells[WEIGHTS], cells[GATE]), _row, note)
+    return judge(results, lambda cells: figure(cells[WEIGHTS], cells[GATE]), _row, note)
 
 
-def _row(name: str, found: Sequence[Cell]) -> dict[str, Any]:
+def _row(name: str, cells: Sequence[Cell]) -> dict[str, Any]:
     return {
         "router": name,
-        "units on": shown([mean_of(c, "hidden_units") for c in found], ".1f"),
-        "test loss": shown([c["loss"] for c in found], ".4f"),
-        "rank": shown([mean_of(c, "score_to_units") for c in found], ".2f"),
-        "variation of the loads": shown([mean_of(c, "load_cv") for c in found], ".2f"),
-        "router's parameters": found[0]["parameters"]["routers"],
+        "units on": shown([mean_of(c, "hidden_units") for c in cells], ".1f"),
+        "test loss": shown([c["loss"] for c in cells], ".4f"),
+        "rank": shown([mean_of(c, "score_to_units") for c in cells], ".2f"),
+        "variation of the loads": shown([mean_of(c, "load_cv") for c in cells], ".2f"),
+        "router's parameters": cells[0]["parameters"]["routers"],
     }
 
 
@@ -91,7 +95,7 @@ def loss_ratio(ours: Cell, linear: Cell) -> float:
 
 
 class Coverage(NamedTuple):
-    """Of single units on held-out code: the mean over the states of the F1 of the best unit, and of
+    """Scores of single units on held-out code: the mean over states of the best unit's F1, and of
     all units of high precision together.
     """
 
@@ -110,20 +114,23 @@ class Probed(NamedTuple):
 
 @lru_cache(maxsize=1)
 def code() -> Code:
-    """Rows of tokens of the standard library; of the last tenth the states after each token."""
+    """Return rows of tokens of the standard library.
+
+    The last tenth has the states after each token, too.
+    """
     files = [text for text in library(CHARACTERS) if _reads(text)]
     cut = round(0.9 * len(files))
     words = vocabulary(["".join(files[:cut])])
     train = in_rows(words, "".join(files[:cut]))
     ids, states = list[int](), list[np.ndarray]()
     for text in files[cut:]:
-        made, of = words.tokenizer.encode(text), states_of(text)
-        ids += made.ids
-        states.append(of[[end - 1 for _, end in made.offsets]])
-    whole = len(ids) // LENGTH
-    rows = torch.tensor(ids)[: whole * LENGTH].view(whole, LENGTH)
-    of_rows = np.concatenate(states)[: whole * LENGTH].reshape(whole, LENGTH, -1)
-    picked = np.linspace(0, whole - 1, min(PROBED, whole)).astype(int)  # from all modules
+        encoding, states_of_text = words.tokenizer.encode(text), states_of(text)
+        ids += encoding.ids
+        states.append(states_of_text[[end - 1 for _, end in encoding.offsets]])
+    row_count = len(ids) // LENGTH
+    rows = torch.tensor(ids)[: row_count * LENGTH].view(row_count, LENGTH)
+    of_rows = np.concatenate(states)[: row_count * LENGTH].reshape(row_count, LENGTH, -1)
+    picked = np.linspace(0, row_count - 1, min(PROBED, row_count)).astype(int)  # from all modules
     return Code(train, rows[picked], of_rows[picked].reshape(-1, len(STATES)))
 
 
@@ -136,7 +143,7 @@ class Code(NamedTuple):
 
 
 def _reads(text: str) -> bool:
-    """Whether Python's tokenizer reads a file to its end."""
+    """Return True if Python's tokenizer reads a file to its end."""
     try:
         states_of(text)
     except (tokenize.TokenError, SyntaxError):
@@ -145,12 +152,12 @@ def _reads(text: str) -> bool:
 
 
 def wide_units(model: nn.Module, rows: Tensor, layer: int = LAYER) -> np.ndarray:
-    """The wide hidden layer of one mixture, (tokens, E h)."""
-    found: list[Tensor] = []
+    """Return the wide hidden layer of one mixture, (tokens, E h)."""
+    outputs: list[Tensor] = []
 
     def see(mixture: Any, args: Any, _: Any) -> None:
         x = args[0].reshape(-1, args[0].shape[-1])
-        found.append(as_wide_mlp(mixture).hidden(x, mixture.routing(x).dense()))
+        outputs.append(as_wide_mlp(mixture).hidden(x, mixture.routing(x).dense()))
 
     mixture = list(mixtures_in(model).values())[layer]
     hook = mixture.register_forward_hook(see)
@@ -158,14 +165,14 @@ def wide_units(model: nn.Module, rows: Tensor, layer: int = LAYER) -> np.ndarray
         for part in rows.split(32):
             model.eval()(part)
     hook.remove()
-    return torch.cat(found).numpy()
+    return torch.cat(outputs).numpy()
 
 
-def thinned(units: np.ndarray, most: int) -> np.ndarray:
-    """The `most` largest units of each token, the others 0.  (tokens, U) likewise."""
-    if most >= units.shape[1]:
+def thinned(units: np.ndarray, limit: int) -> np.ndarray:
+    """Return the `limit` largest units of each token, the others 0.  (tokens, U) likewise."""
+    if limit >= units.shape[1]:
         return units
-    least = np.partition(units, -most, axis=1)[:, -most, None]
+    least = np.partition(units, -limit, axis=1)[:, -limit, None]
     return np.where(units >= np.maximum(least, np.finfo(units.dtype).tiny), units, 0)
 
 
@@ -178,20 +185,20 @@ def coverage(units: np.ndarray, states: np.ndarray) -> Coverage:
     """
     half = len(units) // 2
     states = states[:, states[:half].any(0) & states[half:].any(0)]
-    most = units[:half].max(0)
+    maxima = units[:half].max(0)
     truth = states.astype(np.float32)
     best = np.full(truth.shape[1], -1.0), np.zeros(truth.shape[1])  # F1 chosen by, F1 scored
     any_on = np.zeros((len(units) - half, truth.shape[1]), dtype=bool)
     for share in SHARES:
-        on = ((units > share * most) & (most > 0)).astype(np.float32)
-        told, judged = on[:half], on[half:]
-        precision, f1 = _figures(told, truth[:half])
+        on = ((units > share * maxima) & (maxima > 0)).astype(np.float32)
+        chosen_on, judged = on[:half], on[half:]
+        precision, f1 = _figures(chosen_on, truth[:half])
         _, scored = _figures(judged, truth[half:])
         pick = f1.argmax(1)  # of each state
         for state, unit in enumerate(pick):
             if f1[state, unit] > best[0][state]:
                 best[0][state], best[1][state] = f1[state, unit], scored[state, unit]
-            sure = (precision[state] >= HIGH) & (told.sum(0) >= LEAST)
+            sure = (precision[state] >= HIGH) & (chosen_on.sum(0) >= LEAST)
             any_on[:, state] |= judged[:, sure].any(1)
     together = [_f1_of(any_on[:, s], states[half:, s]) for s in range(truth.shape[1])]
     return Coverage(float(best[1].mean()), float(np.mean(together)))
@@ -212,34 +219,36 @@ def probed(seed: int, steps: int) -> dict[str, Probed]:
     """Models of code under each router, read at equal units on.  Run once and kept."""
 
     def run() -> dict[str, Any]:
-        found, nets = code(), dict[str, nn.Module]()
+        data, nets = code(), dict[str, nn.Module]()
         draws = torch.Generator().manual_seed(seed)
-        rows = found.train[torch.randint(len(found.train), (steps * BATCH,), generator=draws)]
+        rows = data.train[torch.randint(len(data.train), (steps * BATCH,), generator=draws)]
         for name, router in ROUTERS.items():
             nets[name] = decoder_of_experts(router, seed, shape=RELU)
             learn(nets[name], TensorDataset(rows, rows), seed)
-        units = {name: wide_units(net, found.test) for name, net in nets.items()}
+        units = {name: wide_units(net, data.test) for name, net in nets.items()}
         on = {name: float((u != 0).sum(1).mean()) for name, u in units.items()}
-        test, most = TensorDataset(found.test, found.test), max(1, int(min(on.values())))
-        made: dict[str, Any] = {}
+        test, limit = TensorDataset(data.test, data.test), max(1, int(min(on.values())))
+        probes: dict[str, Any] = {}
         for name, net in nets.items():
-            said = coverage(thinned(units[name], most), found.states)
+            scores_of_units = coverage(thinned(units[name], limit), data.states)
             loss = evaluate(net, test, batch_size=64).loss
-            made[name] = Probed(loss, on[name], said.best, said.together)._asdict()
-        return made
+            probes[name] = Probed(
+                loss, on[name], scores_of_units.best, scores_of_units.together
+            )._asdict()
+        return probes
 
     inputs = {"seed": seed, "steps": steps, "routers": repr(ROUTERS), "states": list(STATES)}
     inputs |= {"sizes": [CHARACTERS, PROBED, LAYER], "python": platform.python_version()}
     with threads(1):
-        made = stored("moe-x-probe", inputs, run)
-    return {name: Probed(**one) for name, one in made.items()}
+        probes = stored("moe-x-probe", inputs, run)
+    return {name: Probed(**fields) for name, fields in probes.items()}
 
 
 def probe(
-    seeds: Sequence[int], report: Report, *, of: Callable[[Probed], float], steps: int = STEPS
+    seeds: Sequence[int], report: Report, *, figure: Callable[[Probed], float], steps: int = STEPS
 ) -> Result:
-    """A figure of our model's units less that of the linear gate's, mean of the seeds."""
-    found = by_seed(seeds, lambda seed: probed(seed, steps), report)
+    """Return a figure of our model's units less that of the linear gate's, mean of the seeds."""
+    results = by_seed(seeds, lambda seed: probed(seed, steps), report)
     note = (
         f"Modules of the standard library; decoders of four layers from scratch, {EXPERTS} experts "
         f"of {RELU.hidden} units with ReLU, {ACTIVE} a token, {steps} steps of {BATCH} rows of "
@@ -249,7 +258,9 @@ def probe(
         "models has on, the largest ones. Unit and threshold are chosen on half of the tokens "
         "and scored on the other. Both claims judge the same runs."
     )
-    return judge(found, lambda nets: of(nets[OURS_LEARNED]) - of(nets[GATE]), PROBE_ROW, note)
+    return judge(
+        results, lambda nets: figure(nets[OURS_LEARNED]) - figure(nets[GATE]), PROBE_ROW, note
+    )
 
 
 PROBE_ROW = row_of(
@@ -283,7 +294,7 @@ CLAIMS = (
         target=0.92,
         sense="<=",
         control=LEARNED,
-        measure=partial(on_text, of=units_ratio),
+        measure=partial(on_text, figure=units_ratio),
         needs="long",
         minutes=14,
     ),
@@ -294,7 +305,7 @@ CLAIMS = (
         target=1.01,
         sense="<=",
         control=LEARNED,
-        measure=partial(on_text, of=loss_ratio),
+        measure=partial(on_text, figure=loss_ratio),
         needs="long",
         minutes=14,
     ),
@@ -307,7 +318,7 @@ CLAIMS = (
         target=0.0,
         sense=">=",
         control=ANSWERED,
-        measure=partial(probe, of=lambda made: made.coverage),
+        measure=partial(probe, figure=lambda net: net.coverage),
         needs="cpu",
         minutes=12,
     ),
@@ -321,7 +332,7 @@ CLAIMS = (
         target=0.0,
         sense=">=",
         control=ANSWERED,
-        measure=partial(probe, of=lambda made: made.reconstruction),
+        measure=partial(probe, figure=lambda net: net.reconstruction),
         needs="cpu",
         minutes=12,
     ),

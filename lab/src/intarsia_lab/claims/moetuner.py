@@ -48,25 +48,28 @@ class Placed:
 
 @lru_cache
 def placed(kind: str, seed: int, report: Report) -> dict[str, Placed]:
-    """Every search on one trace, and experts in order."""
-    whole = uniform(seed) if kind == "uniform" else traces(seed, report)[kind]
-    searched, unseen = whole.split(seed=seed)
-    found = {PLAIN: Placement.contiguous(whole.layers, whole.experts, DEVICES)}
-    found |= {name: of.place(searched, LINKS) for name, of in SEARCHES.items()}
-    return {name: Placed(quality(unseen, at), _seconds(unseen, at)) for name, at in found.items()}
+    """Return every search on one trace, and experts in order."""
+    full_trace = uniform(seed) if kind == "uniform" else traces(seed, report)[kind]
+    searched, unseen = full_trace.split(seed=seed)
+    placements = {PLAIN: Placement.contiguous(full_trace.layers, full_trace.experts, DEVICES)}
+    placements |= {name: search.place(searched, LINKS) for name, search in SEARCHES.items()}
+    return {
+        name: Placed(quality(unseen, placement), _seconds(unseen, placement))
+        for name, placement in placements.items()
+    }
 
 
-def _seconds(trace: Trace, at: Placement) -> float:
+def _seconds(trace: Trace, placement: Placement) -> float:
     rows = trace.rows(slice(BATCH))
-    plan = expert_parallel(rows, at, SIZE, engine="stay", nodes=TWO_LEVEL.nodes())
+    plan = expert_parallel(rows, placement, SIZE, engine="stay", nodes=TWO_LEVEL.nodes())
     return simulate(plan, TWO_LEVEL).seconds
 
 
 Of = Callable[[Placed], float]
-imbalance: Of = lambda one: one.of.imbalance  # noqa: E731
-cross: Of = lambda one: one.of.cross  # noqa: E731
-destinations: Of = lambda one: one.of.destinations  # noqa: E731
-seconds: Of = lambda one: one.seconds  # noqa: E731
+imbalance: Of = lambda outcome: outcome.of.imbalance  # noqa: E731
+cross: Of = lambda outcome: outcome.of.cross  # noqa: E731
+destinations: Of = lambda outcome: outcome.of.destinations  # noqa: E731
+seconds: Of = lambda outcome: outcome.seconds  # noqa: E731
 
 
 def run(
@@ -75,25 +78,30 @@ def run(
     *,
     kinds: Sequence[str],
     arm: str,
-    of: Of,
+    figure: Of,
     over: str | None = PLAIN,
 ) -> Result:
-    """A figure of an arm, over that of another, on the kind of trace where it is worst."""
-    made = {kind: [placed(kind, seed, report) for seed in seeds] for kind in kinds}
+    """Return a figure of an arm, over that of another, on the kind of trace where it is worst."""
+    by_kind = {kind: [placed(kind, seed, report) for seed in seeds] for kind in kinds}
 
-    def value(found: Mapping[str, Placed]) -> float:
-        return of(found[arm]) / (of(found[over]) if over else 1.0)
+    def value(placements: Mapping[str, Placed]) -> float:
+        return figure(placements[arm]) / (figure(placements[over]) if over else 1.0)
 
-    worst = [max(value(made[kind][at]) for kind in kinds) for at in range(len(seeds))]
-    rows = [_row(kind, name, made[kind]) for kind in kinds for name in made[kind][0]]
+    worst = [max(value(by_kind[kind][index]) for kind in kinds) for index in range(len(seeds))]
+    rows = [_row(kind, name, by_kind[kind]) for kind in kinds for name in by_kind[kind][0]]
     return result_of(worst, rows, NOTE)
 
 
-def _row(kind: str, name: str, made: Sequence[Mapping[str, Placed]]) -> dict[str, Any]:
+def _row(kind: str, name: str, placements: Sequence[Mapping[str, Placed]]) -> dict[str, Any]:
     columns = {"imbalance": imbalance, "cross": cross, "destinations": destinations}
-    found = {what: shown([of(one[name]) for one in made], ".3f") for what, of in columns.items()}
-    times = [seconds(one[name]) / seconds(one[PLAIN]) for one in made]
-    return {"trace": kind, "placement": name} | found | {"simulated time": shown(times, ".3f")}
+    columns_shown = {
+        title: shown([read(by_name[name]) for by_name in placements], ".3f")
+        for title, read in columns.items()
+    }
+    times = [seconds(by_name[name]) / seconds(by_name[PLAIN]) for by_name in placements]
+    return (
+        {"trace": kind, "placement": name} | columns_shown | {"simulated time": shown(times, ".3f")}
+    )
 
 
 NOTE = (
@@ -107,13 +115,20 @@ NOTE = (
 PAPER = "(arXiv:2502.06643, abstract): "
 
 
-def study(key: str, sentence: str, target: float, of: Of, **more: Any) -> Study:
+def study(key: str, sentence: str, target: float, figure: Of, **overrides: Any) -> Study:
     """more: arm, kinds and over of `run`, and what else a Study has."""
-    how = {"kinds": ("balanced",), "arm": STAY}
-    how |= {name: more.pop(name) for name in ("kinds", "arm", "over") if name in more}
-    judged: Any = partial(run, of=of, **how)
-    given = {"baseline": "experts in order; ratio", "sense": "<=", "needs": "long", "minutes": 30}
-    return Study(key, sentence, target=target, measure=judged, control=SIMULATED, **given | more)
+    options = {"kinds": ("balanced",), "arm": STAY}
+    options |= {name: overrides.pop(name) for name in ("kinds", "arm", "over") if name in overrides}
+    judged: Any = partial(run, figure=figure, **options)
+    defaults = {
+        "baseline": "experts in order; ratio",
+        "sense": "<=",
+        "needs": "long",
+        "minutes": 30,
+    }
+    return Study(
+        key, sentence, target=target, measure=judged, control=SIMULATED, **defaults | overrides
+    )
 
 
 CLAIMS = (

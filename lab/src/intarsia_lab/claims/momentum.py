@@ -54,7 +54,7 @@ CLAIMS = (
         sentence="Momentum along the depth lowers the perplexity of a sparse mixture of experts "
         "(arXiv:2410.14574, abstract).",
         target=0.995,
-        measure=partial(ratio, ours=MOMENTUM, base=SMOE, of=perplexity, note=NOTE),
+        measure=partial(ratio, ours=MOMENTUM, base=SMOE, figure=perplexity, note=NOTE),
         minutes=15,
     ),
     study(
@@ -63,7 +63,7 @@ CLAIMS = (
         sentence="Momentum along the depth lowers the perplexity of a wider and deeper mixture, "
         "too (arXiv:2410.14574, abstract).",
         target=0.995,
-        measure=partial(ratio, ours=MOMENTUM, base=SMOE, of=perplexity, note=NOTE, bench=WIDE),
+        measure=partial(ratio, ours=MOMENTUM, base=SMOE, figure=perplexity, note=NOTE, bench=WIDE),
         minutes=240,
     ),
     study(
@@ -72,7 +72,7 @@ CLAIMS = (
         "(arXiv:2410.14574, abstract): the share by which they raise its perplexity.",
         baseline="the same mixture without momentum; ratio of the rises",
         target=1.0,
-        measure=partial(ratio, ours=MOMENTUM, base=SMOE, of=hurt, note=f"{NOTE}\n{EQUAL}"),
+        measure=partial(ratio, ours=MOMENTUM, base=SMOE, figure=hurt, note=f"{NOTE}\n{EQUAL}"),
         minutes=15,
     ),
     study(
@@ -85,8 +85,8 @@ CLAIMS = (
             ratio,
             ours=ADAM,
             base=SMOE,
-            of=perplexity,
-            beside=(ADAM_RELEASED, MOMENTUM),
+            figure=perplexity,
+            rivals=(ADAM_RELEASED, MOMENTUM),
             note=f"{NOTE} {STEP}",
         ),
         minutes=30,

@@ -50,9 +50,9 @@ METHODS: Adapters = {
 STUDY = OnPictures(METHODS, BASE, FIRST, BUDGET)
 
 
-def errors(found: Found) -> dict[str, np.ndarray]:
-    """Of each adapter, by seed: the mean over the sets, in percent."""
-    return {name: 100 - found.of(name, "accuracy").mean(0) for name in found.arms}
+def errors(sheet: Found) -> dict[str, np.ndarray]:
+    """Return each adapter's error by seed: the mean over the sets, in percent."""
+    return {name: 100 - sheet.of(name, "accuracy").mean(0) for name in sheet.arms}
 
 
 def matching_rank(error: float, ranks: Sequence[int], errors: Sequence[float]) -> float:
@@ -70,9 +70,9 @@ def matching_rank(error: float, ranks: Sequence[int], errors: Sequence[float]) -
     return float(ranks[-1])
 
 
-def rows_of(found: Found) -> tuple[dict[str, Any], ...]:
-    """With the trained parameters of each."""
-    return low_rank.rows_of(found, "parameters", lambda name: parameters(METHODS[name], FIRST))
+def rows_of(sheet: Found) -> tuple[dict[str, Any], ...]:
+    """Return the table's rows, with the trained parameters of each adapter."""
+    return low_rank.rows_of(sheet, "parameters", lambda name: parameters(METHODS[name], FIRST))
 
 
 SETTING = (
@@ -85,12 +85,14 @@ SETTING = (
 
 def against_lora(seeds: tuple[int, ...], report: Report) -> Result:
     """The worst of e = 1, 2, 4: the error of MoS over that of LoRA of rank e, mean of the seeds."""
-    found = STUDY.measure([*LORA.values(), *MOS.values()], seeds, report)
-    of = errors(found)
-    ratios = {e: of[name] / of[LORA[e]] for e, name in MOS.items()}
+    sheet = STUDY.measure([*LORA.values(), *MOS.values()], seeds, report)
+    wrong = errors(sheet)
+    ratios = {e: wrong[name] / wrong[LORA[e]] for e, name in MOS.items()}
     worst = max(MOS, key=lambda e: float(ratios[e].mean()))
-    lora = [float(of[LORA[rank]].mean()) for rank in RANKS]
-    saved = {e: matching_rank(float(of[name].mean()), RANKS, lora) / e for e, name in MOS.items()}
+    lora = [float(wrong[LORA[rank]].mean()) for rank in RANKS]
+    saved = {
+        e: matching_rank(float(wrong[name].mean()), RANKS, lora) / e for e, name in MOS.items()
+    }
     note = (
         f"{SETTING} Error over that of LoRA with as many parameters: "
         + ", ".join(f"{r.mean():.2f} at e = {e}" for e, r in ratios.items())
@@ -98,31 +100,31 @@ def against_lora(seeds: tuple[int, ...], report: Report) -> Result:
         + ", ".join(f"{f:.1f}x at e = {e}" for e, f in saved.items())
         + f" (of ranks up to {RANKS[-1]}; the paper: about 8x on a 7B model)."
     )
-    return result_of(ratios[worst].tolist(), rows_of(found), note)
+    return result_of(ratios[worst].tolist(), rows_of(sheet), note)
 
 
 def against_peft(seeds: tuple[int, ...], report: Report) -> Result:
-    """Accuracy of MoS less that of the best of LoRA, PiSSA and DoRA, in points."""
+    """Return accuracy of MoS less that of the best of LoRA, PiSSA and DoRA, in points."""
     rivals = [f"{kind}, rank {E}" for kind in PEFT]
-    found = STUDY.measure([*rivals, MOS[E]], seeds, report)
-    values, words = less_the_best(found, MOS[E], rivals, "MoS")
+    sheet = STUDY.measure([*rivals, MOS[E]], seeds, report)
+    values, words = less_the_best(sheet, MOS[E], rivals, "MoS")
     note = f"{SETTING} {words} DoRA has its magnitudes beside the rank."
-    return result_of(values, rows_of(found), note)
+    return result_of(values, rows_of(sheet), note)
 
 
 def orders(seeds: tuple[int, ...], report: Report) -> Result:
-    """The smaller of two gaps in accuracy, in points, between three ways to share."""
-    found = STUDY.measure((MOS[E], SUBSET, POOL), seeds, report)
-    of = errors(found)
-    gaps = of[SUBSET] - of[MOS[E]], of[POOL] - of[SUBSET]  # by seed
+    """Return the smaller of two gaps in accuracy, in points, between three ways to share."""
+    sheet = STUDY.measure((MOS[E], SUBSET, POOL), seeds, report)
+    wrong = errors(sheet)
+    gaps = wrong[SUBSET] - wrong[MOS[E]], wrong[POOL] - wrong[SUBSET]  # by seed
     first, second = (float(gap.mean()) for gap in gaps)
     values = tuple(np.minimum(*gaps).tolist())
-    budget = statistics.mode(parameters(METHODS[n], FIRST) for n in found.arms)
+    budget = statistics.mode(parameters(METHODS[n], FIRST) for n in sheet.arms)
     note = (
         f"{SETTING} MoS above subsets only: {first:+.2f} points; subsets only above one LoRA for "
         f"all layers: {second:+.2f} points, means of the seeds; {budget:,} parameters each."
     )
-    return Result(min(first, second), deviation(values), values, rows_of(found), note)
+    return Result(min(first, second), deviation(values), values, rows_of(sheet), note)
 
 
 PAPER = "arXiv:2410.00938, "

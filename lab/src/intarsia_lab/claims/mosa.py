@@ -90,7 +90,7 @@ def gain(
     budgets: Sequence[Budget],
     sets: Sequence[str] = SETS,
 ) -> Result:
-    """Every arm on every set, budget and seed; the lower end of MoSA's paired interval."""
+    """Return every arm on every set, budget and seed; the lower end of MoSA's paired interval."""
     cells = PictureCells(base=BASE)
     sheets = cells.sheets(arms, budgets, sets, seeds, report)
     gained = sheets[SCARCE.name].minus(MOSA.name, ADAPTER.name, "accuracy")
@@ -116,12 +116,12 @@ def published_gain(
 
     Both at the published rate for sets of this size; the lower end is judged.
     """
-    whole = released("adapter, released recipe", experts=1)
+    adapter = released("adapter, released recipe", experts=1)
     split = released("MoSA, released recipe")
     cells = PictureCells(base=BASE, first=first)
-    sheets = cells.sheets((whole, split), (budget,), sets, seeds, report)
+    sheets = cells.sheets((adapter, split), (budget,), sets, seeds, report)
     sheet = sheets[budget.name]
-    gained = sheet.minus(split.name, whole.name, "accuracy")
+    gained = sheet.minus(split.name, adapter.name, "accuracy")
     assert gained is not None
     mean, half = gained.mean, gained.half_width
     place = "above" if mean - half >= EFFECT else "below" if mean + half < EFFECT else ""
@@ -130,7 +130,7 @@ def published_gain(
         f"MoSA as released minus its own adapter, trained alike: {interval(gained)}. {verdict} "
         f"{cost(cells, sheets)}"
     )
-    rows = [row(sheet, budget, arm, whole) for arm in (whole, split)]
+    rows = [row(sheet, budget, arm, adapter) for arm in (adapter, split)]
     return Result(mean - half, half, tuple(gained.known.tolist()), tuple(rows), note)
 
 

@@ -48,7 +48,7 @@ class Aligned(NamedTuple):
 
 
 def windows(model: OneRecModel, events: Interactions) -> tuple[Tensor, Tensor]:
-    """Histories and sessions of logged events."""
+    """Return histories and sessions of logged events."""
     rows: Any = model.questions(events)
     both = [rows[i] for i in range(len(rows))]
     return pad_sessions([h for h, _ in both], film_sessions.SETTINGS.history), torch.stack(
@@ -57,22 +57,25 @@ def windows(model: OneRecModel, events: Interactions) -> tuple[Tensor, Tensor]:
 
 
 def taste(events: Interactions, odd: bool, seed: int) -> SessionReward:
-    """A reward fitted on one half of the users: the policy's own, or the judge, larger."""
+    """Return a reward fitted on one half of the users: the policy's own, or the judge, larger."""
     count = len(events.item_ids)
     width, layers = (48, 2) if odd else (32, 1)
     model = SessionReward(
         count, film_sessions.SETTINGS, width=width, layers=layers, seed=seed + 77 * odd + 11
     )
     rows = model.rows(events.rows(events.users % 2 == odd))
-    how: Any = {"epochs": 5, "lr": 2e-3, "weight_decay": 0.02, "seed": seed + 77 * odd}
-    fit(model, rows, task=model.task, **film_sessions.OPTIONS | how)
+    options: Any = {"epochs": 5, "lr": 2e-3, "weight_decay": 0.02, "seed": seed + 77 * odd}
+    fit(model, rows, task=model.task, **film_sessions.OPTIONS | options)
     return model
 
 
 def seen_by(
-    model: OneRecModel, reward: SessionReward, judge_: SessionReward, asked: tuple[Tensor, Tensor]
+    model: OneRecModel,
+    reward: SessionReward,
+    judge_: SessionReward,
+    windows_and_targets: tuple[Tensor, Tensor],
 ) -> Aligned:
-    histories, logged = asked
+    histories, logged = windows_and_targets
     drawn = torch.cat(
         [
             model.draw(part, 2, torch.Generator().manual_seed(i))
@@ -94,35 +97,35 @@ def seen_by(
 
 
 def found_of(seed: int) -> dict[str, Aligned]:
-    """A model of a seed before and after its round."""
+    """Return a model of a seed before and after its round."""
     inputs = {
         "seed": seed,
         "epochs": film_sessions.EPOCHS,
         "settings": repr(film_sessions.SETTINGS),
     }
-    rows = stored("onerec", inputs, lambda: [list(one) for one in aligned(seed)])
+    rows = stored("onerec", inputs, lambda: [list(scores) for scores in aligned(seed)])
     return {n: Aligned(*row) for n, row in zip((SUPERVISED, ROUND), rows, strict=True)}
 
 
 def aligned(seed: int) -> tuple[Aligned, Aligned]:
-    """A model before and after its round."""
+    """Return a model before and after its round."""
     train, test = film_sessions.parts()
     model = film_sessions.SETTINGS.build(train, seed=seed)
     reward, judge_ = taste(train, False, seed), taste(train, True, seed)
     samples = model.samples(train)
-    how: Any = film_sessions.OPTIONS | {"seed": seed, "task": model.task}
-    fit(model, samples, objective=own_losses, epochs=film_sessions.EPOCHS, lr=1e-3, **how)
-    asked = windows(model, test)
-    before = seen_by(model, reward, judge_, asked)
+    options: Any = film_sessions.OPTIONS | {"seed": seed, "task": model.task}
+    fit(model, samples, objective=own_losses, epochs=film_sessions.EPOCHS, lr=1e-3, **options)
+    test_windows = windows(model, test)
+    before = seen_by(model, reward, judge_, test_windows)
     histories, _ = windows(model, train)
     rounds = PreferenceRounds(reward.reward, histories, users=USERS, samples=SAMPLES)
-    fit_in_phases(model, rounds, samples, objective=rounds, epochs=STEPS, lr=1e-4, **how)
-    return before, seen_by(model, reward, judge_, asked)
+    fit_in_phases(model, rounds, samples, objective=rounds, epochs=STEPS, lr=1e-4, **options)
+    return before, seen_by(model, reward, judge_, test_windows)
 
 
-def of_preference(seeds: tuple[int, ...], report: Report, *, of: str, over: Any = min) -> Result:
-    """A figure after one round over the same before it, the least of the seeds."""
-    found = by_seed(seeds, found_of, report)
+def of_preference(seeds: tuple[int, ...], report: Report, *, field: str, over: Any = min) -> Result:
+    """Return a figure after one round over the same before it, the least of the seeds."""
+    results = by_seed(seeds, found_of, report)
     columns = {
         "judge": ("judge", ".3f"),
         "reward": ("reward", ".3f"),
@@ -136,8 +139,8 @@ def of_preference(seeds: tuple[int, ...], report: Report, *, of: str, over: Any 
         "ones; they share films. Sessions are drawn, films of the history may come again."
     )
     return judge(
-        found,
-        lambda one: getattr(one[ROUND], of) / getattr(one[SUPERVISED], of),
+        results,
+        lambda by_model: getattr(by_model[ROUND], field) / getattr(by_model[SUPERVISED], field),
         row_of("model", columns),
         note,
         over,
@@ -145,17 +148,17 @@ def of_preference(seeds: tuple[int, ...], report: Report, *, of: str, over: Any 
 
 
 def trained(settings: OneRec, train: Interactions, steps: int, seed: int) -> OneRecModel:
-    """A model after so many steps, in whole epochs."""
+    """Return a model after so many steps, in whole epochs."""
     model = settings.build(train, seed=seed)
     samples: Any = model.samples(train)
     epochs = max(1, round(steps * film_sessions.OPTIONS["batch_size"] / len(samples)))
-    how: Any = film_sessions.OPTIONS | {
+    options: Any = film_sessions.OPTIONS | {
         "seed": seed,
         "task": model.task,
         "epochs": epochs,
         "lr": 1e-3,
     }
-    fit(model, samples, objective=own_losses, **how)
+    fit(model, samples, objective=own_losses, **options)
     return model
 
 
@@ -167,8 +170,8 @@ def one_by_one(model: OneRecModel, x: Tensor, count: int, generator: torch.Gener
     rows = x.repeat_interleave(count, 0)
     drawn = rows.new_zeros(len(rows), 0)
     for _ in range(film_sessions.SETTINGS.session):
-        taken = drawn if drawn.shape[1] else None
-        new = model.generate(rows, 1, width=1, excluded=taken, draws=generator).items[
+        excluded = drawn if drawn.shape[1] else None
+        new = model.generate(rows, 1, width=1, excluded=excluded, draws=generator).items[
             :, 0
         ]  # (R, 1)
         drawn = torch.cat([drawn, new], 1)
@@ -183,46 +186,46 @@ def sessions_of(seed: int) -> dict[str, float]:
     judge_ = taste(train, True, seed)
     rows: Any = film_sessions.SETTINGS.build(train, seed=seed).samples(train)
     steps = film_sessions.EPOCHS * len(rows) // film_sessions.OPTIONS["batch_size"]
-    whole = trained(film_sessions.SETTINGS, train, steps, seed)
+    at_once = trained(film_sessions.SETTINGS, train, steps, seed)
     single = trained(replace(film_sessions.SETTINGS, session=1), train, steps, seed)
-    histories, _ = windows(whole, test)
+    histories, _ = windows(at_once, test)
     scores: dict[str, list[Tensor]] = {WHOLE: [], SINGLE: []}
     for i, part in enumerate(histories.split(128)):
         generator = torch.Generator().manual_seed(i)
-        drawn = {WHOLE: whole.draw(part, 2, generator)}
+        drawn = {WHOLE: at_once.draw(part, 2, generator)}
         drawn[SINGLE] = one_by_one(single, part, 2, generator)
         for name, sessions in drawn.items():
             scores[name].append(judge_.reward(part, sessions).flatten())
-    return {name: float(torch.cat(own).mean()) for name, own in scores.items()}
+    return {name: float(torch.cat(values).mean()) for name, values in scores.items()}
 
 
 def of_sessions(seeds: tuple[int, ...], report: Report) -> Result:
-    """The judge's score of sessions at once over that of sessions item by item."""
-    found = by_seed(seeds, sessions_of, report)
+    """Return the judge's score of sessions at once over that of sessions item by item."""
+    results = by_seed(seeds, sessions_of, report)
     note = (
         "As many steps of 64 windows each; a step of the first has five times the tokens. Both "
         "learn from what was liked, and draw 2 sessions for each test window."
     )
     row = row_of("written", {"judge": ("", ".3f")})
-    return judge(found, lambda one: one[WHOLE] / one[SINGLE], row, note)
+    return judge(results, lambda by_model: by_model[WHOLE] / by_model[SINGLE], row, note)
 
 
 def of_ids(seeds: tuple[int, ...], report: Report) -> Result:
-    """The least entropy of a level of balanced codes over log K."""
+    """Return the least entropy of a level of balanced codes over log K."""
     train, _ = film_sessions.parts()
     vectors = item_vectors(train)
     rows: list[dict[str, Any]] = []
     values: list[float] = []
     for balanced in (True, False):
-        made = [SemanticIds((16, 16, 16), balanced, seed).fit(vectors) for seed in seeds]
-        least = [min(one.entropies()) for one in made]
+        fitted = [SemanticIds((16, 16, 16), balanced, seed).fit(vectors) for seed in seeds]
+        least = [min(ids.entropies()) for ids in fitted]
         values = values or least
-        distinct = [len(np.unique(one.codes_[:, :3], axis=0)) for one in made]
+        distinct = [len(np.unique(ids.codes_[:, :3], axis=0)) for ids in fitted]
         rows.append(
             {
                 "codes": "balanced" if balanced else "plain",
                 "entropy / log K, least level": f"{statistics.mean(least):.3f}",
-                "what is left": f"{statistics.mean(one.errors_[-1] for one in made):.3f}",
+                "what is left": f"{statistics.mean(ids.errors_[-1] for ids in fitted):.3f}",
                 "distinct ids": f"{statistics.mean(distinct):.0f} of {len(vectors)}",
             }
         )
@@ -248,7 +251,7 @@ CLAIMS = (
         "never saw by 5 % in every seed (OneRec, arXiv:2502.18965; MovieLens-100k).",
         baseline="the supervised model's drawn sessions, by the judge",
         target=1.05,
-        measure=partial(of_preference, of="judge"),
+        measure=partial(of_preference, field="judge"),
         needs="long",
         minutes=25,
     ),
@@ -258,7 +261,7 @@ CLAIMS = (
         "MovieLens-100k).",
         baseline="the supervised model's recall at 5, all test windows",
         target=0.85,
-        measure=partial(of_preference, of="recall", over=statistics.mean),
+        measure=partial(of_preference, field="recall", over=statistics.mean),
         needs="long",
         minutes=25,
     ),

@@ -60,7 +60,7 @@ class NextFound(NamedTuple):
 
 
 def early_and_late(train: Interactions) -> tuple[Interactions, Interactions]:
-    """The training events without the last tenth of each user, and that tenth."""
+    """Return the training events without the last tenth of each user, and that tenth."""
     counts = np.bincount(train.users, minlength=len(train.user_ids))
     place = np.arange(len(train)) - (counts.cumsum() - counts)[train.users]
     early = place + 1 <= counts[train.users] * (1 - HELD_OUT)
@@ -75,29 +75,29 @@ def questions(events: Interactions, before: Interactions) -> tuple[Tensor, Tenso
     x: list[Any] = []
     y: list[int] = []
     for old, new in zip(before.histories(), events.histories(), strict=True):
-        whole = np.concatenate([old, new]) + 1
-        for at in range(len(old), len(whole), SETTINGS.session):
-            if at:
-                x.append(whole[max(0, at - LAST) : at])
-                y.append(int(whole[at]))
+        items = np.concatenate([old, new]) + 1
+        for position in range(len(old), len(items), SETTINGS.session):
+            if position:
+                x.append(items[max(0, position - LAST) : position])
+                y.append(int(items[position]))
     rows = torch.zeros(len(x), LAST, dtype=torch.int64)
-    for row, own in zip(rows, x, strict=True):
-        row[LAST - len(own) :] = torch.from_numpy(own)
+    for row, history in zip(rows, x, strict=True):
+        row[LAST - len(history) :] = torch.from_numpy(history)
     return rows, torch.tensor(y)
 
 
 def ranked(rank: Rank, x: Tensor, y: Tensor) -> NextFound:
-    """How well films are ranked: one is right, 1 / log2(1 + rank) for the first 10."""
-    found = torch.cat([rank(part) for part in x.split(256)])  # (N, 10)
-    hit = found == y[:, None]
-    gain = torch.tensor([1 / math.log2(place + 2) for place in range(found.shape[1])])
+    """Score rankings in which one film is right: 1 / log2(1 + rank) for the first 10."""
+    top = torch.cat([rank(part) for part in x.split(256)])  # (N, 10)
+    hit = top == y[:, None]
+    gain = torch.tensor([1 / math.log2(place + 2) for place in range(top.shape[1])])
     return NextFound(
         100 * float((hit * gain).sum(1).mean()), 100 * float(hit.sum(1).float().mean())
     )
 
 
 def of_scores(score: Scorer) -> Rank:
-    """The 10 best of all films that are not in the history."""
+    """Return the 10 best of all films that are not in the history."""
 
     def rank(x: Tensor) -> Tensor:
         scores = score(x).clone().scatter(1, x, -torch.inf)
@@ -108,10 +108,10 @@ def of_scores(score: Scorer) -> Rank:
 
 
 def onerec(train: Interactions, settings: Settings, seed: int) -> Rank:
-    """The first film of a session, by its beams."""
+    """Return the first film of a session, by its beams."""
     model = SETTINGS.build(train, seed=seed)
-    how: Any = OPTIONS | {"seed": seed, "epochs": EPOCHS, "task": model.task}
-    fit(model, model.samples(train), objective=own_losses, lr=settings["lr"], **how)
+    options: Any = OPTIONS | {"seed": seed, "epochs": EPOCHS, "task": model.task}
+    fit(model, model.samples(train), objective=own_losses, lr=settings["lr"], **options)
 
     def rank(x: Tensor) -> Tensor:
         with evaluating(model):
@@ -128,7 +128,7 @@ def made(arm: str, train: Interactions, settings: Settings, seed: int) -> Rank:
 
 
 def found_of(arm: str, seed: int) -> NextFound:
-    """A method with the better of its settings (validation, seed 0), on the test."""
+    """Return a method with the better of its settings (validation, seed 0), on the test."""
     train, test = parts()
     inputs = {"next": arm, "epochs": EPOCHS, "model": repr(SETTINGS)}
 
@@ -144,8 +144,8 @@ def found_of(arm: str, seed: int) -> NextFound:
     return NextFound(*stored("onerec", {**inputs, "settings": best, "seed": seed}, run))
 
 
-def compared(seeds: tuple[int, ...], report: Report, *, of: Any) -> Result:
-    found = by_arm({name: name for name in GRIDS}, seeds, found_of, report)
+def compared(seeds: tuple[int, ...], report: Report, *, figure: Any) -> Result:
+    results = by_arm({name: name for name in GRIDS}, seeds, found_of, report)
     columns = {"nDCG@10, %": ("ndcg", ".2f"), "hit rate at 10, %": ("hits", ".2f")}
     note = (
         "All films but those of the history are ranked; it has the last 20. Of each method but "
@@ -153,7 +153,7 @@ def compared(seeds: tuple[int, ...], report: Report, *, of: Any) -> Result:
         "TIGER's ids are k-means of the same vectors, 3 levels of 16. OneRec learns to write "
         "sessions that were liked, the others every next film."
     )
-    return judge(found, of, row_of("method", columns), note)
+    return judge(results, figure, row_of("method", columns), note)
 
 
 CLAIMS = (
@@ -165,7 +165,7 @@ CLAIMS = (
         target=0.95,
         sense=">=",
         control=above("TIGER, tuned, is above a random order of the films.", "nDCG@10, %", 0.4),
-        measure=partial(compared, of=lambda one: one[ONEREC].ndcg / one[TIGER].ndcg),
+        measure=partial(compared, figure=lambda rates: rates[ONEREC].ndcg / rates[TIGER].ndcg),
         needs="long",
         minutes=150,
     ),

@@ -65,7 +65,7 @@ Cell = Mapping[str, Mapping[str, Any]]
 
 
 def methods(tasks: int) -> dict[str, Method]:
-    """The arms; MHR, with its logits, has the fewest parameters."""
+    """Return the arms; MHR, with its logits, has the fewest parameters."""
     return {
         SHARED: Lora(5),
         POLY: Poly(tasks, skills=5, rank=1),
@@ -93,7 +93,7 @@ class TaskKinds:
         set_head(self.base, self.mixed(self.train))
 
     def mixed(self, part: Mapping[str, list[Row]]) -> list[Row]:
-        """The rows of the known tasks, with the tasks' numbers."""
+        """Return the rows of the known tasks, with the tasks' numbers."""
         return list(chain(*(told(part[n], i) for i, n in enumerate(self.known))))
 
 
@@ -101,17 +101,17 @@ def task(
     glosses: Mapping[str, Sequence[str]],
     name: str,
     count: int,
-    others: Sequence[str],
+    rivals: Sequence[str],
     draws: np.random.Generator,
     part: str,
 ) -> list[Row]:
-    """Glosses of a kind (label 1), and as many of the other kinds (label 0)."""
-    pools = {n: portion(glosses[n], part) for n in {name, *others}}
+    """Return glosses of a kind (label 1), and as many of the other kinds (label 0)."""
+    pools = {n: portion(glosses[n], part) for n in {name, *rivals}}
     yes = [pools[name][i] for i in draws.permutation(len(pools[name]))[: count // 2]]
     rest = [n for n in sorted(pools) if n != name]
     no: list[str] = []
-    for other in draws.integers(len(rest), size=len(yes)):
-        pool = pools[rest[other]]
+    for index in draws.integers(len(rest), size=len(yes)):
+        pool = pools[rest[index]]
         no.append(pool[int(draws.integers(len(pool)))])
     states = encoder_states([f"{name}? {text}" for text in (*yes, *no)], LENGTH)
     labels = [1] * len(yes) + [0] * len(no)
@@ -121,7 +121,7 @@ def task(
 
 
 def portion(glosses: Sequence[str], part: str) -> Sequence[str]:
-    """A third of a kind's glosses to test, a sixth to validate, the rest to train on."""
+    """Return a third of a kind's glosses to test, a sixth to validate, the rest to train on."""
     third, half = len(glosses) // 3, len(glosses) // 2
     return {"test": glosses[:third], "val": glosses[third:half], "train": glosses[half:]}[part]
 
@@ -167,62 +167,62 @@ def train(
 
 
 def error(model: nn.Module, rows: Sequence[Row]) -> float:
-    """Percent of wrong answers."""
+    """Return percent of wrong answers."""
     scores: Any = evaluate(model, rows, task=StateClasses(), batch_size=96)  # pyright: ignore
     return 100 * (1 - scores.accuracy)
 
 
 def cell(seed: int, report: Report) -> Cell:
-    """All that a seed gives: "known", "size" of each arm; "later", errors of each way by kind."""
+    """Return a seed's results: "known", "size" of each arm; "later", errors of each way by kind."""
     lr = rate(report)
-    more = {"seed": seed, "rate": lr, "later": [SHOTS, LATER_EPOCHS, LATER_BATCH]}
+    extra = {"seed": seed, "rate": lr, "later": [SHOTS, LATER_EPOCHS, LATER_BATCH]}
 
     def run() -> Cell:
         with threads(1):
             return _run(seed, lr, report)
 
-    return stored("poly", inputs_of(**more), run)
+    return stored("poly", inputs_of(**extra), run)
 
 
-def inputs_of(**more: Any) -> dict[str, Any]:
-    found = {"rows": [EACH, TEST, LENGTH], "held": HELD, "epochs": EPOCHS}
-    return found | {"batch": BATCH, "rate of Z": LR_Z} | more
+def inputs_of(**extra: Any) -> dict[str, Any]:
+    inputs = {"rows": [EACH, TEST, LENGTH], "held": HELD, "epochs": EPOCHS}
+    return inputs | {"batch": BATCH, "rate of Z": LR_Z} | extra
 
 
 def rate(report: Report) -> float:
-    """The rate at which the shared LoRA is best on validation rows; run once and kept."""
+    """Return the rate at which the shared LoRA is best on validation rows; run once and kept."""
 
     def run() -> dict[str, float]:
-        kinds, found = TaskKinds(SEED, "val"), {}
+        kinds, errors = TaskKinds(SEED, "val"), {}
         for lr in RATES:
             with threads(1):
                 model = adapted(kinds.base, methods(len(kinds.known))[SHARED], SEED)
                 train(model, kinds.mixed(kinds.train), EPOCHS, BATCH, lr=lr, seed=SEED)
-                found[str(lr)] = error(model, kinds.mixed(kinds.test))
-            report(f"  the shared LoRA at rate {lr}: {found[str(lr)]:.2f} % wrong on validation")
-        return found
+                errors[str(lr)] = error(model, kinds.mixed(kinds.test))
+            report(f"  the shared LoRA at rate {lr}: {errors[str(lr)]:.2f} % wrong on validation")
+        return errors
 
-    found = stored("poly", inputs_of(rates=list(RATES)), run)
-    return min(RATES, key=lambda lr: found[str(lr)])
+    errors = stored("poly", inputs_of(rates=list(RATES)), run)
+    return min(RATES, key=lambda lr: errors[str(lr)])
 
 
 def _run(seed: int, lr: float, report: Report) -> Cell:
     kinds = TaskKinds(seed)
-    made: dict[str, PeftModel] = {}
-    known: dict[str, float] = {"no adapter": error(kinds.base, kinds.mixed(kinds.test))}
+    models: dict[str, PeftModel] = {}
+    errors_known: dict[str, float] = {"no adapter": error(kinds.base, kinds.mixed(kinds.test))}
     size: dict[str, int] = {}
     for name, method in methods(len(kinds.known)).items():
-        made[name] = adapted(kinds.base, method, seed)
-        size[name] = sum(p.numel() for p in made[name].parameters() if p.requires_grad)
-        train(made[name], kinds.mixed(kinds.train), EPOCHS, BATCH, lr=lr, seed=seed)
-        known[name] = error(made[name], kinds.mixed(kinds.test))
-        report(f"  seed {seed}, {name}: {known[name]:.2f} % wrong")
+        models[name] = adapted(kinds.base, method, seed)
+        size[name] = sum(p.numel() for p in models[name].parameters() if p.requires_grad)
+        train(models[name], kinds.mixed(kinds.train), EPOCHS, BATCH, lr=lr, seed=seed)
+        errors_known[name] = error(models[name], kinds.mixed(kinds.test))
+        report(f"  seed {seed}, {name}: {errors_known[name]:.2f} % wrong")
     later: dict[str, dict[str, float]] = {name: {} for name in LATER}
-    for held in kinds.held:
-        for way, wrong in new_task(kinds, made, held, lr, seed).items():
-            later[way][held] = wrong
+    for kind in kinds.held:
+        for way, wrong in new_task(kinds, models, kind, lr, seed).items():
+            later[way][kind] = wrong
     report(f"  seed {seed}: later tasks { ({n: round(mean(v), 1) for n, v in later.items()}) }")
-    return {"known": known, "size": size, "later": later}
+    return {"known": errors_known, "size": size, "later": later}
 
 
 def mean(errors: Mapping[str, float]) -> float:
@@ -230,28 +230,28 @@ def mean(errors: Mapping[str, float]) -> float:
 
 
 def new_task(
-    kinds: TaskKinds, made: Mapping[str, PeftModel], held: str, lr: float, seed: int
+    kinds: TaskKinds, models: Mapping[str, PeftModel], kind: str, lr: float, seed: int
 ) -> dict[str, float]:
-    """Error of each way to a held-out kind, from a few of its rows."""
+    """Return error of each way to a held-out kind, from a few of its rows."""
     number = len(kinds.known)
     half = SHOTS // 2
-    own = kinds.train[held]
-    middle = len(own) // 2  # the first half is yes
-    shots = told([*own[:half], *own[middle : middle + half]], number)
-    test = told(kinds.test[held], number)
-    full, whole = copy.deepcopy(made[MHR]), copy.deepcopy(made[POLY])
-    mu = mhr.to_mhr_mu(copy.deepcopy(made[MHR]))
-    for model in (full, whole):
+    kind_rows = kinds.train[kind]
+    middle = len(kind_rows) // 2  # the first half is yes
+    shots = told([*kind_rows[:half], *kind_rows[middle : middle + half]], number)
+    test = told(kinds.test[kind], number)
+    full, poly_model = copy.deepcopy(models[MHR]), copy.deepcopy(models[POLY])
+    mu = mhr.to_mhr_mu(copy.deepcopy(models[MHR]))
+    for model in (full, poly_model):
         mhr.add_task(model, seed=seed)
     untrained = error(mu, test)
     ways = {
         "MHR": full,
         "MHR-mu": mu,
         "MHR-z": mhr.freeze_to_z(copy.deepcopy(full)),
-        "Poly-z": mhr.freeze_to_z(whole),
+        "Poly-z": mhr.freeze_to_z(poly_model),
         "LoRA from scratch, r = 1": adapted(kinds.base, Lora(1), seed),
         "LoRA from scratch, r = 4": adapted(kinds.base, Lora(4), seed),
-        "the shared LoRA, trained on": copy.deepcopy(made[SHARED]),
+        "the shared LoRA, trained on": copy.deepcopy(models[SHARED]),
     }
     for model in ways.values():
         train(model, shots, LATER_EPOCHS, LATER_BATCH, lr=lr, seed=seed)
@@ -259,19 +259,19 @@ def new_task(
 
 
 def on_known_tasks(seeds: Sequence[int], report: Report, *, over: str) -> Result:
-    """Error of MHR over that of another arm, the median of the seeds."""
-    found = [cell(seed, report) for seed in seeds]
-    middle = {n: statistics.median(c["known"][n] for c in found) for n in found[0]["known"]}
+    """Return error of MHR over that of another arm, the median of the seeds."""
+    cells = [cell(seed, report) for seed in seeds]
+    middle = {n: statistics.median(c["known"][n] for c in cells) for n in cells[0]["known"]}
     rows = [
         {
             "arm": name,
-            "error %": shown([c["known"][name] for c in found], ".2f"),
+            "error %": shown([c["known"][name] for c in cells], ".2f"),
             "median": f"{middle[name]:.2f}",
-            "trained parameters": found[0]["size"].get(name, 0),
+            "trained parameters": cells[0]["size"].get(name, 0),
         }
         for name in middle
     ]
-    values = [c["known"][MHR] / c["known"][over] for c in found]
+    values = [c["known"][MHR] / c["known"][over] for c in cells]
     shared, poly, ours = (middle[name] for name in (SHARED, POLY, MHR))
     note = (
         f"Medians: shared {shared:.2f} %, Poly {poly:.2f} %, MHR {ours:.2f} %: "
@@ -283,21 +283,23 @@ def on_known_tasks(seeds: Sequence[int], report: Report, *, over: str) -> Result
 def on_a_later_task(
     seeds: Sequence[int], report: Report, *, ours: str, over: str, surely: bool = False
 ) -> Result:
-    """Points by which one way is more accurate than another, the median of the seeds.
+    """Return points by which one way is more accurate than another, the median of the seeds.
 
     surely: the lower end of the interval over held-out tasks in place of the median.
     """
-    found = [cell(seed, report)["later"] for seed in seeds]
+    errors_of_seeds = [cell(seed, report)["later"] for seed in seeds]
     rows = [
         {
             "way": name,
-            "error %": shown([mean(c[name]) for c in found], ".2f"),
-            "worst kind": f"{max(max(c[name].values()) for c in found):.1f}",
+            "error %": shown([mean(c[name]) for c in errors_of_seeds], ".2f"),
+            "worst kind": f"{max(max(c[name].values()) for c in errors_of_seeds):.1f}",
         }
         for name in LATER
     ]
-    values = [mean(c[over]) - mean(c[ours]) for c in found]
-    theirs, mine = (np.array([[v] for c in found for v in c[n].values()]) for n in (over, ours))
+    values = [mean(c[over]) - mean(c[ours]) for c in errors_of_seeds]
+    theirs, mine = (
+        np.array([[v] for c in errors_of_seeds for v in c[n].values()]) for n in (over, ours)
+    )
     pairs = Differences.of(theirs, mine)
     assert pairs is not None
     low, high = pairs.interval or (-np.inf, np.inf)

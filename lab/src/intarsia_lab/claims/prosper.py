@@ -34,10 +34,10 @@ Array = np.ndarray
 
 def bars(signed: Array | None = None) -> Array:
     """Ten bars of 5 x 5 px, 10 bright.  -> (10, 25)."""
-    made = np.zeros((10, 5, 5))
+    images = np.zeros((10, 5, 5))
     for i in range(5):
-        made[i, i] = made[5 + i, :, i] = 10.0
-    return made.reshape(10, 25) * (1 if signed is None else signed[:, None])
+        images[i, i] = images[5 + i, :, i] = 10.0
+    return images.reshape(10, 25) * (1 if signed is None else signed[:, None])
 
 
 def bar_data(kind: str, seed: int) -> tuple[Array, Array]:
@@ -51,18 +51,20 @@ def bar_data(kind: str, seed: int) -> tuple[Array, Array]:
         clean = np.take_along_axis(parts, first, axis=1)[:, 0]
     else:
         size = {"TSC": (-1, 1), "DSC": (-1, 1, 2)}.get(kind, (1,))
-        own = random.choice(size, on.shape) if kind != "GSC" else random.normal(1, 1, on.shape)
-        clean = (on * own) @ truth
+        amplitudes = (
+            random.choice(size, on.shape) if kind != "GSC" else random.normal(1, 1, on.shape)
+        )
+        clean = (on * amplitudes) @ truth
     x = clean + 2 * random.standard_normal(clean.shape)
     return (np.maximum(x, 0) if kind == "MCA" else x), truth
 
 
 def bars_in(components: Array, truth: Array) -> int:
-    """How many bars some component has the direction of."""
-    one, other = (
+    """Count the bars whose direction some component has."""
+    learned_directions, true_directions = (
         a / np.maximum(np.linalg.norm(a, axis=1, keepdims=True), 1e-12) for a in (components, truth)
     )
-    return int((np.abs(one @ other.T).max(axis=0) > FOUND).sum())
+    return int((np.abs(learned_directions @ true_directions.T).max(axis=0) > FOUND).sum())
 
 
 def learned(kind: str, data: str, seed: int) -> dict[str, float]:
@@ -89,8 +91,8 @@ def find_bars(seeds: Sequence[int], report: Report) -> Result:
     rows, least, of_seed = [], len(seeds), {seed: 10.0 for seed in seeds}
     for kind in KINDS:
         for name in (kind, "DictionaryLearning", "FastICA"):
-            made = [learned(name, kind, seed) for seed in seeds]
-            counts = [m["bars"] for m in made]
+            results = [learned(name, kind, seed) for seed in seeds]
+            counts = [m["bars"] for m in results]
             good = sum(c >= 9 for c in counts)
             report(f"{name} on bars of {kind}: {counts}")
             if name == kind:
@@ -102,7 +104,7 @@ def find_bars(seeds: Sequence[int], report: Report) -> Result:
                     "model": name,
                     "bars": ", ".join(f"{c:g}" for c in counts),
                     "seeds with 9 or 10": f"{good} of {len(seeds)}",
-                    "CPU s": f"{statistics.mean(m['cpu'] for m in made):.1f}",
+                    "CPU s": f"{statistics.mean(m['cpu'] for m in results):.1f}",
                 }
             )
     values = tuple(of_seed.values())
@@ -118,10 +120,10 @@ def find_bars(seeds: Sequence[int], report: Report) -> Result:
 
 def masked_bars(seeds: Sequence[int], report: Report) -> Result:
     """Bars that MCA finds beyond those of BSC where bars hide each other."""
-    made = {kind: [learned(kind, "MCA", s)["bars"] for s in seeds] for kind in ("MCA", "BSC")}
-    report(str(made))
-    values = [a - b for a, b in zip(made["MCA"], made["BSC"], strict=True)]
-    rows = [{"model": k, "bars": ", ".join(f"{c:g}" for c in v)} for k, v in made.items()]
+    counts = {kind: [learned(kind, "MCA", s)["bars"] for s in seeds] for kind in ("MCA", "BSC")}
+    report(str(counts))
+    values = [a - b for a, b in zip(counts["MCA"], counts["BSC"], strict=True)]
+    rows = [{"model": k, "bars": ", ".join(f"{c:g}" for c in v)} for k, v in counts.items()]
     return result_of(values, rows, "The data of MCA in prosper-bars.")
 
 

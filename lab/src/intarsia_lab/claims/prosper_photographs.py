@@ -26,7 +26,9 @@ PAPER = " (arXiv:1908.06843)."
 Array = np.ndarray
 
 
-def natural(seed: int, train: int = 6000, test: int = 3000, whole: int = 40) -> tuple[Array, Array]:
+def natural(
+    seed: int, train: int = 6000, test: int = 3000, components: int = 40
+) -> tuple[Array, Array]:
     """8 x 8 patches less their mean, whitened to 40 principal components of the training part.
 
     The test part is of 6 photographs that the training part does not see.
@@ -35,14 +37,14 @@ def natural(seed: int, train: int = 6000, test: int = 3000, whole: int = 40) -> 
     pictures = [grey(p.pixels) for p in photographs(shrink=4)]
     order = random.permutation(len(pictures))
     cuts = [(order[6:], train), (order[:6], test)]
-    parts = [patches([pictures[i] for i in of], 8, n, random) for of, n in cuts]
+    parts = [patches([pictures[i] for i in indices], 8, n, random) for indices, n in cuts]
     parts = [p - p.mean(axis=1, keepdims=True) for p in parts]
-    white = PCA(whole, whiten=True).fit(parts[0])
+    white = PCA(components, whiten=True).fit(parts[0])
     return white.transform(parts[0]), white.transform(parts[1])
 
 
 def densities(seeds: Sequence[int], report: Report) -> Result:
-    """The smaller of GSC less BSC and BSC less FactorAnalysis, in nats a held-out patch."""
+    """Return the smaller of GSC less BSC and BSC less FactorAnalysis, in nats a held-out patch."""
 
     def make(seed: int) -> dict[str, float]:
         train, test = natural(seed)
@@ -54,11 +56,16 @@ def densities(seeds: Sequence[int], report: Report) -> Result:
         }
         return {name: float(model.fit(train).score(test)) for name, model in models.items()}
 
-    made = [stored("prosper", {"what": "density", "seed": s}, partial(make, s)) for s in seeds]
-    for seed, each in zip(seeds, made, strict=True):
-        report(f"seed {seed}: {each}")
-    values = [min(m["GSC"] - m["BSC"], m["BSC"] - m["FactorAnalysis"]) for m in made]
-    rows = [{"model": n, "nats a patch": shown([m[n] for m in made], ".2f")} for n in made[0]]
+    scores_of_seeds = [
+        stored("prosper", {"what": "density", "seed": s}, partial(make, s)) for s in seeds
+    ]
+    for seed, scores in zip(seeds, scores_of_seeds, strict=True):
+        report(f"seed {seed}: {scores}")
+    values = [min(m["GSC"] - m["BSC"], m["BSC"] - m["FactorAnalysis"]) for m in scores_of_seeds]
+    rows = [
+        {"model": n, "nats a patch": shown([m[n] for m in scores_of_seeds], ".2f")}
+        for n in scores_of_seeds[0]
+    ]
     note = (
         "28 photographs at a quarter of their size, 6 of them held out; 8 x 8 patches less their "
         "mean, whitened to 40 principal components, 6,000 to fit and 3,000 to judge. 64 components "
@@ -71,26 +78,26 @@ SIGMA, SIDE, CROP = 25.0, 8, 160
 
 
 def denoised(seed: int) -> dict[str, Any]:
-    """PSNR and CPU seconds of each method on the middle of the photograph of that number."""
+    """Return PSNR and CPU seconds of each method on the middle of the photograph of that number."""
     random = np.random.default_rng(seed)
-    chosen = ("china", "greentock_by_Peter_Nerlich", "TwoWings")
-    clean = grey(next(p for p in photographs(shrink=4) if p.name == chosen[seed % 3]).pixels)
+    names = ("china", "greentock_by_Peter_Nerlich", "TwoWings")
+    clean = grey(next(p for p in photographs(shrink=4) if p.name == names[seed % 3]).pixels)
     if min(clean.shape) < CROP:
-        clean = grey(next(p for p in photographs(shrink=2) if p.name == chosen[seed % 3]).pixels)
-    top, left = ((length - CROP) // 2 for length in clean.shape)
-    clean = clean[top : top + CROP, left : left + CROP]
+        clean = grey(next(p for p in photographs(shrink=2) if p.name == names[seed % 3]).pixels)
+    top, first_column = ((length - CROP) // 2 for length in clean.shape)
+    clean = clean[top : top + CROP, first_column : first_column + CROP]
     noisy = clean + SIGMA * random.standard_normal(clean.shape)
     x = sliding_window_view(noisy, (SIDE, SIDE)).reshape(-1, SIDE**2)
     mean = x.mean(axis=1, keepdims=True)
     x = x - mean
     some = x[random.permutation(len(x))[:6000]]
-    found: dict[str, Any] = {"picture": chosen[seed % 3], "noisy": _psnr(clean, noisy)}
+    figures: dict[str, Any] = {"picture": names[seed % 3], "noisy": _psnr(clean, noisy)}
     for name, method in DENOISERS.items():
         start = time.process_time()
-        made = method(some, x, seed) + mean
-        picture = reconstruct_from_patches_2d(made.reshape(-1, SIDE, SIDE), clean.shape)
-        found[name] = {"psnr": _psnr(clean, picture), "cpu": time.process_time() - start}
-    return found
+        estimate = method(some, x, seed) + mean
+        picture = reconstruct_from_patches_2d(estimate.reshape(-1, SIDE, SIDE), clean.shape)
+        figures[name] = {"psnr": _psnr(clean, picture), "cpu": time.process_time() - start}
+    return figures
 
 
 def _psnr(clean: Array, picture: Array) -> float:
@@ -126,8 +133,8 @@ def _by_wiener(some: Array, x: Array, seed: int) -> Array:
 def _by_ica(some: Array, x: Array, seed: int) -> Array:
     """Sparse code shrinkage in the orthogonal basis that is nearest to the components."""
     ica = FastICA(SIDE**2 - 1, whiten="unit-variance", max_iter=400, tol=1e-3, random_state=seed)
-    left, _, right = np.linalg.svd(ica.fit(some).components_, full_matrices=False)
-    basis = left @ right
+    left_vectors, _, right = np.linalg.svd(ica.fit(some).components_, full_matrices=False)
+    basis = left_vectors @ right
     code = x @ basis.T
     width = np.sqrt(np.maximum((some @ basis.T).var(axis=0) - SIGMA**2, 1e-6))
     return np.sign(code) * np.maximum(np.abs(code) - np.sqrt(2) * SIGMA**2 / width, 0) @ basis
@@ -142,15 +149,17 @@ DENOISERS: Mapping[str, Callable[[Array, Array, int], Array]] = {
 
 
 def denoise(seeds: Sequence[int], report: Report) -> Result:
-    """PSNR of GSC less the best of the others."""
-    made = [stored("prosper", {"what": "denoise", "seed": s}, partial(denoised, s)) for s in seeds]
+    """Return PSNR of GSC less the best of the others."""
+    figures_of_seeds = [
+        stored("prosper", {"what": "denoise", "seed": s}, partial(denoised, s)) for s in seeds
+    ]
     values, rows = [], []
-    for each in made:
-        report(str(each))
-        others = [each[n]["psnr"] for n in DENOISERS if n != "GSC"]
-        values.append(each["GSC"]["psnr"] - max(others))
-        cells = {n: f"{each[n]['psnr']:.2f} ({each[n]['cpu']:.0f} s)" for n in DENOISERS}
-        rows.append({"picture": each["picture"], "noisy": f"{each['noisy']:.2f}"} | cells)
+    for figures in figures_of_seeds:
+        report(str(figures))
+        rivals = [figures[n]["psnr"] for n in DENOISERS if n != "GSC"]
+        values.append(figures["GSC"]["psnr"] - max(rivals))
+        cells = {n: f"{figures[n]['psnr']:.2f} ({figures[n]['cpu']:.0f} s)" for n in DENOISERS}
+        rows.append({"picture": figures["picture"], "noisy": f"{figures['noisy']:.2f}"} | cells)
     note = (
         f"PSNR in dB (CPU seconds); the middle {CROP} px of three photographs, noise of 25 of 255, "
         "every 8 x 8 patch less its mean, 64 components (FastICA: 63) learned on 6,000 noisy "

@@ -47,7 +47,7 @@ def drawn(seed: int, side: int = SIDE) -> tuple[Tensor, Tensor]:
 
 
 def of_size(seeds: tuple[int, ...], report: Report) -> Result:
-    """Times smaller than bfloat16, all that is stored counted; the least of the seeds."""
+    """Return the compression over bfloat16, all that is stored counted; the least of the seeds."""
     form, smaller, table = Ternary(), list[float](), list[dict[str, Any]]()
     for seed in seeds:
         digits, levels = drawn(seed)
@@ -71,11 +71,11 @@ def of_size(seeds: tuple[int, ...], report: Report) -> Result:
     return result_of(smaller, table, note, min)
 
 
-def _sized(what: str, digits: Tensor, stored: Mapping[str, Tensor]) -> dict[str, Any]:
+def _sized(title: str, digits: Tensor, stored: Mapping[str, Tensor]) -> dict[str, Any]:
     share = float((digits == 0).float().mean())
     codes = 16 * len(stored["codes"]) / digits.numel()
     return {
-        "weights": what,
+        "weights": title,
         "zeros": f"{share:.3f}",
         "bits of codes": f"{codes:.3f}",
         "codes over entropy": f"{codes / entropy(share):.3f}",
@@ -96,9 +96,9 @@ def of_time(seeds: tuple[int, ...], report: Report) -> Result:
             "torch bf16": rotating(partial(_dense, weight, x.bfloat16()), weight.nbytes),
             "ternary": rotating(partial(_packed, form, stored, x), nbytes(stored)),
         }
-        found = seconds_of(runs)
-        ratios.append(found["ternary"] / found["torch bf16"])
-        row = {name: f"{seconds * 1e3:.2f} ms" for name, seconds in found.items()}
+        seconds_of_product = seconds_of(runs)
+        ratios.append(seconds_of_product["ternary"] / seconds_of_product["torch bf16"])
+        row = {name: f"{seconds * 1e3:.2f} ms" for name, seconds in seconds_of_product.items()}
         table.append({"seed": seed, **row, "ratio": f"{ratios[-1]:.3f}"})
         report(f"seed {seed}: {ratios[-1]:.3f}")
     note = (
@@ -109,33 +109,33 @@ def of_time(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def _dense(weight: Tensor, x: Tensor) -> Callable[[], object]:
-    own = weight.clone()
-    return lambda: torch.nn.functional.linear(x, own)
+    copied = weight.clone()
+    return lambda: torch.nn.functional.linear(x, copied)
 
 
 def _packed(form: Ternary, stored: Mapping[str, Tensor], x: Tensor) -> Callable[[], object]:
-    own = {name: t.clone() for name, t in stored.items()}
-    return lambda: form.matmul(x, own, (SIDE, SIDE))
+    copied = {name: t.clone() for name, t in stored.items()}
+    return lambda: form.matmul(x, copied, (SIDE, SIDE))
 
 
 def of_experts_of(seeds: tuple[int, ...], report: Report) -> Result:
     """Output error of rounding over that of GPTQ, mean over layers; the least of the draws."""
-    found: list[dict[str, Any]] = []
+    draws: list[dict[str, Any]] = []
     for seed in seeds:
         inputs = {"seed": seed}
-        found.append(stored("qmoe", inputs, partial(_mixture, seed)))
-        report(f"seed {seed}: {found[-1]['ratio']:.2f}")
-    ratios = tuple(f["ratio"] for f in found)
+        draws.append(stored("qmoe", inputs, partial(_mixture, seed)))
+        report(f"seed {seed}: {draws[-1]['ratio']:.2f}")
+    ratios = tuple(f["ratio"] for f in draws)
     table = [
         {"seed": seed, **{name: f"{value:.3f}" for name, value in f["loss"].items()}}
-        for seed, f in zip(seeds, found, strict=True)
+        for seed, f in zip(seeds, draws, strict=True)
     ]
-    better = sum(f["loss"]["ternary, GPTQ"] < f["loss"]["ternary, rounded"] for f in found)
+    better = sum(f["loss"]["ternary, GPTQ"] < f["loss"]["ternary, rounded"] for f in draws)
     note = (
         f"SmolLM2-135M upcycled to {EXPERTS} experts in every {EVERY}th block; {CALIBRATION} rows "
         f"of {LENGTH} tokens of Austen, loss on {HELD_OUT} others. GPTQ has the lower loss in "
         f"{better} of {len(seeds)} draws (wanted: all). "
-        f"{statistics.mean(f['zeros'] for f in found):.2f} of the weights are 0."
+        f"{statistics.mean(f['zeros'] for f in draws):.2f} of the weights are 0."
     )
     return result_of(ratios, table, note, min)
 
@@ -150,24 +150,26 @@ def _mixture(seed: int) -> dict[str, Any]:
     order = torch.randperm(len(texts.train), generator=torch.Generator().manual_seed(seed))
     rows = batched([texts.train[int(i)] for i in order[:CALIBRATION]], 4)
     test = [texts.test[i] for i in range(HELD_OUT)]
-    whole = {n: t.clone() for n, t in mixed.state_dict().items()}
+    state = {n: t.clone() for n, t in mixed.state_dict().items()}
     loss = {"dense experts": nll(mixed, test)}
     form = GroupSparse(group=64)
     for matrix in dict(of_experts(mixed)).values():
         weight = matrix.read()
         matrix.write(form.decode(form.encode(weight), weight.shape))
     loss["int4, groups of 64"] = nll(mixed, test)
-    told: list[dict[str, Any]] = []
+    layer_rows: list[dict[str, Any]] = []
     for start in ("rtn", "gptq"):
-        mixed.load_state_dict(whole)
+        mixed.load_state_dict(state)
         method = Qmoe(start=start)
-        given = rows if method.needs else []
+        calibration_rows = rows if method.needs else []
         edit = partial(method._edit, {})  # in place, nothing is packed
         stops = expert_stops(mixed, ())
-        told = walk_blocks(mixed, stops, given, edit, needs=method.needs, kept=Kept(None, {}))
+        layer_rows = walk_blocks(
+            mixed, stops, calibration_rows, edit, needs=method.needs, kept=Kept(None, {})
+        )
         loss[f"ternary, {'GPTQ' if start == 'gptq' else 'rounded'}"] = nll(mixed, test)
-    ratio = statistics.mean(row["error_rounded"] / row["error"] for row in told)
-    zeros = statistics.mean(1 - row["density"] for row in told)
+    ratio = statistics.mean(row["error_rounded"] / row["error"] for row in layer_rows)
+    zeros = statistics.mean(1 - row["density"] for row in layer_rows)
     return {"ratio": ratio, "loss": loss, "zeros": zeros}
 
 

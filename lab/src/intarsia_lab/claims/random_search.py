@@ -34,7 +34,7 @@ DRAWS, MARGIN, SLOWER, REACHED = 100, 0.5, 0.1, 0.95
 
 
 class Nets(NamedTuple):
-    """Of several nets: loss on the scored pictures before training and after an epoch, test
+    """Scores of several nets: loss on the scored pictures before training and after an epoch, test
     accuracy in points, and steps to 95 % of the parent's accuracy (all steps, if never)."""
 
     first: list[float]
@@ -44,7 +44,7 @@ class Nets(NamedTuple):
 
 
 class SearchedNet(NamedTuple):
-    """What came out of a seed: its parent, the selected nets and as many random ones."""
+    """The nets of a seed: its parent, the selected nets and as many random ones."""
 
     parent: Nets
     selected: Nets
@@ -68,25 +68,26 @@ def together(nets: Sequence[nn.Module], goal: float | None, seed: int) -> Nets:
     weights = {n: w.detach().requires_grad_() for n, w in weights.items()}
     bare = copy.deepcopy(nets[0]).to("meta")
 
-    def one(w: dict[str, Tensor], x: Tensor) -> Tensor:
+    def forward_one(w: dict[str, Tensor], x: Tensor) -> Tensor:
         return functional_call(bare, w, (x,))
 
-    every: Callable[..., Tensor] = torch.vmap(one, in_dims=(0, None))
+    forward_all: Callable[..., Tensor] = torch.vmap(forward_one, in_dims=(0, None))
     (x, y), (test_x, test_y) = (thin_resnets.rows(part).tensors for part in ("train", "test"))
 
     def losses(px: Tensor, py: Tensor) -> Tensor:
-        logits = every(weights, px)  # (nets, rows, 10)
+        logits = forward_all(weights, px)  # (nets, rows, 10)
         each_row = F.cross_entropy(logits.flatten(0, 1), py.repeat(len(nets)), reduction="none")
         return each_row.view(len(nets), -1).mean(1)
 
     @torch.no_grad()
     def looked() -> list[float]:
         return [
-            100 * float(a) for a in (every(weights, test_x).argmax(-1) == test_y).float().mean(1)
+            100 * float(a)
+            for a in (forward_all(weights, test_x).argmax(-1) == test_y).float().mean(1)
         ]
 
     optimizer = torch.optim.Adam(weights.values(), lr=1e-3)
-    draw, seen = torch.Generator().manual_seed(mix(seed, 5)), list[list[float]]()
+    draw, curve = torch.Generator().manual_seed(mix(seed, 5)), list[list[float]]()
     with torch.no_grad():
         first = epoch = losses(x[:SCORED], y[:SCORED]).tolist()
     step = 0
@@ -97,7 +98,7 @@ def together(nets: Sequence[nn.Module], goal: float | None, seed: int) -> Nets:
             optimizer.step()
             step += 1
             if step % LOOK == 0:
-                seen.append(looked())
+                curve.append(looked())
         if not number:
             with torch.no_grad():
                 epoch = losses(x[:SCORED], y[:SCORED]).tolist()
@@ -105,86 +106,88 @@ def together(nets: Sequence[nn.Module], goal: float | None, seed: int) -> Nets:
     steps: list[float] = []
     for i, end in enumerate(accuracy):
         enough = REACHED * (end if goal is None else goal)
-        reached = (LOOK * (at + 1) for at, one in enumerate(seen) if one[i] >= enough)
+        reached = (
+            LOOK * (index + 1) for index, accuracies in enumerate(curve) if accuracies[i] >= enough
+        )
         steps.append(float(next(reached, step)))
     return Nets(first, epoch, accuracy, steps)
 
 
 def run(density: float, seed: int) -> SearchedNet:
-    """The parent, its five best of so many draws, and five random ones, trained."""
+    """Return the parent, its five best of so many draws, and five random ones, trained."""
     parent = mlp(seed)
     x, y = thin_resnets.rows("train").tensors
-    found = search(
+    candidates = search(
         parent, RandomSearch(density, DRAWS), [(x[:SCORED], y[:SCORED])], seed=mix(seed, 1)
     )
-    kept = [one.units for one in found[:BEST]]
+    units_of_nets = [candidate.units for candidate in candidates[:BEST]]
     for i in range(BEST):
-        kept += [search(parent, RandomSearch(density, 1), seed=mix(seed, 2, i))[0].units]
-    nets = [copy.deepcopy(parent) for _ in kept]
-    for net, units in zip(nets, kept, strict=True):
+        units_of_nets += [search(parent, RandomSearch(density, 1), seed=mix(seed, 2, i))[0].units]
+    nets = [copy.deepcopy(parent) for _ in units_of_nets]
+    for net, units in zip(nets, units_of_nets, strict=True):
         cut(net, units)
     dense = together([parent], None, seed)
-    made = together(nets, dense.accuracy[0], seed)
-    halves = (Nets(*(v[a : a + BEST] for v in made)) for a in (0, BEST))
+    trained = together(nets, dense.accuracy[0], seed)
+    halves = (Nets(*(v[a : a + BEST] for v in trained)) for a in (0, BEST))
     return SearchedNet(dense, *halves)
 
 
 def cell(_: None, density: float, seed: int) -> SearchedNet:
-    """What came out of a seed, from the file or by running it."""
+    """Return the nets of a seed, from the file or by running it."""
     inputs = {"density": density, "seed": seed, "draws": DRAWS, "epochs": EPOCHS}
-    found = stored("random-search", inputs, lambda: run(density, seed))
-    return SearchedNet(*(Nets(*nets) for nets in found))
+    nets_of_seed = stored("random-search", inputs, lambda: run(density, seed))
+    return SearchedNet(*(Nets(*nets) for nets in nets_of_seed))
 
 
 Ends = tuple[float, float] | None  # of an interval over nets; None = over seeds
 
 
-def interval(one: Sequence[float], two: Sequence[float]) -> tuple[float, float, float]:
+def interval(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
     """Spearman's rank correlation, and the ends of its 95 % interval by Fisher's transform."""
-    found: Any = spearmanr(one, two)
-    rho = float(found.statistic)
-    z, half = np.arctanh(np.clip(rho, -0.999, 0.999)), 1.96 / math.sqrt(max(1, len(one) - 3))
+    correlation: Any = spearmanr(first, second)
+    rho = float(correlation.statistic)
+    z, half = np.arctanh(np.clip(rho, -0.999, 0.999)), 1.96 / math.sqrt(max(1, len(first) - 3))
     return rho, float(np.tanh(z - half)), float(np.tanh(z + half))
 
 
-def _gap(found: Sequence[SearchedNet], name: str) -> list[float]:
-    """Of each seed the mean of the selected nets minus that of the random ones."""
-    halves = ((getattr(s.selected, name), getattr(s.random, name)) for s in found)
+def _gap(searches: Sequence[SearchedNet], name: str) -> list[float]:
+    """Return for each seed the mean of the selected nets minus that of the random ones."""
+    halves = ((getattr(s.selected, name), getattr(s.random, name)) for s in searches)
     return [statistics.mean(a) - statistics.mean(b) for a, b in halves]
 
 
-def of_accuracy(found: Sequence[SearchedNet]) -> tuple[Ends, list[float], str]:
+def of_accuracy(searches: Sequence[SearchedNet]) -> tuple[Ends, list[float], str]:
     """Return the difference of accuracies in points, selected minus random, of each seed."""
-    gaps = _gap(found, "accuracy")
+    gaps = _gap(searches, "accuracy")
     return None, gaps, f"Mean difference {statistics.mean(gaps):+.2f} points."
 
 
-def of_loss(found: Sequence[SearchedNet]) -> tuple[Ends, list[float], str]:
+def of_loss(searches: Sequence[SearchedNet]) -> tuple[Ends, list[float], str]:
     """Return the difference of initial losses of each seed."""
-    gaps = _gap(found, "first")
+    gaps = _gap(searches, "first")
     return None, gaps, f"Mean difference of the initial loss {statistics.mean(gaps):+.4f}."
 
 
-def of_speed(found: Sequence[SearchedNet]) -> tuple[Ends, list[float], str]:
+def of_speed(searches: Sequence[SearchedNet]) -> tuple[Ends, list[float], str]:
     """Return the share by which steps to 95 % of the parent's accuracy differ, of each seed."""
-    means = ((statistics.mean(s.selected.steps), statistics.mean(s.random.steps)) for s in found)
+    means = ((statistics.mean(s.selected.steps), statistics.mean(s.random.steps)) for s in searches)
     shares = [a / b - 1 for a, b in means]
     return None, shares, f"Mean difference {100 * statistics.mean(shares):+.1f} %."
 
 
-def correlations(found: Sequence[SearchedNet], name: str) -> tuple[float, float, float]:
-    """Of the accuracy of 60 nets with a loss of theirs: see `interval`."""
+def correlations(searches: Sequence[SearchedNet], name: str) -> tuple[float, float, float]:
+    """Return the correlation of the accuracies of 60 nets with a loss of theirs: see `interval`."""
     pairs = [
         (getattr(half, name)[i], half.accuracy[i])
-        for s in found
+        for s in searches
         for half in (s.selected, s.random)
         for i in range(BEST)
     ][:60]
     return interval([a for a, _ in pairs], [b for _, b in pairs])
 
 
-def _in_words(found: Sequence[SearchedNet]) -> str:
-    ends = (correlations(found, name) for name in ("first", "epoch"))
+def _in_words(searches: Sequence[SearchedNet]) -> str:
+    ends = (correlations(searches, name) for name in ("first", "epoch"))
     before, after = (f"{rho:+.2f} ({low:+.3f} to {high:+.3f})" for rho, low, high in ends)
     return (
         f"Spearman's correlation of accuracy with the initial loss {before}; control, with the "
@@ -192,43 +195,45 @@ def _in_words(found: Sequence[SearchedNet]) -> str:
     )
 
 
-def of_ranks(found: Sequence[SearchedNet]) -> tuple[Ends, list[float], str]:
+def of_ranks(searches: Sequence[SearchedNet]) -> tuple[Ends, list[float], str]:
     """Return the rank correlation of initial loss and accuracy with its interval over nets."""
-    rho, low, high = correlations(found, "first")
-    return (low, high), [rho], _in_words(found)
+    rho, low, high = correlations(searches, "first")
+    return (low, high), [rho], _in_words(searches)
 
 
-def of_control(found: Sequence[SearchedNet]) -> tuple[Ends, list[float], str]:
+def of_control(searches: Sequence[SearchedNet]) -> tuple[Ends, list[float], str]:
     """Return the rank correlation of the loss after an epoch and accuracy with its interval."""
-    rho, low, high = correlations(found, "epoch")
-    return (low, high), [rho], _in_words(found)
+    rho, low, high = correlations(searches, "epoch")
+    return (low, high), [rho], _in_words(searches)
 
 
 def judged(
     seeds: tuple[int, ...],
     report: Report,
     *,
-    of: Callable[[Sequence[SearchedNet]], tuple[Ends, list[float], str]],
+    figure: Callable[[Sequence[SearchedNet]], tuple[Ends, list[float], str]],
 ) -> Result:
-    """What `of` says of the first density, and a row for each density."""
-    arms, first, others = [Arm("", None)], DENSITIES[:1], DENSITIES[1:]
-    made = each(arms, seeds, cell, report, tasks=first, said=_said)
-    more = each(arms, seeds[:3], cell, report, tasks=others, said=_said)
+    """Return the result of `figure` at the first density, and a row for each density."""
+    arms, first, other_densities = [Arm("", None)], DENSITIES[:1], DENSITIES[1:]
+    first_sheet = each(arms, seeds, cell, report, tasks=first, describe=_said)
+    other_sheet = each(arms, seeds[:3], cell, report, tasks=other_densities, describe=_said)
     table: list[dict[str, Any]] = []
     for density in DENSITIES:
-        found = (made if density in first else more).by_seed("", density)
+        searches = (first_sheet if density in first else other_sheet).by_seed("", density)
         row: dict[str, Any] = {"units kept": f"{density:.0%}"}
         for name in SearchedNet._fields:
-            scores = [statistics.mean(getattr(s, name).accuracy) for s in found]
+            scores = [statistics.mean(getattr(s, name).accuracy) for s in searches]
             row[name] = shown(scores, ".2f")
-        row["loss before"] = f"{statistics.mean(_gap(found, 'first')):+.4f}"
+        row["loss before"] = f"{statistics.mean(_gap(searches, 'first')):+.4f}"
         table.append(row)
-    items, values, note = of(made.by_seed("", DENSITIES[0]))
+    items, values, note = figure(first_sheet.by_seed("", DENSITIES[0]))
     return replace(result_of(values, table, note), items=items)
 
 
-def _said(found: SearchedNet) -> str:
-    means = (f"{n} {statistics.mean(getattr(found, n).accuracy):.2f}" for n in found._fields)
+def _said(net_search: SearchedNet) -> str:
+    means = (
+        f"{n} {statistics.mean(getattr(net_search, n).accuracy):.2f}" for n in net_search._fields
+    )
     return ", ".join(means)
 
 
@@ -242,7 +247,7 @@ LEARNED = above("Parents are above chance, 10 %, by 40 points.", "parent", 50)
 
 
 def _study(
-    key: str, sentence: str, baseline: str, sense: str, target: float, of: Any, **names: Any
+    key: str, sentence: str, baseline: str, sense: str, target: float, figure: Any, **names: Any
 ) -> Study:
     return Study(
         key,
@@ -251,7 +256,7 @@ def _study(
         target=target,
         sense=sense,
         control=LEARNED,
-        measure=partial(judged, of=of),
+        measure=partial(judged, figure=figure),
         seeds=tuple(range(10)),
         minutes=8,
         **names,

@@ -33,22 +33,22 @@ Cell = Mapping[str, Any]
 
 
 def domains(tokenizer: Any, seed: int) -> tuple[dict[str, list[Batch]], dict[str, list[Batch]]]:
-    """Batches of each kind of text: to make masks of, and to judge by."""
+    """Return batches of each kind of text: to make masks of, and to judge by."""
     draws = torch.Generator().manual_seed(seed)
-    seen: dict[str, list[Batch]] = {}
+    calibration: dict[str, list[Batch]] = {}
     judged: dict[str, list[Batch]] = {}
     for name, text in texts().items():
         ids = torch.tensor(tokenizer(text[:400_000], verbose=False)["input_ids"])
         rows = ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
         rows = rows[torch.randperm(len(rows), generator=draws)[: BATCH * (SEEN + JUDGED)]]
         batches: list[Batch] = [{"input_ids": part} for part in rows.split(BATCH)]
-        seen[name], judged[name] = batches[:SEEN], batches[SEEN:]
-    return seen, judged
+        calibration[name], judged[name] = batches[:SEEN], batches[SEEN:]
+    return calibration, judged
 
 
 @lru_cache
 def extracted(seed: int, report: Report) -> Cell:
-    """Losses of every kind of text under its own mask, random ones and none, and the gate's
+    """Return losses of every kind of text under its own mask, random ones and none, and the gate's
     accuracy; computed once and kept."""
     inputs = {"seed": seed, "density": DENSITY, "steps": STEPS}
     inputs |= {"rows": [LENGTH, BATCH, SEEN, JUDGED]}
@@ -60,70 +60,87 @@ def _extracted(seed: int, report: Report) -> dict[str, Any]:
     model: Any
     model, tokenizer = language_model("smollm2", progress=report)
     model.eval()
-    seen, judged = domains(tokenizer, seed)
-    masks = channel_masks(model, seen, DENSITY)
+    calibration, judged = domains(tokenizer, seed)
+    masks = channel_masks(model, calibration, DENSITY)
     draws = torch.Generator().manual_seed(seed)
     drawn = {path: random_masks(mask, draws) for path, mask in masks.items()}
     losses: dict[str, dict[str, float]] = {}
     for i, (name, batches) in enumerate(judged.items()):
-        found = {"dense": _loss(model, batches)}
-        for what, some in (("own mask", masks), ("random mask", drawn)):
+        by_mask = {"dense": _loss(model, batches)}
+        for mask_name, some in (("own mask", masks), ("random mask", drawn)):
             with masked(model, some, i):
-                found[what] = _loss(model, batches)
+                by_mask[mask_name] = _loss(model, batches)
         with masked(model, masks, (i + 1) % len(judged)):
-            found["another's mask"] = _loss(model, batches)
-        losses[name] = found
-        report(f"  {name}, seed {seed}: {found}")
+            by_mask["another's mask"] = _loss(model, batches)
+        losses[name] = by_mask
+        report(f"  {name}, seed {seed}: {by_mask}")
     words = model.get_input_embeddings().weight
-    gate = PreGate(len(seen), vocabulary=len(words), width=64, heads=4).net(
+    gate = PreGate(len(calibration), vocabulary=len(words), width=64, heads=4).net(
         embedding=words, generator=draws
     )
-    mixed = [batch for some in zip(*seen.values(), strict=True) for batch in some]
+    mixed = [batch for some in zip(*calibration.values(), strict=True) for batch in some]
     train_gate(gate, model, masks, mixed, steps=STEPS, seed=seed, report=report)
     right: list[Tensor] = []
-    wanted: list[Tensor] = []
+    targets: list[Tensor] = []
     for batches in judged.values():
         for batch in batches:
             target = pregate_targets(model, masks, batch).argmax(-1)  # (L, B, T)
-            wanted.append(target.flatten())
+            targets.append(target.flatten())
             with torch.no_grad():
                 right.append((gate(batch["input_ids"]).argmax(-1) == target).float().flatten())
     accuracy = float(torch.cat(right).mean())
-    most = float(torch.bincount(torch.cat(wanted)).max() / len(torch.cat(wanted)))
-    return {"losses": losses, "accuracy": accuracy, "chance": 1 / len(seen), "most": most}
+    commonest = float(torch.bincount(torch.cat(targets)).max() / len(torch.cat(targets)))
+    return {
+        "losses": losses,
+        "accuracy": accuracy,
+        "chance": 1 / len(calibration),
+        "most": commonest,
+    }
 
 
 @torch.no_grad()
 def _loss(model: Any, batches: list[Batch]) -> float:
-    found: list[float] = []
+    batch_losses: list[float] = []
     for batch in batches:
         logits, ids = model(**batch).logits[:, :-1].float(), batch["input_ids"][:, 1:]
-        found.append(float(F.cross_entropy(logits.flatten(0, 1), ids.flatten())))
-    return statistics.mean(found)
+        batch_losses.append(float(F.cross_entropy(logits.flatten(0, 1), ids.flatten())))
+    return statistics.mean(batch_losses)
 
 
-def model_side(seeds: tuple[int, ...], report: Report, *, of: Callable[[Cell], float]) -> Result:
-    """A figure of each seed's extraction."""
-    found = [extracted(seed, report) for seed in seeds]
+def model_side(
+    seeds: tuple[int, ...], report: Report, *, figure: Callable[[Cell], float]
+) -> Result:
+    """Return a figure of each seed's extraction."""
+    extractions = [extracted(seed, report) for seed in seeds]
     rows: list[dict[str, Any]] = []
-    for name in found[0]["losses"]:
+    for name in extractions[0]["losses"]:
         row: dict[str, Any] = {"text": name}
-        for what in found[0]["losses"][name]:
-            row[what] = shown([one["losses"][name][what] for one in found], ".3f")
+        for column in extractions[0]["losses"][name]:
+            row[column] = shown(
+                [extraction["losses"][name][column] for extraction in extractions], ".3f"
+            )
         rows.append(row)
-    for what, name in (("gate's accuracy", "accuracy"), ("share of the commonest", "most")):
-        rows.append({"text": what, "own mask": shown([one[name] for one in found], ".3f")})
-    return result_of([of(one) for one in found], rows, NOTE)
+    for column, name in (("gate's accuracy", "accuracy"), ("share of the commonest", "most")):
+        rows.append(
+            {
+                "text": column,
+                "own mask": shown([extraction[name] for extraction in extractions], ".3f"),
+            }
+        )
+    return result_of([figure(extraction) for extraction in extractions], rows, NOTE)
 
 
-def worst_gain(found: Cell) -> float:
+def worst_gain(extraction: Cell) -> float:
     """Loss under the own mask less that under a random one, the text for which it is largest."""
-    return max(one["own mask"] - one["random mask"] for one in found["losses"].values())
+    return max(
+        text_losses["own mask"] - text_losses["random mask"]
+        for text_losses in extraction["losses"].values()
+    )
 
 
 @lru_cache
 def served(kind: str, seed: int, report: Report) -> dict[str, float]:
-    """Experts of a batch by expert over those in order, waits, and hit rates, on a trace."""
+    """Return experts of a batch by expert over those in order, waits, and hit rates, on a trace."""
     trace = traces(seed, report)[kind]
     ratios: list[float] = []
     waits: list[tuple[int, int]] = []
@@ -144,21 +161,21 @@ def served(kind: str, seed: int, report: Report) -> dict[str, float]:
         "Belady": Belady(*sizes, steps),
     }
     rates = {name: replay(steps, p, slots, start=warm).rate for name, p in policies.items()}
-    found = {"ratio": statistics.mean(ratios)}
-    found |= {"wait": statistics.mean(a for a, _ in waits)}
-    return found | {"wait in order": statistics.mean(b for _, b in waits)} | rates
+    figures = {"ratio": statistics.mean(ratios)}
+    figures |= {"wait": statistics.mean(a for a, _ in waits)}
+    return figures | {"wait in order": statistics.mean(b for _, b in waits)} | rates
 
 
 def serving(
-    seeds: tuple[int, ...], report: Report, *, of: Callable[[Mapping[str, float]], float]
+    seeds: tuple[int, ...], report: Report, *, figure: Callable[[Mapping[str, float]], float]
 ) -> Result:
-    """A figure on the balanced trace; the table has all three."""
-    found = {kind: [served(kind, seed, report) for seed in seeds] for kind in KINDS}
+    """Return a figure on the balanced trace; the table has all three."""
+    by_kind = {kind: [served(kind, seed, report) for seed in seeds] for kind in KINDS}
     rows: list[dict[str, Any]] = []
-    for kind, some in found.items():
-        columns = {name: shown([one[name] for one in some], ".3f") for name in some[0]}
+    for kind, some in by_kind.items():
+        columns = {name: shown([figures[name] for figures in some], ".3f") for name in some[0]}
         rows.append({"trace": kind} | columns)
-    return result_of([of(one) for one in found["balanced"]], rows, SERVED)
+    return result_of([figure(figures) for figures in by_kind["balanced"]], rows, SERVED)
 
 
 NOTE = (
@@ -187,7 +204,7 @@ CLAIMS = (
             "random mask",
             7.62,
         ),
-        measure=partial(model_side, of=worst_gain),
+        measure=partial(model_side, figure=worst_gain),
     ),
     study(
         "read-me-gate",
@@ -203,7 +220,7 @@ CLAIMS = (
             "dense",
             5.6,
         ),
-        measure=partial(model_side, of=lambda found: found["accuracy"] / found["chance"]),
+        measure=partial(model_side, figure=lambda figures: figures["accuracy"] / figures["chance"]),
     ),
     study(
         "read-me-batching",
@@ -211,7 +228,7 @@ CLAIMS = (
         baseline="batches in order of arrival; ratio of different experts in a batch",
         target=0.75,
         control=SIMULATED,
-        measure=partial(serving, of=lambda found: found["ratio"]),
+        measure=partial(serving, figure=lambda figures: figures["ratio"]),
     ),
     study(
         "read-me-ahead",
@@ -220,6 +237,6 @@ CLAIMS = (
         baseline="Belady from the same contents; difference",
         target=0.005,
         control=SIMULATED,
-        measure=partial(serving, of=lambda found: found["Belady"] - found["eight steps"]),
+        measure=partial(serving, figure=lambda figures: figures["Belady"] - figures["eight steps"]),
     ),
 )

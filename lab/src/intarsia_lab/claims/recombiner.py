@@ -56,7 +56,7 @@ TARGET_BITS, TARGETS = 14, 200
 
 
 class Size(NamedTuple):
-    """How much of everything: parts of the prior, steps, test crops, and the network."""
+    """The sizes of a run: crops and steps of the prior, steps of a fit, test crops, the network."""
 
     crops: int
     steps: int
@@ -70,7 +70,7 @@ FULL = Size(2000, 2000, 600, 24, {"width": 32, "positions": 128})
 
 
 class CodedPack(NamedTuple):
-    """Each test crop's PSNR in dB, its payload in bytes, and CPU seconds of all crops."""
+    """The PSNR in dB of each test crop, the payload in bytes, and CPU seconds of all crops."""
 
     psnr: list[float]
     payload: float
@@ -86,24 +86,24 @@ class CodedPack(NamedTuple):
 @cache
 def pictures(count: int) -> tuple[list[Array], list[Array]]:
     """Photographs for the prior, and crops of others for the test."""
-    found = [one.pixels for one in photographs(shrink=SHRINK)]
-    test, random = found[::HELD_OUT], np.random.default_rng(0)
+    images = [photograph.pixels for photograph in photographs(shrink=SHRINK)]
+    test, random = images[::HELD_OUT], np.random.default_rng(0)
     crops = []
     for i in range(count):
-        whole = test[i % len(test)]
-        top, left = (int(random.integers(0, side - SIDE + 1)) for side in whole.shape[:2])
-        crops.append(whole[top : top + SIDE, left : left + SIDE])
-    return [one for i, one in enumerate(found) if i % HELD_OUT], crops
+        image = test[i % len(test)]
+        top, first_column = (int(random.integers(0, side - SIDE + 1)) for side in image.shape[:2])
+        crops.append(image[top : top + SIDE, first_column : first_column + SIDE])
+    return [photograph for i, photograph in enumerate(images) if i % HELD_OUT], crops
 
 
 def psnr(a: Array, b: Array) -> float:
-    """Of two 8-bit pictures, in dB."""
+    """Return the PSNR of two 8-bit pictures in dB."""
     error = np.square((a.astype(float) - b) / 255).mean()
     return -10 * math.log10(max(error, 1e-10))
 
 
 def coded(size: Size, arm: str, rate: float, seed: int) -> CodedPack:
-    """A cell from the file, or by running it; a training that was killed goes on."""
+    """Return a cell from the file, or by running it; a training that was killed goes on."""
     inputs = {"size": list(size), "arm": arm, "rate": rate, "seed": seed}
     run = by_coin if arm == "COIN" else by_prior
     folder = packages.cache_dir() / "claims" / key_of(inputs)
@@ -115,14 +115,14 @@ def by_prior(size: Size, arm: str, rate: float, seed: int, folder: Path) -> Code
     train, test = pictures(size.pictures)
     settings = RecombinerSettings(**{**size.network, **ARMS[arm]})
     clock = [time.process_time()]
-    how = {"crops": size.crops, "steps": size.steps, "seed": seed, "out": folder}
-    codec = Recombiner.train(train, rate, settings, **how)
+    options = {"crops": size.crops, "steps": size.steps, "seed": seed, "out": folder}
+    codec = Recombiner.train(train, rate, settings, **options)
     clock.append(time.process_time())
     data = codec.encode_many(test, steps=size.fit, seed=seed)
     clock.append(time.process_time())
-    found = codec.decode(data)
+    decoded = codec.decode(data)
     clock.append(time.process_time())
-    values = [psnr(a, b) for a, b in zip(test, found, strict=True)]
+    values = [psnr(a, b) for a, b in zip(test, decoded, strict=True)]
     seconds = [b - a for a, b in zip(clock, clock[1:], strict=False)]
     return CodedPack(values, len(irc.read(data)[1]) / len(test), *seconds)
 
@@ -132,13 +132,13 @@ def by_coin(size: Size, arm: str, rate: float, seed: int, folder: Path) -> Coded
     width = coin_width(round(rate * SIDE * SIDE / 8), 2, 2, 3)
     sizes = [2, width, width, 3]
     axis = (torch.arange(SIDE) + 0.5) / SIDE * 2 - 1
-    where = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).view(-1, 2)
+    coordinates = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).view(-1, 2)
     values = torch.from_numpy(np.stack(test)).float().view(len(test), -1, 3) / 255
     start = time.process_time()
-    found = coin(values, where, sizes, steps=1500, seed=seed).clamp(0, 1).mul(255).round()
+    decoded = coin(values, coordinates, sizes, steps=1500, seed=seed).clamp(0, 1).mul(255).round()
     spent = time.process_time() - start
     shape = (SIDE, SIDE, 3)
-    quality = [psnr(a, b.view(shape).numpy()) for a, b in zip(test, found, strict=True)]
+    quality = [psnr(a, b.view(shape).numpy()) for a, b in zip(test, decoded, strict=True)]
     return CodedPack(quality, coin_bytes(sizes), 0.0, spent, 0.0)
 
 
@@ -152,42 +152,42 @@ def classical(size: Size) -> list[dict[str, Any]]:
     for form, qualities in QUALITIES.items():
         empty = len(file(np.full((SIDE, SIDE, 3), 128, np.uint8), form, 50))
         for quality in qualities:
-            files = [file(one, form, quality) for one in test]
+            files = [file(crop, form, quality) for crop in test]
             bits = statistics.mean(len(data) for data in files) * 8
-            found = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in files]
-            quality = statistics.mean(psnr(a, b) for a, b in zip(test, found, strict=True))
+            decoded = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in files]
+            quality = statistics.mean(psnr(a, b) for a, b in zip(test, decoded, strict=True))
             less = max(bits - empty * 8, 0) / SIDE**2
             rows.append(row(form, less, bits / SIDE**2, f"{quality:.2f}"))
     return rows
 
 
 def file(pixels: Array, form: str, quality: int) -> bytes:
-    kept = io.BytesIO()
-    how = {"JPEG": {"optimize": True}, "WEBP": {"method": 6}, "AVIF": {"speed": 4}}[form]
-    Image.fromarray(pixels).save(kept, form, quality=quality, **how)
-    return kept.getvalue()
+    buffer = io.BytesIO()
+    options = {"JPEG": {"optimize": True}, "WEBP": {"method": 6}, "AVIF": {"speed": 4}}[form]
+    Image.fromarray(pixels).save(buffer, form, quality=quality, **options)
+    return buffer.getvalue()
 
 
-def row(codec: str, payload: float, whole: float, quality: str) -> dict[str, Any]:
+def row(codec: str, payload: float, file_bits: float, quality: str) -> dict[str, Any]:
     names = "codec", "bits per pixel", "of a file of one picture", "PSNR"
-    return dict(zip(names, (codec, f"{payload:.2f}", f"{whole:.2f}", quality), strict=True))
+    return dict(zip(names, (codec, f"{payload:.2f}", f"{file_bits:.2f}", quality), strict=True))
 
 
-def in_table(name: str, made: Sequence[CodedPack]) -> dict[str, Any]:
-    """A row of a codec of networks; its file of one picture has 24 bytes of header."""
-    payload = made[0].payload * 8 / SIDE**2
-    whole = payload + (0 if name == "COIN" else 24 * 8 / SIDE**2)
-    return row(name, payload, whole, shown([one.mean for one in made], ".2f"))
+def in_table(name: str, packs: Sequence[CodedPack]) -> dict[str, Any]:
+    """Return a row of a codec of networks; its file of one picture has 24 bytes of header."""
+    payload = packs[0].payload * 8 / SIDE**2
+    file_bits = payload + (0 if name == "COIN" else 24 * 8 / SIDE**2)
+    return row(name, payload, file_bits, shown([pack.mean for pack in packs], ".2f"))
 
 
-def speed(size: Size, made: Sequence[CodedPack]) -> str:
-    """CPU seconds a megapixel, and of a prior."""
+def speed(size: Size, packs: Sequence[CodedPack]) -> str:
+    """Return CPU seconds a megapixel, and of a prior."""
     pixels = size.pictures * SIDE**2 / 1e6
     encode, decode = (
-        statistics.mean(getattr(one, what) for one in made) / pixels
-        for what in ("encode", "decode")
+        statistics.mean(getattr(pack, field) for pack in packs) / pixels
+        for field in ("encode", "decode")
     )
-    train = statistics.mean(one.train for one in made)
+    train = statistics.mean(pack.train for pack in packs)
     return (
         f"RECOMBINER encodes a megapixel in {encode:,.0f} CPU seconds and decodes it in "
         f"{decode:.1f}; a prior takes {train:.0f}."
@@ -196,44 +196,46 @@ def speed(size: Size, made: Sequence[CodedPack]) -> str:
 
 def ablation(seeds: tuple[int, ...], report: Report) -> Result:
     """RECOMBINER minus the best of what lacks a part, at equal bytes."""
-    found = each(
+    sheet = each(
         [Arm(name, name) for name in ARMS],
         seeds,
         lambda arm, rate, seed: coded(MINI, arm, rate, seed),
         report,
         tasks=(1.0,),
-        said=lambda made: f"{made.mean:.2f} dB at {made.payload:.0f} bytes",
+        describe=lambda packs: f"{packs.mean:.2f} dB at {packs.payload:.0f} bytes",
     )
-    of = {arm: found.by_seed(arm, 1.0) for arm in ARMS}
-    full = statistics.mean(one.mean for one in of["RECOMBINER"])
-    less = {a: full - statistics.mean(x.mean for x in of[a]) for a in ARMS if a != "RECOMBINER"}
+    by_arm = {arm: sheet.by_seed(arm, 1.0) for arm in ARMS}
+    full = statistics.mean(pack.mean for pack in by_arm["RECOMBINER"])
+    less = {a: full - statistics.mean(x.mean for x in by_arm[a]) for a in ARMS if a != "RECOMBINER"}
     values = tuple(less.values())
     return result_of(
         values,
-        [in_table(arm, made) for arm, made in of.items()],
+        [in_table(arm, packs) for arm, packs in by_arm.items()],
         f"{MINI.pictures} crops of photographs that no prior saw, 32 x 32; a prior of {MINI.crops} "
-        f"crops, {MINI.steps} steps. {speed(MINI, of['RECOMBINER'])}",
+        f"crops, {MINI.steps} steps. {speed(MINI, by_arm['RECOMBINER'])}",
         over=min,
     )
 
 
 def rate_distortion(size: Size) -> Callable[..., Result]:
-    """The least lower end of the paired intervals over COIN and COMBINER, of all rates."""
+    """Return the least lower end of the paired intervals over COIN and COMBINER, of all rates."""
 
     def run(seeds: tuple[int, ...], report: Report) -> Result:
         names = "RECOMBINER", "COMBINER", "COIN"
-        found = each(
+        sheet = each(
             [Arm(name, name) for name in names],
             seeds,
             lambda arm, rate, seed: coded(size, arm, rate, seed),
             report,
             tasks=RATES,
-            said=lambda made: f"{made.mean:.2f} dB at {made.payload:.0f} bytes",
+            describe=lambda packs: f"{packs.mean:.2f} dB at {packs.payload:.0f} bytes",
         )
-        of = {(a, r): found.by_seed(a, r) for r in RATES for a in names}
+        by_arm = {(a, r): sheet.by_seed(a, r) for r in RATES for a in names}
         by_crop = {
-            k: dict(enumerate(map(statistics.mean, zip(*(one.psnr for one in made), strict=True))))
-            for k, made in of.items()
+            k: dict(
+                enumerate(map(statistics.mean, zip(*(pack.psnr for pack in packs), strict=True)))
+            )
+            for k, packs in by_arm.items()
         }
         ends = []
         for (arm, rate), crops in by_crop.items():
@@ -241,8 +243,8 @@ def rate_distortion(size: Size) -> Callable[..., Result]:
                 pairs = Differences.by_seed(by_crop["RECOMBINER", rate], crops)
                 assert pairs is not None
                 ends.append(pairs.t_interval[0])
-        rows = [in_table(arm, made) for (arm, _), made in of.items()] + classical(size)
-        ours = [one for rate in RATES for one in of["RECOMBINER", rate]]
+        rows = [in_table(arm, packs) for (arm, _), packs in by_arm.items()] + classical(size)
+        ours = [pack for rate in RATES for pack in by_arm["RECOMBINER", rate]]
         note = (
             f"{size.pictures} crops of 32 x 32 px; JPEG, WebP and AVIF are drawn, not judged: "
             f"at this size their headers decide, so the first column leaves them out. "
@@ -254,20 +256,20 @@ def rate_distortion(size: Size) -> Callable[..., Result]:
 
 
 def excess(seeds: Sequence[int]) -> float:
-    """By what share the variance of coded samples differs from their targets' variance.
+    """Return the share by which coded samples' variance differs from their targets' variance.
 
     Targets of 14 bits: 14 normal latents of 1 bit each, 2^16 candidates.
     """
     deviation = 0.6
     shift = math.sqrt(2 * (math.log(2) + math.log(deviation) + 0.5) - deviation**2)
-    found = []
+    samples = []
     for seed in seeds:
         for group in range(TARGETS):
             z = candidates(1000 + seed, group, TARGET_BITS, TARGET_BITS + 2) / UNIT
             ratio = (0.5 * z**2 - 0.5 * ((z - shift) / deviation) ** 2).sum(1)
             order = gumbels(1000 + seed, len(z), group)
-            found.append(z[choose(ratio, order)])
-    return float(np.var(found) / deviation**2 - 1)
+            samples.append(z[choose(ratio, order)])
+    return float(np.var(samples) / deviation**2 - 1)
 
 
 IN_ANOTHER = """
@@ -279,7 +281,7 @@ for path in sorted(Path(sys.argv[2]).iterdir()):
 
 
 def bits_of_files(count: int, rate: float, report: Report) -> tuple[bool, bool]:
-    """Whether weights of `count` files are equal in another process, and their lengths right."""
+    """Test if weights of `count` files are equal in another process, and their lengths right."""
     settings = RecombinerSettings(patch=(16, 16), width=8, depth=1, positions=4, kl_bits=8)
     train, test = pictures(count)
     with TemporaryDirectory() as name, kept_quiet():
@@ -292,16 +294,21 @@ def bits_of_files(count: int, rate: float, report: Report) -> tuple[bool, bool]:
             data = codec.encode(crop[:16, :16], steps=20, seed=i)
             (folder / "files" / f"{i:02d}.irc").write_bytes(data)
             ours.append(hashlib.sha256(codec.weights(data).tobytes()).hexdigest())
-            wanted = packed_bytes(round(rate * settings.points / settings.bits), settings.bits)
-            right &= len(irc.read(data)[1]) == wanted
+            expected_length = packed_bytes(
+                round(rate * settings.points / settings.bits), settings.bits
+            )
+            right &= len(irc.read(data)[1]) == expected_length
         report(f"{count} files encoded; decoding their weights in another process")
         command = [sys.executable, "-c", IN_ANOTHER, str(folder / "prior"), str(folder / "files")]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return said.split() == ours, right
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return output.split() == ours, right
 
 
 def coding(seeds: tuple[int, ...], report: Report) -> Result:
-    """The bias of coded samples; infinite if a file's weights or length are not as they must be."""
+    """Return the bias of coded samples.
+
+    It is infinite if a file's weights or length are not as they must be.
+    """
     equal, right = bits_of_files(50, 0.5, report)
     values = tuple(excess((seed,)) for seed in seeds)
     note = (
@@ -310,7 +317,7 @@ def coding(seeds: tuple[int, ...], report: Report) -> Result:
         f"Variance of {TARGETS} coded samples of {TARGET_BITS} latents a seed, against the target."
     )
     wrong = 0 if equal and right else math.inf
-    return result_of(values, (), note, over=lambda found: abs(statistics.mean(found)) + wrong)
+    return result_of(values, (), note, over=lambda ratios: abs(statistics.mean(ratios)) + wrong)
 
 
 study = partial(

@@ -56,7 +56,7 @@ CLAIMS = (
         sentence="Routers that pass a state along the depth predict no worse than linear ones "
         "(arXiv:2408.06793, abstract).",
         target=1.0,
-        measure=partial(ratio, ours=RMOE, base=TOPK, beside=(ALONE,), note=f"{NOTE}\n{SHORT}"),
+        measure=partial(ratio, ours=RMOE, base=TOPK, rivals=(ALONE,), note=f"{NOTE}\n{SHORT}"),
     ),
     study(
         "rmoe-wide",
@@ -75,7 +75,12 @@ CLAIMS = (
         target=1.2,
         sense=">=",
         measure=partial(
-            ratio, ours=RMOE, base=TOPK, of=information, beside=(ALONE,), note=f"{NOTE}\n{UNEVEN}"
+            ratio,
+            ours=RMOE,
+            base=TOPK,
+            figure=information,
+            rivals=(ALONE,),
+            note=f"{NOTE}\n{UNEVEN}",
         ),
     ),
 )

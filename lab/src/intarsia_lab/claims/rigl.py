@@ -24,7 +24,7 @@ STEPS = -(-thin_resnets.TRAIN // 128)  # of an epoch
 
 
 class MaskWay(NamedTuple):
-    """How masks change, and for how many epochs."""
+    """The schedule by which masks change, and the epochs of training."""
 
     schedule: Any
     epochs: int
@@ -50,7 +50,10 @@ class MaskScore(NamedTuple):
 
 
 def operations(name: str) -> float:
-    """Operations of training: the mean density over the steps; RigL's dense gradients counted."""
+    """Return operations of training: the mean density over the steps.
+
+    RigL's dense gradients are counted.
+    """
     way = ARMS[name]
     steps = way.epochs * STEPS
     match way.schedule:
@@ -66,7 +69,7 @@ def operations(name: str) -> float:
 
 
 def cell(name: str, _: str, seed: int) -> MaskScore:
-    """A net of one arm from one seed, from the file or by training it."""
+    """Return a net of one arm from one seed, from the file or by training it."""
     inputs = {"arm": name, "seed": seed, "data": thin_resnets.DATA, "epochs": EPOCHS}
     points = stored("rigl", inputs, lambda: accuracy(ARMS[name], seed))
     return MaskScore(points, operations(name))
@@ -75,20 +78,20 @@ def cell(name: str, _: str, seed: int) -> MaskScore:
 def accuracy(way: MaskWay, seed: int) -> float:
     """Train a net, and score it in points."""
     model = resnet(seed)
-    how: dict[str, Any] = OPTIONS | {"epochs": way.epochs, "seed": seed}
-    fit(model, thin_resnets.rows("train"), schedule=way.schedule, **how)
+    options: dict[str, Any] = OPTIONS | {"epochs": way.epochs, "seed": seed}
+    fit(model, thin_resnets.rows("train"), schedule=way.schedule, **options)
     return thin_resnets.accuracy(model)
 
 
-def judged(seeds: tuple[int, ...], report: Report, *, beside: str) -> Result:
+def judged(seeds: tuple[int, ...], report: Report, *, rival: str) -> Result:
     """RigL's accuracy minus another arm's, in points: the lower end of the paired interval."""
-    found = each([Arm(name, name) for name in ARMS], seeds, cell, report)
-    of = {arm: found.by_seed(arm, "") for arm in found.arms}
-    gains = [a.accuracy - b.accuracy for a, b in zip(of[RIGL], of[beside], strict=True)]
+    sheet = each([Arm(name, name) for name in ARMS], seeds, cell, report)
+    by_arm = {arm: sheet.by_seed(arm, "") for arm in sheet.arms}
+    gains = [a.accuracy - b.accuracy for a, b in zip(by_arm[RIGL], by_arm[rival], strict=True)]
     table = [
-        {"model": arm, "accuracy": shown([one.accuracy for one in made], ".2f")}
-        | {"operations of training": f"{made[0].operations:.3f}"}
-        for arm, made in of.items()
+        {"model": arm, "accuracy": shown([result.accuracy for result in results], ".2f")}
+        | {"operations of training": f"{results[0].operations:.3f}"}
+        for arm, results in by_arm.items()
     ]
     mean = statistics.mean(gains)
     note = f"Mean difference {mean:+.2f} points over {len(seeds)} seeds."
@@ -117,7 +120,7 @@ CLAIMS = (
         baseline="fixed random masks, in points; the lower end of a 95 % interval of paired "
         "differences",
         target=0.0,
-        measure=partial(judged, beside=STATIC),
+        measure=partial(judged, rival=STATIC),
     ),
     study(
         "rigl-gradual",
@@ -126,6 +129,6 @@ CLAIMS = (
         baseline="gradual magnitude pruning, in points; the lower end of a 95 % interval of paired "
         "differences",
         target=-0.5,
-        measure=partial(judged, beside=GRADUAL),
+        measure=partial(judged, rival=GRADUAL),
     ),
 )

@@ -52,12 +52,13 @@ def pictures(task: str) -> TailTokens:
 
 @torch.no_grad()
 def features(model: nn.Module, tokens: Tensor) -> Tensor:
-    """What a head reads, (n, d) float32.  tokens: (n, T, d)."""
-    own: Any = base_of(model)
-    dtype = own.norm.weight.dtype
+    """Return the features that a head reads, (n, d) float32.  tokens: (n, T, d)."""
+    trunk: Any = base_of(model)
+    dtype = trunk.norm.weight.dtype
     with torch.autocast("cpu", torch.bfloat16):
         parts = [
-            own.fc_norm(own.pool(own.norm(own.blocks(x.to(dtype))))) for x in tokens.split(125)
+            trunk.fc_norm(trunk.pool(trunk.norm(trunk.blocks(x.to(dtype)))))
+            for x in tokens.split(125)
         ]
     return torch.cat(parts).float()
 
@@ -67,14 +68,16 @@ Probe = Callable[[nn.Module], float]
 
 @lru_cache
 def probe() -> Probe:
-    """What a model still knows of the source: the test accuracy of the pretrained one's probe."""
-    found = pictures(SOURCE)
-    x, y = (t[:PROBED] for t in found.pool.tensors)
-    own = tails.tail(found.classes, FIRST, 0).eval()
-    seen = features(own, x).numpy()
-    mean, spread = seen.mean(0), seen.std(0) + 1e-6
-    lines: Any = LogisticRegression(C=0.1, max_iter=500).fit((seen - mean) / spread, y.numpy())
-    xs, ys = found.test.tensors
+    """Return the function that scores a model's features of the source by the pretrained probe."""
+    source = pictures(SOURCE)
+    x, y = (t[:PROBED] for t in source.pool.tensors)
+    pretrained = tails.tail(source.classes, FIRST, 0).eval()
+    read_features = features(pretrained, x).numpy()
+    mean, spread = read_features.mean(0), read_features.std(0) + 1e-6
+    lines: Any = LogisticRegression(C=0.1, max_iter=500).fit(
+        (read_features - mean) / spread, y.numpy()
+    )
+    xs, ys = source.test.tensors
 
     def accuracy(model: nn.Module) -> float:
         return float(lines.score((features(model, xs).numpy() - mean) / spread, ys.numpy()))
@@ -83,17 +86,17 @@ def probe() -> Probe:
 
 
 def fitted(arm: str, task: str, rate: float, seed: int, **options: Any) -> nn.Module:
-    """The blocks with one arm's cells, trained on one task at a constant rate."""
-    found = pictures(task)
-    model = apply(tails.tail(found.classes, FIRST, seed), METHODS[arm], seed=seed)
+    """Return the blocks with one arm's cells, trained on one task at a constant rate."""
+    target = pictures(task)
+    model = apply(tails.tail(target.classes, FIRST, seed), METHODS[arm], seed=seed)
     training = Training(EPOCHS, BATCH, rate, 0.0, precision="bf16", seed=seed)
-    rows = found.few(IMAGES, seed)
+    rows = target.few(IMAGES, seed)
     fit(model, rows, training=training, lr_factor=lambda *_: 1.0, trackers=(), **options)
     return model
 
 
 def inputs(arm: str, task: str, seed: int) -> dict[str, Any]:
-    """What a cell depends on."""
+    """Return the inputs that a run's result depends on."""
     return {
         "arm": arm,
         "method": repr(METHODS[arm]),
@@ -105,7 +108,7 @@ def inputs(arm: str, task: str, seed: int) -> dict[str, Any]:
 
 
 def tried(arm: str, task: str, rate: float) -> float:
-    """Accuracy on validation pictures."""
+    """Return accuracy on validation pictures."""
 
     def run() -> float:
         with threads(1):
@@ -117,14 +120,14 @@ def tried(arm: str, task: str, rate: float) -> float:
 
 @lru_cache
 def rate(arm: str) -> float:
-    """The rate at which an arm is best on validation pictures, the mean over the tasks."""
+    """Return the rate at which an arm is best on validation pictures, the mean over the tasks."""
     return max(
         task_tracks.RATES, key=lambda lr: statistics.mean(tried(arm, task, lr) for task in TARGETS)
     )
 
 
 def train(arm: str, task: str, seed: int) -> task_tracks.Track:
-    """One arm trained on one task, looked at every few steps."""
+    """Train one arm on one task, with scores every few steps."""
     lr = rate(arm)
 
     def run() -> dict[str, list[float]]:
@@ -136,8 +139,8 @@ def train(arm: str, task: str, seed: int) -> task_tracks.Track:
                 model.eval()
                 head = cast(Tail, base_of(model)).head
                 with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                    said = head(features(model, x)).argmax(-1)
-                track.target.append(float((said == y).float().mean()))
+                    predicted = head(features(model, x)).argmax(-1)
+                track.target.append(float((predicted == y).float().mean()))
                 track.source.append(old(model))
                 model.train()
 
@@ -146,60 +149,65 @@ def train(arm: str, task: str, seed: int) -> task_tracks.Track:
         look(model, steps, steps)
         return vars(track)
 
-    more = {"rate": lr, "source": SOURCE, "every": EVERY, "probed": PROBED}
-    return task_tracks.Track(**stored("s2ft", inputs(arm, task, seed) | more, run))
+    extra = {"rate": lr, "source": SOURCE, "every": EVERY, "probed": PROBED}
+    return task_tracks.Track(**stored("s2ft", inputs(arm, task, seed) | extra, run))
 
 
 def tracks(
     seeds: Sequence[int], report: Report
 ) -> Mapping[tuple[str, str, int], task_tracks.Track]:
-    """Every arm on every task and seed."""
+    """Return every arm on every task and seed."""
     return each(
         ARMS,
         seeds,
         train,
         report,
         tasks=TARGETS,
-        said=lambda track: f"target {track.target[-1]:.3f}, source {track.source[-1]:.3f}",
+        describe=lambda track: f"target {track.target[-1]:.3f}, source {track.source[-1]:.3f}",
     ).results
 
 
 def matched(
-    found: Mapping[tuple[str, str, int], task_tracks.Track],
+    tracks_by_arm: Mapping[tuple[str, str, int], task_tracks.Track],
     task: str,
     seed: int,
-    other: str = task_tracks.LORA,
+    rival: str = task_tracks.LORA,
 ) -> tuple[float, float, float]:
-    """The highest target accuracy that both reach; what ours and the other kept there."""
-    both = [found[arm, task, seed] for arm in (task_tracks.OURS, other)]
+    """Return the highest target accuracy that both reach; what ours and the other kept there."""
+    both = [tracks_by_arm[arm, task, seed] for arm in (task_tracks.OURS, rival)]
     level = min(max(track.target) for track in both)
     return level, both[0].kept(level), both[1].kept(level)
 
 
 def retention(seeds: Sequence[int], report: Report) -> Result:
     """Share of tasks in which S2FT keeps at least LoRA's source accuracy, one value per seed."""
-    found = tracks(seeds, report)
-    start = statistics.mean(found[task_tracks.LORA, t, s].source[0] for t in TARGETS for s in seeds)
-    at = {(t, s, o): matched(found, t, s, o) for t in TARGETS for s in seeds for o in METHODS}
+    tracks_by_arm = tracks(seeds, report)
+    start = statistics.mean(
+        tracks_by_arm[task_tracks.LORA, t, s].source[0] for t in TARGETS for s in seeds
+    )
+    matches = {
+        (t, s, o): matched(tracks_by_arm, t, s, o) for t in TARGETS for s in seeds for o in METHODS
+    }
     values = [
         statistics.mean(
-            at[t, s, task_tracks.LORA][1] >= at[t, s, task_tracks.LORA][2] for t in TARGETS
+            matches[t, s, task_tracks.LORA][1] >= matches[t, s, task_tracks.LORA][2]
+            for t in TARGETS
         )
         for s in seeds
     ]
     rows = [
         {
             "task": t,
-            "against": other,
-            "matched target accuracy": _mean(at[t, s, other][0] for s in seeds),
+            "against": rival,
+            "matched target accuracy": _mean(matches[t, s, rival][0] for s in seeds),
         }
         | {
-            "source kept, S2FT": _mean(at[t, s, other][1] for s in seeds),
-            "source kept, the other": _mean(at[t, s, other][2] for s in seeds),
+            "source kept, S2FT": _mean(matches[t, s, rival][1] for s in seeds),
+            "source kept, the other": _mean(matches[t, s, rival][2] for s in seeds),
         }
         for t in TARGETS
-        for other in METHODS
-        if other != task_tracks.OURS
+        for rival in METHODS
+        if rival != task_tracks.OURS
     ]
     note = (
         f"One value per seed: the share of {len(TARGETS)} tasks. ViT-S at 56 px, its last "
@@ -217,8 +225,8 @@ def retention(seeds: Sequence[int], report: Report) -> Result:
 
 def in_domain(seeds: Sequence[int], report: Report) -> Result:
     """Final target accuracy of S2FT minus LoRA's, the mean over the tasks, one value per seed."""
-    found = tracks(seeds, report)
-    end = {key: track.target[-1] for key, track in found.items()}
+    tracks_by_arm = tracks(seeds, report)
+    end = {key: track.target[-1] for key, track in tracks_by_arm.items()}
     values = tuple(
         statistics.mean(end[task_tracks.OURS, t, s] - end[task_tracks.LORA, t, s] for t in TARGETS)
         for s in seeds

@@ -56,50 +56,50 @@ class Glosses:
 
 
 def texts() -> dict[str, list[QuestionAnswer]]:
-    """Rows from the middle of the texts that nobody trains on."""
-    found = dict[str, list[QuestionAnswer]]()
+    """Return rows from the middle of the texts that nobody trains on."""
+    rows_by_corpus = dict[str, list[QuestionAnswer]]()
     for name, corpus in HELD.items():
         words = corpora.read(corpus, quiet)[100_000:].split()[: ROWS * WORDS]
         rows = [words[i : i + WORDS] for i in range(0, len(words), WORDS)]
-        found[name] = [QuestionAnswer("", " ".join(row)) for row in rows]
-    return found
+        rows_by_corpus[name] = [QuestionAnswer("", " ".join(row)) for row in rows]
+    return rows_by_corpus
 
 
 @lru_cache(maxsize=1)
 def glosses() -> Glosses:
     """Made once: what the frozen blocks say of every row."""
-    made = LanguageRows({"glosses": kinds()[: POOL + VAL + TEST], **texts()})
-    rows = made.rows["glosses"]
+    language_rows = LanguageRows({"glosses": kinds()[: POOL + VAL + TEST], **texts()})
+    rows = language_rows.rows["glosses"]
     parts = rows[:POOL], rows[POOL : POOL + VAL], rows[POOL + VAL :]
-    return Glosses(made, *parts, {name: made.rows[name] for name in HELD})
+    return Glosses(language_rows, *parts, {name: language_rows.rows[name] for name in HELD})
 
 
 def fitted(arm: str, rate: float, seed: int, **options: Any) -> nn.Module:
-    """The last blocks with one arm's cells, trained on glosses at a constant rate."""
-    found = glosses()
-    drawn = torch.randperm(len(found.pool), generator=torch.Generator().manual_seed(seed))
-    rows: Any = [found.pool[i] for i in drawn[:TRAIN].tolist()]
-    model = apply(found.made.model(), METHODS[arm], seed=seed)
+    """Return the last blocks with one arm's cells, trained on glosses at a constant rate."""
+    data = glosses()
+    drawn = torch.randperm(len(data.pool), generator=torch.Generator().manual_seed(seed))
+    rows: Any = [data.pool[i] for i in drawn[:TRAIN].tolist()]
+    model = apply(data.made.model(), METHODS[arm], seed=seed)
     training = Training(EPOCHS, BATCH, rate, 0.0, precision="bf16", seed=seed)
-    given: dict[str, Any] = {"lr_factor": lambda *_: 1.0, "trackers": (), **options}
-    fit(model, rows, task=StateTokens(), training=training, **given)
+    loop_options: dict[str, Any] = {"lr_factor": lambda *_: 1.0, "trackers": (), **options}
+    fit(model, rows, task=StateTokens(), training=training, **loop_options)
     return model
 
 
 def scores(model: nn.Module, rows: Any) -> Any:
-    """Loss and accuracy of the tokens that have a label."""
+    """Return loss and accuracy of the tokens that have a label."""
     return evaluate(model, rows, task=StateTokens(), batch_size=30)
 
 
 def inputs(arm: str, seed: int, rate: float) -> dict[str, Any]:
-    """What a cell depends on."""
+    """Return the inputs that a run's result depends on."""
     sizes = [last_blocks.LAST, POOL, TRAIN, VAL, TEST, ROWS, WORDS, EPOCHS, BATCH, EVERY]
-    own = {"arm": arm, "method": repr(METHODS[arm]), "seed": seed, "rate": rate}
-    return own | {"sizes": sizes, "held": HELD}
+    cell_inputs = {"arm": arm, "method": repr(METHODS[arm]), "seed": seed, "rate": rate}
+    return cell_inputs | {"sizes": sizes, "held": HELD}
 
 
 def tried(arm: str, rate: float) -> float:
-    """Accuracy on validation glosses."""
+    """Return accuracy on validation glosses."""
 
     def run() -> float:
         with threads(1):
@@ -110,52 +110,56 @@ def tried(arm: str, rate: float) -> float:
 
 @lru_cache
 def rate(arm: str) -> float:
-    """The rate at which an arm is best on validation glosses."""
+    """Return the rate at which an arm is best on validation glosses."""
     return max(RATES, key=lambda lr: tried(arm, lr))
 
 
 def train(arm: str, seed: int) -> dict[str, Track]:
-    """Accuracy on the glosses, and minus the loss of each text, every few steps."""
+    """Return accuracy on the glosses, and minus the loss of each text, every few steps."""
     lr = rate(arm)
 
     def run() -> dict[str, list[float]]:
-        found, seen = glosses(), {name: list[float]() for name in ("target", *HELD)}
+        data, curves = glosses(), {name: list[float]() for name in ("target", *HELD)}
 
         def look(model: nn.Module, step: int, steps: int) -> None:
             if step % EVERY == 0 or step == steps:
-                seen["target"].append(float(scores(model, found.test).accuracy))
-                for name, rows in found.held.items():
-                    seen[name].append(-float(scores(model, rows).loss))
+                curves["target"].append(float(scores(model, data.test).accuracy))
+                for name, rows in data.held.items():
+                    curves[name].append(-float(scores(model, rows).loss))
                 model.train()
 
         model = fitted(arm, lr, seed, schedule=look)
-        steps = EPOCHS * -(-min(TRAIN, len(found.pool)) // BATCH)
+        steps = EPOCHS * -(-min(TRAIN, len(data.pool)) // BATCH)
         look(model, steps, steps)
-        return seen
+        return curves
 
     with threads(1):
-        made = stored("s2ft-text", inputs(arm, seed, lr), run)
-    return {name: Track(made["target"], made[name]) for name in HELD}
+        stored_curves = stored("s2ft-text", inputs(arm, seed, lr), run)
+    return {name: Track(stored_curves["target"], stored_curves[name]) for name in HELD}
 
 
 def forgetting(seeds: Sequence[int], report: Report) -> Result:
     """Share of texts of which S2FT forgets no more than LoRA, one value per seed."""
     arms = [Arm(name, name) for name in METHODS]
-    found = each(
-        arms, seeds, lambda arm, _, seed: train(arm, seed), report, said=lambda made: _said(made)
+    sheet = each(
+        arms,
+        seeds,
+        lambda arm, _, seed: train(arm, seed),
+        report,
+        describe=lambda tracks_by_text: _said(tracks_by_text),
     )
-    of = {arm.name: found.by_seed(arm.name, "") for arm in arms}
+    by_arm = {arm.name: sheet.by_seed(arm.name, "") for arm in arms}
     rows: list[dict[str, Any]] = []
     wins: list[list[bool]] = [[] for _ in seeds]
     for name in HELD:
-        at: list[tuple[float, float, float, float]] = []
-        for i, (ours, lora) in enumerate(zip(of[OURS], of[LORA], strict=True)):
-            level = min(max(made[name].target) for made in (ours, lora))
-            kept_by = [made[name].kept(level) for made in (ours, lora)]
+        matches: list[tuple[float, float, float, float]] = []
+        for i, (ours, lora) in enumerate(zip(by_arm[OURS], by_arm[LORA], strict=True)):
+            level = min(max(tracks_by_text[name].target) for tracks_by_text in (ours, lora))
+            kept_by = [tracks_by_text[name].kept(level) for tracks_by_text in (ours, lora)]
             wins[i].append(kept_by[0] >= kept_by[1])
-            at.append((level, -lora[name].source[0], -kept_by[0], -kept_by[1]))
+            matches.append((level, -lora[name].source[0], -kept_by[0], -kept_by[1]))
         columns = ("matched accuracy", "loss before", "loss, S2FT", "loss, LoRA")
-        means = [f"{statistics.mean(column):.3f}" for column in zip(*at, strict=True)]
+        means = [f"{statistics.mean(column):.3f}" for column in zip(*matches, strict=True)]
         rows.append({"text": name} | dict(zip(columns, means, strict=True)))
     rates = ", ".join(f"{arm} {rate(arm):g}" for arm in METHODS)
     note = (
@@ -168,8 +172,10 @@ def forgetting(seeds: Sequence[int], report: Report) -> Result:
     return result_of([statistics.mean(of_seed) for of_seed in wins], rows, note)
 
 
-def _said(made: Mapping[str, Track]) -> str:
-    return ", ".join(f"{n} {-t.source[-1]:.3f} at {t.target[-1]:.3f}" for n, t in made.items())
+def _said(tracks_by_text: Mapping[str, Track]) -> str:
+    return ", ".join(
+        f"{n} {-t.source[-1]:.3f} at {t.target[-1]:.3f}" for n, t in tracks_by_text.items()
+    )
 
 
 CLAIMS = (

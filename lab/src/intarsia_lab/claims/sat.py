@@ -28,14 +28,14 @@ ABLATIONS = {
 
 
 def layers_of(name: str) -> tuple[LayerShape, ...]:
-    """The layers of a model of timm, for pictures of 224 px."""
+    """Return the layers of a model of timm, for pictures of 224 px."""
     with torch.device("meta"):
         model, picture = timm.create_model(name), torch.empty(1, 3, SIDE, SIDE)
     return layer_shapes(model, picture, batch=BATCH)
 
 
 def grid() -> Iterator[dict[str, Any]]:
-    """Times a dense training, for each model, pattern and direction."""
+    """Yield the speedup over dense training for each model, pattern and direction."""
     for name in MODELS:
         layers = layers_of(name)
         dense = total(FULL, layers)
@@ -48,7 +48,7 @@ def grid() -> Iterator[dict[str, Any]]:
 
 
 def speed(seeds: tuple[int, ...], report: Report) -> Result:
-    """How far the times of 2:8 lie outside LEAST ... MOST; 0 = inside, for both models."""
+    """Return the distance of 2:8's speedups from LEAST ... MOST, the larger of both models."""
     rows = list(grid())
     times = [row["both"] for row in rows if row["pattern"] == MAIN]
     off = tuple(max(0.0, LEAST - t, t - MOST) for t in times)
@@ -63,17 +63,17 @@ def speed(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def orders(seeds: tuple[int, ...], report: Report) -> Result:
-    """How many orderings do not hold: each other accelerator, or direction, takes more cycles."""
+    """Count the orderings that fail: each other accelerator or direction takes more cycles."""
     broken: list[int] = []
     table: list[dict[str, Any]] = []
     training = Bdwp(MAIN)
     for name in MODELS:
         layers = layers_of(name)
         full = total(FULL, layers, training)
-        other = {what: total(sat, layers, training) for what, sat in ABLATIONS.items()}
-        other["forward only"] = total(FULL, layers, Bdwp(MAIN, "forward"))
-        broken.append(sum(cycles <= full for cycles in other.values()))
-        row = {what: f"{cycles / full:.3f}" for what, cycles in other.items()}
+        cycles_by_arm = {arm: total(sat, layers, training) for arm, sat in ABLATIONS.items()}
+        cycles_by_arm["forward only"] = total(FULL, layers, Bdwp(MAIN, "forward"))
+        broken.append(sum(cycles <= full for cycles in cycles_by_arm.values()))
+        row = {arm: f"{cycles / full:.3f}" for arm, cycles in cycles_by_arm.items()}
         table.append({"model": name, "SAT, cycles": f"{full:,}", **row})
     note = f"Cycles over those of SAT with BDWP {MAIN}; five orderings a model."
     return Result(float(sum(broken)), 0.0, tuple(map(float, broken)), tuple(table), note)

@@ -17,18 +17,18 @@ TENSORS, NUMBERS, PROCESSES = 200, 2000, 4  # 8 kB each
 
 
 def summed(seed: int) -> tuple[float, float]:
-    """In each process: seconds of a sum over processes for each tensor, and for all in a bucket."""
+    """Return seconds of a sum over processes for each tensor, and for all tensors in a bucket."""
     draws = torch.Generator().manual_seed(seed)
     tensors = [torch.randn(NUMBERS, generator=draws) for _ in range(TENSORS)]
     dist.barrier()
     begun = time.perf_counter()
-    each = [_sum(t.clone()) for t in tensors]
+    separate = [_sum(t.clone()) for t in tensors]
     middle = time.perf_counter()
     dist.barrier()
     again = time.perf_counter()
     together = bucketed(tensors, _sum)
     end = time.perf_counter()
-    close = all(torch.allclose(a, b) for a, b in zip(each, together, strict=True))
+    close = all(torch.allclose(a, b) for a, b in zip(separate, together, strict=True))
     return middle - begun, end - again if close else float("inf")
 
 
@@ -38,14 +38,16 @@ def _sum(flat: torch.Tensor) -> torch.Tensor:
 
 
 def bucket(seeds: tuple[int, ...], report: Report) -> Result:
-    """Seconds of 200 collectives over those of one; the slowest process of each."""
+    """Return seconds of 200 collectives over those of one; the slowest process of each."""
     values: list[float] = []
     rows: list[dict[str, str]] = []
     with Processes(PROCESSES) as four:
         four.run(summed, 0)
         for seed in seeds:
-            found = four.run(summed, seed)
-            apart, together = (max(one[at] for one in found) for at in (0, 1))
+            times_of_processes = four.run(summed, seed)
+            apart, together = (
+                max(times[index] for times in times_of_processes) for index in (0, 1)
+            )
             values.append(apart / together)
             row = {"seed": str(seed), "200 calls, ms": f"{apart * 1e3:.1f}"}
             rows.append(row | {"one, ms": f"{together * 1e3:.1f}"})

@@ -33,30 +33,30 @@ ByKind = Mapping[str, Mapping[str, Cell]]
 
 
 def cells(kind: str, seed: int, report: Report) -> dict[str, Cell]:
-    """What came out of every arm; each is run once and kept.
+    """Return the result of every arm; each is run once and kept.
 
     Arms: all weights (rate / 10), top affinity with and without the anchor, top lift, and four
     random experts of the layer of each of the two.
     """
-    found: dict[str, Cell] = {}
+    by_arm: dict[str, Cell] = {}
     first = _cell(kind, seed, TOP, report)
     lift = _cell(kind, seed, LIFT, report)
-    found |= {TOP: first, LIFT: lift}
+    by_arm |= {TOP: first, LIFT: lift}
     for arm in (FREE, ALL):
-        found[arm] = _cell(kind, seed, arm, report)
-    for of, (layer, best) in ((TOP, first["at"]), (LIFT, lift["at"])):
+        by_arm[arm] = _cell(kind, seed, arm, report)
+    for attributed, (layer, best) in ((TOP, first["at"]), (LIFT, lift["at"])):
         draws = torch.Generator().manual_seed(100 * seed + layer)
-        others = [e for e in torch.randperm(16, generator=draws).tolist() if e != best][:RANDOM]
-        for number, expert in enumerate(others):
-            name = f"random {number} beside {of}"
-            found[name] = _cell(kind, seed, name, report, (layer, expert))
-    return found
+        rivals = [e for e in torch.randperm(16, generator=draws).tolist() if e != best][:RANDOM]
+        for number, expert in enumerate(rivals):
+            name = f"random {number} beside {attributed}"
+            by_arm[name] = _cell(kind, seed, name, report, (layer, expert))
+    return by_arm
 
 
 def _cell(
-    kind: str, seed: int, arm: str, report: Report, at: tuple[int, int] | None = None
+    kind: str, seed: int, arm: str, report: Report, site: tuple[int, int] | None = None
 ) -> Cell:
-    inputs = {"kind": kind, "seed": seed, "arm": arm, "at": at}
+    inputs = {"kind": kind, "seed": seed, "arm": arm, "at": site}
     inputs |= {
         "steps": STEPS,
         "rate": RATE,
@@ -65,7 +65,7 @@ def _cell(
 
     def run() -> Cell:
         with threads(1):
-            out = _run(kind, seed, arm, at, report)
+            out = _run(kind, seed, arm, site, report)
         damage = {str(t): _or_none(rise(out.path, t)) for t in TARGETS}
         report(f"  {kind}, seed {seed}, {arm}: {damage}")
         return {
@@ -80,23 +80,23 @@ def _cell(
     return stored("seuf", inputs, run)
 
 
-def _run(kind: str, seed: int, arm: str, at: tuple[int, int] | None, report: Report) -> Unlearned:
+def _run(kind: str, seed: int, arm: str, site: tuple[int, int] | None, report: Report) -> Unlearned:
     from transformers import MixtralForCausalLM
 
     model: Any = MixtralForCausalLM.from_pretrained(made(seed, report), dtype=torch.float32)
     model.config.use_cache = False
-    held = held_out_rows.rows(seed)
-    per = TRAINED // (len(held) - 1)
-    keep = torch.cat([r[:per] for name, r in held.items() if name != kind])
-    judged = torch.cat([r[-JUDGED // 2 :] for name, r in held.items() if name != kind])
-    judge = list(held[kind][-JUDGED:]), list(judged)
-    forget = held[kind][:TRAINED]
+    blocks = held_out_rows.rows(seed)
+    per = TRAINED // (len(blocks) - 1)
+    keep = torch.cat([r[:per] for name, r in blocks.items() if name != kind])
+    judged = torch.cat([r[-JUDGED // 2 :] for name, r in blocks.items() if name != kind])
+    judge = list(blocks[kind][-JUDGED:]), list(judged)
+    forget = blocks[kind][:TRAINED]
     anchor = 0.0 if arm == FREE else 1.0
-    whole = arm == ALL
+    every_weight = arm == ALL
     method = Seuf(
-        "ga", "lift" if LIFT in arm else "affinity", anchor, lr=RATE / 10 if whole else RATE
+        "ga", "lift" if LIFT in arm else "affinity", anchor, lr=RATE / 10 if every_weight else RATE
     )
-    given: Any = "all" if whole else at
+    chosen_site: Any = "all" if every_weight else site
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # few tokens: the table has the shares
         return unlearn(
@@ -104,7 +104,7 @@ def _run(kind: str, seed: int, arm: str, at: tuple[int, int] | None, report: Rep
             method,
             list(forget),
             list(keep),
-            at=given,
+            at=chosen_site,
             steps=STEPS,
             until=max(TARGETS) + 0.2,
             judge=judge,
@@ -117,86 +117,91 @@ def _or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def rise(path: Sequence[Mapping[str, float]], by: float, of: str = "retain") -> float:
-    """How much `of` rose when the text to forget had risen by so many nats, between two points.
+def rise(path: Sequence[Mapping[str, float]], amount: float, field: str = "retain") -> float:
+    """Interpolate the rise of `field` where the loss of the text to forget has risen by `amount`.
 
     NaN where the path does not come so far.
     """
     first = path[0]
     for a, b in zip(path, path[1:], strict=False):
-        x, y = (one["forget"] - first["forget"] for one in (a, b))
-        if x <= by <= y:
-            part = (by - x) / (y - x) if y > x else 0.0
-            return a[of] + part * (b[of] - a[of]) - first[of]
+        x, y = (point["forget"] - first["forget"] for point in (a, b))
+        if x <= amount <= y:
+            part = (amount - x) / (y - x) if y > x else 0.0
+            return a[field] + part * (b[field] - a[field]) - first[field]
     return math.nan
 
 
 def damage(cell: Cell, target: float = 1.0) -> float:
-    """The rise of the other texts where the forgotten one has risen so far; NEVER if it has not."""
+    """Return the rise of the other texts where the forgotten one has risen so far.
+
+    It is NEVER if the loss has not risen so far.
+    """
     value = cell["damage"][str(target)]
     return NEVER if value is None else float(value)
 
 
-def against_random(found: Mapping[str, Cell], of: str) -> float:
+def against_random(by_arm: Mapping[str, Cell], attributed: str) -> float:
     """Damage of an attributed expert over the mean of random ones of its layer, worse target.
 
     Random ones in which the text never rises so far are left out; 1 where all are.
     """
     ratios: list[float] = []
     for target in TARGETS:
-        others = [damage(c, target) for n, c in found.items() if n.endswith(f"beside {of}")]
-        finite = [value for value in others if value < NEVER]
-        own = damage(found[of], target)
-        ratios.append(own / max(statistics.mean(finite), 1e-9) if finite else 1.0)
+        rivals = [
+            damage(c, target) for n, c in by_arm.items() if n.endswith(f"beside {attributed}")
+        ]
+        finite = [value for value in rivals if value < NEVER]
+        ours = damage(by_arm[attributed], target)
+        ratios.append(ours / max(statistics.mean(finite), 1e-9) if finite else 1.0)
     return max(ratios)
 
 
 def run(
-    seeds: tuple[int, ...], report: Report, *, of: Callable[[Mapping[str, Cell]], float]
+    seeds: tuple[int, ...], report: Report, *, figure: Callable[[Mapping[str, Cell]], float]
 ) -> Result:
-    """A figure of each seed, the mean over the forgotten kinds; the table has every arm."""
+    """Return a figure of each seed, the mean over the forgotten kinds; the table has every arm."""
 
     def by_kind(seed: int) -> ByKind:
         return {kind: cells(kind, seed, report) for kind in FORGOTTEN}
 
-    def over_kinds(found: ByKind) -> float:
-        return statistics.mean(of(one) for one in found.values())
+    def over_kinds(by_arm: ByKind) -> float:
+        return statistics.mean(figure(arms) for arms in by_arm.values())
 
-    return judged(seeds, by_kind, of=over_kinds, rows=_rows, note=NOTE)
+    return judged(seeds, by_kind, figure=over_kinds, rows=_rows, note=NOTE)
 
 
 def _rows(seed: int, by_kind: ByKind) -> Iterator[dict[str, Any]]:
-    for kind, found in by_kind.items():
+    for kind, by_arm in by_kind.items():
         for arm in (TOP, FREE, LIFT, ALL):
-            yield _row(seed, kind, arm, found[arm])
-        for beside in (TOP, LIFT):
-            others = [c for n, c in found.items() if n.endswith(f"beside {beside}")]
-            yield _mean_row(seed, kind, beside, others)
+            yield _row(seed, kind, arm, by_arm[arm])
+        for attributed in (TOP, LIFT):
+            rivals = [c for n, c in by_arm.items() if n.endswith(f"beside {attributed}")]
+            yield _mean_row(seed, kind, attributed, rivals)
 
 
 def _row(seed: int, kind: str, arm: str, cell: Cell) -> dict[str, Any]:
     before, after = cell["share"]
     share = "" if before is None else f"{before:.2f} -> {after:.2f}"
-    where = "" if cell["at"] is None else "{}, {}".format(*cell["at"])
-    row = {"seed": seed, "forgotten": kind, "arm": arm, "layer, expert": where}
+    location = "" if cell["at"] is None else "{}, {}".format(*cell["at"])
+    row = {"seed": seed, "forgotten": kind, "arm": arm, "layer, expert": location}
     return row | {f"at +{t}": f"{damage(cell, t):.3f}" for t in TARGETS} | {"share": share}
 
 
-def _mean_row(seed: int, kind: str, beside: str, others: list[Cell]) -> dict[str, Any]:
-    arm = f"{RANDOM} random of the layer of {beside}"
-    found = {f"at +{t}": f"{statistics.mean(damage(c, t) for c in others):.3f}" for t in TARGETS}
+def _mean_row(seed: int, kind: str, attributed: str, rivals: list[Cell]) -> dict[str, Any]:
+    arm = f"{RANDOM} random of the layer of {attributed}"
+    damages = {f"at +{t}": f"{statistics.mean(damage(c, t) for c in rivals):.3f}" for t in TARGETS}
     return (
-        {"seed": seed, "forgotten": kind, "arm": arm, "layer, expert": ""} | found | {"share": ""}
+        {"seed": seed, "forgotten": kind, "arm": arm, "layer, expert": ""} | damages | {"share": ""}
     )
 
 
-def _share(found: Mapping[str, Cell], arm: str) -> float:
-    before, after = found[arm]["share"]
+def _share(by_arm: Mapping[str, Cell], arm: str) -> float:
+    before, after = by_arm[arm]["share"]
     return after - before
 
 
-def _size(found: Mapping[str, Cell]) -> float:
-    return 100 * found[TOP]["trained"] / found[TOP]["total"]
+def _size(by_arm: Mapping[str, Cell]) -> float:
+    return 100 * by_arm[TOP]["trained"] / by_arm[TOP]["total"]
 
 
 NOTE = (
@@ -229,7 +234,7 @@ CLAIMS = (
         "text at equal forgetting, the worse of two targets.",
         baseline="mean of four random experts of the same layer; ratio",
         target=0.90,
-        measure=partial(run, of=lambda found: against_random(found, TOP)),
+        measure=partial(run, figure=lambda arms: against_random(arms, TOP)),
     ),
     study(
         "seuf-lift",
@@ -237,7 +242,7 @@ CLAIMS = (
         "arXiv:2411.18797): damage to other text at equal forgetting, the worse of two targets.",
         baseline="mean of four random experts of the same layer; ratio",
         target=0.90,
-        measure=partial(run, of=lambda found: against_random(found, LIFT)),
+        measure=partial(run, figure=lambda arms: against_random(arms, LIFT)),
     ),
     study(
         "seuf-anchor",
@@ -246,7 +251,7 @@ CLAIMS = (
         baseline="before unlearning; difference",
         target=0.15,
         sense=">=",
-        measure=partial(run, of=lambda found: _share(found, TOP)),
+        measure=partial(run, figure=lambda arms: _share(arms, TOP)),
     ),
     study(
         "seuf-unanchored",
@@ -254,7 +259,7 @@ CLAIMS = (
         "share of the probability.",
         baseline="before unlearning; difference",
         target=0.05,
-        measure=partial(run, of=lambda found: _share(found, FREE)),
+        measure=partial(run, figure=lambda arms: _share(arms, FREE)),
     ),
     study(
         "seuf-all",
@@ -262,7 +267,7 @@ CLAIMS = (
         "+1.0; expected to fail on mixtures whose routers spread every text.",
         baseline="gradient ascent in all weights, a tenth of the rate; ratio",
         target=1.0,
-        measure=partial(run, of=lambda found: damage(found[TOP]) / max(1e-9, damage(found[ALL]))),
+        measure=partial(run, figure=lambda arms: damage(arms[TOP]) / max(1e-9, damage(arms[ALL]))),
     ),
     study(
         "seuf-size",
@@ -270,6 +275,6 @@ CLAIMS = (
         baseline="the paper has 0.06 %, of a far larger model",
         target=1.0,
         effect=Effect(0.06, "arXiv:2411.18797, abstract: 0.06 % of the parameters"),
-        measure=partial(run, of=_size),
+        measure=partial(run, figure=_size),
     ),
 )

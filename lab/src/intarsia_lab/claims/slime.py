@@ -76,17 +76,17 @@ class OneStage:
 
 @lru_cache(maxsize=2)
 def questions(seed: int) -> tuple[list[Question], list[Question]]:
-    """To train on and to test on, of other items."""
+    """Return questions to train on, and questions on other items to test on."""
     train = [*canvas_questions(TRAIN, seed), *tile_questions(TILES, seed)]
     return train, canvas_questions(TEST, seed, test=True)
 
 
 def rows(make: Processor, part: list[Question]) -> QuestionRows:
-    """A processor's rows, with fewer vectors of each view."""
-    asked = make.asked(part)
-    for row in asked.rows:
+    """Return a processor's rows, with fewer vectors of each view."""
+    processed = make.asked(part)
+    for row in processed.rows:
         row["image"] = pooled(row["image"], READS, grid=True)
-    return asked
+    return processed
 
 
 @stored.cell
@@ -106,27 +106,27 @@ def _run(arm: str, seed: int, report: Report) -> Cell:
     options: dict[str, Any] = {"epochs": EPOCHS, "batch_size": BATCH, "lr": RATE, "seed": seed}
     phased = OneStage(method) if arm == JOINT else method
     fit_in_phases(model, phased, train, task=Answers(), trackers=(), **options)
-    found = {"right": _right(model, test), "train": _right(model, _canvases(train))}
+    shares = {"right": _right(model, test), "train": _right(model, _canvases(train))}
     if arm == OURS:
-        found["random"] = _at_random(model, test, seed)
+        shares["random"] = _at_random(model, test, seed)
     marks = int((train[0]["input_ids"] < 0).sum())
-    found["local"] = float(marks - WHOLE - 1)
-    report(f"  seed {seed}, {arm}: {found}")
-    return found
+    shares["local"] = float(marks - WHOLE - 1)
+    report(f"  seed {seed}, {arm}: {shares}")
+    return shares
 
 
-def _canvases(asked: QuestionRows) -> QuestionRows:
+def _canvases(all_rows: QuestionRows) -> QuestionRows:
     """Its questions on canvases, without the tiles."""
-    both = list(zip(asked.questions, asked.rows, strict=True))
+    both = list(zip(all_rows.questions, all_rows.rows, strict=True))
     return QuestionRows(*zip(*(p for p in both if p[0].question != WHAT), strict=True))
 
 
-def _right(model: torch.nn.Module, asked: QuestionRows) -> float:
-    return scores_by_modality(model, asked, 32)["all"]["exact_match"]
+def _right(model: torch.nn.Module, question_rows: QuestionRows) -> float:
+    return scores_by_modality(model, question_rows, 32)["all"]["exact_match"]
 
 
-def _at_random(model: torch.nn.Module, asked: QuestionRows, seed: int) -> float:
-    """With local vectors that are drawn, not chosen."""
+def _at_random(model: torch.nn.Module, question_rows: QuestionRows, seed: int) -> float:
+    """Return the share of right answers with local vectors that are drawn, not chosen."""
     view: Any = tiled_view(model)
     draws = torch.Generator().manual_seed(seed)
 
@@ -136,37 +136,37 @@ def _at_random(model: torch.nn.Module, asked: QuestionRows, seed: int) -> float:
     view.scores = drawn
     try:
         with evaluating(model):
-            return _right(model, asked)
+            return _right(model, question_rows)
     finally:
         del view.scores
 
 
 def run(
-    seeds: tuple[int, ...], report: Report, *, of: Callable[[Mapping[str, Cell]], float]
+    seeds: tuple[int, ...], report: Report, *, figure: Callable[[Mapping[str, Cell]], float]
 ) -> Result:
-    """A figure of each seed; the table has every arm."""
+    """Return a figure of each seed; the table has every arm."""
 
     def cells(seed: int) -> Mapping[str, Cell]:
         return {arm: cell(arm, seed, report) for arm in ARMS}
 
-    return judged(seeds, cells, of=of, rows=_rows, note=NOTE)
+    return judged(seeds, cells, figure=figure, rows=_rows, note=NOTE)
 
 
-def above_chance(found: Mapping[str, Cell]) -> float:
+def above_chance(by_arm: Mapping[str, Cell]) -> float:
     """Right answers with all local vectors, above a guess among the colours."""
-    return found[EVERY]["right"] - 1 / len(COLOURS)
+    return by_arm[EVERY]["right"] - 1 / len(COLOURS)
 
 
-def enough(found: Mapping[str, Cell]) -> float:
-    """What the chosen vectors have more than all; less where all of them answer nothing."""
-    return min(found[OURS]["right"] - found[EVERY]["right"], above_chance(found) - READS_AT)
+def enough(by_arm: Mapping[str, Cell]) -> float:
+    """Return the gain of the chosen vectors over all; less where all of them answer nothing."""
+    return min(by_arm[OURS]["right"] - by_arm[EVERY]["right"], above_chance(by_arm) - READS_AT)
 
 
-def _rows(seed: int, found: Mapping[str, Cell]) -> Iterator[dict[str, Any]]:
-    for arm, one in found.items():
-        row = {"seed": seed, "arm": arm, "local vectors": f"{one['local']:.0f}"}
-        yield row | {"right": f"{one['right']:.3f}", "on train": f"{one['train']:.3f}"}
-    random = {"right": f"{found[OURS]['random']:.3f}", "on train": ""}
+def _rows(seed: int, by_arm: Mapping[str, Cell]) -> Iterator[dict[str, Any]]:
+    for arm, result in by_arm.items():
+        row = {"seed": seed, "arm": arm, "local vectors": f"{result['local']:.0f}"}
+        yield row | {"right": f"{result['right']:.3f}", "on train": f"{result['train']:.3f}"}
+    random = {"right": f"{by_arm[OURS]['random']:.3f}", "on train": ""}
     yield {"seed": seed, "arm": RANDOM, "local vectors": f"{LOCAL}"} | random
 
 
@@ -201,7 +201,7 @@ CLAIMS = (
         sentence=f"A small reader answers from its local vectors at all {PAPER}.",
         baseline="chance, with all local vectors; difference of shares of right answers",
         target=READS_AT,
-        measure=partial(run, of=above_chance),
+        measure=partial(run, figure=above_chance),
     ),
     study(
         "slime",
@@ -211,27 +211,27 @@ CLAIMS = (
         baseline="all local vectors; difference of shares of right answers, or, if it is smaller, "
         "what all of them have above slime-reads' bar",
         target=-0.01,
-        measure=partial(run, of=enough),
+        measure=partial(run, figure=enough),
     ),
     study(
         "slime-down",
         sentence=f"They are better than as many that are the same for every question {PAPER}.",
         baseline="as many local vectors by fewer queries of each tile; difference",
         target=0.001,
-        measure=partial(run, of=lambda found: found[OURS]["right"] - found[DOWN]["right"]),
+        measure=partial(run, figure=lambda arms: arms[OURS]["right"] - arms[DOWN]["right"]),
     ),
     study(
         "slime-question",
         sentence=f"It is the question that chooses {PAPER}.",
         baseline="the same model with as many vectors drawn at random; difference",
         target=0.05,
-        measure=partial(run, of=lambda found: found[OURS]["right"] - found[OURS]["random"]),
+        measure=partial(run, figure=lambda arms: arms[OURS]["right"] - arms[OURS]["random"]),
     ),
     study(
         "slime-stages",
         sentence=f"Stages of the parts are worth more than training all together {PAPER}.",
         baseline="the same model in one stage of as many steps; difference",
         target=0.0,
-        measure=partial(run, of=lambda found: found[OURS]["right"] - found[JOINT]["right"]),
+        measure=partial(run, figure=lambda arms: arms[OURS]["right"] - arms[JOINT]["right"]),
     ),
 )

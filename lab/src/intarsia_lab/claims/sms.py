@@ -59,21 +59,21 @@ class DenseNets:
         self.dense: dict[int, dict[str, Tensor]] = {}
 
     def start(self, seed: int) -> nn.Module:
-        """The dense net of a seed."""
+        """Return the dense net of a seed."""
         model = thin_resnets.resnet(seed)
         if seed not in self.dense:
-            how: Any = {
+            options: Any = {
                 "epochs": thin_resnets.DENSE_EPOCHS,
                 "seed": seed,
                 "optimizer": thin_resnets.nesterov,
             }
-            fit(model, thin_resnets.rows("train"), **thin_resnets.OPTIONS | how)
+            fit(model, thin_resnets.rows("train"), **thin_resnets.OPTIONS | options)
             self.dense[seed] = {n: t.clone() for n, t in model.state_dict().items()}
         model.load_state_dict(self.dense[seed])
         return model
 
     def cell(self, arm: str, density: float, seed: int) -> Souped:
-        """A cell from the file, or by running it.  arm: one of ARMS."""
+        """Return a cell from the file, or by running it.  arm: one of ARMS."""
         inputs = {"arm": arm, "density": density, "seed": seed, "data": thin_resnets.DATA}
         return Souped(*stored("sms", inputs, lambda: self._run(arm, density, seed)))
 
@@ -84,31 +84,33 @@ class DenseNets:
         times = thin_resnets.CANDIDATES if arm == "IMP, 3x the epochs" else 1
         count = thin_resnets.CANDIDATES if arm == "soup" else 1
         method = ScoredSoup(density, thin_resnets.ROUNDS, count)
-        how: dict[str, Any] = {
+        options: dict[str, Any] = {
             "epochs": times * thin_resnets.EPOCHS,
             "seed": 100 * seed,
             "optimizer": thin_resnets.nesterov,
         }
         ALONE.clear()
-        fit_in_phases(model, method, thin_resnets.rows("train"), **thin_resnets.OPTIONS | how)
-        found = thin_resnets.accuracy(model)
-        alone = list(ALONE) or [found]
-        return Souped(found, statistics.mean(alone), max(alone), thin_resnets.density_of(model))
+        fit_in_phases(model, method, thin_resnets.rows("train"), **thin_resnets.OPTIONS | options)
+        accuracy = thin_resnets.accuracy(model)
+        alone = list(ALONE) or [accuracy]
+        return Souped(accuracy, statistics.mean(alone), max(alone), thin_resnets.density_of(model))
 
     def _independent(self, density: float, seed: int, *, again: bool) -> Souped:
-        """The average of nets that were pruned apart, each with a mask of its own."""
+        """Return the average of nets that were pruned apart, each with a mask of its own."""
         states: list[dict[str, Tensor]] = []
         alone: list[float] = []
         model = self.start(seed)
         for i in range(thin_resnets.CANDIDATES):
             model = self.start(seed)
-            how: Any = {
+            options: Any = {
                 "epochs": thin_resnets.EPOCHS,
                 "seed": 100 * seed + i,
                 "optimizer": thin_resnets.nesterov,
             }
             method = SparseModelSoup(density, thin_resnets.ROUNDS, 1)
-            fit_in_phases(model, method, thin_resnets.rows("train"), **thin_resnets.OPTIONS | how)
+            fit_in_phases(
+                model, method, thin_resnets.rows("train"), **thin_resnets.OPTIONS | options
+            )
             states.append({n: t.clone() for n, t in model.state_dict().items()})
             alone.append(thin_resnets.accuracy(model))
         mean = {
@@ -119,31 +121,31 @@ class DenseNets:
         if again:
             prune(model, density)
         recalibrate(model, [thin_resnets.rows("train").tensors[0][: thin_resnets.TRAIN // 5]])
-        found = thin_resnets.accuracy(model)
-        return Souped(found, statistics.mean(alone), max(alone), thin_resnets.density_of(model))
+        accuracy = thin_resnets.accuracy(model)
+        return Souped(accuracy, statistics.mean(alone), max(alone), thin_resnets.density_of(model))
 
 
 ARMS = ("soup", "IMP", "IMP, 3x the epochs", "independent masks", "independent masks, pruned again")
 
 
 def of_soups(seeds: tuple[int, ...], report: Report) -> Result:
-    """The soup's accuracy minus the mean of its candidates', in points; the lower end."""
+    """Return the soup's accuracy minus the mean of its candidates', in points; the lower end."""
     bench = DenseNets()
-    found = each([Arm(n, n) for n in ARMS], seeds, bench.cell, report, tasks=DENSITIES)
+    sheet = each([Arm(n, n) for n in ARMS], seeds, bench.cell, report, tasks=DENSITIES)
     table: list[dict[str, Any]] = []
     gains: list[float] = []
     for density in DENSITIES:
-        of = {arm: [found.results[arm, density, s] for s in seeds] for arm in ARMS}
-        gains += [one.result - one.mean for one in of["soup"]]
-        for arm, made in of.items():
-            values = {f: [getattr(one, f) for one in made] for f in Souped._fields}
+        by_arm = {arm: [sheet.results[arm, density, s] for s in seeds] for arm in ARMS}
+        gains += [net.result - net.mean for net in by_arm["soup"]]
+        for arm, nets in by_arm.items():
+            values = {f: [getattr(net, f) for net in nets] for f in Souped._fields}
             table.append(
                 {"density": density, "model": arm, "accuracy": shown(values["result"], ".2f")}
                 | {"mean of its parts": shown(values["mean"], ".2f")}
                 | {"kept": f"{statistics.mean(values['density']):.3f}"}
             )
-    soups, longer = ([found.results[a, DENSITIES[0], s] for s in seeds] for a in (ARMS[0], ARMS[2]))
-    better = sum(one.result >= one.best for one in soups)
+    soups, longer = ([sheet.results[a, DENSITIES[0], s] for s in seeds] for a in (ARMS[0], ARMS[2]))
+    better = sum(net.result >= net.best for net in soups)
     apart = statistics.mean(a.result - b.result for a, b in zip(soups, longer, strict=True))
     note = (
         f"Gain over the mean of its candidates {statistics.mean(gains):+.2f} points; at least its "

@@ -27,33 +27,39 @@ PICTURES, SIDE, ROWS, DENSITY = 16, 224, 4, 0.7
 def crops(seed: int) -> Tensor:
     """Squares of photographs as Lite0 reads them.  (PICTURES, 3, SIDE, SIDE)"""
     draw = torch.Generator().manual_seed(seed)
-    every = [p for p in photographs() if min(p.pixels.shape[:2]) >= SIDE]
-    found: list[Tensor] = []
+    large_enough = [p for p in photographs() if min(p.pixels.shape[:2]) >= SIDE]
+    squares: list[Tensor] = []
     for _ in range(PICTURES):
-        pixels = torch.as_tensor(every[int(torch.randint(len(every), (), generator=draw))].pixels)
-        top, left = (int(torch.randint(n - SIDE + 1, (), generator=draw)) for n in pixels.shape[:2])
-        square = pixels[top : top + SIDE, left : left + SIDE].permute(2, 0, 1).float()
-        found.append(square / 127.5 - 1)
-    return torch.stack(found)
+        pixels = torch.as_tensor(
+            large_enough[int(torch.randint(len(large_enough), (), generator=draw))].pixels
+        )
+        top, first_column = (
+            int(torch.randint(n - SIDE + 1, (), generator=draw)) for n in pixels.shape[:2]
+        )
+        square = (
+            pixels[top : top + SIDE, first_column : first_column + SIDE].permute(2, 0, 1).float()
+        )
+        squares.append(square / 127.5 - 1)
+    return torch.stack(squares)
 
 
 @torch.no_grad()
 def layer_scores(
     net: nn.Module, paths: tuple[str, ...], pictures: Tensor
 ) -> dict[str, tuple[float, float]]:
-    """Of each layer: the share of its L1 norm that blocks keep, and its relative output error."""
-    found: dict[str, tuple[float, float]] = {}
+    """Return each layer's share of the L1 norm that blocks keep, and its relative output error."""
+    scores: dict[str, tuple[float, float]] = {}
 
     def hook(path: str) -> Any:
-        def measure(layer: Any, given: tuple[Tensor, ...], output: Tensor) -> None:
+        def measure(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             weight = layer.weight.detach()
             mask = keep_row_blocks({"w": weight.abs()}, {"w": DENSITY}, ROWS).mask("w", 0)
             lost = copy.copy(layer)
             lost._forward_hooks = {}
             lost._parameters = {"weight": nn.Parameter(weight * ~mask), "bias": None}
-            error = lost(given[0]).square().sum() / output.square().sum().clamp_min(1e-12)
-            kept = (weight.abs() * mask).sum() / weight.abs().sum()
-            found[path] = (float(kept), float(error))
+            error = lost(inputs[0]).square().sum() / output.square().sum().clamp_min(1e-12)
+            kept_share = (weight.abs() * mask).sum() / weight.abs().sum()
+            scores[path] = (float(kept_share), float(error))
 
         return measure
 
@@ -61,9 +67,9 @@ def layer_scores(
     try:
         net.eval()(pictures)
     finally:
-        for one in hooks:
-            one.remove()
-    return found
+        for handle in hooks:
+            handle.remove()
+    return scores
 
 
 @lru_cache

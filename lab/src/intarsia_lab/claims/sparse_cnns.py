@@ -59,7 +59,7 @@ class Filters(Gradual):
         progress: tuple[int, int],
         generator: torch.Generator,
     ) -> Masks:
-        """The outputs of the largest norms."""
+        """Return the outputs of the largest norms."""
         largest: dict[str, Tensor] = {}
         for name, weight in weights.items():
             norms = (weight.detach().abs() * masks[name]).flatten(1).sum(1)
@@ -72,22 +72,22 @@ class Filters(Gradual):
 
 @lru_cache
 def pictures(name: str) -> tuple[Tensor, Tensor, Any, Any, int]:
-    """Of a set: pixels as Lite0 reads them, labels, the pool to train on, the test part, classes.
+    """Return a set's pixels as Lite0 reads them, labels, training pool, test part, classes.
 
     The parts are the same for all seeds.
     """
-    found = sets.load(name)
-    labels: Any = np.asarray(found.labels)
+    data_set = sets.load(name)
+    labels: Any = np.asarray(data_set.labels)
     split: Any = train_test_split(
         np.arange(len(labels)), test_size=0.4, stratify=labels, random_state=99
     )
     pool, test = split[0], split[1][:TEST]
     used = np.concatenate([pool, test])
-    images: Any = found.images
+    images: Any = data_set.images
     small = [np.asarray(to_rgb(images[i]).resize((SIDE, SIDE), 3)) for i in used]
     pixels = torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    where, y = np.arange(len(used)), torch.from_numpy(labels[used].astype(np.int64))
-    return pixels, y, where[: len(pool)], where[len(pool) :], len(found.classes)
+    positions, y = np.arange(len(used)), torch.from_numpy(labels[used].astype(np.int64))
+    return pixels, y, positions[: len(pool)], positions[len(pool) :], len(data_set.classes)
 
 
 def parts(name: str, seed: int) -> tuple[TensorDataset, TensorDataset]:
@@ -105,13 +105,13 @@ def parts(name: str, seed: int) -> tuple[TensorDataset, TensorDataset]:
 def tuned(name: str, seed: int) -> nn.Module:
     """Lite0 fine-tuned on a set, dense; for all arms of a seed."""
     net = backbone("efficientnet-lite0", classes=pictures(name)[4], size=SIDE, seed=seed)
-    how: Any = OPTIONS | {"epochs": EPOCHS, "seed": seed, "optimizer": momentum_sgd.momentum}
-    fit(net, parts(name, seed)[0], **how)
+    options: Any = OPTIONS | {"epochs": EPOCHS, "seed": seed, "optimizer": momentum_sgd.momentum}
+    fit(net, parts(name, seed)[0], **options)
     return net.eval()
 
 
 def schedule_of(arm: str, density: float, net: nn.Module) -> Gradual | None:
-    """How an arm is pruned; None = it is not."""
+    """Return the schedule by which an arm is pruned; None = it is not."""
     if arm in (DENSE, AGAIN):
         return None
     if arm == POINTWISE:
@@ -133,9 +133,19 @@ def cell(of: tuple[str, float], name: str, seed: int) -> float:
     if arm != DENSE:
         if arm == MOVED:
             net = apply(net, SparseByteNn(density, ROWS))
-        how: Any = OPTIONS | {"epochs": EPOCHS, "seed": seed, "optimizer": momentum_sgd.momentum}
-        more: Any = {"schedule": schedule_of(arm, density, net)}
-        fit(net, parts(name, seed)[0], objective=partial(distill, teacher=teacher), **how, **more)
+        options: Any = OPTIONS | {
+            "epochs": EPOCHS,
+            "seed": seed,
+            "optimizer": momentum_sgd.momentum,
+        }
+        pruning: Any = {"schedule": schedule_of(arm, density, net)}
+        fit(
+            net,
+            parts(name, seed)[0],
+            objective=partial(distill, teacher=teacher),
+            **options,
+            **pruning,
+        )
     return 100 * class_scores(net.eval(), parts(name, seed)[1]).accuracy
 
 
@@ -150,21 +160,21 @@ def _named(arm: tuple[str, float]) -> str:
 def _scored(
     arms: list[tuple[str, float]], seeds: tuple[int, ...], report: Report
 ) -> tuple[Sheet[str, str, float], list[dict[str, Any]]]:
-    """All cells, and a line for each arm; the cells of one net follow each other."""
-    found: dict[tuple[str, str, int], float] = {}
+    """Return the scores of all runs, and a line for each arm; runs of one net follow each other."""
+    results: dict[tuple[str, str, int], float] = {}
     sheet: Any = None
     for name in SETS:
         for seed in seeds:
-            of = [Arm(_named(arm), arm) for arm in arms]
-            sheet = each(of, (seed,), cell, report, tasks=(name,))
-            found |= sheet.results
+            net_arms = [Arm(_named(arm), arm) for arm in arms]
+            sheet = each(net_arms, (seed,), cell, report, tasks=(name,))
+            results |= sheet.results
     names = tuple(_named(arm) for arm in arms)
-    whole: Sheet[str, str, float] = Sheet(names, SETS, seeds, found, sheet.read)
+    combined: Sheet[str, str, float] = Sheet(names, SETS, seeds, results, sheet.read)
     table = [
-        {"net": arm, **{s: shown([found[arm, s, seed] for seed in seeds], ".2f") for s in SETS}}
+        {"net": arm, **{s: shown([results[arm, s, seed] for seed in seeds], ".2f") for s in SETS}}
         for arm in names
     ]
-    return whole, table
+    return combined, table
 
 
 def _mean(sheet: Sheet[str, str, float], arm: str, seed: int) -> float:
@@ -179,19 +189,22 @@ def of_blocks(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def of_order(seeds: tuple[int, ...], report: Report) -> Result:
-    """The least step down the order unstructured, rearranged, blocks, filters; at .7 and .5."""
+    """Return the least step down the order unstructured, rearranged, blocks, filters.
+
+    The densities are .7 and .5.
+    """
     sheet, table = _scored(ARMS, seeds, report)
     order = (FREE, MOVED, PLAIN, FILTERS)
     steps = {
-        f"{one} over {two}, {d:g}": [
-            _mean(sheet, f"{one}, {d:g}", s) - _mean(sheet, f"{two}, {d:g}", s) for s in seeds
+        f"{better} over {worse}, {d:g}": [
+            _mean(sheet, f"{better}, {d:g}", s) - _mean(sheet, f"{worse}, {d:g}", s) for s in seeds
         ]
         for d in DENSITIES
-        for one, two in zip(order, order[1:], strict=False)
+        for better, worse in zip(order, order[1:], strict=False)
     }
-    told = "; ".join(f"{step} {shown(values, '+.2f')}" for step, values in steps.items())
+    listing = "; ".join(f"{step} {shown(values, '+.2f')}" for step, values in steps.items())
     least = min(steps, key=lambda step: statistics.mean(steps[step]))
-    return result_of(steps[least], table, f"{NOTE} Points: {told}.")
+    return result_of(steps[least], table, f"{NOTE} Points: {listing}.")
 
 
 def of_pointwise(seeds: tuple[int, ...], report: Report) -> Result:

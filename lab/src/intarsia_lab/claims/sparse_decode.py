@@ -43,26 +43,26 @@ def arms() -> Iterator[tuple[str, nn.Module, Any]]:
     yield TORCH, half, tokenizer
     yield DENSE, packed(packed(copy.deepcopy(half), Dense()), Dense(), HEAD), tokenizer
     sparsify(half, Magnitude(DENSITY))  # which weights are kept does not matter to the time
-    few = packed(copy.deepcopy(half), Bitmask(values="int8"))
-    yield "bitmask int8: blocks at .5; head bf16", packed(few, Dense(), HEAD), tokenizer
-    whole = packed(half, Bitmask(values="int8"))
-    yield PACKED, packed(whole, Bitmask(values="int8"), HEAD), tokenizer
+    blocks_packed = packed(copy.deepcopy(half), Bitmask(values="int8"))
+    yield "bitmask int8: blocks at .5; head bf16", packed(blocks_packed, Dense(), HEAD), tokenizer
+    all_packed = packed(half, Bitmask(values="int8"))
+    yield PACKED, packed(all_packed, Bitmask(values="int8"), HEAD), tokenizer
 
 
 def packed(model: nn.Module, form: Any, layers: Sequence[str] | None = None) -> nn.Module:
-    """The model with layers in a format, whether that is faster or not."""
+    """Return the model with layers in a format, whether that is faster or not."""
     return compress(model, form, layers=layers, force=True)
 
 
 def ours(model: nn.Module, ids: Tensor) -> list[float]:
-    """CPU seconds of each token after the first, in our loop."""
+    """Return CPU seconds of each token after the first, in our loop."""
     clock: list[float] = []
     generate(model, ids, TOKENS + 1, on_token=lambda _: clock.append(time.process_time()))
     return [b - a for a, b in itertools.pairwise(clock)]
 
 
 def transformers_own(model: nn.Module, ids: Tensor) -> list[float]:
-    """The same of transformers' `generate`: what 16 more tokens take, for each."""
+    """Return the same of transformers' `generate`: what 16 more tokens take, for each."""
     clock = time.process_time()
     stock_generate(model, ids, 2)
     middle = time.process_time()
@@ -72,26 +72,29 @@ def transformers_own(model: nn.Module, ids: Tensor) -> list[float]:
 
 
 def times_of(prompt: str, report: Report, stock: bool = True) -> Mapping[str, float]:
-    """Median CPU seconds of a token, by arm; arms take turns, so that load meets all alike."""
+    """Return median CPU seconds of a token, by arm.
+
+    Arms take turns, so that load meets all alike.
+    """
     with threads(1):
-        made = list(arms())
-        found: dict[str, list[float]] = {}
+        loaded = list(arms())
+        times_by_job: dict[str, list[float]] = {}
         for turn in range(TURNS + 1):
-            for name, model, tokenizer in made:
+            for name, model, tokenizer in loaded:
                 ids = tokenizer(prompt, return_tensors="pt").input_ids
                 jobs: dict[str, Times] = {name: ours}
                 if stock and name in (TORCH, PACKED):
                     jobs[f"{name}, transformers' generate"] = transformers_own
                 for job, times in jobs.items():
-                    taken = times(model, ids)
+                    durations = times(model, ids)
                     if turn:  # the first warms up
-                        found.setdefault(job, []).extend(taken)
+                        times_by_job.setdefault(job, []).extend(durations)
             report(f"turn {turn} of {TURNS}")
-    return {name: statistics.median(values) for name, values in found.items()}
+    return {name: statistics.median(values) for name, values in times_by_job.items()}
 
 
 def run(seeds: tuple[int, ...], report: Report) -> Result:
-    """Tokens a second over those of dense bfloat16, the least over prompts."""
+    """Return tokens a second over those of dense bfloat16, the least over prompts."""
     cells = [times_of(PROMPTS[seed % len(PROMPTS)], report) for seed in seeds]
     rows = [
         {

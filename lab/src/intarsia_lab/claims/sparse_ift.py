@@ -31,7 +31,7 @@ class IftScore(NamedTuple):
 
 
 class IftWay(NamedTuple):
-    """What is done to the dense net, and how masks change."""
+    """The change of the dense net, and the schedule of its masks."""
 
     kind: str | None = None
     schedule: Any = None
@@ -54,8 +54,8 @@ OTHERS = tuple(name for name in ARMS if name not in (DENSE, WIDE, STATIC))
 
 
 def cell(way: IftWay, _: str, seed: int) -> IftScore:
-    """A net of one way from one seed, from the file or by training it."""
-    name = next(name for name, one in ARMS.items() if one == way)
+    """Return a net of one way from one seed, from the file or by training it."""
+    name = next(name for name, candidate in ARMS.items() if candidate == way)
     inputs = {"arm": name, "seed": seed, "data": thin_resnets.DATA, "epochs": wide_resnets.EPOCHS}
     return IftScore(*stored("sparse-ift", inputs, lambda: run(way, seed)))
 
@@ -68,8 +68,8 @@ def run(way: IftWay, seed: int) -> IftScore:
         macs = max(layer.ratio for layer in flop_audit(model))
     elif way.schedule is not None:
         macs = wide_resnets.DENSITY
-    how: dict[str, Any] = wide_resnets.OPTIONS | {"epochs": wide_resnets.EPOCHS, "seed": seed}
-    fit(model, thin_resnets.rows("train"), schedule=way.schedule, **how)
+    options: dict[str, Any] = wide_resnets.OPTIONS | {"epochs": wide_resnets.EPOCHS, "seed": seed}
+    fit(model, thin_resnets.rows("train"), schedule=way.schedule, **options)
     return IftScore(thin_resnets.accuracy(model), macs)
 
 
@@ -77,14 +77,14 @@ def judged(
     seeds: tuple[int, ...], report: Report, *, arms: tuple[str, ...], by_mean: bool = False
 ) -> Result:
     """The first arm's accuracy minus the second's, in points: its mean, or the lower end of it."""
-    found = each([Arm(n, ARMS[n]) for n in arms], seeds, cell, report)
-    of = {arm: found.by_seed(arm, "") for arm in arms}
-    first, second = (of[arm] for arm in arms[:2])
+    sheet = each([Arm(n, ARMS[n]) for n in arms], seeds, cell, report)
+    by_arm = {arm: sheet.by_seed(arm, "") for arm in arms}
+    first, second = (by_arm[arm] for arm in arms[:2])
     gains = [a.accuracy - b.accuracy for a, b in zip(first, second, strict=True)]
     table = [
-        {"model": arm, "accuracy": shown([one.accuracy for one in made], ".2f")}
-        | {"multiplications": f"{max(one.macs for one in made):.3f}"}
-        for arm, made in of.items()
+        {"model": arm, "accuracy": shown([result.accuracy for result in results], ".2f")}
+        | {"multiplications": f"{max(result.macs for result in results):.3f}"}
+        for arm, results in by_arm.items()
     ]
     mean = statistics.mean(gains)
     note = f"Mean difference {mean:+.2f} points over {len(seeds)} seeds."

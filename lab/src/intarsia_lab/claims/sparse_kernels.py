@@ -22,7 +22,7 @@ FORMS: Mapping[str, Format] = {"bitmask bf16": Bitmask("bf16"), "bitmask int8": 
 
 
 def bar(wide: float, narrow: float) -> float:
-    """The bar of this machine's instruction set."""
+    """Return the bar of this machine's instruction set."""
     return wide if native.instructions() == WIDE else narrow
 
 
@@ -31,12 +31,12 @@ def bar(wide: float, narrow: float) -> float:
 def timed(seed: int) -> tuple[dict[str, tuple[float, int]], float]:
     """Milliseconds and bytes of each product, and the bytes/s of reads before and after them."""
     native.require()
-    made = torch.Generator().manual_seed(seed)
-    weight = torch.randn(SIDE, SIDE, generator=made) / SIDE**0.5
-    kept = torch.rand(SIDE, SIDE, generator=made) < DENSITY
-    x = torch.randn(1, SIDE, generator=made)
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(SIDE, SIDE, generator=generator) / SIDE**0.5
+    mask = torch.rand(SIDE, SIDE, generator=generator) < DENSITY
+    x = torch.randn(1, SIDE, generator=generator)
     entries: list[Contender] = [of_format("dense bf16", BASELINE, Dense(), weight, x, COPIES)]
-    entries += [of_format(n, OURS, f, weight * kept, x, COPIES) for n, f in FORMS.items()]
+    entries += [of_format(n, OURS, f, weight * mask, x, COPIES) for n, f in FORMS.items()]
     before = read_bandwidth()
     spent = interleaved(entries, REPEATS)
     floor = max(before, read_bandwidth())
@@ -44,31 +44,31 @@ def timed(seed: int) -> tuple[dict[str, tuple[float, int]], float]:
 
 
 def _row(seed: int) -> dict[str, str]:
-    found, floor = timed(seed)
+    timings, floor = timed(seed)
     row = {"seed": str(seed), "read GB/s": f"{floor / 1e9:.1f}"}
-    for name, (ms, size) in found.items():
+    for name, (ms, size) in timings.items():
         rate = size / ms * 1e3
         row[name] = f"{ms:.2f} ms, {rate / 1e9:.1f} GB/s, {rate / floor:.2f} of the floor"
     return row
 
 
 def of_bandwidth(seeds: tuple[int, ...], report: Report) -> Result:
-    """The lesser share of the read bandwidth of the two bitmasks, over its bar."""
+    """Return the lesser share of the read bandwidth of the two bitmasks, over its bar."""
     values: list[float] = []
     for seed in seeds:
-        found, floor = timed(seed)
-        shares = [found[n][1] / found[n][0] * 1e3 / floor for n in FORMS]
+        timings, floor = timed(seed)
+        shares = [timings[n][1] / timings[n][0] * 1e3 / floor for n in FORMS]
         values.append(min(shares) / bar(0.70, 0.60))
         report(f"seed {seed}: {_row(seed)}")
     return result_of(values, [_row(seed) for seed in seeds], _note())
 
 
 def over_dense(seeds: tuple[int, ...], report: Report) -> Result:
-    """Times as fast as our own dense bfloat16, over its bar."""
+    """Return the speedup over our own dense bfloat16, divided by its target."""
     values: list[float] = []
     for seed in seeds:
-        found, _ = timed(seed)
-        values.append(found["dense bf16"][0] / found["bitmask bf16"][0] / bar(1.7, 1.5))
+        timings, _ = timed(seed)
+        values.append(timings["dense bf16"][0] / timings["bitmask bf16"][0] / bar(1.7, 1.5))
         report(f"seed {seed}: {_row(seed)}")
     return result_of(values, [_row(seed) for seed in seeds], _note())
 

@@ -26,17 +26,17 @@ def family_items(n: int, seed: int) -> thin_digits.Array:
     """Items of 12 of 144 bits: members of five families, who share 1 ... 12 bits with its head."""
     random = np.random.default_rng(seed)
     heads = [random.choice(SIZE, ACTIVE, replace=False) for _ in range(FAMILIES)]
-    made = np.zeros((n, SIZE))
-    for index, row in enumerate(made):
-        head, own = heads[index % FAMILIES], random.integers(0, ACTIVE)
-        others = random.choice(np.setdiff1d(np.arange(SIZE), head), own, replace=False)
-        row[np.concatenate([random.permutation(head)[: ACTIVE - own], others])] = 1
-    return made
+    items = np.zeros((n, SIZE))
+    for index, row in enumerate(items):
+        head, strange = heads[index % FAMILIES], random.integers(0, ACTIVE)
+        strangers = random.choice(np.setdiff1d(np.arange(SIZE), head), strange, replace=False)
+        row[np.concatenate([random.permutation(head)[: ACTIVE - strange], strangers])] = 1
+    return items
 
 
 @lru_cache
 def measured(n: int, seed: int) -> dict[str, float]:
-    """Of n items: modules recalled, similarity, that of random codes, distinct codes, adherence."""
+    """Measure n items: modules recalled, similarity, random codes', distinct codes, adherence."""
     x = family_items(n, seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
@@ -52,13 +52,13 @@ def measured(n: int, seed: int) -> dict[str, float]:
 
 
 def judged(
-    seeds: Sequence[int], report: Report, *, of: str, over: Callable[[Sequence[float]], float]
+    seeds: Sequence[int], report: Report, *, figure: str, over: Callable[[Sequence[float]], float]
 ) -> Result:
-    """A figure of up to 25 items, the worst of both counts of a seed."""
-    made = {n: [measured(n, seed) for seed in seeds] for n in COUNTS}
-    report(f"{of}: {[[round(m[of], 3) for m in made[n]] for n in COUNTS]}")
-    few = [n for n in COUNTS if n <= JUDGED]
-    values = [min(made[n][i][of] for n in few) for i in _each(seeds)]
+    """Return a figure of up to 25 items, the worst of both counts of a seed."""
+    figures = {n: [measured(n, seed) for seed in seeds] for n in COUNTS}
+    report(f"{figure}: {[[round(m[figure], 3) for m in figures[n]] for n in COUNTS]}")
+    judged_counts = [n for n in COUNTS if n <= JUDGED]
+    values = [min(figures[n][i][figure] for n in judged_counts) for i in _each(seeds)]
     names = {
         "recall": "modules recalled",
         "similarity": "similarity",
@@ -69,7 +69,7 @@ def judged(
     rows = [
         {"items": str(n)}
         | {
-            title: f"{statistics.mean(m[name] for m in made[n]):.3f}"
+            title: f"{statistics.mean(m[name] for m in figures[n]):.3f}"
             for name, title in names.items()
         }
         for n in COUNTS
@@ -102,18 +102,20 @@ def timed(seeds: Sequence[int], report: Report) -> Result:
                 spent[str(end)] = (time.process_time() - start) / 100
         values.append(spent["2000"] / spent["200"])
         report(f"seed {seed}: {values[-1]:.3f}")
-        shown = {n: f"{1e6 * spent[n]:.0f}" for n in ("200", "500", "1000", "2000")}
-        rows.append({"seed": str(seed)} | {f"us an item at {n}": t for n, t in shown.items()})
+        microseconds = {n: f"{1e6 * spent[n]:.0f}" for n in ("200", "500", "1000", "2000")}
+        rows.append(
+            {"seed": str(seed)} | {f"us an item at {n}": t for n, t in microseconds.items()}
+        )
     return result_of(values, rows, "Learning and reading an item, CPU time.", statistics.median)
 
 
 def spread(seeds: Sequence[int], report: Report) -> Result:
-    """The smaller of distinct codes / (0.9 n) and adherence / 0.3 of thin digits."""
+    """Return the smaller of distinct codes / (0.9 n) and adherence / 0.3 of thin digits."""
     data = sets.load("mnist")
     values, rows = [], []
     for seed in seeds:
-        chosen = np.random.default_rng(seed).permutation(len(data))[:200]
-        x = np.stack([thin_digits.thin(np.asarray(data.images)[i]).ravel() for i in chosen]).astype(
+        picked = np.random.default_rng(seed).permutation(len(data))[:200]
+        x = np.stack([thin_digits.thin(np.asarray(data.images)[i]).ravel() for i in picked]).astype(
             float
         )
         net = SparseyNet(grid=(5,), radius=4.0, random_state=seed).fit(x)
@@ -122,17 +124,17 @@ def spread(seeds: Sequence[int], report: Report) -> Result:
         report(f"seed {seed}: codes {codes:.3f}, adherence {order:.3f}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            whole = np.stack([np.asarray(data.images)[i].ravel() > 64 for i in chosen])
-            plain = Mac(saturation=1.0, random_state=seed).fit(whole.astype(float))
-            cured = Mac(saturation=1.0, baseline=0.8, random_state=seed).fit(whole.astype(float))
+            binary = np.stack([np.asarray(data.images)[i].ravel() > 64 for i in picked])
+            plain = Mac(saturation=1.0, random_state=seed).fit(binary.astype(float))
+            cured = Mac(saturation=1.0, baseline=0.8, random_state=seed).fit(binary.astype(float))
         rows.append(
             {
                 "seed": str(seed),
                 "active": f"{x.mean():.3f}",
                 "distinct codes": f"{codes:.3f}",
                 "adherence": f"{order:.3f}",
-                "one mac on whole digits": _both(whole, plain),
-                "with baseline 0.8": _both(whole, cured),
+                "one mac on whole digits": _both(binary, plain),
+                "with baseline 0.8": _both(binary, cured),
             }
         )
     note = (
@@ -162,7 +164,7 @@ CLAIMS = (
         baseline="1 is all modules",
         target=0.95,
         control=LEARNED,
-        measure=partial(judged, of="recall", over=min),
+        measure=partial(judged, figure="recall", over=min),
     ),
     study(
         "sparsey-similarity",
@@ -170,7 +172,7 @@ CLAIMS = (
         baseline="correlation of overlaps; random codes have 0",
         target=0.5,
         control=LEARNED,
-        measure=partial(judged, of="similarity", over=min),
+        measure=partial(judged, figure="similarity", over=min),
     ),
     study(
         "sparsey-time",

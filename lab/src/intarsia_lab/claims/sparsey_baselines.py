@@ -27,15 +27,15 @@ REACHED = 0.95  # of the bits, up to which a memory is said to hold
 def digits(seed: int) -> tuple[Array, Array, Array]:
     """Thinned digits, whole ones in grey, and their classes; those for training come first."""
     data = sets.load("mnist")
-    chosen = np.random.default_rng(seed).permutation(len(data))[: TRAIN + TEST]
-    grey = np.stack([np.asarray(data.images)[i] for i in chosen])
+    picked = np.random.default_rng(seed).permutation(len(data))[: TRAIN + TEST]
+    grey = np.stack([np.asarray(data.images)[i] for i in picked])
     lines = np.stack([thin(picture).ravel() for picture in grey]).astype(float)
-    return lines, grey.reshape(len(grey), -1) / 255.0, np.asarray(data.labels)[chosen]
+    return lines, grey.reshape(len(grey), -1) / 255.0, np.asarray(data.labels)[picked]
 
 
 def read_digits(seeds: Sequence[int], report: Report) -> Result:
     """Accuracy of a ridge readout of the codes of two levels, in points, beside its baselines."""
-    found: dict[str, list[float]] = {}
+    accuracies: dict[str, list[float]] = {}
     for seed in seeds:
         lines, grey, labels = digits(seed)
         net = SparseyNet(grid=(7, 3), radius=4.0, random_state=seed).fit(lines[:TRAIN])
@@ -50,56 +50,58 @@ def read_digits(seeds: Sequence[int], report: Report) -> Result:
         }
         for name, (reader, x) in ways.items():
             reader.fit(x[:TRAIN], labels[:TRAIN])
-            found.setdefault(name, []).append(100 * float(reader.score(x[TRAIN:], labels[TRAIN:])))
-        report(f"seed {seed}: { ({name: round(v[-1], 1) for name, v in found.items()}) }")
-    rows = [{"features": name, "accuracy": shown(v, ".1f")} for name, v in found.items()]
+            accuracies.setdefault(name, []).append(
+                100 * float(reader.score(x[TRAIN:], labels[TRAIN:]))
+            )
+        report(f"seed {seed}: { ({name: round(v[-1], 1) for name, v in accuracies.items()}) }")
+    rows = [{"features": name, "accuracy": shown(v, ".1f")} for name, v in accuracies.items()]
     note = (
         f"MNIST, {TRAIN:,} digits seen once, {TEST:,} others; thinned to strokes of one pixel; "
         "7 x 7 macs of radius 4 px below 3 x 3 macs of radius 4 macs. Neighbours of codes share "
         "winners (cosine)."
     )
-    return result_of(found["codes, linear readout"], rows, note)
+    return result_of(accuracies["codes, linear readout"], rows, note)
 
 
 def items_of(n: int, seed: int) -> tuple[Array, Array]:
     """Random items of 12 of 144 bits, and the same with three active bits missing."""
     random = np.random.default_rng(seed)
-    whole = np.zeros((n, SIZE))
-    for row in whole:
+    items = np.zeros((n, SIZE))
+    for row in items:
         row[random.choice(SIZE, ACTIVE, replace=False)] = 1
-    cues = whole.copy()
+    cues = items.copy()
     for row in cues:
         row[random.choice(np.flatnonzero(row), MISSING, replace=False)] = 0
-    return whole, cues
+    return items, cues
 
 
 def strongest(field: Array) -> Array:
-    """The 12 units of the strongest input.  (n, D) -> (n, D) of 0 and 1."""
-    made = np.zeros_like(field)
+    """Return the 12 units of the strongest input.  (n, D) -> (n, D) of 0 and 1."""
+    winners = np.zeros_like(field)
     best = np.argsort(-field, axis=1, kind="stable")[:, :ACTIVE]
-    np.put_along_axis(made, best, 1.0, axis=1)
-    return made
+    np.put_along_axis(winners, best, 1.0, axis=1)
+    return winners
 
 
-def by_mac(whole: Array, cues: Array, seed: int) -> Array:
+def by_mac(items: Array, cues: Array, seed: int) -> Array:
     """18 modules of 8 units: 18 x 8 x 144 = 144^2 bits."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        mac = Mac(n_modules=18, n_units=8, random_state=seed).fit(whole)
+        mac = Mac(n_modules=18, n_units=8, random_state=seed).fit(items)
         return mac.recall(cues, active=ACTIVE).astype(float)
 
 
-def by_willshaw(whole: Array, cues: Array, seed: int) -> Array:
+def by_willshaw(items: Array, cues: Array, seed: int) -> Array:
     """Willshaw's matrix W = max_i x_i x_i^T, 144^2 bits, read once and then from its answer."""
-    weights = (whole.T @ whole > 0).astype(float)
+    weights = (items.T @ items > 0).astype(float)
     answer = strongest(cues @ weights + 0.5 * cues)
     return strongest(answer @ weights + 0.5 * cues)
 
 
-def by_hopfield(whole: Array, cues: Array, seed: int) -> Array:
+def by_hopfield(items: Array, cues: Array, seed: int) -> Array:
     """Covariances of pairs at 2 bits, 144 x 143 / 2 pairs: as many bits; ten rounds."""
     share = ACTIVE / SIZE
-    weights = (whole - share).T @ (whole - share)
+    weights = (items - share).T @ (items - share)
     np.fill_diagonal(weights, 0)
     level = weights[~np.eye(SIZE, dtype=bool)].std()
     steps = np.sign(weights) * np.where(np.abs(weights) > level, 1.5, 0.5)  # four levels
@@ -118,7 +120,10 @@ MEMORIES: dict[str, Callable[[Array, Array, int], Array]] = {
 
 
 def capacity(curve: Sequence[float]) -> float:
-    """Items up to which all counts reach 95 % of the bits; between counts by a straight line."""
+    """Return items up to which all counts reach 95 % of the bits.
+
+    Between two counts the share is taken from a straight line.
+    """
     last = 0.0
     for i, value in enumerate(curve):
         if value < REACHED:
@@ -131,16 +136,18 @@ def capacity(curve: Sequence[float]) -> float:
 
 
 def of_capacity(seeds: Sequence[int], report: Report) -> Result:
-    """Items that a mac completes, over those of Willshaw's matrix of as many bits."""
+    """Return items that a mac completes, over those of Willshaw's matrix of as many bits."""
     shares: dict[str, list[list[float]]] = {name: [] for name in MEMORIES}
     for seed in seeds:
         for name, memory in MEMORIES.items():
-            made = [items_of(n, seed) for n in COUNTS]
-            shares[name].append([float((memory(*m, seed) * m[0]).sum() / m[0].sum()) for m in made])
+            item_sets = [items_of(n, seed) for n in COUNTS]
+            shares[name].append(
+                [float((memory(*m, seed) * m[0]).sum() / m[0].sum()) for m in item_sets]
+            )
         report(f"seed {seed}: { ({n: round(capacity(v[-1])) for n, v in shares.items()}) }")
-    most = {name: [capacity(curve) for curve in curves] for name, curves in shares.items()}
+    capacities = {name: [capacity(curve) for curve in curves] for name, curves in shares.items()}
     rows = [
-        {"memory": name, "items at 95 %": shown(most[name], ".0f")}
+        {"memory": name, "items at 95 %": shown(capacities[name], ".0f")}
         | {
             f"{n} items": f"{statistics.mean(curve[i] for curve in curves):.3f}"
             for i, n in enumerate(COUNTS)
@@ -153,7 +160,10 @@ def of_capacity(seeds: Sequence[int], report: Report) -> Result:
         "missing from the cue; each memory has 144 x 144 bits (Hopfield: 144 x 143). Willshaw's "
         "matrix is read twice."
     )
-    values = [mac / other for mac, other in zip(most["mac"], most["Willshaw"], strict=True)]
+    values = [
+        mac / willshaw
+        for mac, willshaw in zip(capacities["mac"], capacities["Willshaw"], strict=True)
+    ]
     return result_of(values, rows, note)
 
 

@@ -50,11 +50,11 @@ class CountedDSnoT(DSnoT):
         return "dsnot"
 
     def swapped(self, weight: Tensor, mask: Tensor, statistics: Statistics) -> Swapped:
-        """The swaps, whose sums are noted."""
-        found = super().swapped(weight, mask, statistics)
-        SUMS[0] += found.before
-        SUMS[1] += found.after
-        return found
+        """Return the swaps, whose sums are noted."""
+        swaps = super().swapped(weight, mask, statistics)
+        SUMS[0] += swaps.before
+        SUMS[1] += swaps.after
+        return swaps
 
 
 SUMS = [0.0, 0.0]
@@ -77,7 +77,10 @@ class PrunedCells:
         self.rows: dict[str, Any] = {}
 
     def cell(self, arm: str, task: tuple[str, float], seed: int) -> Pruned:
-        """A cell from the file, or by running it.  arm: "dense", a base, or "base + dsnot"."""
+        """Return a cell from the file, or by running it.
+
+        arm: "dense", a base, or "base + dsnot".
+        """
         if arm == "dense":  # one for all densities and draws
             task, seed = (task[0], 1.0), 0
         inputs = {"arm": arm, "text": task[0], "density": task[1], "seed": seed}
@@ -88,8 +91,8 @@ class PrunedCells:
             self.model, self.tokenizer = language_model("smollm2", progress=lambda _: None)
             self.dense = {n: t.clone() for n, t in self.model.state_dict().items()}
         if text not in self.rows:
-            found = load_texts(text, self.tokenizer, length=LENGTH, progress=lambda _: None)
-            self.rows[text] = found.train, [found.test[i] for i in range(HELD_OUT)]
+            loaded = load_texts(text, self.tokenizer, length=LENGTH, progress=lambda _: None)
+            self.rows[text] = loaded.train, [loaded.test[i] for i in range(HELD_OUT)]
         train, test = self.rows[text]
         self.model.load_state_dict(self.dense)
         SUMS[:] = 0.0, 0.0
@@ -109,16 +112,16 @@ def ran(names: Sequence[str], densities: Sequence[float], seeds: Any, report: Re
     return each([Arm(n, n) for n in names], seeds, bench.cell, report, tasks=tasks)
 
 
-def table(found: Any, densities: Sequence[float], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Perplexity (mean over draws) by text, density and arm, with CPU seconds."""
+def table(sheet: Any, densities: Sequence[float], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Return perplexity (mean over draws) by text, density and arm, with CPU seconds."""
     rows: list[dict[str, Any]] = []
     for text in TEXTS:
-        for arm in found.arms:
+        for arm in sheet.arms:
             row: dict[str, Any] = {"text": text, "method": arm}
             for density in densities:
-                made = [found.results[arm, (text, density), seed] for seed in seeds]
-                row[f"{density:g}"] = f"{math.exp(statistics.mean(m.nll for m in made)):.1f}"
-                row["CPU s"] = f"{statistics.mean(m.seconds for m in made):.0f}"
+                results = [sheet.results[arm, (text, density), seed] for seed in seeds]
+                row[f"{density:g}"] = f"{math.exp(statistics.mean(m.nll for m in results)):.1f}"
+                row["CPU s"] = f"{statistics.mean(m.seconds for m in results):.0f}"
             rows.append(row)
     return rows
 
@@ -126,49 +129,49 @@ def table(found: Any, densities: Sequence[float], seeds: Sequence[int]) -> list[
 def of_methods(seeds: tuple[int, ...], report: Report) -> Result:
     """Wanda's loss at density .5 minus SparseGPT's; the worse text's mean over draws."""
     names = ["dense", *(f"{b}{s}" for b in BASES for s in ("", " + dsnot"))]
-    found = ran(names, DENSITIES[:4], seeds, report)
+    sheet = ran(names, DENSITIES[:4], seeds, report)
     gains = {
         text: [
-            found.results["wanda", (text, 0.5), s].nll
-            - found.results["sparsegpt", (text, 0.5), s].nll
+            sheet.results["wanda", (text, 0.5), s].nll
+            - sheet.results["sparsegpt", (text, 0.5), s].nll
             for s in seeds
         ]
         for text in TEXTS
     }
     worst = min(statistics.mean(values) for values in gains.values())
-    every = tuple(v for values in gains.values() for v in values)
+    all_gains = tuple(v for values in gains.values() for v in values)
     note = (
         f"Perplexity of SmolLM2-135M on {HELD_OUT} rows of {LENGTH} tokens, calibrated on "
         f"{CALIBRATION} others of the same text, mean of {len(seeds)} draws; seconds with scoring."
     )
-    rows = tuple(table(found, DENSITIES[:4], seeds))
-    return Result(worst, deviation(every), every, rows, note)
+    rows = tuple(table(sheet, DENSITIES[:4], seeds))
+    return Result(worst, deviation(all_gains), all_gains, rows, note)
 
 
 def of_swaps(seeds: tuple[int, ...], report: Report) -> Result:
-    """Loss with DSnoT minus without; the largest upper end of an interval."""
+    """Return loss with DSnoT minus without; the largest upper end of an interval."""
     names = [f"{b}{s}" for b in BASES for s in ("", " + dsnot")]
-    found = ran(names, DENSITIES[3:], seeds, report)
+    sheet = ran(names, DENSITIES[3:], seeds, report)
     ends: dict[tuple[str, str, float], float] = {}
     falls: list[float] = []
     for base in BASES:
         for text in TEXTS:
             for density in DENSITIES[3:]:
                 task = (text, density)
-                pairs = [(found.results[f"{base} + dsnot", task, s], found.results[base, task, s])
+                pairs = [(sheet.results[f"{base} + dsnot", task, s], sheet.results[base, task, s])
                          for s in seeds]  # fmt: skip
                 ends[base, text, density] = upper([a.nll - b.nll for a, b in pairs])
                 falls += [a.before / max(a.after, 1e-12) for a, _ in pairs]
     judged = [end for (base, _, _), end in ends.items() if base != "sparsegpt"]
-    other = max(end for (base, _, _), end in ends.items() if base == "sparsegpt")
+    worst = max(end for (base, _, _), end in ends.items() if base == "sparsegpt")
     note = (
         f"Sum of |eps| falls {min(falls):.1f} times at least (wanted: 5). Over SparseGPT the loss "
-        f"changes by at most {other:+.3f} (upper end; wanted: +0.01). SparseGPT alone stands in "
+        f"changes by at most {worst:+.3f} (upper end; wanted: +0.01). SparseGPT alone stands in "
         "the table, with its seconds: it is the real alternative."
     )
     return Result(
         max(judged), deviation(judged), tuple(judged),
-        tuple(table(found, DENSITIES[3:], seeds)), note,
+        tuple(table(sheet, DENSITIES[3:], seeds)), note,
     )  # fmt: skip
 
 

@@ -49,7 +49,7 @@ class Closed(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Of the gap that pruning opened, what training closed."""
+        """The share of the loss gap after pruning that training closed."""
         return (self.pruned - self.after) / (self.pruned - self.dense)
 
 
@@ -70,7 +70,7 @@ class SparseCells:
         self.made: Any = None
 
     def cell(self, arm: str, density: float, seed: int) -> Closed:
-        """A cell from the file, or by running it.  arm: one of OBJECTIVES."""
+        """Return a cell from the file, or by running it.  arm: one of OBJECTIVES."""
         inputs = {"bench": self.name, "arm": arm, "density": density, "seed": seed}
         return Closed(*stored("squarehead", inputs, lambda: self._run(arm, density, seed)))
 
@@ -91,10 +91,10 @@ class SparseCells:
 def trained(
     model: nn.Module, rows: Any, lr: float, seed: int, *, objective: Any = plain, zeros: bool
 ) -> nn.Module:
-    """One epoch over the rows; AdamW without decay."""
-    how: dict[str, Any] = {"schedule": FixedMask()} if zeros else {}
-    how |= {"epochs": 1, "batch_size": BATCH, "lr": lr, "weight_decay": 0.0, "seed": seed}
-    fit(model, rows, objective=objective, lr_factor=linear, trackers=(), **how)
+    """Train for one epoch over the rows by AdamW without decay."""
+    options: dict[str, Any] = {"schedule": FixedMask()} if zeros else {}
+    options |= {"epochs": 1, "batch_size": BATCH, "lr": lr, "weight_decay": 0.0, "seed": seed}
+    fit(model, rows, objective=objective, lr_factor=linear, trackers=(), **options)
     return model
 
 
@@ -103,7 +103,7 @@ def loss(model: nn.Module, rows: Any) -> float:
 
 
 def small() -> tuple[nn.Module, Any, Any]:
-    """A model of bytes, trained here on Austen."""
+    """Return a model of bytes, trained here on Austen."""
     text = corpora.read("austen", lambda _: None).encode()
     count = HELD_OUT + (DENSE_STEPS + STEPS) * BATCH
     ids = torch.tensor(list(text[: count * LENGTH])).view(-1, LENGTH)
@@ -117,46 +117,53 @@ def smollm2() -> tuple[nn.Module, Any, Any]:
     """SmolLM2, fine-tuned on WordNet's definitions."""
     model, tokenizer = language_model("smollm2", progress=lambda _: None)
     rows = STEPS * BATCH
-    found = load_texts(
+    loaded = load_texts(
         "wordnet", tokenizer, length=LENGTH, train=rows, test=HELD_OUT, progress=lambda _: None
     )
-    return trained(model, found.train, 1e-4, 0, zeros=False), found.train, found.test
+    return trained(model, loaded.train, 1e-4, 0, zeros=False), loaded.train, loaded.test
 
 
 def closing_of(bench: SparseCells, densities: tuple[float, ...]) -> Callable[..., Result]:
-    """The share of the gap that SquareHead closes over that of labels alone; the worst density."""
+    """Return the share of the gap that SquareHead closes over that of labels alone.
+
+    The worst density.
+    """
 
     def run(seeds: tuple[int, ...], report: Report) -> Result:
         arms = [Arm(n, n) for n in OBJECTIVES]
-        found = each(arms, seeds, bench.cell, report, tasks=densities)
-        of = {
-            (a, d): [found.results[a, d, s] for s in seeds] for a in OBJECTIVES for d in densities
+        sheet = each(arms, seeds, bench.cell, report, tasks=densities)
+        by_arm = {
+            (a, d): [sheet.results[a, d, s] for s in seeds] for a in OBJECTIVES for d in densities
         }
         ratios = {
             d: [
-                a.share / b.share for a, b in zip(of["SquareHead", d], of["labels", d], strict=True)
+                a.share / b.share
+                for a, b in zip(by_arm["SquareHead", d], by_arm["labels", d], strict=True)
             ]
             for d in densities
         }
         table = [
-            {"density": d, "loss": arm, "after": shown([m.after for m in made], ".3f")}
-            | {"pruned": shown([m.pruned for m in made], ".3f"), "dense": f"{made[0].dense:.3f}"}
-            | {"share closed": shown([m.share for m in made], ".3f")}
-            for (arm, d), made in of.items()
+            {"density": d, "loss": arm, "after": shown([m.after for m in results], ".3f")}
+            | {
+                "pruned": shown([m.pruned for m in results], ".3f"),
+                "dense": f"{results[0].dense:.3f}",
+            }
+            | {"share closed": shown([m.share for m in results], ".3f")}
+            for (arm, d), results in by_arm.items()
         ]
         logits = min(
-            statistics.mean(m.share for m in of["SquareHead", d])
-            - statistics.mean(m.share for m in of["labels + logits", d])
+            statistics.mean(m.share for m in by_arm["SquareHead", d])
+            - statistics.mean(m.share for m in by_arm["labels + logits", d])
             for d in densities
         )
-        filled = sum(m.filled for made in of.values() for m in made)
+        filled = sum(m.filled for results in by_arm.values() for m in results)
         note = (
             f"Share closed minus that of labels and logits: {logits:+.3f} at least (wanted: 0). "
             f"Zeros filled: {filled} (wanted: 0). {STEPS} steps of {BATCH} x {LENGTH} tokens."
         )
-        every = tuple(v for values in ratios.values() for v in values)
+        all_ratios = tuple(v for values in ratios.values() for v in values)
         worst = min(statistics.mean(values) for values in ratios.values())
-        return Result(worst, deviation(every), every, tuple(table), note)
+        return Result(worst, deviation(all_ratios), all_ratios, tuple(table), note)
 
     return run
 

@@ -22,34 +22,34 @@ PRODUCT = (("prune", "quant"), ("merge", "quant"), ("student", "quant"))  # byte
 
 @lru_cache
 def table(seed: int, report: Report) -> StackTable:
-    """All entries with their defaults, and all pairs, on text that the mixture did not learn."""
+    """Measure all entries with their defaults, and all pairs, on text that was not trained on."""
     from transformers import MixtralForCausalLM
 
     model: Any = MixtralForCausalLM.from_pretrained(made(seed, report), dtype=torch.float32)
     model.config.use_cache = False
-    held = rows(seed)
-    each = [CALIBRATION // len(held), MEASURED // len(held)]
-    parts = [torch.cat([r[: each[0]] for r in held.values()])]
-    parts += [torch.cat([r[-each[1] :] for r in held.values()])]
+    blocks = rows(seed)
+    rows_per_kind = [CALIBRATION // len(blocks), MEASURED // len(blocks)]
+    parts = [torch.cat([r[: rows_per_kind[0]] for r in blocks.values()])]
+    parts += [torch.cat([r[-rows_per_kind[1] :] for r in blocks.values()])]
     batches = [[{"input_ids": ids} for ids in part.split(BATCH)] for part in parts]
     settings = {name: entry.default for name, entry in ENTRIES.items()}
     with threads(1):
         return stack_pairs(model, settings, *batches, report=report)
 
 
-def run(seeds: tuple[int, ...], report: Report, *, of: Callable[[StackTable], float]) -> Result:
-    """A figure of each seed's table; the table shown is the first seed's."""
-    found = [table(seed, report) for seed in seeds]
-    shown = [_row(row) for row in found[0].rows()]
-    shown += [
-        {"entries": " + ".join(n), "nats": f"refused: {w}"} for n, w in found[0].refused.items()
+def run(seeds: tuple[int, ...], report: Report, *, figure: Callable[[StackTable], float]) -> Result:
+    """Return a figure of each seed's table; the table shown is the first seed's."""
+    tables = [table(seed, report) for seed in seeds]
+    lines = [_row(row) for row in tables[0].rows()]
+    lines += [
+        {"entries": " + ".join(n), "nats": f"refused: {w}"} for n, w in tables[0].refused.items()
     ]
-    note = f"{NOTE} SHA-256 of the first seed's: {found[0].digest()[:16]}."
-    return result_of([of(one) for one in found], shown, note)
+    note = f"{NOTE} SHA-256 of the first seed's: {tables[0].digest()[:16]}."
+    return result_of([figure(stack_table) for stack_table in tables], lines, note)
 
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:
-    found = {
+    line = {
         "entries": row["entries"] + (" *" if row["front"] else ""),
         "nats": f"{row['cross_entropy']:.4f}",
         "MB": f"{row['bytes'] / 1e6:.2f}",
@@ -58,23 +58,23 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
         "bytes sent": "-" if row["sent_bytes"] is None else f"{row['sent_bytes']:.0f}",
     }
     if (pair := row.get("interaction")) is not None:
-        found["interaction"] = "{:+.4f} ({:+.4f} ... {:+.4f})".format(*pair)
-    return found
+        line["interaction"] = "{:+.4f} ({:+.4f} ... {:+.4f})".format(*pair)
+    return line
 
 
-def failures(found: StackTable) -> float:
-    """Pairs that are neither measured nor refused, and laws that do not hold."""
-    pairs = [names for names in (*found.found, *found.refused) if len(names) == 2]
-    return float(28 - len(pairs) + len(broken(found)))
+def failures(stack_table: StackTable) -> float:
+    """Return pairs that are neither measured nor refused, and laws that do not hold."""
+    pairs = [names for names in (*stack_table.found, *stack_table.refused) if len(names) == 2]
+    return float(28 - len(pairs) + len(broken(stack_table)))
 
 
-def product_error(found: StackTable) -> float:
+def product_error(stack_table: StackTable) -> float:
     """Percent by which the bytes of pairs differ from the product of their shares, the largest."""
-    whole = found.found[()].bytes
+    plain_bytes = stack_table.found[()].bytes
     apart: list[float] = []
     for a, b in PRODUCT:
-        want = found.found[a,].bytes / whole * found.found[b,].bytes / whole
-        apart.append(abs(found.found[a, b].bytes / whole / want - 1) * 100)
+        want = stack_table.found[a,].bytes / plain_bytes * stack_table.found[b,].bytes / plain_bytes
+        apart.append(abs(stack_table.found[a, b].bytes / plain_bytes / want - 1) * 100)
     return max(apart)
 
 
@@ -106,7 +106,7 @@ CLAIMS = (
         "a declared reason, and lossless ones that change the loss by more than 1e-5.",
         baseline="none",
         target=0.0,
-        measure=partial(run, of=failures),
+        measure=partial(run, figure=failures),
     ),
     study(
         "stack-bytes",
@@ -115,6 +115,6 @@ CLAIMS = (
         "of three pairs.",
         baseline="the product of the two shares",
         target=2.0,
-        measure=partial(run, of=product_error),
+        measure=partial(run, figure=product_error),
     ),
 )

@@ -54,8 +54,8 @@ class SinkhornRouter(TransportRouter):
         for _ in range(ROUNDS):
             plan = plan / plan.sum(0) * share
             plan = plan / plan.sum(1, keepdim=True)
-        most = plan.topk(math.ceil(self.config.capacity * share), dim=0).indices
-        return torch.zeros_like(plan).scatter(0, most, plan.gather(0, most))
+        strongest = plan.topk(math.ceil(self.config.capacity * share), dim=0).indices
+        return torch.zeros_like(plan).scatter(0, strongest, plan.gather(0, strongest))
 
 
 def top_1(experts: int, balance: float) -> TopK:
@@ -76,7 +76,7 @@ ROUTERS: Mapping[str, Callable[[int], RouterConfig]] = {
 
 
 class PictureScores(NamedTuple):
-    """On the test pictures: cross-entropy, accuracy in percent; largest load over the mean, tokens
+    """Scores on test pictures: cross-entropy, accuracy in percent; largest load / mean, tokens
     without an expert in percent. step: CPU seconds of one in training.
     """
 
@@ -110,21 +110,21 @@ def with_experts(model: nn.Module, router: RouterConfig, seed: int) -> nn.Module
 
 
 def train(name: str, experts: int, seed: int) -> PictureScores:
-    """One router; all test pictures are one batch.  Run once and kept."""
+    """Train with one router; all test pictures are one batch.  Run once and kept."""
     router = ROUTERS[name](experts)
 
     def run() -> dict[str, float]:
-        found = tails.pictures(SET, FIRST, TEST)
-        model = with_experts(tails.tail(found.classes, FIRST, seed), router, seed)
-        rows, clock = found.few(IMAGES, seed), time.process_time()
+        data = tails.pictures(SET, FIRST, TEST)
+        model = with_experts(tails.tail(data.classes, FIRST, seed), router, seed)
+        rows, clock = data.few(IMAGES, seed), time.process_time()
         fit(model, _wide(rows), training=TRAINING, seed=seed, trackers=())
         steps = TRAINING.epochs * -(-len(rows) // TRAINING.batch_size)
         seconds = (time.process_time() - clock) / steps
-        seen = Last()
+        last = Last()
         (mixture,) = mixtures_in(model).values()
-        mixture.router.register_forward_hook(seen)
-        scores = class_scores(model, _wide(found.test), len(found.test))
-        routing = seen.routing
+        mixture.router.register_forward_hook(last)
+        scores = class_scores(model, _wide(data.test), len(data.test))
+        routing = last.routing
         assert routing is not None
         load = routing.load().double()
         lost = 1 - len(routing.token.unique()) / routing.tokens
@@ -140,7 +140,7 @@ def train(name: str, experts: int, seed: int) -> PictureScores:
 
 
 def _wide(rows: Any) -> Any:
-    """The same in float32: what is below was kept in half the width."""
+    """Return the same in float32: what is below was kept in half the width."""
     x, y = rows.tensors
     return type(rows)(x.float(), y)
 
@@ -149,29 +149,32 @@ Runs = Sheet[str, int, PictureScores]
 
 
 def measure(seeds: Sequence[int], report: Report, names: Sequence[str] = tuple(ROUTERS)) -> Runs:
-    """Every router at every number of experts."""
+    """Return every router at every number of experts."""
     return each([Arm(name, name) for name in names], seeds, train, report, tasks=EXPERTS)
 
 
 def unbalanced(seeds: Sequence[int], report: Report) -> Result:
-    """The largest load of top-1 over the mean; the smallest of seeds and numbers of experts."""
-    found = measure(seeds, report)
-    least = found.of(FREE, "load").min(0)  # of each seed
-    return result_of(least.tolist(), rows_of(found), SETTING, min)
+    """Return the largest load of top-1 over the mean.
+
+    The smallest of seeds and numbers of experts.
+    """
+    sheet = measure(seeds, report)
+    least = sheet.of(FREE, "load").min(0)  # of each seed
+    return result_of(least.tolist(), rows_of(sheet), SETTING, min)
 
 
 def against(seeds: Sequence[int], report: Report, rivals: Sequence[str] = RIVALS) -> Result:
     """Loss of the plan over that of the best rival, at the number of experts where it is worst."""
-    found = measure(seeds, report)
-    losses = {name: found.of(name, "loss") for name in found.arms}  # (numbers, seeds)
+    sheet = measure(seeds, report)
+    losses = {name: sheet.of(name, "loss") for name in sheet.arms}  # (numbers, seeds)
     values: list[list[float]] = []
-    said: list[str] = []
+    phrases: list[str] = []
     for i, experts in enumerate(EXPERTS):
         best = min(rivals, key=lambda name: float(losses[name][i].mean()))
         values.append((losses[PLAN][i] / losses[best][i]).tolist())
-        said.append(f"{statistics.mean(values[-1]):.3f} at E = {experts} (over {best})")
+        phrases.append(f"{statistics.mean(values[-1]):.3f} at E = {experts} (over {best})")
     worst = max(values, key=statistics.mean)
-    return result_of(worst, rows_of(found), f"Ratios: {', '.join(said)}. {SETTING}")
+    return result_of(worst, rows_of(sheet), f"Ratios: {', '.join(phrases)}. {SETTING}")
 
 
 SETTING = (
@@ -185,20 +188,20 @@ SETTING = (
 )
 
 
-def rows_of(found: Runs) -> list[dict[str, Any]]:
-    """A line for each number of experts and router."""
+def rows_of(sheet: Runs) -> list[dict[str, Any]]:
+    """Return a line for each number of experts and router."""
     rows: list[dict[str, Any]] = []
-    for i, experts in enumerate(found.tasks):
-        for name in found.arms:
-            of = {f: found.of(name, f)[i].tolist() for f in PictureScores._fields}
+    for i, experts in enumerate(sheet.tasks):
+        for name in sheet.arms:
+            values = {f: sheet.of(name, f)[i].tolist() for f in PictureScores._fields}
             line: dict[str, Any] = {"E": experts, "router": name}
             line |= {
-                "test loss": shown(of["loss"], ".3f"),
-                "accuracy %": shown(of["accuracy"], ".1f"),
+                "test loss": shown(values["loss"], ".3f"),
+                "accuracy %": shown(values["accuracy"], ".1f"),
             }
-            line |= {"largest load / mean": shown(of["load"], ".2f")}
-            line |= {"without an expert %": f"{statistics.mean(of['lost']):.1f}"}
-            line |= {"ms a step": f"{1000 * statistics.median(of['step']):.0f}"}
+            line |= {"largest load / mean": shown(values["load"], ".2f")}
+            line |= {"without an expert %": f"{statistics.mean(values['lost']):.1f}"}
+            line |= {"ms a step": f"{1000 * statistics.median(values['step']):.0f}"}
             rows.append(line)
     return rows
 

@@ -32,7 +32,7 @@ LINKS: Mapping[str, Topology] = {
 
 
 def drawn(tokens: int, seed: int) -> Trace:
-    """Two experts, as even as chance makes them, of sequences of 16 tokens."""
+    """Return two experts, as even as chance makes them, of sequences of 16 tokens."""
     draws = torch.Generator().manual_seed(seed)
     expert = torch.randint(EXPERTS, (tokens, 1, 1), generator=draws)
     row = torch.arange(tokens)
@@ -50,7 +50,8 @@ def adaptive(seeds: tuple[int, ...], report: Report) -> Result:
             single = {d: _mean_seconds(Tutel(d), seed, links) for d in degrees(EXPERTS, DEVICES)}
             best = min(single, key=lambda d: single[d])
             by_time, by_bytes = (
-                single[best] / _mean_seconds(Tutel(by=by), seed, links) for by in ("time", "bytes")
+                single[best] / _mean_seconds(Tutel(by=measure), seed, links)
+                for measure in ("time", "bytes")
             )
             ratios.append(by_time)
             row = {"seed": str(seed), "links": name, "best degree": str(best)}
@@ -88,7 +89,7 @@ def one_hot(x: Tensor, routing: Routing, places: int) -> Tensor:
 
 
 def tables(x: Tensor, routing: Routing, places: int) -> Tensor:
-    """The same by places."""
+    """Return the same by places."""
     table = PairTable.of(routing, places)
     return table.combine(table.fill(x))
 
@@ -96,19 +97,22 @@ def tables(x: Tensor, routing: Routing, places: int) -> Tensor:
 def times_as_fast(
     seeds: tuple[int, ...], report: Report, *, tokens: int, experts: int, width: int, active: int
 ) -> Result:
-    """Median seconds of the one-hot products over those of tables; both give the same rows."""
+    """Return median seconds of the one-hot products over those of tables.
+
+    Both give the same rows.
+    """
     values: list[float] = []
     rows: list[dict[str, str]] = []
     for seed in seeds:
         draws = torch.Generator().manual_seed(seed)
         x = torch.randn(tokens, width, generator=draws)
-        chosen = torch.rand(tokens, experts, generator=draws).topk(active).indices
+        experts_of_token = torch.rand(tokens, experts, generator=draws).topk(active).indices
         token = torch.arange(tokens).repeat_interleave(active)
         weight = torch.rand(tokens * active, generator=draws)
-        routing = Routing(token, chosen.flatten(), weight, tokens, experts)
-        places = int(chosen.flatten().bincount(minlength=experts).max())
+        routing = Routing(token, experts_of_token.flatten(), weight, tokens, experts)
+        places = int(experts_of_token.flatten().bincount(minlength=experts).max())
         with threads(1):
-            slow, fast = (_seconds(of, x, routing, places) for of in (one_hot, tables))
+            slow, fast = (_seconds(product, x, routing, places) for product in (one_hot, tables))
         off = float((one_hot(x, routing, places) - tables(x, routing, places)).abs().max())
         values.append(slow / fast if off < 1e-4 else math.nan)
         times = {"one-hot, ms": f"{slow * 1e3:.2f}", "tables, ms": f"{fast * 1e3:.3f}"}
@@ -120,14 +124,14 @@ def times_as_fast(
 
 
 def _seconds(
-    of: Callable[[Tensor, Routing, int], Tensor], x: Tensor, routing: Routing, places: int
+    product: Callable[[Tensor, Routing, int], Tensor], x: Tensor, routing: Routing, places: int
 ) -> float:
-    found: list[float] = []
+    durations: list[float] = []
     for _ in range(7):
         begun = time.perf_counter()
-        of(x, routing, places)
-        found.append(time.perf_counter() - begun)
-    return statistics.median(found)
+        product(x, routing, places)
+        durations.append(time.perf_counter() - begun)
+    return statistics.median(durations)
 
 
 study = partial(

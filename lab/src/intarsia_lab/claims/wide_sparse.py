@@ -59,48 +59,50 @@ def crops(pixels: Sequence[Tensor], count: int, draw: torch.Generator) -> Tensor
 
     pixels: (3, H, W) each, 0 ... 255 -> (count, 3, SIDE, SIDE)
     """
-    found: list[Tensor] = []
+    squares: list[Tensor] = []
     for _ in range(count):
-        whole = pixels[int(torch.randint(len(pixels), (), generator=draw))]
-        shorter = min(whole.shape[1:])
+        image = pixels[int(torch.randint(len(pixels), (), generator=draw))]
+        shorter = min(image.shape[1:])
         side = int(torch.randint(min(SIDE, shorter), shorter + 1, (), generator=draw))
-        top, left = (int(torch.randint(n - side + 1, (), generator=draw)) for n in whole.shape[1:])
-        square = whole[None, :, top : top + side, left : left + side].float()
-        found.append(F.interpolate(square, (SIDE, SIDE), mode="bilinear", antialias=True)[0])
-    return torch.stack(found) / 127.5 - 1
+        top, first_column = (
+            int(torch.randint(n - side + 1, (), generator=draw)) for n in image.shape[1:]
+        )
+        square = image[None, :, top : top + side, first_column : first_column + side].float()
+        squares.append(F.interpolate(square, (SIDE, SIDE), mode="bilinear", antialias=True)[0])
+    return torch.stack(squares) / 127.5 - 1
 
 
 @torch.no_grad()
 def logits(net: nn.Module, pixels: Tensor) -> Tensor:
-    """In evaluation."""
+    """Return the logits of a net in evaluation mode."""
     net.eval()
     return torch.cat([net(some) for some in pixels.split(BATCH)])
 
 
 def agreement(seed: int) -> dict[str, list[float]]:
-    """Percent of held-out crops whose first class is the dense net's first, or among five.
+    """Return percent of held-out crops whose first class is the dense net's first, or among five.
 
     What came out of the pruned net, and of that after training on the dense net's answers.
     """
     draw = torch.Generator().manual_seed(seed)
-    every = [torch.as_tensor(p.pixels).permute(2, 0, 1) for p in photographs()]
-    order = torch.randperm(len(every), generator=draw).tolist()
-    train = crops([every[i] for i in order[:PHOTOGRAPHS]], CROPS, draw)
-    test = crops([every[i] for i in order[PHOTOGRAPHS:]], HELD_OUT, draw)
+    images = [torch.as_tensor(p.pixels).permute(2, 0, 1) for p in photographs()]
+    order = torch.randperm(len(images), generator=draw).tolist()
+    train = crops([images[i] for i in order[:PHOTOGRAPHS]], CROPS, draw)
+    test = crops([images[i] for i in order[PHOTOGRAPHS:]], HELD_OUT, draw)
     teacher = lite0()
-    wanted = logits(teacher, test).argmax(1)
+    targets = logits(teacher, test).argmax(1)
     rows = TensorDataset(train, logits(teacher, train).argmax(1))
 
     def score(net: nn.Module) -> list[float]:
-        top = logits(net, test).topk(5).indices == wanted[:, None]
+        top = logits(net, test).topk(5).indices == targets[:, None]
         return [100 * float(top[:, :k].any(1).float().mean()) for k in (1, 5)]
 
     net = copy.deepcopy(teacher)
     for weight in masked_weights(net, POINTWISE).values():
         weight.data = blocks_of(weight.data, 1, DENSITY)
-    found = {"pruned, not trained": score(net)}
+    shares = {"pruned, not trained": score(net)}
     student = copy.deepcopy(teacher)
-    how: Any = {"epochs": EPOCHS, "batch_size": BATCH, "lr": 0.01, "weight_decay": 0.0}
+    options: Any = {"epochs": EPOCHS, "batch_size": BATCH, "lr": 0.01, "weight_decay": 0.0}
     fit(
         student,
         rows,
@@ -109,31 +111,31 @@ def agreement(seed: int) -> dict[str, list[float]]:
         optimizer=momentum,
         seed=seed,
         trackers=(),
-        **how,
+        **options,
     )
-    return found | {"pruned while trained": score(student)}
+    return shares | {"pruned while trained": score(student)}
 
 
 def of_agreement(seeds: tuple[int, ...], report: Report) -> Result:
-    """Percent of crops with the dense net's first class."""
+    """Return percent of crops with the dense net's first class."""
 
     def cell(_: str, __: str, seed: int) -> dict[str, list[float]]:
         inputs = {"claim": "agreement", "seed": seed, "density": DENSITY}
         return stored("wide_sparse", inputs, lambda: agreement(seed))
 
-    found = each([Arm("", "")], seeds, cell, report, said=str)
-    made = [found.results["", "", seed] for seed in seeds]
+    sheet = each([Arm("", "")], seeds, cell, report, describe=str)
+    results = [sheet.results["", "", seed] for seed in seeds]
     table = [
-        {"net": name, "first": shown([one[name][0] for one in made], ".1f")}
-        | {"among five": shown([one[name][1] for one in made], ".1f")}
-        for name in made[0]
+        {"net": name, "first": shown([result[name][0] for result in results], ".1f")}
+        | {"among five": shown([result[name][1] for result in results], ".1f")}
+        for name in results[0]
     ]
     note = (
         f"Agreement in percent on {HELD_OUT} crops of photographs that training did not see; "
         f"{CROPS} crops of {PHOTOGRAPHS} others, drawn by the seed, {EPOCHS} epochs on the dense "
         "net's answers; no picture has a label."
     )
-    return result_of([one["pruned while trained"][0] for one in made], table, note)
+    return result_of([result["pruned while trained"][0] for result in results], table, note)
 
 
 def mobilenet(width: float, seed: int) -> nn.Module:
@@ -201,12 +203,12 @@ def trained(arm: str, _: str, seed: int) -> float:
     def run() -> float:
         net = mobilenet(width, seed)
         schedule = Gradual(SPARSE, layers=POINTWISE) if arm == "sparse" else None
-        how: Any = thin_resnets.OPTIONS | {
+        options: Any = thin_resnets.OPTIONS | {
             "epochs": NET_EPOCHS,
             "seed": seed,
             "optimizer": thin_resnets.nesterov,
         }
-        fit(net, thin_resnets.rows("train"), schedule=schedule, **how)
+        fit(net, thin_resnets.rows("train"), schedule=schedule, **options)
         return thin_resnets.accuracy(net.eval())
 
     return stored("wide_sparse", inputs, run)
@@ -216,14 +218,14 @@ def of_equal_time(seeds: tuple[int, ...], report: Report) -> Result:
     """Accuracy of the wide sparse net minus that of the dense net of equal time, in points."""
     native.require()
     width, spent = chosen()
-    found = each([Arm("sparse", "sparse"), Arm("dense", "dense")], seeds, trained, report)
-    of = {arm: found.by_seed(arm, "") for arm in ("sparse", "dense")}
-    gains = [a - b for a, b in zip(of["sparse"], of["dense"], strict=True)]
+    sheet = each([Arm("sparse", "sparse"), Arm("dense", "dense")], seeds, trained, report)
+    by_arm = {arm: sheet.by_seed(arm, "") for arm in ("sparse", "dense")}
+    gains = [a - b for a, b in zip(by_arm["sparse"], by_arm["dense"], strict=True)]
     ms = {"sparse": spent["sparse"], "dense": spent[str(width)]}
     table = [
         {"net": arm, "width": f"{WIDE if arm == 'sparse' else width}", "ms": f"{ms[arm]:.3f}"}
-        | {"accuracy": shown(of[arm], ".2f")}
-        for arm in of
+        | {"accuracy": shown(by_arm[arm], ".2f")}
+        for arm in by_arm
     ]
     note = (
         f"Mean difference {statistics.mean(gains):+.2f} points; times are CPU milliseconds of a "

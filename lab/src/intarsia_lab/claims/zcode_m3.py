@@ -34,9 +34,9 @@ OTHERS = 10  # random choices of experts to keep
 
 
 def turned(names: Sequence[str], seed: int) -> list[str]:
-    """The kinds in an order that goes round with the seed."""
-    at = seed % len(names)
-    return [*names[at:], *names[:at]]
+    """Return the kinds in an order that goes round with the seed."""
+    start = seed % len(names)
+    return [*names[start:], *names[:start]]
 
 
 class Late(NamedTuple):
@@ -47,7 +47,7 @@ class Late(NamedTuple):
 
 
 def loss(model: nn.Module, texts: TextKinds, names: Sequence[str] | None = None) -> float:
-    """Of a token of the test rows of these kinds, in nats, nothing dropped."""
+    """Return the mean loss of a token on test rows of these kinds, in nats, nothing dropped."""
     return evaluate(model, texts.parts(names), batch_size=64).loss
 
 
@@ -67,16 +67,18 @@ def router() -> TopK:
 
 
 def late(seeds: Sequence[int], report: Report, *, steps: int = STEPS) -> Result:
-    """Loss on the last of four kinds, lots over order, the mean of the seeds."""
+    """Return loss on the last of four kinds, lots over order, the mean of the seeds."""
     arms = {name: key for key, name in POLICIES.items()}
-    found = by_arm(arms, seeds, lambda policy, seed: of_policy(policy, seed, steps), report)
+    results = by_arm(arms, seeds, lambda policy, seed: of_policy(policy, seed, steps), report)
     note = (
         f"{SETTING} Capacity factor {TIGHT} while training, nothing dropped in the test; {steps} "
         "steps. Each batch stands kind by kind, so that order drops the last one; which is last "
         "goes round with the seed."
     )
     row = row_of("policy", {"loss of the last kind": ("last", ".3f"), "of all": ("whole", ".3f")})
-    return judge(found, lambda made: made[BY_LOT].last / made[IN_ORDER].last, row, note)
+    return judge(
+        results, lambda by_policy: by_policy[BY_LOT].last / by_policy[IN_ORDER].last, row, note
+    )
 
 
 class Further(NamedTuple):
@@ -94,26 +96,26 @@ def family(seed: int, steps: int) -> dict[str, Any]:
         a, b = parents(texts, seed, steps)
         further: dict[str, list[float]] = {}
         for name, net in {"first parent": a, "second parent": b, "merged": merged(a, b)}.items():
-            more = copy.deepcopy(net)
-            learn(more, texts.stream(list(texts.train), steps, part(steps, MORE), seed), seed)
-            further[name] = [loss(net, texts), loss(more, texts)]
+            copied = copy.deepcopy(net)
+            learn(copied, texts.stream(list(texts.train), steps, part(steps, MORE), seed), seed)
+            further[name] = [loss(net, texts), loss(copied, texts)]
         return {"further": further, "pruned": pruned(a, texts, seed)}
 
 
-def part(steps: int, of: int) -> int:
-    """A number of steps where a parent has `steps` in place of PARENT."""
-    return max(1, steps * of // PARENT)
+def part(steps: int, parent_steps: int) -> int:
+    """Return a number of steps where a parent has `steps` in place of PARENT."""
+    return max(1, steps * parent_steps // PARENT)
 
 
 def parents(texts: TextKinds, seed: int, steps: int) -> tuple[nn.Module, nn.Module]:
-    """Two trainings that part after a third of their steps, by the rows they meet."""
+    """Return two trainings that part after a third of their steps, by the rows they meet."""
     order, shared = list(texts.train), part(steps, SHARED)
     first = decoder_of_experts(router(), seed)
     learn(first, texts.stream(order, 0, shared, seed), seed)
     both = first, copy.deepcopy(first)
     for i, net in enumerate(both):
-        own = 1000 + 2 * seed + i
-        learn(net, texts.stream(order, shared, max(1, steps - shared), own), own)
+        stream_seed = 1000 + 2 * seed + i
+        learn(net, texts.stream(order, shared, max(1, steps - shared), stream_seed), stream_seed)
     return both
 
 
@@ -123,22 +125,22 @@ def merging(seeds: Sequence[int], report: Report, *, steps: int = PARENT) -> Res
     def run(seed: int) -> dict[str, Further]:
         return {name: Further(*pair) for name, pair in family(seed, steps)["further"].items()}
 
-    def of(made: Mapping[str, Further]) -> float:
-        one, two, ours = (net.after for net in made.values())
-        return ours / ((one + two) / 2)
+    def of(by_model: Mapping[str, Further]) -> float:
+        first, second, ours = (net.after for net in by_model.values())
+        return ours / ((first + second) / 2)
 
-    found = by_seed(seeds, run, report)
+    results = by_seed(seeds, run, report)
     note = (
         f"{SETTING} Parents of {steps} steps, the first third together; merged, {2 * EXPERTS} "
         f"experts. All three then learn {part(steps, MORE)} more steps, on one course of the rate, "
         "the merged model's start being its parents' mean."
     )
     columns = {"loss before": ("before", ".3f"), "after the further steps": ("after", ".3f")}
-    return judge(found, of, row_of("model", columns), note)
+    return judge(results, of, row_of("model", columns), note)
 
 
 def kept_experts(net: nn.Module, scores: Mapping[str, Tensor], experts: int) -> nn.Module:
-    """A copy with the experts of largest score in each layer."""
+    """Return a copy with the experts of largest score in each layer."""
     small = copy.deepcopy(net)
     for path, mixture in mixtures_in(small).items():
         best = scores[f"{path}.router"].argsort(descending=True, stable=True)
@@ -147,7 +149,7 @@ def kept_experts(net: nn.Module, scores: Mapping[str, Tensor], experts: int) -> 
 
 
 def pruned(net: nn.Module, texts: TextKinds, seed: int) -> dict[str, float]:
-    """Losses with half of the experts, chosen in three ways."""
+    """Return losses with half of the experts, chosen in three ways."""
     rows = texts.stream(list(texts.train), 0, 8, seed).tensors[0]
     use = expert_loads(net, list(rows.split(64)))
     draws = torch.Generator().manual_seed(seed)
@@ -166,15 +168,15 @@ def pruned(net: nn.Module, texts: TextKinds, seed: int) -> dict[str, float]:
 
 
 def pruning(seeds: Sequence[int], report: Report, *, steps: int = PARENT) -> Result:
-    """Loss after pruning by use over the mean after pruning by lot."""
-    found = by_seed(seeds, lambda seed: family(seed, steps)["pruned"], report)
+    """Return loss after pruning by use over the mean after pruning by lot."""
+    results = by_seed(seeds, lambda seed: family(seed, steps)["pruned"], report)
     note = (
         f"{SETTING} The first parent of zcode-m3-merge: {EXPERTS // 2} of {EXPERTS} experts stay "
         f"in each layer, nothing is trained afterwards. Use is counted on {8 * BATCH} training "
         f"rows; a lot is the mean of {OTHERS}."
     )
     row = row_of("experts", {"test loss": ("", ".3f")})
-    return judge(found, lambda losses: losses["by use"] / losses["by lot"], row, note)
+    return judge(results, lambda losses: losses["by use"] / losses["by lot"], row, note)
 
 
 SETTING = (

@@ -23,12 +23,12 @@ T = TypeVar("T")  # a task
 R = TypeVar("R")  # what came out
 
 
-def in_words(made: Any) -> str:
+def in_words(result: Any) -> str:
     """Return the numbers of a result in words, by their names if they have some."""
-    if isinstance(made, float | int):
-        return f"{made:.4g}"
-    made = made._asdict() if hasattr(made, "_asdict") else made
-    return ", ".join(f"{name} {in_words(value)}" for name, value in made.items())
+    if isinstance(result, float | int):
+        return f"{result:.4g}"
+    result = result._asdict() if hasattr(result, "_asdict") else result
+    return ", ".join(f"{name} {in_words(value)}" for name, value in result.items())
 
 
 def class_scores(model: torch.nn.Module, rows: TensorDataset, batch_size: int = 64) -> Metrics:
@@ -53,11 +53,11 @@ def by_arm(
     seeds: Sequence[int],
     work: Callable[[S, int], R],
     report: Report,
-    said: Callable[[R], str] = in_words,
+    describe: Callable[[R], str] = in_words,
 ) -> dict[str, list[R]]:
     """Return the results of `each` for every arm on a single task, in the order of the seeds."""
     named = [Arm(name, settings) for name, settings in arms.items()]
-    sheet = each(named, seeds, lambda arm, _, seed: work(arm, seed), report, said=said)
+    sheet = each(named, seeds, lambda arm, _, seed: work(arm, seed), report, describe=describe)
     return {name: sheet.by_seed(name, "") for name in arms}
 
 
@@ -81,17 +81,17 @@ def upper(values: Sequence[float]) -> float:
 
 def judge(
     results: Mapping[str, Sequence[R]],
-    of: Callable[[Mapping[str, R]], float],
+    figure: Callable[[Mapping[str, R]], float],
     row: Callable[[str, Sequence[R]], Mapping[str, Any]],
     note: str = "",
     over: Callable[[Sequence[float]], float] = statistics.mean,
 ) -> Result:
     """Return a claim's result from the results of each arm, in the order of the seeds.
 
-    of: what came out of a seed's arms -> its value.  row: an arm's line of the table.
+    figure: what came out of a seed's arms -> its value.  row: an arm's line of the table.
     """
     seeds = zip(*results.values(), strict=True)
-    values = [of(dict(zip(results, values_of_arm, strict=True))) for values_of_arm in seeds]
+    values = [figure(dict(zip(results, values_of_arm, strict=True))) for values_of_arm in seeds]
     return result_of(
         values, [row(name, values_of_arm) for name, values_of_arm in results.items()], note, over
     )
@@ -127,11 +127,11 @@ def each(
     report: Report,
     *,
     tasks: Sequence[T] = ("",),
-    said: Callable[[R], str] = in_words,
+    describe: Callable[[R], str] = in_words,
 ) -> Sheet[str, T, R]:
     """Carry out every arm on every task from every seed, in this process, on one thread.
 
-    work: an arm's settings, task and seed -> what came out.  said: that in a few words.
+    work: an arm's settings, task and seed -> what came out.  describe: that in a few words.
     Returns a sheet with the arms' names, whose values are attributes of what came out.
     Raises: TrainingError when all others have run, if some failed.
     """
@@ -141,7 +141,7 @@ def each(
         arm, task, seed = inputs["arm"], inputs["task"], inputs["seed"]
         with threads(1):  # tiny batches: two threads cost more than they give
             result = results[arm.name, task, seed] = work(arm.settings, task, seed)
-        return {"said": said(result)}
+        return {"said": describe(result)}
 
     trials = [
         Trial(_title(arm, task, seed), {"arm": arm, "task": task, "seed": seed})
@@ -188,14 +188,14 @@ def judged(
     seeds: Iterable[int],
     cells: Callable[[int], S],
     *,
-    of: Callable[[S], float],
+    figure: Callable[[S], float],
     rows: Callable[[int, S], Iterable[Mapping[str, Any]]],
     note: str,
 ) -> Result:
     """Return a claim's result from the results of each seed, in the order of the seeds.
 
-    cells: of all arms of a seed.  of: what of them is judged.  rows: of the table.
+    cells: of all arms of a seed.  figure: what of them is judged.  rows: of the table.
     """
     by_seed = [(seed, cells(seed)) for seed in seeds]
     table = [row for seed, results in by_seed for row in rows(seed, results)]
-    return result_of([of(results) for _, results in by_seed], table, note)
+    return result_of([figure(results) for _, results in by_seed], table, note)

@@ -33,21 +33,21 @@ CARDS = ("card", "by_name", "find")  # functions whose first argument is a metho
 @functools.cache
 def code_digest(module: Path) -> str:
     """Return 16 hexadecimal digits of the code that a claim's module depends on."""
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in sorted(dependencies(module)):
-        whole.update(f"{_name(path)}\0{_code(path)}\0".encode())
-    return whole.hexdigest()[:16]
+        digest.update(f"{_name(path)}\0{_code(path)}\0".encode())
+    return digest.hexdigest()[:16]
 
 
 def dependencies(module: Path) -> set[Path]:
     """Return the files that a claim's module depends on, itself among them."""
     reached: set[Path] = set()
-    left = [module]
-    while left:
-        path = left.pop()
+    pending = [module]
+    while pending:
+        path = pending.pop()
         if path not in reached:
             reached.add(path)
-            left += _named(path) if path.is_relative_to(LABORATORY) else ()
+            pending += _named(path) if path.is_relative_to(LABORATORY) else ()
     if any(_name(path).split("/")[1] in COMPILED for path in reached):
         reached |= {*(LIBRARY / "kernels" / "native").glob("*.[ch]")}
     return reached

@@ -47,7 +47,7 @@ class BytePairs:
 
 
 def kind_of(text: str) -> str:
-    """The kind of a token with this text, one of KINDS."""
+    """Return the kind of a token with this text, one of KINDS."""
     bare = text.strip()
     if "\ufffd" in text:
         return "bytes"
@@ -74,7 +74,7 @@ def trained(texts: Iterable[str], size: int) -> BytePairs:
 
 
 def trained_once(file: Path, texts: Iterable[str], size: int) -> BytePairs:
-    """The tokenizer in a JSON file; trained and written the first time."""
+    """Return the tokenizer in a JSON file; trained and written the first time."""
     with building(file) as scratch:
         if scratch is not None:
             trained(texts, size).tokenizer.save(str(scratch))

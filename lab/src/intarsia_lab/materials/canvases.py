@@ -39,14 +39,14 @@ def _items() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _of_kind(test: bool) -> list[np.ndarray]:
-    """The numbers of the items of each kind."""
+    """Return the numbers of the items of each kind."""
     labels = _items()[1]
     part = np.arange(TRAINING, len(labels)) if test else np.arange(TRAINING)
     return [part[labels[part] == label] for label in KINDS.values()]
 
 
 def asks_for(kind: int) -> str:
-    """The question for the colour of a kind."""
+    """Return the question for the colour of a kind."""
     return f"Colour of the {NAMES[kind]}"  # the kind last: two blocks read it from there
 
 
@@ -57,38 +57,38 @@ def canvas_questions(count: int, seed: int, *, test: bool = False) -> list[Quest
     """
     images, of_kind = _items()[0], _of_kind(test)
     draws, colours = np.random.default_rng([seed, int(test)]), list(COLOURS)
-    found: list[Question] = []
+    questions: list[Question] = []
     for number in range(count):
         once, often = np.split(draws.permutation(len(NAMES)), [ONCE])
-        more = ACROSS * ACROSS - len(NAMES)
-        shown = draws.permutation([*once, *often, *draws.choice(often, more)]).tolist()
-        in_colour = [colours[i] for i in draws.integers(len(colours), size=len(shown))]
-        items = [images[draws.choice(of_kind[kind])] for kind in shown]
-        own = {
+        repeats = ACROSS * ACROSS - len(NAMES)
+        kinds = draws.permutation([*once, *often, *draws.choice(often, repeats)]).tolist()
+        in_colour = [colours[i] for i in draws.integers(len(colours), size=len(kinds))]
+        items = [images[draws.choice(of_kind[kind])] for kind in kinds]
+        context = {
             "image": (canvas(items, in_colour),),
             "group": f"{seed}-{number}",
         }
         for kind in once.tolist():
-            answer = in_colour[shown.index(kind)]
-            found.append(Question(asks_for(kind), f" {answer}", **own))
-    return found
+            answer = in_colour[kinds.index(kind)]
+            questions.append(Question(asks_for(kind), f" {answer}", **context))
+    return questions
 
 
 def tile_questions(count: int, seed: int) -> list[Question]:
-    """What it is, of so many tiles whose four items are of one kind and colour; to train on."""
+    """Return training questions on `count` tiles, each of four items of one kind and colour."""
     images, of_kind = _items()[0], _of_kind(False)
     draws, colours = np.random.default_rng([seed, 2]), list(COLOURS)
-    found: list[Question] = []
+    questions: list[Question] = []
     for number in range(count):
         kind, colour = number % len(NAMES), colours[draws.integers(len(colours))]
         items = [images[i] for i in draws.choice(of_kind[kind], 4)]
-        own = {"image": (canvas(items, [colour] * 4, 2),), "group": f"tile {seed}-{number}"}
-        found.append(Question(WHAT, f" {colour} {NAMES[kind]}", **own))
-    return found
+        context = {"image": (canvas(items, [colour] * 4, 2),), "group": f"tile {seed}-{number}"}
+        questions.append(Question(WHAT, f" {colour} {NAMES[kind]}", **context))
+    return questions
 
 
 def canvas(items: list[np.ndarray], colours: list[str], across: int = ACROSS) -> Image.Image:
-    """Items in their colours on black, row by row, `across` in a row."""
+    """Return items in their colours on black, row by row, `across` in a row."""
     page = Image.new("RGB", (across * ITEM, len(items) // across * ITEM))
     for place, (item, colour) in enumerate(zip(items, colours, strict=True)):
         small = Image.fromarray(item).resize((ITEM, ITEM), Image.Resampling.BICUBIC)

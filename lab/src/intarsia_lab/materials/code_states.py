@@ -54,7 +54,7 @@ def states_of(text: str) -> np.ndarray:
     Raises: tokenize.TokenError or SyntaxError for what is no module.
     """
     starts = np.cumsum([0, *(len(line) for line in text.splitlines(keepends=True)), 0])
-    found = np.zeros((len(text), len(STATES)), dtype=bool)
+    states = np.zeros((len(text), len(STATES)), dtype=bool)
     depth, level, head, before, last = dict.fromkeys(OPEN, 0), 0, False, tokenize.NEWLINE, 0
     for kind, word, start, end, _ in tokenize.generate_tokens(io.StringIO(text).readline):
         begin, stop = starts[start[0] - 1] + start[1], starts[end[0] - 1] + end[1]
@@ -65,14 +65,14 @@ def states_of(text: str) -> np.ndarray:
         level += (kind == tokenize.INDENT) - (kind == tokenize.DEDENT)
         row = _row(kind, word, depth, level, head)
         row[2] = row[1] and before == tokenize.NEWLINE  # a statement that is a string
-        found[last:stop] = row & ~ONLY_WORDS  # with the space before it
-        found[begin:stop] = row
+        states[last:stop] = row & ~ONLY_WORDS  # with the space before it
+        states[begin:stop] = row
         if kind == tokenize.OP and word in CLOSE:
             depth[OPEN[CLOSE.index(word)]] -= 1
         if kind == tokenize.OP and word == ":" and not any(depth.values()):
             head = False
         before, last = before if kind in QUIET else kind, max(last, stop)
-    return found
+    return states
 
 
 # what the space before a word is not
@@ -80,7 +80,7 @@ ONLY_WORDS = np.array([name in ("comment", "string", "docstring", "keyword") for
 
 
 def _row(kind: int, word: str, depth: dict[str, int], level: int, head: bool) -> np.ndarray:
-    """The states inside a token, but for "docstring"."""
+    """Return the states inside a token, but for "docstring"."""
     inside = [depth[bracket] > 0 for bracket in OPEN]
     return np.array(
         [

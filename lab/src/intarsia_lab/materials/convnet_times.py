@@ -32,22 +32,22 @@ SHAPES = (
 
 
 def interleaved(runs: Mapping[str, Callable[[], Any]], repeats: int = REPEATS) -> dict[str, float]:
-    """The least CPU seconds of each, all of them one after the other in every repeat."""
-    found: dict[str, float] = dict.fromkeys(runs, math.inf)
+    """Return the least CPU seconds of each, all of them one after the other in every repeat."""
+    least: dict[str, float] = dict.fromkeys(runs, math.inf)
     for run in runs.values():
         run()
     for _ in range(repeats):
         for name, run in runs.items():
             started = time.process_time()
             run()
-            found[name] = min(found[name], time.process_time() - started)
-    return found
+            least[name] = min(least[name], time.process_time() - started)
+    return least
 
 
 def blocks_of(weight: Tensor, rows: int, density: float) -> Tensor:
-    """A weight of which blocks with the largest norms are left."""
-    kept = keep_row_blocks({"w": weight.abs()}, {"w": density}, rows)
-    return weight * kept.mask("w", 0)
+    """Return a weight of which blocks with the largest norms are left."""
+    partition = keep_row_blocks({"w": weight.abs()}, {"w": density}, rows)
+    return weight * partition.mask("w", 0)
 
 
 def lite0(density: float, rows: int, seed: int) -> nn.Module:
@@ -74,7 +74,7 @@ def dense_runtimes(net: nn.Module, picture: Tensor) -> dict[str, Callable[[], An
     except ImportError as error:
         raise MissingExtra(str(error.name), "bench") from error
     array = picture.numpy()
-    found: dict[str, Callable[[], Any]] = {}
+    runs: dict[str, Callable[[], Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = str(
             export_onnx(net, Path(folder) / "net.onnx", images=picture, report=lambda _: None)
@@ -83,26 +83,26 @@ def dense_runtimes(net: nn.Module, picture: Tensor) -> dict[str, Callable[[], An
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         name = session.get_inputs()[0].name
-        found["onnxruntime fp32"] = lambda: session.run(None, {name: array})
+        runs["onnxruntime fp32"] = lambda: session.run(None, {name: array})
         model = openvino.Core().read_model(path)
         model.reshape(list(picture.shape))
         for precision in ("f32", "bf16"):
-            how = {
+            properties = {
                 "INFERENCE_NUM_THREADS": 1,
                 "NUM_STREAMS": 1,
                 "INFERENCE_PRECISION_HINT": precision,
             }
-            request = openvino.Core().compile_model(model, "CPU", how).create_infer_request()
+            request = openvino.Core().compile_model(model, "CPU", properties).create_infer_request()
             label = {"f32": "fp32", "bf16": "bf16"}[precision]
-            found[f"OpenVINO {label}"] = partial(request.infer, [array])
-    return found
+            runs[f"OpenVINO {label}"] = partial(request.infer, [array])
+    return runs
 
 
 @threads(1)
 def whole(
     seeds: Sequence[int], report: Report, *, bars: Mapping[tuple[int, float], float]
 ) -> Result:
-    """The least ratio of the fastest dense float32 runtime to ours, each over its bar."""
+    """Return the least ratio of the fastest dense float32 runtime to ours, each over its bar."""
     native.require()
     values: list[float] = []
     rows: list[dict[str, str]] = []

@@ -21,14 +21,14 @@ OPTIONS: dict[str, Any] = {"batch_size": 64, "trackers": ()}
 def films() -> Interactions:
     """MovieLens-100k without films of fewer than 5 events."""
     data = load_interactions("ml-100k")
-    known = data.popularity() >= LEAST
-    found, place = data.rows(known[data.items]), known.cumsum() - 1
-    ids = tuple(name for name, there in zip(data.item_ids, known, strict=True) if there)
-    return replace(found, items=place[found.items], item_ids=ids, fields={})
+    frequent = data.popularity() >= LEAST
+    events, place = data.rows(frequent[data.items]), frequent.cumsum() - 1
+    ids = tuple(name for name, keep in zip(data.item_ids, frequent, strict=True) if keep)
+    return replace(events, items=place[events.items], item_ids=ids, fields={})
 
 
 def parts() -> tuple[Interactions, Interactions]:
-    """The first 80 % of each user's events, and the rest."""
+    """Return the first 80 % of each user's events, and the rest."""
     data = films()
     counts = np.bincount(data.users, minlength=len(data.user_ids))
     place = np.arange(len(data)) - (counts.cumsum() - counts)[data.users]

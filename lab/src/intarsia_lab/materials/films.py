@@ -32,9 +32,9 @@ WATCH, STARS = 0.9, 0.1  # weights of both losses, one of the two pairs of the p
 
 def _losses(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy of watching, and the mean squared error of the stars that were given."""
-    given = ~target[:, 1].isnan()
+    rated = ~target[:, 1].isnan()
     watch = F.binary_cross_entropy_with_logits(output[:, 0], target[:, 0])
-    off = (output[given, 1] - target[given, 1]).square().sum() / given.sum().clamp(min=1)
+    off = (output[rated, 1] - target[rated, 1]).square().sum() / rated.sum().clamp(min=1)
     return watch, off
 
 
@@ -93,19 +93,19 @@ class Watcher(nn.Module):
 
 @lru_cache
 def parts() -> dict[str, TensorDataset]:
-    """Pairs of each part with their targets: all events, and as many pairs that never met.
+    """Return pairs of each part with their targets: all events, and as many pairs that never met.
 
     Events are dealt out at random, once for all seeds; stars are told from the training's mean.
     """
     events = load_interactions("ml-100k")
     draws = np.random.default_rng(0)
     met = events.users * len(events.item_ids) + events.items
-    found = np.flatnonzero(~np.isin(np.arange(len(events.user_ids) * len(events.item_ids)), met))
-    never = draws.choice(found, len(met), replace=False)
+    unmet = np.flatnonzero(~np.isin(np.arange(len(events.user_ids) * len(events.item_ids)), met))
+    never = draws.choice(unmet, len(met), replace=False)
     order = draws.permutation(len(met))
     cuts = np.rint(np.cumsum([0, *SHARES.values()]) * len(met)).astype(int)
     mean = events.ratings[order[: cuts[1]]].mean()
-    made: dict[str, TensorDataset] = {}
+    datasets: dict[str, TensorDataset] = {}
     for name, start, stop in zip(SHARES, cuts, cuts[1:], strict=False):
         rows = order[start:stop]
         pairs = np.concatenate([met[rows], never[start:stop]])
@@ -113,11 +113,11 @@ def parts() -> dict[str, TensorDataset]:
         stars = np.concatenate([events.ratings[rows] - mean, np.full(len(rows), np.nan)])
         watched = np.repeat([1.0, 0.0], len(rows))
         target = torch.tensor(np.stack([watched, stars], 1), dtype=torch.float32)
-        made[name] = TensorDataset(torch.tensor(x), target)
-    return made
+        datasets[name] = TensorDataset(torch.tensor(x), target)
+    return datasets
 
 
 def watcher(router: RouterConfig, seed: int) -> Watcher:
-    """An untrained model of all users and films of MovieLens-100k."""
+    """Return an untrained model of all users and films of MovieLens-100k."""
     events = load_interactions("ml-100k")
     return Watcher(router, len(events.user_ids), len(events.item_ids), seed)

@@ -15,12 +15,12 @@ LENGTH = 128  # tokens
 
 @lru_cache(maxsize=1)
 def rows(seed: int) -> dict[str, Tensor]:
-    """Rows of each kind, from the last tenth, which the mixture was not trained on."""
-    whole = texts()
-    words = byte_pairs.trained((text[:300_000] for text in whole.values()), VOCABULARY)
-    found: dict[str, Tensor] = {}
-    for name, text in whole.items():
+    """Return rows of each kind, from the last tenth, which the mixture was not trained on."""
+    corpus = texts()
+    words = byte_pairs.trained((text[:300_000] for text in corpus.values()), VOCABULARY)
+    blocks: dict[str, Tensor] = {}
+    for name, text in corpus.items():
         ids = torch.tensor(words(text)["input_ids"])
         ids = ids[int(len(ids) * 0.9) :]
-        found[name] = ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
-    return found
+        blocks[name] = ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
+    return blocks

@@ -84,10 +84,10 @@ def encoder() -> tuple[Any, Any]:
     from transformers import AutoModel, AutoTokenizer
 
     folder: Any = packaged_folder(DENSE, "minilm", lambda _: None)
-    own: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     with quietly():
-        return AutoModel.from_pretrained(folder, **own).eval(), AutoTokenizer.from_pretrained(
-            folder, **own
+        return AutoModel.from_pretrained(folder, **options).eval(), AutoTokenizer.from_pretrained(
+            folder, **options
         )
 
 
@@ -100,46 +100,52 @@ class LanguageRows:
 
     def __init__(self, sets: Mapping[str, Sequence[QuestionAnswer]]) -> None:
         _, tokenizer = decoder()
-        tokens = {name: [_ids(tokenizer, one) for one in asked] for name, asked in sets.items()}
-        answers = [a for found in tokens.values() for _, a in found]
+        tokens = {name: [_ids(tokenizer, pair) for pair in pairs] for name, pairs in sets.items()}
+        answers = [a for encoded in tokens.values() for _, a in encoded]
         self.kept = sorted({token for answer in answers for token in answer})
         number = {token: i for i, token in enumerate(self.kept)}
         self.rows: dict[str, list[Row]] = {}
-        for name, found in tokens.items():
-            states = decoder_states([p + a for p, a in found])
-            labels = [[IGNORED] * len(p) + [number[t] for t in a] for p, a in found]
+        for name, encoded in tokens.items():
+            states = decoder_states([p + a for p, a in encoded])
+            labels = [[IGNORED] * len(p) + [number[t] for t in a] for p, a in encoded]
             self.rows[name] = [
                 {"inputs_embeds": x, "labels": torch.tensor(y)}
                 for x, y in zip(states, labels, strict=True)
             ]
 
     def model(self) -> nn.Module:
-        """The last blocks, norm and head: a fresh copy.  states (B, T, d) -> logits (B, T, V)."""
+        """Return the last blocks, norm and head: a fresh copy.
+
+        States (B, T, d) -> logits (B, T, V).
+        """
         from transformers import LlamaForCausalLM
 
-        whole, _ = decoder()
-        config = copy.deepcopy(whole.config)
+        full, _ = decoder()
+        config = copy.deepcopy(full.config)
         config.num_hidden_layers, config.vocab_size = LAST, len(self.kept)
         config.bos_token_id = config.eos_token_id = config.pad_token_id = None
         config.use_cache = False
         with torch.random.fork_rng(devices=[]):
             tail: Any = LlamaForCausalLM(config)
         with torch.no_grad():
-            tail.lm_head.weight.copy_(whole.lm_head.weight[self.kept])
-        tail.model.layers.load_state_dict(whole.model.layers[-LAST:].state_dict())
-        tail.model.norm.load_state_dict(whole.model.norm.state_dict())
+            tail.lm_head.weight.copy_(full.lm_head.weight[self.kept])
+        tail.model.layers.load_state_dict(full.model.layers[-LAST:].state_dict())
+        tail.model.norm.load_state_dict(full.model.norm.state_dict())
         return tail.eval()
 
 
-def _ids(tokenizer: Any, asked: QuestionAnswer) -> tuple[list[int], list[int]]:
-    """Tokens of the question with a line's end, and of the answer; a text has no question."""
-    prompt = tokenizer(f"{asked.prompt}\n", add_special_tokens=False)["input_ids"]
-    answer = tokenizer(asked.answer, add_special_tokens=False)["input_ids"]
-    return (prompt if asked.prompt else answer[:1]), (answer if asked.prompt else answer[1:])
+def _ids(tokenizer: Any, pair: QuestionAnswer) -> tuple[list[int], list[int]]:
+    """Return tokens of the question with a line's end, and of the answer.
+
+    A text has no question.
+    """
+    prompt = tokenizer(f"{pair.prompt}\n", add_special_tokens=False)["input_ids"]
+    answer = tokenizer(pair.answer, add_special_tokens=False)["input_ids"]
+    return (prompt if pair.prompt else answer[:1]), (answer if pair.prompt else answer[1:])
 
 
 def decoder_states(texts: Sequence[Sequence[int]]) -> list[Tensor]:
-    """What enters the last blocks of SmolLM2, (T, d) of each text; kept in a file."""
+    """Return the states that enter SmolLM2's last blocks, (T, d) of each text; kept in a file."""
     digest = hashlib.sha256(repr((LAST, [list(ids) for ids in texts])).encode()).hexdigest()
     model, _ = decoder()
     folder = packages.cache_dir() / "features"
@@ -154,7 +160,7 @@ def decoder_states(texts: Sequence[Sequence[int]]) -> list[Tensor]:
 
 @contextmanager
 def cut(model: Any) -> Iterator[Any]:
-    """Inside, the decoder without its last blocks, norm and head."""
+    """Yield the decoder without its last blocks, norm and head."""
     inner, layers, norm = model.model, model.model.layers, model.model.norm
     inner.layers, inner.norm = layers[:-LAST], nn.Identity()
     try:
@@ -165,13 +171,15 @@ def cut(model: Any) -> Iterator[Any]:
 
 @torch.no_grad()
 def _decoded(prefix: Any, texts: Sequence[Sequence[int]]) -> list[Tensor]:
-    found: list[Tensor] = []
+    outputs: list[Tensor] = []
     for first in range(0, len(texts), AT_ONCE):
         part = [torch.tensor(ids) for ids in texts[first : first + AT_ONCE]]
         ids = nn.utils.rnn.pad_sequence(part, batch_first=True)  # causal: padding is not seen
         states = prefix(input_ids=ids).last_hidden_state
-        found += [x[: len(own)].clone() for x, own in zip(states, part, strict=True)]
-    return found
+        outputs += [
+            x[: len(ids_of_row)].clone() for x, ids_of_row in zip(states, part, strict=True)
+        ]
+    return outputs
 
 
 class SentenceTail(nn.Module):
@@ -184,7 +192,7 @@ class SentenceTail(nn.Module):
         self.head = nn.Linear(last.output.dense.out_features, classes)
 
     def features(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
-        """Mean states of the real tokens.  (B, d)."""
+        """Return mean states of the real tokens.  (B, d)."""
         x = through(self.layers, inputs_embeds, attention_mask)
         weight = attention_mask[..., None].to(x)
         return (x * weight).sum(1) / weight.sum(1)
@@ -194,7 +202,10 @@ class SentenceTail(nn.Module):
 
 
 def through(layers: Any, x: Tensor, attention_mask: Tensor) -> Tensor:
-    """States behind some of BERT's blocks.  x: (B, T, d); attention_mask: (B, T), 0 = padding."""
+    """Return states behind some of BERT's blocks.
+
+    x: (B, T, d); attention_mask: (B, T), 0 = padding.
+    """
     hidden = (1 - attention_mask[:, None, None, :].to(x)) * torch.finfo(x.dtype).min
     for layer in layers:
         x = layer(x, hidden)
@@ -202,7 +213,7 @@ def through(layers: Any, x: Tensor, attention_mask: Tensor) -> Tensor:
 
 
 def sentence_tail(classes: int) -> SentenceTail:
-    """A fresh copy of MiniLM's last blocks, with a head of zeros."""
+    """Return a fresh copy of MiniLM's last blocks, with a head of zeros."""
     model, _ = encoder()
     with torch.random.fork_rng(devices=[]):
         tail = SentenceTail(copy.deepcopy(model.encoder.layer[-LAST:]), classes)
@@ -213,17 +224,17 @@ def sentence_tail(classes: int) -> SentenceTail:
 
 @torch.no_grad()
 def encoder_states(texts: Sequence[str], length: int) -> list[Tensor]:
-    """What enters the last blocks of MiniLM, (T, d) of each text of at most `length` tokens."""
+    """Return the states that enter MiniLM's last blocks, (T, d) of each text; T <= `length`."""
     model, tokenizer = encoder()
-    found: list[Tensor] = []
+    outputs: list[Tensor] = []
     for first in range(0, len(texts), AT_ONCE):
         part = list(texts[first : first + AT_ONCE])
-        made = tokenizer(
+        inputs = tokenizer(
             part, max_length=length, truncation=True, padding=True, return_tensors="pt"
         )
-        mask = made["attention_mask"]
+        mask = inputs["attention_mask"]
         x = through(
-            model.encoder.layer[:-LAST], model.embeddings(input_ids=made["input_ids"]), mask
+            model.encoder.layer[:-LAST], model.embeddings(input_ids=inputs["input_ids"]), mask
         )
-        found += [row[: int(n)].clone() for row, n in zip(x, mask.sum(1), strict=True)]
-    return found
+        outputs += [row[: int(n)].clone() for row, n in zip(x, mask.sum(1), strict=True)]
+    return outputs

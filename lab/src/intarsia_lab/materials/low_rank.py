@@ -28,17 +28,17 @@ PEFT = ("LoRA", "PiSSA", "DoRA")
 
 
 def by_peft(kind: str, rank: int, roles: Sequence[str] = LINEAR) -> PeftMethod:
-    """One of `PEFT` with a scale of 1.
+    """Return a method of `PEFT` with a scale of 1.
 
     PiSSA starts at the largest singular values of each weight, which keeps the rest; DoRA trains a
     magnitude for each output beside the rank.
     """
-    given: dict[str, Any] = {"r": rank, "lora_alpha": rank, "roles": tuple(roles)}
+    settings: dict[str, Any] = {"r": rank, "lora_alpha": rank, "roles": tuple(roles)}
     if kind == "PiSSA":
-        given["init_lora_weights"] = "pissa"
+        settings["init_lora_weights"] = "pissa"
     if kind == "DoRA":
-        return of_settings("dora", use_dora=True, **given)
-    return of_settings("lora", **given)
+        return of_settings("dora", use_dora=True, **settings)
+    return of_settings("lora", **settings)
 
 
 def trained(model: nn.Module) -> int:
@@ -47,7 +47,7 @@ def trained(model: nn.Module) -> int:
 
 
 def parameters(method: Method | Change, first: int) -> int:
-    """What a method trains of the blocks from number `first` on, without the head."""
+    """Count a method's trained parameters in the blocks from `first` on, without the head."""
     if isinstance(method, PeftMethod) and method.settings["init_lora_weights"] == "pissa":
         method = method.with_settings(init_lora_weights=True)  # no singular values to count
     tail = bare_tail(first)
@@ -66,29 +66,29 @@ class OnPictures:
     sets: Sequence[str] = ("elpv", "photo-rotation")
 
     def measure(self, names: Sequence[str], seeds: Sequence[int], report: Report) -> Found:
-        """The scores of these adapters on the sets."""
+        """Return the scores of these adapters on the sets."""
         arms = [Arm(name, StudyRecipe(lambda _, m=self.methods[name]: m)) for name in names]
         cells = PictureCells(base=self.base, first=self.first)
         return cells.sheets(arms, [self.budget], self.sets, seeds, report)[self.budget.name]
 
 
-def rows_of(found: Found, counted: str, count: Callable[[str], int]) -> tuple[dict[str, Any], ...]:
-    """A line for each adapter: what is counted of it, and its accuracy on each set."""
+def rows_of(sheet: Found, counted: str, count: Callable[[str], int]) -> tuple[dict[str, Any], ...]:
+    """Return a line for each adapter: what is counted of it, and its accuracy on each set."""
     rows: list[dict[str, Any]] = []
-    for name in found.arms:
+    for name in sheet.arms:
         line: dict[str, Any] = {"adapter": name, counted: count(name)}
-        for task, values in zip(found.tasks, found.of(name, "accuracy"), strict=True):
+        for task, values in zip(sheet.tasks, sheet.of(name, "accuracy"), strict=True):
             line[f"{task}, %"] = shown(values.tolist(), ".1f")
         rows.append(line)
     return tuple(rows)
 
 
 def less_the_best(
-    found: Found, ours: str, rivals: Sequence[str], called: str
+    sheet: Found, ours: str, rivals: Sequence[str], called: str
 ) -> tuple[list[float], str]:
-    """Accuracy of `ours` less that of the best rival by seed, in points, and it in words."""
-    best = max(rivals, key=lambda name: float(found.of(name, "accuracy").mean()))
-    gain = Differences.of(found.of(ours, "accuracy"), found.of(best, "accuracy"))
+    """Return accuracy of `ours` less that of the best rival by seed, in points, and it in words."""
+    best = max(rivals, key=lambda name: float(sheet.of(name, "accuracy").mean()))
+    gain = Differences.of(sheet.of(ours, "accuracy"), sheet.of(best, "accuracy"))
     assert gain is not None
     words = (
         f"The best of the three is {best}; {called} less it: {gain.mean:+.2f} points, 95 % "

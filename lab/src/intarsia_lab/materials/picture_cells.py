@@ -39,7 +39,7 @@ RENDERED = 2400  # pictures of a synthetic set
 
 @dataclass(frozen=True)
 class Budget:
-    """How many training images, and how often they are seen."""
+    """The number of training images, and of the passes over them."""
 
     name: str
     images: int
@@ -48,7 +48,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class StudyRecipe:
-    """How an arm of a study is trained.
+    """The training of an arm of a study.
 
     epochs: its share of the budget's epochs, 1/2 where a step costs twice; options: of `fit`.
     """
@@ -94,7 +94,7 @@ class PictureCells:
         self.kept = 0  # cells that were read, not run
 
     def cell(self, name: str, budget: Budget, arm: Arm[StudyRecipe], seed: int) -> StudyScore:
-        """The score of one cell, from the file or by running it."""
+        """Return the score of one cell, from the file or by running it."""
         recipe = arm.settings
         method = recipe.method(budget)
         inputs = {
@@ -127,23 +127,26 @@ class PictureCells:
         seeds: Sequence[int],
         report: Report,
     ) -> dict[str, Sheet[str, str, StudyScore]]:
-        """The scores by budget; all budgets of a set follow each other, so that it is kept."""
+        """Return the scores by budget.
+
+        All budgets of a set follow each other, so that it is kept.
+        """
         named = {budget.name: budget for budget in budgets}
-        found = each(
+        combined = each(
             [Arm(arm.name, arm) for arm in arms],
             seeds,
             lambda arm, task, seed: self.cell(task[0], named[task[1]], arm, seed),
             report,
             tasks=[(name, budget) for name in sets for budget in named],
-            said=lambda score: f"{score.accuracy:.1f} % in {score.cpu:.0f} CPU s",
+            describe=lambda score: f"{score.accuracy:.1f} % in {score.cpu:.0f} CPU s",
         )
         return {
             name: Sheet(
-                found.arms,
+                combined.arms,
                 tuple(sets),
-                found.seeds,
-                {(a, t[0], s): r for (a, t, s), r in found.results.items() if t[1] == name},
-                found.read,
+                combined.seeds,
+                {(a, t[0], s): r for (a, t, s), r in combined.results.items() if t[1] == name},
+                combined.read,
             )
             for name in named
         }
@@ -178,18 +181,18 @@ class PictureCells:
                 pool, test_size=0.25, stratify=labels[pool].numpy(), random_state=98
             )
             test = test[: self.test]
-        few = pool
+        drawn = pool
         if images < len(pool):
-            few, _ = train_test_split(
+            drawn, _ = train_test_split(
                 pool, train_size=images, stratify=labels[pool].numpy(), random_state=seed
             )
         _, tail = split_at(_trunk(classes), self.first)
-        train = TensorDataset(tokens[few], labels[few])
+        train = TensorDataset(tokens[drawn], labels[drawn])
         return train, TensorDataset(tokens[test], labels[test]), tail
 
 
 def _said(value: object) -> str:
-    """The same text in every process: a function's own has its address."""
+    """Return the same text in every process: a function's own has its address."""
     return value.__qualname__ if isinstance(value, FunctionType) else repr(value)
 
 
@@ -201,27 +204,27 @@ def prepare(name: str, most_test: int, first: int) -> tuple[Any, Any, Any, Any, 
     """Tokens that enter the first adapted block, labels, train-pool and test indices, classes."""
     # rendered anew: a set of the same name in a benchmark has other pictures
     rendered = name in structured.TASKS
-    found = structured.load(name, RENDERED, seed=1) if rendered else sets.load(name)
-    labels: Any = np.asarray(found.labels)
+    images = structured.load(name, RENDERED, seed=1) if rendered else sets.load(name)
+    labels: Any = np.asarray(images.labels)
     index: Any = np.arange(len(labels))
     if len(index) > 6000:
-        chosen = torch.randperm(len(index), generator=torch.Generator().manual_seed(0))[:6000]
-        index = chosen.numpy()
+        subset = torch.randperm(len(index), generator=torch.Generator().manual_seed(0))[:6000]
+        index = subset.numpy()
     share = 0.4 if len(labels) <= 6000 else 0.5
     pool, test = train_test_split(
         np.arange(len(index)), test_size=share, stratify=labels[index], random_state=99
     )
     used: Any = np.concatenate([pool, test[:most_test]])
-    model: Any = _trunk(len(found.classes))
+    model: Any = _trunk(len(images.classes))
     prefix, _ = split_at(model, first)
-    pixels = torch.stack([_pixels(found.images[index[i]]) for i in used])
+    pixels = torch.stack([_pixels(images.images[index[i]]) for i in used])
     config = model.pretrained_cfg
     mean, std = (torch.tensor(config[k]).view(3, 1, 1) for k in ("mean", "std"))
     y = torch.from_numpy(labels[index[used]].astype(np.int64))
     data = TensorDataset((pixels.float() / 255 - mean) / std, y)
     tokens = run_prefix(prefix, data, dtype=torch.bfloat16).tensors[0]
-    where = np.arange(len(used))
-    return tokens, y, where[: len(pool)], where[len(pool) :], len(found.classes)
+    positions = np.arange(len(used))
+    return tokens, y, positions[: len(pool)], positions[len(pool) :], len(images.classes)
 
 
 def _pixels(image: Any) -> torch.Tensor:

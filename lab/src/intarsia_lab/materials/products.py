@@ -35,16 +35,16 @@ def rotating(make: Callable[[], Run], size: int) -> Run:
 @torch.inference_mode()
 @threads(1)
 def seconds_of(runs: Mapping[str, Run], repeats: int = REPEATS) -> dict[str, float]:
-    """Median CPU time of each on one thread, all of them in turns."""
-    found: dict[str, list[float]] = {name: [] for name in runs}
+    """Return median CPU time of each on one thread, all of them in turns."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats + 1):
         for name, run in runs.items():
             for _ in range(3):
                 started = time.thread_time()
                 run()
                 if repeat:
-                    found[name].append(time.thread_time() - started)
-    return {name: statistics.median(values) for name, values in found.items()}
+                    times[name].append(time.thread_time() - started)
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def int4_torch(weight: Tensor, x: Tensor) -> tuple[Callable[[], Run], int]:
@@ -56,11 +56,11 @@ def int4_torch(weight: Tensor, x: Tensor) -> tuple[Callable[[], Run], int]:
     codes = ((groups - low[..., None]) / scale[..., None]).round().clamp(0, 15).int()
     packed = ops._convert_weight_to_int4pack_for_cpu(codes.view(weight.shape), 1)
     both = torch.stack([scale, low + 8 * scale], -1).transpose(0, 1).contiguous().bfloat16()
-    given = x.bfloat16()
+    inputs = x.bfloat16()
 
     def make() -> Run:
-        own, parts = packed.clone(), both.clone()
-        return lambda: ops._weight_int4pack_mm_for_cpu(given, own, GROUP, parts)
+        codes_copy, parts = packed.clone(), both.clone()
+        return lambda: ops._weight_int4pack_mm_for_cpu(inputs, codes_copy, GROUP, parts)
 
     return make, weight.numel() // 2 + both.nbytes
 
@@ -84,7 +84,7 @@ def int4_onnxruntime(weight: Tensor, x: Tensor, accuracy: int) -> tuple[Callable
         "s": scale.flatten(),
         "z": (zero[:, 0::2].to(torch.uint8) | zero[:, 1::2].to(torch.uint8) << 4).flatten(),
     }
-    how: dict[str, Any] = {
+    attributes: dict[str, Any] = {
         "K": width,
         "N": rows,
         "bits": 4,
@@ -92,7 +92,7 @@ def int4_onnxruntime(weight: Tensor, x: Tensor, accuracy: int) -> tuple[Callable
         "accuracy_level": accuracy,
     }
     node = helper.make_node(
-        "MatMulNBits", ["x", "B", "s", "z"], ["y"], domain="com.microsoft", **how
+        "MatMulNBits", ["x", "B", "s", "z"], ["y"], domain="com.microsoft", **attributes
     )
     ends = [
         helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, s])
@@ -104,10 +104,10 @@ def int4_onnxruntime(weight: Tensor, x: Tensor, accuracy: int) -> tuple[Callable
     model = helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    given = {"x": x.numpy()}
+    inputs = {"x": x.numpy()}
 
     def make() -> Run:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        return lambda: session.run(None, given)
+        return lambda: session.run(None, inputs)
 
     return make, weight.numel() // 2 + 4 * scale.numel()

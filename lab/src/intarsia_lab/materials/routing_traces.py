@@ -51,15 +51,15 @@ SETTINGS: dict[str, Any] = {
 
 
 def folder(seed: int) -> Path:
-    """Where a seed's mixture and its traces are kept."""
+    """Return the folder of a seed's mixture and its traces."""
     return packages.cache_dir() / "claims" / "mixtures" / f"{FIRST}-{THEN}-{seed}"
 
 
 def traces(seed: int, report: Report) -> dict[str, Trace]:
-    """The three held-out traces, by kind; the mixture is trained the first time."""
+    """Return the three held-out traces, by kind; the mixture is trained the first time."""
     made(seed, report)
-    found = {kind: kept(seed, kind) for kind in KINDS[:2]}
-    return found | {"drawn": drawn(seed)}
+    by_kind = {kind: kept(seed, kind) for kind in KINDS[:2]}
+    return by_kind | {"drawn": drawn(seed)}
 
 
 def kept(seed: int, name: str) -> Trace:
@@ -68,7 +68,7 @@ def kept(seed: int, name: str) -> Trace:
 
 
 def made(seed: int, report: Report) -> Path:
-    """The folder of a seed's mixture, trained where it is not there yet."""
+    """Return the folder of a seed's mixture, trained where it is not there yet."""
     with building(folder(seed)) as scratch:
         if scratch is not None:
             scratch.mkdir(parents=True, exist_ok=True)
@@ -78,26 +78,26 @@ def made(seed: int, report: Report) -> Path:
 
 
 def texts() -> dict[str, str]:
-    """Four kinds of text."""
+    """Return four kinds of text."""
     quiet: Report = lambda _: None  # noqa: E731
     library = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     code = "".join(file.read_text(encoding="utf-8", errors="replace") for file in library)
     glosses = "\n".join(row["prompt"] for row in corpora.read("wordnet", quiet))
-    found = {
+    corpus = {
         "code": code,
         "glosses": glosses.replace("What kind of thing is this? ", ""),
         "help": corpora.read("python-docs", quiet),
         "novels": corpora.read("austen", quiet),
     }
-    return {name: text[:CHARACTERS] for name, text in found.items()}
+    return {name: text[:CHARACTERS] for name, text in corpus.items()}
 
 
 def _train(seed: int, scratch: Path, report: Report) -> None:
     from transformers import MixtralConfig, MixtralForCausalLM
 
-    whole = texts()
-    words = byte_pairs.trained((text[:300_000] for text in whole.values()), VOCABULARY)
-    ids = {name: torch.tensor(words(text)["input_ids"]) for name, text in whole.items()}
+    corpus = texts()
+    words = byte_pairs.trained((text[:300_000] for text in corpus.values()), VOCABULARY)
+    ids = {name: torch.tensor(words(text)["input_ids"]) for name, text in corpus.items()}
     draws = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -129,9 +129,9 @@ def _rows(ids: Mapping[str, Tensor], draws: torch.Generator) -> Tensor:
     """Sequences, each of one kind, from the first nine tenths."""
     rows: list[Tensor] = []
     for _ in range(BATCH):
-        of = list(ids.values())[int(torch.randint(len(ids), (), generator=draws))]
-        at = int(torch.randint(int(len(of) * 0.9) - LENGTH, (), generator=draws))
-        rows.append(of[at : at + LENGTH])
+        stream = list(ids.values())[int(torch.randint(len(ids), (), generator=draws))]
+        start = int(torch.randint(int(len(stream) * 0.9) - LENGTH, (), generator=draws))
+        rows.append(stream[start : start + LENGTH])
     return torch.stack(rows)
 
 
@@ -141,21 +141,21 @@ def summed(logits: tuple[Tensor, ...]) -> Tensor:
 
 
 def each_layer(logits: tuple[Tensor, ...]) -> Tensor:
-    """The mean of the layers' losses, E sum_e f_e p_e / k each."""
+    """Return the mean of the layers' losses, E sum_e f_e p_e / k each."""
     total = torch.zeros(())
-    for of in logits:
-        p = of.float().softmax(-1)
-        chosen = torch.zeros_like(p).scatter(1, p.topk(ACTIVE, -1).indices, 1.0)
-        total = total + EXPERTS * (chosen.mean(0) * p.mean(0)).sum() / ACTIVE
+    for layer in logits:
+        p = layer.float().softmax(-1)
+        routed = torch.zeros_like(p).scatter(1, p.topk(ACTIVE, -1).indices, 1.0)
+        total = total + EXPERTS * (routed.mean(0) * p.mean(0)).sum() / ACTIVE
     return total / len(logits)
 
 
 def _keep(model: Any, ids: Mapping[str, Tensor], name: str, scratch: Path) -> None:
     """Write a trace of whole blocks, from the last tenth of each kind, or from what was learned."""
     rows: list[Tensor] = []
-    for of in ids.values():
-        cut = int(len(of) * 0.9)
-        part = of[:cut] if name == "trained" else of[cut:]
+    for stream in ids.values():
+        cut = int(len(stream) * 0.9)
+        part = stream[:cut] if name == "trained" else stream[cut:]
         count = TRAINED if name == "trained" else HELD_OUT
         rows += list(part[: count * LENGTH].view(-1, LENGTH))
     batches = torch.stack(rows).split(BATCH)
@@ -169,19 +169,19 @@ def drawn(seed: int, tokens: int = 15_360) -> Trace:
     rank = torch.arange(1, EXPERTS + 1, dtype=torch.float64)
     exponent = torch.linspace(0.9, 1.2, LAYERS, dtype=torch.float64)
     place = torch.rand(LAYERS, EXPERTS, generator=draws, dtype=torch.float64)
-    found: list[Tensor] = []
+    choices: list[Tensor] = []
     for _ in range(tokens // LENGTH):
         place = place + 0.02 * torch.randn(place.shape, generator=draws, dtype=torch.float64)
         order = place.argsort(1).argsort(1)
         share = (rank[None] ** -exponent[:, None]).gather(1, order)
         rows = [torch.multinomial(s.repeat(LENGTH, 1), ACTIVE, generator=draws) for s in share]
-        found.append(torch.stack(rows, 1))
+        choices.append(torch.stack(rows, 1))
     row = torch.arange(tokens)
-    return Trace(torch.cat(found), EXPERTS, row // LENGTH, row % LENGTH)
+    return Trace(torch.cat(choices), EXPERTS, row // LENGTH, row % LENGTH)
 
 
 def uniform(seed: int, tokens: int = 15_360) -> Trace:
-    """Every pair of experts alike, and no layer knows of another: nothing can be gained."""
+    """Return every pair of experts alike, and no layer knows of another: nothing can be gained."""
     draws = torch.Generator().manual_seed(seed)
     scores = torch.rand(tokens, LAYERS, EXPERTS, generator=draws)
     row = torch.arange(tokens)

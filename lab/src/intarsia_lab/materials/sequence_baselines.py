@@ -55,12 +55,12 @@ def cornac_set(events: Interactions, spans: Spans) -> Any:
 
 
 def scorer_of(model: Any) -> Scorer:
-    """A model of Cornac as one that reads histories."""
+    """Return a model of Cornac as one that reads histories."""
 
     def scores(x: Tensor) -> Tensor:
         rows = [model.score(None, [i - 1 for i in row if i][-LAST:]) for row in x.tolist()]
-        found = torch.from_numpy(np.stack(rows)).float()
-        return torch.nn.functional.pad(found, (1, 0), value=-torch.inf)
+        values = torch.from_numpy(np.stack(rows)).float()
+        return torch.nn.functional.pad(values, (1, 0), value=-torch.inf)
 
     return scores
 
@@ -92,8 +92,8 @@ def tiger(events: Interactions, spans: Spans, settings: Settings, seed: int) -> 
     from cornac.models.tiger import TIGER as Tiger
 
     data.add_modalities(item_feature=FeatureModality(item_vectors(events)))
-    how = {"tokenizer": "rkmeans", "n_beams": LAST, "max_len": LAST, "device": "cpu"}
-    return scorer_of(Tiger(seed=seed, **how, **settings).fit(data))
+    options = {"tokenizer": "rkmeans", "n_beams": LAST, "max_len": LAST, "device": "cpu"}
+    return scorer_of(Tiger(seed=seed, **options, **settings).fit(data))
 
 
 def neighbours(events: Interactions, spans: Spans, settings: Settings, seed: int) -> Scorer:
@@ -105,9 +105,9 @@ def neighbours(events: Interactions, spans: Spans, settings: Settings, seed: int
     rows = np.repeat(np.arange(len(spans)), [end - first for first, end in spans])
     items = np.concatenate([events.items[first:end] for first, end in spans]) + 1
     shape = len(spans), len(events.item_ids) + 1
-    taken: Any = sp.csr_matrix((np.ones(len(rows)), (rows, items)), shape)
-    there = taken.sign()  # once or several times
-    both = (there.T @ there).toarray()  # (items + 1, items + 1) sessions with both
+    counts: Any = sp.csr_matrix((np.ones(len(rows)), (rows, items)), shape)
+    present = counts.sign()  # once or several times
+    both = (present.T @ present).toarray()  # (items + 1, items + 1) sessions with both
     norm = np.sqrt(both.diagonal())
     np.fill_diagonal(both, 0)
     alike = both / np.maximum(np.outer(norm, norm) + settings["shrink"], 1e-9)
@@ -122,7 +122,7 @@ def neighbours(events: Interactions, spans: Spans, settings: Settings, seed: int
 
 
 def popular(events: Interactions, spans: Spans, settings: Settings, seed: int) -> Scorer:
-    """Items by their events."""
+    """Return items by their events."""
     counts = torch.from_numpy(np.append(0, events.popularity())).float()
     return lambda x: counts.expand(len(x), -1)
 
@@ -145,8 +145,14 @@ def grid(settings: Settings, **several: Sequence[Any]) -> list[Settings]:
 def best_of(
     name: str, inputs: Settings, options: Sequence[Settings], score: Callable[[Settings], float]
 ) -> Settings:
-    """The settings of the highest score on validation; each score is kept as a cell of `name`."""
+    """Return the settings of the highest score on validation.
+
+    Each score is kept as a cell of `name`.
+    """
     if len(options) == 1:
         return options[0]
-    found = [stored(name, {**inputs, "tried": one}, partial(score, one)) for one in options]
-    return options[int(np.argmax(found))]
+    validation = [
+        stored(name, {**inputs, "tried": candidate}, partial(score, candidate))
+        for candidate in options
+    ]
+    return options[int(np.argmax(validation))]

@@ -43,11 +43,11 @@ def _glosses() -> tuple[tuple[str, str], ...]:
 
 
 def by_kind() -> dict[str, list[str]]:
-    """Glosses of each of 24 kinds of noun, in a random order."""
-    found: dict[str, list[str]] = {}
+    """Return glosses of each of 24 kinds of noun, in a random order."""
+    glosses: dict[str, list[str]] = {}
     for gloss, kind in _glosses():
-        found.setdefault(kind, []).append(short(gloss))
-    return dict(sorted(found.items()))
+        glosses.setdefault(kind, []).append(short(gloss))
+    return dict(sorted(glosses.items()))
 
 
 @lru_cache(maxsize=1)
@@ -59,18 +59,18 @@ def old_definitions() -> tuple[tuple[str, str, str, str], ...]:
     """
     kinds = {gloss.split("; ")[0].strip(): kind for gloss, kind in _glosses()}
     entries, parts = read_reverse_dictionary(quiet)
-    found: list[tuple[str, str, str, str]] = []
+    definitions: list[tuple[str, str, str, str]] = []
     for topics in parts.values():
         for gloss, (noun,) in topics.items():
-            own = gloss.split("; ")[0].strip()
+            sense = gloss.split("; ")[0].strip()
             text = definition(entries[noun])
-            if own in kinds and text and "WordNet" not in entries[noun]:
-                found.append((noun, short(text), kinds[own], own))
-    return tuple(_shuffled(found))
+            if sense in kinds and text and "WordNet" not in entries[noun]:
+                definitions.append((noun, short(text), kinds[sense], sense))
+    return tuple(_shuffled(definitions))
 
 
 def definition(entry: str) -> str:
-    """The first definition of an entry for a noun; "" where there is none of four words."""
+    """Return the first definition of an entry for a noun; "" where there is none of four words."""
     _, noun, rest = entry.partition(" n. ")
     plain = re.sub(r"\[[^\]]*\]|\([^)]*\)|[{}]", "", rest[:400] if noun else "")
     plain = re.sub(r"^\W*(pl\.\s+\w+\W+)?(\d+\.\s*)?", "", plain)
@@ -79,7 +79,7 @@ def definition(entry: str) -> str:
 
 
 def emoji() -> list[QuestionAnswer]:
-    """Names of emoji and their groups."""
+    """Return names of emoji and their groups."""
     file = obtain(pinned("emoji-datasource"), progress=quiet) / "package/emoji.json"
     rows = json.loads(file.read_text(encoding="utf-8"))
     named = {row["name"].lower(): row["category"] for row in rows if row["category"] != "Component"}
@@ -87,20 +87,20 @@ def emoji() -> list[QuestionAnswer]:
 
 
 def sentences() -> list[QuestionAnswer]:
-    """Of sentences of Austen's novels the first half as a question, the rest as its answer."""
+    """Return sentences of Austen's novels: the first half as a question, the rest as its answer."""
     text = " ".join(corpora.read("austen", quiet).split())
-    found: list[QuestionAnswer] = []
-    for one in re.findall(r"[A-Z][^.!?]{30,120}[.!?]", text):
-        words = one.split()[: WORDS + 4]
+    pairs: list[QuestionAnswer] = []
+    for sentence in re.findall(r"[A-Z][^.!?]{30,120}[.!?]", text):
+        words = sentence.split()[: WORDS + 4]
         half = len(words) // 2
-        found.append(QuestionAnswer(" ".join(words[:half]), " ".join(words[half:])))
-    return _shuffled(list(dict.fromkeys(found)))
+        pairs.append(QuestionAnswer(" ".join(words[:half]), " ".join(words[half:])))
+    return _shuffled(list(dict.fromkeys(pairs)))
 
 
 def kinds() -> list[QuestionAnswer]:
-    """Glosses of WordNet and the kind of noun; none of a noun in `old_definitions`."""
-    known = {gloss for _, _, _, gloss in old_definitions()}
-    return [QuestionAnswer(short(g), k) for g, k in _glosses() if g not in known]
+    """Return glosses of WordNet and the kind of noun; none of a noun in `old_definitions`."""
+    excluded = {gloss for _, _, _, gloss in old_definitions()}
+    return [QuestionAnswer(short(g), k) for g, k in _glosses() if g not in excluded]
 
 
 def defined() -> list[QuestionAnswer]:
@@ -114,11 +114,11 @@ def old_kinds() -> list[QuestionAnswer]:
 
 
 def old_texts() -> list[QuestionAnswer]:
-    """The same definitions as plain texts, in the same order."""
+    """Return the same definitions as plain texts, in the same order."""
     return [QuestionAnswer("", text) for _, text, _, _ in old_definitions()]
 
 
 def _shuffled(rows: Sequence[T]) -> list[T]:
-    found = list(rows)
-    random.Random(0).shuffle(found)
-    return found
+    shuffled = list(rows)
+    random.Random(0).shuffle(shuffled)
+    return shuffled

@@ -43,7 +43,7 @@ def _whole() -> tuple[Any, Any]:
 
 
 def trunk(texts: Iterable[str], layers: int) -> tuple[Any, Words]:
-    """The first blocks of SmolLM2 with the words of these texts, and their tokenizer."""
+    """Return the first blocks of SmolLM2 with the words of these texts, and their tokenizer."""
     from transformers import LlamaForCausalLM
 
     model, tokenizer = _whole()

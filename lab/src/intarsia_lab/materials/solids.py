@@ -84,7 +84,7 @@ def render(solids: Sequence[Solid], view: View, size: int) -> tuple[np.ndarray, 
 def _shade(
     solids: Sequence[Solid], view: View, owner: np.ndarray, point: Rays, ahead: Rays
 ) -> list[np.ndarray]:
-    """The light from each point to the eye, by colour band."""
+    """Return the light from each point to the eye, by colour band."""
     lamp = _unit(view.lamp)
     normal = [np.zeros(owner.shape), np.zeros(owner.shape), np.ones(owner.shape)]  # the floor's
     colour = [np.full(owner.shape, band) for band in view.floor]
@@ -121,7 +121,7 @@ def _rays(view: View, size: int) -> Rays:
 
 
 def _cross(solid: Solid, start: Vector | Rays, ahead: Vector | Rays) -> tuple[np.ndarray, ...]:
-    """Where rays enter and leave a solid (near < far if they hit it), and the face they enter."""
+    """Return where rays enter and leave a solid (near < far if they hit), and the face entered."""
     start, ahead = _local(solid, _minus(start, solid.at)), _local(solid, ahead)
     spans = _spans(solid, start, ahead)
     near, far = spans[0]
@@ -133,7 +133,7 @@ def _cross(solid: Solid, start: Vector | Rays, ahead: Vector | Rays) -> tuple[np
 
 
 def _spans(solid: Solid, start: Sequence, ahead: Sequence) -> list[Span]:
-    """The solid as an intersection of spans: a ball; a tube and a layer; three layers."""
+    """Return the solid as an intersection of spans: a ball; a tube and a layer; three layers."""
     if solid.kind == "ball":
         return [_tube(start, ahead)]
     if solid.kind == "can":
@@ -144,8 +144,8 @@ def _spans(solid: Solid, start: Sequence, ahead: Sequence) -> list[Span]:
 def _layer(start: np.ndarray, ahead: np.ndarray) -> Span:
     """Between -1 and 1 along one axis."""
     ahead = np.where(ahead == 0, 1e-12, ahead)
-    one, two = (-1 - start) / ahead, (1 - start) / ahead
-    return np.minimum(one, two), np.maximum(one, two)
+    entry, leaving = (-1 - start) / ahead, (1 - start) / ahead
+    return np.minimum(entry, leaving), np.maximum(entry, leaving)
 
 
 def _tube(start: Sequence[np.ndarray], ahead: Sequence[np.ndarray]) -> Span:
@@ -177,28 +177,28 @@ def _normal(solid: Solid, eye: Vector, ahead: Rays) -> Rays:
 
 
 def _local(solid: Solid, vector: Vector | Rays) -> tuple:
-    """A direction in the frame of the unit solid."""
+    """Return a direction in the frame of the unit solid."""
     x, y, z = vector
     cosine, sine = solid.turn
     length, width, height = solid.size
     return (x * cosine + y * sine) / length, (y * cosine - x * sine) / width, z / height
 
 
-def _dot(one: Sequence, two: Sequence) -> Any:
-    """The scalar product, summed in this order; numpy's sum may use another."""
-    total = one[0] * two[0]
-    for a, b in zip(one[1:], two[1:], strict=True):
+def _dot(left_vector: Sequence, right_vector: Sequence) -> Any:
+    """Return the scalar product, summed in this order; numpy's sum may use another."""
+    total = left_vector[0] * right_vector[0]
+    for a, b in zip(left_vector[1:], right_vector[1:], strict=True):
         total = total + a * b
     return total
 
 
-def _minus(one: Sequence, two: Sequence) -> tuple:
-    return one[0] - two[0], one[1] - two[1], one[2] - two[2]
+def _minus(minuend: Sequence, subtrahend: Sequence) -> tuple:
+    return minuend[0] - subtrahend[0], minuend[1] - subtrahend[1], minuend[2] - subtrahend[2]
 
 
-def _times(one: Vector, two: Vector) -> Vector:
-    """The vector product."""
-    (a, b, c), (d, e, f) = one, two
+def _times(left_vector: Vector, right_vector: Vector) -> Vector:
+    """Return the vector product."""
+    (a, b, c), (d, e, f) = left_vector, right_vector
     return b * f - c * e, c * d - a * f, a * e - b * d
 
 

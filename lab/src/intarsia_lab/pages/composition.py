@@ -72,7 +72,7 @@ the first of them: """
 
 
 class Trait(NamedTuple):
-    """What decides beside which other adapters a method can stand."""
+    """The properties that decide beside which other adapters a method can stand."""
 
     place: str
     position: str
@@ -85,7 +85,7 @@ class Trait(NamedTuple):
 
 
 def trait(card: Card) -> Trait:
-    """The trait of an adapter with its tiny settings."""
+    """Return the trait of an adapter with its tiny settings."""
     config = tiny(card)
     cell = config.build(site(card), generator=torch.Generator())
     roles = set(config.roles)
@@ -97,16 +97,16 @@ def trait(card: Card) -> Trait:
     return Trait(place, config.position, "linear" in card.tags, cell.whole)
 
 
-def by_trait(found: Iterable[Card]) -> dict[Trait, list[Card]]:
+def by_trait(adapters: Iterable[Card]) -> dict[Trait, list[Card]]:
     """The cards of each trait, the one that stands for it first: that of the oldest paper."""
     groups: dict[Trait, list[Card]] = {}
-    for card in sorted(found, key=lambda c: (c.paper.arxiv, c.key)):
+    for card in sorted(adapters, key=lambda c: (c.paper.arxiv, c.key)):
         groups.setdefault(trait(card), []).append(card)
     return groups
 
 
 def _survives(model: PeftModel, names: list[str]) -> bool:
-    """Whether a fresh model with the saved adapters says the same."""
+    """Return True if a fresh model with the saved adapters gives the same outputs."""
     want = outputs(model)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
@@ -118,12 +118,12 @@ def _survives(model: PeftModel, names: list[str]) -> bool:
         return torch.allclose(outputs(again), want, rtol=1e-4, atol=1e-5)
 
 
-def beside(one: Card, two: Card) -> str:
+def beside(first_card: Card, second_card: Card) -> str:
     """ "yes", "blocks" or "no": are both active in one model, saved and loaded?"""
     for places in ((None, None), ((0,), (1,))):
         try:
-            model: Any = adapt(vit(), tiny(one), name="one", head=None, layers=places[0])
-            model = adapt(model, tiny(two), name="two", head=None, layers=places[1])
+            model: Any = adapt(vit(), tiny(first_card), name="one", head=None, layers=places[0])
+            model = adapt(model, tiny(second_card), name="two", head=None, layers=places[1])
         except IntarsiaError:
             continue
         model.base_model.set_adapter(["one", "two"])
@@ -134,7 +134,7 @@ def beside(one: Card, two: Card) -> str:
 
 
 def over(outer: Card, inner: Card) -> bool:
-    """Whether a method can be made of the other, trained a step, saved and loaded."""
+    """Return True if a method can be made of the other, trained a step, saved and loaded."""
     try:
         method = dataclasses.replace(tiny(outer), over=tiny(inner))
         model = adapt(vit(), method, name="one", head=None)
@@ -158,11 +158,11 @@ def after(first: Card, then: Card) -> str:
     return "yes" if torch.allclose(outputs(again), want, rtol=1e-4, atol=1e-5) else "no"
 
 
-def sums(one: Card, two: Card) -> bool:
-    """Whether the mean of two adapters is one whose change is the mean of theirs."""
+def sums(first_card: Card, second_card: Card) -> bool:
+    """Return True if the mean of two adapters is one whose change is the mean of theirs."""
     try:
-        model: Any = adapt(vit(), tiny(one), name="one", head=None)
-        model = adapt(model, tiny(two), name="two", head=None)
+        model: Any = adapt(vit(), tiny(first_card), name="one", head=None)
+        model = adapt(model, tiny(second_card), name="two", head=None)
         model.base_model.set_adapter(["one", "two"])  # what is inactive is frozen
         moved(model)
         model = combine(model, {"one": 0.5, "two": 0.5}, "mean")
@@ -173,7 +173,7 @@ def sums(one: Card, two: Card) -> bool:
         {name: layers_of(model, name) for name in ("one", "two")},
     )
     for path, layer in mean.items():
-        deltas = [found[path].delta(name) for name, found in parts.items() if path in found]
+        deltas = [layers[path].delta(name) for name, layers in parts.items() if path in layers]
         if not torch.allclose(layer.delta("mean"), 0.5 * torch.stack(deltas).sum(0), atol=1e-6):
             return False
     return mean.keys() == parts["one"].keys() | parts["two"].keys()
@@ -186,41 +186,41 @@ def _grid(heads: Iterable[str], rows: Iterable[tuple[str, Iterable[str]]]) -> li
 
 
 def _of_a_plain_model() -> list[Card]:
-    """The changes of a plain model, and prompts, that its saved folder can hold."""
-    found = (*cards("change"), *cards("baseline", family="prompts"))
-    kept = [c for c in found if comes_back_from_its_folder.__name__ not in c.exceptions]
-    return [c for c in kept if host_of(c) is vit]
+    """Return the changes of a plain model, and prompts, that its saved folder can hold."""
+    candidates = (*cards("change"), *cards("baseline", family="prompts"))
+    saved = [c for c in candidates if comes_back_from_its_folder.__name__ not in c.exceptions]
+    return [c for c in saved if host_of(c) is vit]
 
 
-def _made_of(found: Iterable[Card]) -> list[str]:
-    """The table of methods made of others."""
-    found = list(found)
-    outer = [c for c in found if any(f.name == "over" for f in dataclasses.fields(tiny(c)))]
-    rows = ((a.key, ["yes" if over(a, b) else "" for b in found]) for a in outer)
-    return _grid((c.key for c in found), rows)
+def _made_of(methods: Iterable[Card]) -> list[str]:
+    """Return the table of methods made of others."""
+    methods = list(methods)
+    outer = [c for c in methods if any(f.name == "over" for f in dataclasses.fields(tiny(c)))]
+    rows = ((a.key, ["yes" if over(a, b) else "" for b in methods]) for a in outer)
+    return _grid((c.key for c in methods), rows)
 
 
 def page() -> str:
-    """The page, all of it tried now."""
-    found = cards("adapter")
-    groups = by_trait(found)
+    """Return the page, all of it tried now."""
+    adapters = cards("adapter")
+    groups = by_trait(adapters)
     firsts = [group[0] for group in groups.values()]
     lines = [INTRO.rstrip()]
-    for one, group in groups.items():
-        lines.append(f"| {one} | {', '.join(f'`{card.key}`' for card in group)} |")
+    for group_trait, group in groups.items():
+        lines.append(f"| {group_trait} | {', '.join(f'`{card.key}`' for card in group)} |")
     pairs = itertools.combinations_with_replacement(firsts, 2)
-    known = {frozenset((a.key, b.key)): beside(a, b) for a, b in pairs}
-    rows = ((a.key, [known[frozenset((a.key, b.key))] for b in firsts]) for a in firsts)
+    answers = {frozenset((a.key, b.key)): beside(a, b) for a, b in pairs}
+    rows = ((a.key, [answers[frozenset((a.key, b.key))] for b in firsts]) for a in firsts)
     lines += ["", BESIDE, *_grid((c.key for c in firsts), rows)]
     within = [f"`{c.key}` {beside(c, group[0])}" for group in groups.values() for c in group[1:]]
     lines += ["", f"{WITHIN}{', '.join(within)}."]
     stacks = ((c.key, [after(c, a) for a in firsts]) for c in _of_a_plain_model())
     lines += ["", STACKED, *_grid((c.key for c in firsts), stacks)]
-    lines += ["", OVER, *_made_of(found), ""]
+    lines += ["", OVER, *_made_of(adapters), ""]
     for part in sparse_composition.parts(firsts):
         lines += [part] if isinstance(part, str) else [*_grid(part[0], part[1].items()), ""]
-    first, *others = [c for c in found if "linear" in c.tags]
-    works = [c.key for c in (first, *others) if sums(first, c)]
+    first, *rest = [c for c in adapters if "linear" in c.tags]
+    works = [c.key for c in (first, *rest) if sums(first, c)]
     lines += [f"{SUMS}{', '.join(f'`{key}`' for key in works)}.", ""]
     return "\n".join(lines)
 

@@ -37,10 +37,10 @@ def _pictures(size: int = 32, name: str = "x") -> Batch:
     return {name: torch.randn(2, 3, size, size, generator=draws)}
 
 
-def _tokens(**more: Any) -> Batch:
+def _tokens(**extra: Any) -> Batch:
     draws = torch.Generator().manual_seed(1)
     ids = torch.randint(5, 60, (2, 6), generator=draws)
-    return {"input_ids": ids} | more
+    return {"input_ids": ids} | extra
 
 
 def _sounds(name: str, *shape: int) -> Batch:
@@ -80,9 +80,9 @@ _hf_image = partial(_pictures, 32, "pixel_values")
 
 
 def _classifier(name: str, **settings: Any) -> Host:
-    """A decoder of transformers with a classifier."""
-    found = DECODER | settings
-    return _hf(f"{name}ForSequenceClassification", f"{name}Config", _tokens, **found)
+    """Return a decoder of transformers with a classifier."""
+    options = DECODER | settings
+    return _hf(f"{name}ForSequenceClassification", f"{name}Config", _tokens, **options)
 
 
 def _mixer() -> nn.Module:
@@ -92,7 +92,7 @@ def _mixer() -> nn.Module:
 
 
 def _mobile(kind: Callable[..., nn.Module], *stages: str) -> Host:
-    """A MobileNet of few stages, each a block string of timm's."""
+    """Return a MobileNet of few stages, each a block string of timm's."""
 
     def make() -> nn.Module:
         return kind(decode_arch_def([[s] for s in stages]), 5, num_features=32, stem_size=16)
@@ -123,11 +123,11 @@ def _hiera() -> nn.Module:
 
 
 def _blip2() -> nn.Module:
-    seen = SMALL | {"image_size": 32, "patch_size": 16}
+    vision = SMALL | {"image_size": 32, "patch_size": 16}
     asks = SMALL | {"encoder_hidden_size": 32, "vocab_size": 64}
     text = SMALL | {"model_type": "opt", "ffn_dim": 64, "word_embed_proj_dim": 32, "vocab_size": 64}
     config = hf.Blip2Config(
-        vision_config=seen,
+        vision_config=vision,
         qformer_config=asks,
         text_config=text,
         num_query_tokens=2,
@@ -142,14 +142,14 @@ def _image_then_text() -> Batch:
 
 
 def _ended() -> Batch:
-    """Tokens with an end, by which BART's classifier reads."""
+    """Return tokens with an end, by which BART's classifier reads."""
     ids = _tokens()["input_ids"]
     ids[:, -1] = 2
     return {"input_ids": ids}
 
 
 def _generator(name: str, model: str = "", **settings: Any) -> Host:
-    """A decoder of transformers with its language head."""
+    """Return a decoder of transformers with its language head."""
     return _hf(model or f"{name}ForCausalLM", f"{name}Config", _tokens, **DECODER | settings)
 
 
@@ -342,6 +342,9 @@ HOSTS: Mapping[str, Host] = MappingProxyType(
 
 
 def host(name: str) -> nn.Module:
-    """A tiny model by its name in `HOSTS`, in evaluation mode; the same weights at every call."""
+    """Return a tiny model by its name in `HOSTS`, in evaluation mode.
+
+    The same weights at every call.
+    """
     torch.manual_seed(0)
     return HOSTS[name].make().eval()

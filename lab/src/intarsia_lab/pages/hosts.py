@@ -25,7 +25,7 @@ UPCYCLE = "upcycle"  # the last column
 
 
 def said(model: nn.Module, batch: Batch) -> Tensor:
-    """The first tensor of a model's output in evaluation."""
+    """Return the first tensor of a model's output in evaluation."""
     inputs = next(iter(batch.values())) if "x" in batch else batch
     return outputs(model.eval(), inputs)[0]
 
@@ -121,12 +121,12 @@ with a convolution or a batch norm inside cannot be one.
 
 
 def page(report: Callable[[str], None] = lambda _: None) -> str:
-    """The page, all of it tried now."""
-    found, reasons = cards("adapter"), list[str]()
-    heads = [*(c.key for c in found), UPCYCLE]
+    """Return the page, all of it tried now."""
+    adapters, reasons = cards("adapter"), list[str]()
+    heads = [*(c.key for c in adapters), UPCYCLE]
     lines = [INTRO, f"| | {' | '.join(heads)} |", f"|---{'|---' * len(heads)}|"]
     for name in HOSTS:
-        cells = [_cell(partial(works, card, name), name, reasons) for card in found]
+        cells = [_cell(partial(works, card, name), name, reasons) for card in adapters]
         cells.append(_cell(partial(upcycles, name), name, reasons))
         lines.append(f"| **{name}** | {' | '.join(cells)} |")
         report(lines[-1])

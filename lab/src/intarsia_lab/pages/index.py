@@ -19,43 +19,43 @@ ROOT = INDEX.parents[1]
 
 
 def modules_with_cards(root: Path = ROOT) -> list[str]:
-    """Modules below `root` with a line that begins with `CARD = ` or `CARDS = `, sorted."""
+    """Return modules below `root` with a line that begins with `CARD = ` or `CARDS = `, sorted."""
     files = (p for p in root.rglob("*.py") if re.search("^CARDS? = ", p.read_text(), re.MULTILINE))
     paths = (p.parent if p.stem == "__init__" else p.with_suffix("") for p in files)
     return sorted(".".join(p.relative_to(root).parts) for p in paths)
 
 
 def entries(*, settings: bool = True) -> dict[str, dict[str, Any]]:
-    """What the index holds, by key, from the methods' modules; all of them are imported.
+    """Return the index by key, from the methods' modules; all of them are imported.
 
     settings: False leaves them out; only then may an index be missing or old.
     """
-    found = {
-        one.key: entry(one, module, settings)
+    by_key = {
+        method_card.key: entry(method_card, module, settings)
         for module in modules_with_cards()
-        for one in cards_in(importlib.import_module(f"intarsia.{module}"))
+        for method_card in cards_in(importlib.import_module(f"intarsia.{module}"))
     }
-    return dict(sorted(found.items()))
+    return dict(sorted(by_key.items()))
 
 
-def entry(found: Card, module: str, settings: bool) -> dict[str, Any]:
-    """A card as JSON can hold it, with each setting's type and default."""
-    config = cast(Any, found.config)
+def entry(method_card: Card, module: str, settings: bool) -> dict[str, Any]:
+    """Return a card as JSON can hold it, with each setting's type and default."""
+    config = cast(Any, method_card.config)
     named = inspect.isclass(config)
     return {
-        "kind": found.kind,
+        "kind": method_card.kind,
         "module": module,
         "config": f"{config.__module__}.{config.__name__}".removeprefix("intarsia.")
         if named
         else "",
-        "paper": dataclasses.asdict(found.paper),
-        "family": found.family,
-        "summary": found.summary,
-        "names": list(found.names),
-        "tags": sorted(found.tags),
-        "exceptions": dict(found.exceptions),
+        "paper": dataclasses.asdict(method_card.paper),
+        "family": method_card.family,
+        "summary": method_card.summary,
+        "names": list(method_card.names),
+        "tags": sorted(method_card.tags),
+        "exceptions": dict(method_card.exceptions),
         "phased": hasattr(config, "phases"),
-        **({"data_of": config.data_of} if found.family == "recommenders" else {}),
+        **({"data_of": config.data_of} if method_card.family == "recommenders" else {}),
         "settings": _settings(config()) if settings else [],
     }
 
@@ -97,8 +97,8 @@ def _type_name(annotation: object) -> str:
     return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
 
 
-def index_text(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """The index as JSON, one field a line, so that changes can be read and merged."""
+def index_text(entries_by_key: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the index as JSON, one field a line, so that changes can be read and merged."""
     cards = (
         f" {json.dumps(key)}: {{\n"
         + ",\n".join(
@@ -106,7 +106,7 @@ def index_text(found: Mapping[str, Mapping[str, Any]]) -> str:
             for name, value in fields.items()
         )
         + "\n }"
-        for key, fields in found.items()
+        for key, fields in entries_by_key.items()
     )
     return "{\n" + ",\n".join(cards) + "\n}\n"
 
@@ -116,13 +116,17 @@ def stubs() -> list[Path]:
     return sorted((*ROOT.glob("*.pyi"), *ROOT.glob("*/__init__.pyi")))
 
 
-def stub_text(found: Mapping[str, Mapping[str, Any]], stub: Path, package: str = "") -> str:
+def stub_text(
+    entries_by_key: Mapping[str, Mapping[str, Any]], stub: Path, package: str = ""
+) -> str:
     """Return a stub's text: its names as they are, and the settings of every card below its folder.
 
     package: "routers." for that folder; "" for the top level and the topics, whose names are chosen
     by hand.
     """
-    places = (e["config"].rpartition(".") for e in found.values() if e["config"] and package)
+    places = (
+        e["config"].rpartition(".") for e in entries_by_key.values() if e["config"] and package
+    )
     below = {name: m.removeprefix(package) for m, _, name in places if m.startswith(package)}
     names = homes(stub) | below
     rows = sorted((m, n.islower(), n) for n, m in names.items() if _exists(f"{package}{m or n}"))
@@ -130,7 +134,7 @@ def stub_text(found: Mapping[str, Mapping[str, Any]], stub: Path, package: str =
 
 
 def package_of(stub: Path) -> str:
-    """The package of a stub, as `stub_text` wants it."""
+    """Return the package of a stub, as `stub_text` wants it."""
     return "".join(f"{part}." for part in stub.parent.relative_to(ROOT).parts)
 
 
@@ -142,12 +146,12 @@ def _exists(module: str) -> bool:
 def write() -> None:
     """Write the index and the stubs."""
     for settings in (False, True):  # a setting may be a method, whose key the index must know
-        found = entries(settings=settings)
-        INDEX.write_text(index_text(found))
+        by_key = entries(settings=settings)
+        INDEX.write_text(index_text(by_key))
         index.cache_clear()
         card.cache_clear()
     for stub in stubs():
-        stub.write_text(stub_text(found, stub, package_of(stub)))
+        stub.write_text(stub_text(by_key, stub, package_of(stub)))
 
 
 if __name__ == "__main__":

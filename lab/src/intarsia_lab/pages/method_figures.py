@@ -16,7 +16,7 @@ CHOSEN = ("mixlora", "llava_mole")  # whose cell is a mixture that routes by its
 
 
 def figure(card: Mapping[str, Any]) -> str:
-    """The drawing of a described card, "" where its kind has none."""
+    """Return the drawing of a described card, "" where its kind has none."""
     draw = _DRAWINGS.get("mixture" if card["name"] == "upcycle" else card["kind"])
     if draw is None or card["name"] in NOT_BESIDE:
         return ""
@@ -26,8 +26,8 @@ def figure(card: Mapping[str, Any]) -> str:
 
 
 def _box(x: float, y: float, w: float, h: float, text: str = "", kind: str = "box") -> Lines:
-    found = [f'<rect class="{kind}" x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" rx="6"/>']
-    return found + (_text(x + w / 2, y + h / 2 + 5, text) if text else [])
+    lines = [f'<rect class="{kind}" x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" rx="6"/>']
+    return lines + (_text(x + w / 2, y + h / 2 + 5, text) if text else [])
 
 
 def _text(x: float, y: float, text: str, kind: str = "") -> Lines:
@@ -48,22 +48,22 @@ def _arrow(*points: tuple[float, float]) -> Lines:
 
 def _adapter(name: str, tags: set[str]) -> tuple[Lines, int, str]:
     """A frozen layer and a cell beside it; parts of the cell where training draws some of them."""
-    found = [*_text(28, 53, "x"), *_arrow((40, 48), (150, 48)), *_box(150, 24, 150, 48)]
-    found += [*_text(225, 53, "layer, frozen"), *_arrow((300, 48), (428, 48))]
-    found += [_line((90, 48), (90, 128)), *_arrow((90, 128), (150, 128))]
+    lines = [*_text(28, 53, "x"), *_arrow((40, 48), (150, 48)), *_box(150, 24, 150, 48)]
+    lines += [*_text(225, 53, "layer, frozen"), *_arrow((300, 48), (428, 48))]
+    lines += [_line((90, 48), (90, 128)), *_arrow((90, 128), (150, 128))]
     if "stochastic" in tags and "linear" not in tags:
         for part in range(4):
-            found += _box(150 + 38 * part, 104, 34, 48, kind="new" if part == 1 else "open")
-        found += _text(225, 172, "parts of the cell: a step trains some", "soft")
+            lines += _box(150 + 38 * part, 104, 34, 48, kind="new" if part == 1 else "open")
+        lines += _text(225, 172, "parts of the cell: a step trains some", "soft")
     else:
         inner = "a change of weights" if "linear" in tags else "down, activation, up"
         inner = "LoRA experts and a router" if name in CHOSEN else inner
-        found += [*_box(150, 104, 150, 48, name, "new"), *_text(225, 172, inner, "soft")]
-    found += [_line((300, 128), (440, 128), (440, 64)), *_sum(440, 48)]
-    found += [*_arrow((454, 48), (520, 48)), *_text(534, 53, "y")]
+        lines += [*_box(150, 104, 150, 48, name, "new"), *_text(225, 172, inner, "soft")]
+    lines += [_line((300, 128), (440, 128), (440, 64)), *_sum(440, 48)]
+    lines += [*_arrow((454, 48), (520, 48)), *_text(534, 53, "y")]
     after = "afterwards folded: no extra layer" if "folds" in tags else "stays beside the layer"
-    found += _text(440, 150, after, "soft")
-    return found, 184, f"{name}: a cell beside a frozen layer; {after}"
+    lines += _text(440, 150, after, "soft")
+    return lines, 184, f"{name}: a cell beside a frozen layer; {after}"
 
 
 def _sum(x: float, y: float) -> Lines:
@@ -72,72 +72,72 @@ def _sum(x: float, y: float) -> Lines:
 
 
 def _router(name: str, tags: set[str]) -> tuple[Lines, int, str]:
-    """Tokens, and which experts they go to."""
-    found: Lines = _text(60, 20, "tokens", "soft") + _text(470, 20, "experts", "soft")
+    """Return tokens, and which experts they go to."""
+    lines: Lines = _text(60, 20, "tokens", "soft") + _text(470, 20, "experts", "soft")
     tokens, experts = (44.0, 80.0, 116.0, 152.0), (44.0, 80.0, 116.0, 152.0)
-    chosen = ((0, 1), (0, 3), (2, 1), (3, 2)) if "sparse" in tags else ((0, 1, 2, 3),) * 4
-    for y, to in zip(tokens, chosen, strict=True):
-        found.append(f'<circle class="line" cx="60" cy="{y:g}" r="9"/>')
-        found.append(_line((69, y), (210, y), kind="open"))
-        for number, expert in enumerate(to):
+    choices = ((0, 1), (0, 3), (2, 1), (3, 2)) if "sparse" in tags else ((0, 1, 2, 3),) * 4
+    for y, chosen_experts in zip(tokens, choices, strict=True):
+        lines.append(f'<circle class="line" cx="60" cy="{y:g}" r="9"/>')
+        lines.append(_line((69, y), (210, y), kind="open"))
+        for number, expert in enumerate(chosen_experts):
             kind = "line" if number == 0 else "open"
-            found.append(_line((330, y), (420, experts[expert]), kind=kind))
+            lines.append(_line((330, y), (420, experts[expert]), kind=kind))
     for number, y in enumerate(experts):
-        found += _box(420, y - 13, 100, 26, f"expert {number + 1}", "box")
+        lines += _box(420, y - 13, 100, 26, f"expert {number + 1}", "box")
         if "capacity" in tags:
-            found += [_line((x, y + 9), (x + 14, y + 9)) for x in (440, 462, 484)]
+            lines += [_line((x, y + 9), (x + 14, y + 9)) for x in (440, 462, 484)]
     says = "a learned gate" if "learned" in tags else "a rule, nothing learned"
-    found += [*_box(210, 34, 120, 128, name, "new"), *_text(270, 184, says, "soft")]
+    lines += [*_box(210, 34, 120, 128, name, "new"), *_text(270, 184, says, "soft")]
     notes = {
         "non_causal": "looks at all tokens of the batch",
         "stateful": "reads the layer before",
         "stochastic": "draws while training",
         "capacity": "an expert takes so many tokens",
     }
-    told = [text for tag, text in notes.items() if tag in tags]
-    if told:
-        found += _text(270, 204, "; ".join(told), "soft")
-    return found, 212 if told else 192, f"{name}: {says} chooses experts for tokens"
+    remarks = [text for tag, text in notes.items() if tag in tags]
+    if remarks:
+        lines += _text(270, 204, "; ".join(remarks), "soft")
+    return lines, 212 if remarks else 192, f"{name}: {says} chooses experts for tokens"
 
 
 def _stack(kinds: Sequence[str], texts: Sequence[str], y: float = 44) -> Lines:
     """Blocks from left to right."""
-    found: Lines = []
+    lines: Lines = []
     wide = (WIDTH - 40) / len(kinds) - 14
     for number, (kind, text) in enumerate(zip(kinds, texts, strict=True)):
         x = 20 + number * (wide + 14)
-        found += _box(x, y, wide, 54, text, kind)
+        lines += _box(x, y, wide, 54, text, kind)
         if number:
-            found.append(_line((x - 14, y + 27), (x, y + 27)))
-    return found
+            lines.append(_line((x - 14, y + 27), (x, y + 27)))
+    return lines
 
 
 def _baseline(name: str, tags: set[str]) -> tuple[Lines, int, str]:
-    """Which blocks of the model train."""
+    """Draw the blocks of the model that train."""
     texts = ["input", *(f"{n}" for n in range(1, BLOCKS)), "head"]
     trained: Iterable[int] = {"linear": (6,), "full": range(7), "last-k": (5, 6)}.get(name, (6,))
     kinds = ["new" if n in trained else "box" for n in range(len(texts))]
-    found = _stack(kinds, texts)
-    every = {"bitfit": "biases", "norms": "norms", "vpt-deep": "prompts"}.get(name)
-    if every or name == "vpt-shallow":
+    lines = _stack(kinds, texts)
+    per_block = {"bitfit": "biases", "norms": "norms", "vpt-deep": "prompts"}.get(name)
+    if per_block or name == "vpt-shallow":
         wide = (WIDTH - 40) / len(texts)
-        for n in range(1, BLOCKS) if every else (0,):
-            found += _box(20 + n * wide, 108, wide - 14, 14, kind="new")
-        found += _text(280, 142, f"{every or 'prompts'}, trained", "soft")
-    found += _text(280, 26, "filled: trained; outlined: frozen", "soft")
-    return found, 152 if every or name == "vpt-shallow" else 112, f"{name}: what is trained"
+        for n in range(1, BLOCKS) if per_block else (0,):
+            lines += _box(20 + n * wide, 108, wide - 14, 14, kind="new")
+        lines += _text(280, 142, f"{per_block or 'prompts'}, trained", "soft")
+    lines += _text(280, 26, "filled: trained; outlined: frozen", "soft")
+    return lines, 152 if per_block or name == "vpt-shallow" else 112, f"{name}: what is trained"
 
 
 def _mixture(name: str, tags: set[str]) -> tuple[Lines, int, str]:
-    """A layer, and the experts in its place."""
-    found = [*_box(20, 58, 110, 54, "layer"), *_arrow((130, 85), (200, 85))]
-    found += [*_text(165, 74, "becomes", "soft"), *_box(200, 58, 84, 54, "router", "new")]
+    """Return a layer, and the experts in its place."""
+    lines = [*_box(20, 58, 110, 54, "layer"), *_arrow((130, 85), (200, 85))]
+    lines += [*_text(165, 74, "becomes", "soft"), *_box(200, 58, 84, 54, "router", "new")]
     for number, y in enumerate((12, 58, 104)):
-        found += [_line((284, 85), (330, y + 20), kind="line" if number == 1 else "open")]
-        found += [*_box(330, y, 110, 40, f"expert {number + 1}", "new")]
-        found += [_line((440, y + 20), (496, 85), kind="line" if number == 1 else "open")]
-    found += [*_sum(509, 85), *_arrow((522, 85), (552, 85)), *_text(280, 168, name, "soft")]
-    return found, 178, f"{name}: experts and a router in place of a layer"
+        lines += [_line((284, 85), (330, y + 20), kind="line" if number == 1 else "open")]
+        lines += [*_box(330, y, 110, 40, f"expert {number + 1}", "new")]
+        lines += [_line((440, y + 20), (496, 85), kind="line" if number == 1 else "open")]
+    lines += [*_sum(509, 85), *_arrow((522, 85), (552, 85)), *_text(280, 168, name, "soft")]
+    return lines, 178, f"{name}: experts and a router in place of a layer"
 
 
 _DRAWINGS: Mapping[str, Callable[[str, set[str]], tuple[Lines, int, str]]] = {
@@ -168,7 +168,7 @@ def when(card: Mapping[str, Any]) -> str:
 
 
 def _refused(doc: str) -> tuple[str, str] | None:
-    """The sentence of a docstring that begins with "Not for", "Not when" or "Not with"."""
+    """Return the sentence of a docstring that begins with "Not for", "Not when" or "Not with"."""
     lines = doc.splitlines()
     for number, line in enumerate(lines):
         if line.startswith(("Not for ", "Not when ", "Not with ", "Not where ", "Not in ")):

@@ -57,19 +57,19 @@ def pages(claims: Sequence[Record], references: Sequence[Record] = ()) -> dict[s
 
     claims: records of those that were run.  references: records of tests/reference.
     """
-    found = [describe(card) for card in cards()]
-    made = {f"{c['name']}.md": page(c, claims, references) for c in found if "doc" in c}
-    return made | {"index.md": index(found)}
+    descriptions = [describe(card) for card in cards()]
+    texts = {f"{c['name']}.md": page(c, claims, references) for c in descriptions if "doc" in c}
+    return texts | {"index.md": index(descriptions)}
 
 
-def index(found: list[dict[str, Any]]) -> str:
-    """The table of all methods, by kind."""
+def index(descriptions: list[dict[str, Any]]) -> str:
+    """Return the table of all methods, by kind."""
     lines = [INDEX]
-    there = {card["kind"] for card in found}
-    for kind in (kind for kind in KINDS if kind in there):
+    present = {card["kind"] for card in descriptions}
+    for kind in (kind for kind in KINDS if kind in present):
         lines += [f"## {kind.capitalize()}s", "", "| name | what it is | paper | tags |"]
         lines += ["|---|---|---|---|"]
-        for card in found:
+        for card in descriptions:
             if card["kind"] == kind:
                 name, paper = card["name"], card["paper"]
                 link = f"[{name}]({name}.md)" if "doc" in card else name
@@ -146,9 +146,9 @@ def page(
         command, python = example(card)
         lines += ["", "## Run it", "", "```sh", command, "```", "", "```python", python, "```"]
     lines.append(beside_official(card["name"], references))
-    if own := measured(paper["arxiv"], claims):
+    if of_paper := measured(paper["arxiv"], claims):
         lines.append(MEASURED.rstrip("\n"))
-        for claim in own:
+        for claim in of_paper:
             word = f"**{claim['verdict']}**" if claim["verdict"] == "fails" else claim["verdict"]
             link = f"[{claim['key']}](../claims.md#{claim['key']})"
             figures = f"{claim['target']} | {claim['got']:.3f} | {word}"
@@ -175,20 +175,20 @@ def reference(text: str) -> str:
 def write(folder: Path) -> list[Path]:
     """Write every page, and remove those of methods that are gone."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = pages(*published(folder.parent))
+    texts = pages(*published(folder.parent))
     for old in folder.glob("*.md"):
-        if old.name not in made:
+        if old.name not in texts:
             old.unlink()
-    for name, text in made.items():
+    for name, text in texts.items():
         (folder / name).write_text(text)
-    return [folder / name for name in made]
+    return [folder / name for name in texts]
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Write the index and the pages of all cards.")
     parser.add_argument("folder", type=Path, nargs="?", default=Path("docs/methods"))
-    chosen = parser.parse_args().folder
+    root = parser.parse_args().folder
     write_index()
-    write(chosen)
-    page_of_names = chosen.parent / "reference.md"
+    write(root)
+    page_of_names = root.parent / "reference.md"
     page_of_names.write_text(reference(page_of_names.read_text()))

@@ -45,12 +45,12 @@ TRUNK = 0.5  # density
 
 
 def trunk() -> nn.Module:
-    """The small ViT with half of each layer's weights 0."""
+    """Return the small ViT with half of each layer's weights 0."""
     return apply(vit(), Magnitude(TRUNK))
 
 
 def mixtral() -> nn.Module:
-    """A mixture of transformers, whose experts are one parameter."""
+    """Return a mixture of transformers, whose experts are one parameter."""
     sizes: Any = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
     sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4}
     with torch_seed(0):
@@ -70,13 +70,13 @@ MIXTURES: Mapping[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
 
 
 def zeros_of(model: nn.Module) -> dict[str, Tensor]:
-    """Where the weights that were pruned are 0, by their parameter's own name."""
-    found: dict[str, Tensor] = {}
+    """Return the masks of zeros of pruned weights, by parameter name."""
+    zeros: dict[str, Tensor] = {}
     for name, weight in model.named_parameters():
-        where = weight.detach() == 0
-        if weight.dim() > 1 and TRUNK - 0.1 < float(where.float().mean()) < 1:
-            found[name] = where
-    return found
+        is_zero = weight.detach() == 0
+        if weight.dim() > 1 and TRUNK - 0.1 < float(is_zero.float().mean()) < 1:
+            zeros[name] = is_zero
+    return zeros
 
 
 def on_sparse_trunk(card: Card) -> list[str]:
@@ -86,7 +86,7 @@ def on_sparse_trunk(card: Card) -> list[str]:
     moved(model)
     after = zeros_of(model)
     stays = bool(before) and all(torch.equal(after[n], before[n]) for n in before)
-    count = sum(int(where.sum()) for where in before.values())
+    count = sum(int(zeros.sum()) for zeros in before.values())
     folds = [_folded(model, keep, count) for keep in (None, True)]
     return ["yes" if stays else "no", *folds, _soup(card)]
 
@@ -102,28 +102,30 @@ def _folded(model: Any, keep_zeros: bool | None, count: int) -> str:
 def _soup(card: Card) -> str:
     """ "of changes", "of tensors" or "no": what an average of adapted models is."""
     start: Any = adapt(trunk(), tiny(card), name="one", head=None)
-    one, two = (moved(copy.deepcopy(start), seed=seed) for seed in (2, 3))
+    first, second = (moved(copy.deepcopy(start), seed=seed) for seed in (2, 3))
     try:
-        start.load_state_dict(soup([one, two]))
+        start.load_state_dict(soup([first, second]))
     except IntarsiaError:
         return "no"
-    zeros, want = zeros_of(start), zeros_of(one)
+    zeros, want = zeros_of(start), zeros_of(first)
     if not all(torch.equal(zeros[n], want[n]) for n in want):
         return "no"
     if not bool(torch.isfinite(outputs(start)).all()):
         return "no"
-    return "of changes" if "linear" in card.tags and _is_mean(start, one, two) else "of tensors"
+    return (
+        "of changes" if "linear" in card.tags and _is_mean(start, first, second) else "of tensors"
+    )
 
 
-def _is_mean(mean: Any, one: Any, two: Any) -> bool:
-    found, first, second = (layers_of(model, "one") for model in (mean, one, two))
+def _is_mean(mean: Any, first_model: Any, second_model: Any) -> bool:
+    layers, first, second = (layers_of(model, "one") for model in (mean, first_model, second_model))
     return all(
         torch.allclose(
             layer.delta("one"),
             (first[path].delta("one") + second[path].delta("one")) / 2,
             atol=1e-6,
         )
-        for path, layer in found.items()
+        for path, layer in layers.items()
     )
 
 
@@ -140,9 +142,9 @@ def _loads(model: nn.Module, make: Callable[[], nn.Module], inputs: Tensor) -> b
     return torch.allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
-def trained_sparse(card: Card, where: str) -> str:
-    """Whether a schedule trains each expert of a mixture at its density, zeros staying zeros."""
-    make, inputs = MIXTURES[where]
+def trained_sparse(card: Card, mixture: str) -> str:
+    """Tell if a schedule trains each expert of a mixture at its density, zeros staying zeros."""
+    make, inputs = MIXTURES[mixture]
     model, schedule = make(), tiny(card)
     if not hasattr(schedule, "density"):  # it keeps the zeros that it finds
         sparsify(model, Magnitude(TRUNK))
@@ -154,8 +156,8 @@ def trained_sparse(card: Card, where: str) -> str:
     for step in range(STEPS):
         with masking.masked.training():
             masking.before(step, STEPS)
-            found = model(inputs())
-            getattr(found, "logits", found).square().mean().backward()
+            output = model(inputs())
+            getattr(output, "logits", output).square().mean().backward()
             if masking.replaces(step, STEPS):
                 masking.regrow(step, STEPS)
             else:
@@ -170,20 +172,20 @@ def trained_sparse(card: Card, where: str) -> str:
 
 
 def _mask_of(masking: Masking, name: str) -> Tensor:
-    """Of an expert, by the name of its matrix."""
+    """Return an expert's mask, by the name of its matrix."""
     stack, _, expert = name.rpartition(".")
     return masking.masked.kept[stack][int(expert)]
 
 
-def pruned(card: Card, where: str) -> str:
-    """Whether a pruner prunes each expert by what was routed to it, and nothing of the router."""
-    make, inputs = MIXTURES[where]
+def pruned(card: Card, mixture: str) -> str:
+    """Tell if a pruner prunes each expert by the tokens routed to it, and leaves the router."""
+    make, inputs = MIXTURES[mixture]
     model, method = make(), tiny(card)
     assert isinstance(method, Pruner)
     layers = dict(_experts(model))
-    with seeing(layers, {"square"}) as seen, torch.no_grad():
+    with seeing(layers, {"square"}) as statistics, torch.no_grad():
         model(inputs())
-    reached = {n for n, stats in seen.found.items() if stats.count}
+    reached = {n for n, stats in statistics.found.items() if stats.count}
     done = sparsify(model, method, [inputs()])
     rows = {row["layer"]: row for row in done.table}
     for name in layers:
@@ -196,7 +198,7 @@ def pruned(card: Card, where: str) -> str:
 
 
 def schedules() -> list[Card]:
-    """The schedules of masks."""
+    """Return the schedules of masks."""
     return [card for card in cards("schedule") if isinstance(tiny(card), SparseSchedule)]
 
 
@@ -205,11 +207,11 @@ def pruners() -> list[Card]:
 
 
 def parts(firsts: Sequence[Card]) -> Iterator[str | tuple[list[str], dict[str, list[str]]]]:
-    """Texts, and tables as (heads, rows): the part of the page on sparse weights."""
+    """Yield texts, and tables as (heads, rows): the part of the page on sparse weights."""
     yield INTRO
     heads = ["stays", "fold", "keep_zeros", "soup"]
     yield heads, {card.key: on_sparse_trunk(card) for card in firsts}
     yield INSIDE
-    rows = {c.key: [trained_sparse(c, where) for where in MIXTURES] for c in schedules()}
-    rows |= {c.key: [pruned(c, where) for where in MIXTURES] for c in pruners()}
+    rows = {c.key: [trained_sparse(c, mixture) for mixture in MIXTURES] for c in schedules()}
+    rows |= {c.key: [pruned(c, mixture) for mixture in MIXTURES] for c in pruners()}
     yield list(MIXTURES), rows

@@ -20,7 +20,7 @@ from .variant import Variant
 
 
 def dense(variant: Variant, material: Material, scale: Scale, seed: int) -> nn.Module:
-    """The model before it has experts; of one seed, all but the MLPs is the same for all."""
+    """Return the model before it has experts; of one seed, all but the MLPs is the same for all."""
     expert = variant.expert
     shape = dataclasses.replace(
         scale.shape, hidden=scale.shape.hidden * expert.times, act=expert.act
@@ -76,6 +76,9 @@ def _tell_places(model: Any, args: tuple[Any, ...]) -> None:
 def check_causal(variant: Variant, data: str, text: bool, sees_later: bool) -> None:
     """Raises: ConfigError for a text and a contender that sees later tokens, if unacknowledged."""
     if text and variant.sees_later and not sees_later:
-        what, got = f"{variant.name!r} on {data!r}", "a router that sees later tokens, and a text"
+        subject, got = (
+            f"{variant.name!r} on {data!r}",
+            "a router that sees later tokens, and a text",
+        )
         fix = "Compare it on pictures, or acknowledge the leak with sees_later=True."
-        raise ConfigError(what, got=got, want="routing that looks back only", fix=fix)
+        raise ConfigError(subject, got=got, want="routing that looks back only", fix=fix)

@@ -46,7 +46,7 @@ class Course:
     count: int
 
     def factor(self, step: int, _: int) -> float:
-        """Of the rate: one cosine for the whole, and a short rise where it begins anew."""
+        """Return the rate's factor: a cosine over all steps, a short rise where it restarts."""
         rise = max(1, round(AGAIN * self.steps)) if self.first else 1
         return cosine(WARMUP)(self.first + step, self.steps) * min(1.0, (step + 1) / rise)
 
@@ -63,39 +63,41 @@ def work(inputs: Mapping[str, Any]) -> dict[str, Any]:
     Raises: ConfigError for a contender that sees later tokens of a text, unless acknowledged.
     """
     variant, scale = Variant.of(inputs["variant"]), Scale.of(inputs["scale"])
-    found, seed, steps = _held(inputs["data"], scale), int(inputs["seed"]), int(inputs["steps"])
-    check_causal(variant, found.name, found.text, inputs["sees_later"])
+    material, seed, steps = _held(inputs["data"], scale), int(inputs["seed"]), int(inputs["steps"])
+    check_causal(variant, material.name, material.text, inputs["sees_later"])
     clock, cpu = time.perf_counter(), time.process_time()
-    model = dense(variant, found, scale, seed)
+    model = dense(variant, material, scale, seed)
     alone = round(variant.start.dense_first * steps)
     watches: list[Watch] = []
     if alone:
-        watches.append(_train(model, found, scale, seed, Course(steps, 0, alone), 0.0))
+        watches.append(_train(model, material, scale, seed, Course(steps, 0, alone), 0.0))
     with_mixtures(model, variant, seed, sees_later=inputs["sees_later"])
     course = Course(steps, alone, steps - alone)
     spent = watches[0].spent(alone)["total"] if alone else 0.0
-    watches.append(_train(model, found, scale, seed, course, spent))
+    watches.append(_train(model, material, scale, seed, course, spent))
     trained = {"seconds": time.perf_counter() - clock, "cpu_seconds": time.process_time() - cpu}
     return {
         "steps": steps,
         "dense_steps": alone,
-        "classes": list(found.classes),
+        "classes": list(material.classes),
         "parameters": parameters(model),
         "flops": _flops(watches, (alone, steps - alone) if alone else (steps,)),
         "router_time": watches[-1].router_share,
         "curve": [point for watch in watches for point in watch.points],
-        **observed(model, found, scale.batch),
+        **observed(model, material, scale.batch),
         **trained,
     }
 
 
 def _train(
-    model: nn.Module, found: Material, scale: Scale, seed: int, course: Course, spent: float
+    model: nn.Module, material: Material, scale: Scale, seed: int, course: Course, spent: float
 ) -> Watch:
-    """The steps of a course, watched."""
+    """Train for the steps of a course, watched."""
     marks = [round(course.steps * i / POINTS) for i in range(1, POINTS)]
-    watch = Watch(model, found.val, batch=scale.batch, marks=marks, first=course.first, spent=spent)
-    rows = stream(found.train, course.first, course.count, scale.batch, seed)
+    watch = Watch(
+        model, material.val, batch=scale.batch, marks=marks, first=course.first, spent=spent
+    )
+    rows = stream(material.train, course.first, course.count, scale.batch, seed)
     with watch.watching(), warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)  # the result says so
         _run(model, rows, scale, seed, course, watch)
@@ -120,7 +122,7 @@ def _run(model: nn.Module, rows: Any, scale: Scale, seed: int, course: Course, w
 
 
 def parameters(model: nn.Module) -> dict[str, int]:
-    """How many there are: in all, in routers, in experts."""
+    """Count the parameters: in all, in routers, in experts."""
     experts = sum(matrices(m.experts) for m in mixtures(model).values())
     routers = {id(p): p.numel() for r in learned_routers(model).values() for p in r.parameters()}
     total = sum(p.numel() for p in model.parameters())

@@ -28,12 +28,12 @@ class AtBudget(NamedTuple):
 
 
 def arm(name: str, variant: Variant, budget: str = "steps") -> Arm[AtBudget]:
-    """A contender under the name it has in a table."""
+    """Return a contender under the name it has in a table."""
     return Arm(name, AtBudget(variant, budget))
 
 
 class Bench(NamedTuple):
-    """Where the cells of a claim run.  corpus: of texts; executor: as `cells` has it."""
+    """The setting of a claim's runs.  corpus: of texts; executor: as `cells` has it."""
 
     corpus: str = CORPUS
     scale: Scale = TEXT
@@ -48,22 +48,22 @@ class Bench(NamedTuple):
         measure: Arm[AtBudget] | None = None,
         sees_later: bool = False,
     ) -> dict[str, list[Cell]]:
-        """By the arm's name, one for each seed.
+        """Return the results by the arm's name, one for each seed.
 
         measure: whose operations "flops" are equal to, None = the first arm's.
         """
-        both = [(one.settings, seed) for one in arms for seed in seeds]
-        made: list[Cell] = []
-        made += cells(
-            [RouterTrial(one.variant, self.corpus, seed, one.budget) for one, seed in both],
+        both = [(arm.settings, seed) for arm in arms for seed in seeds]
+        results: list[Cell] = []
+        results += cells(
+            [RouterTrial(arm.variant, self.corpus, seed, arm.budget) for arm, seed in both],
             baseline=(measure or arms[0]).settings.variant,
             text=self.scale,
             report=report,
             executor=self.executor,
             sees_later=sees_later,
         )
-        each = len(seeds)
-        return {one.name: made[i * each : (i + 1) * each] for i, one in enumerate(arms)}
+        per_arm = len(seeds)
+        return {arm.name: results[i * per_arm : (i + 1) * per_arm] for i, arm in enumerate(arms)}
 
 
 BENCH = Bench()
@@ -73,7 +73,7 @@ WIDE_WORK = "a decoder of width 256 from scratch on Austen, 4.1 M tokens"
 
 
 def loss(cell: Cell) -> float:
-    """Of the test part, in nats of a token."""
+    """Return the loss of the test part, in nats of a token."""
     return cell["loss"]
 
 
@@ -83,12 +83,12 @@ def perplexity(cell: Cell) -> float:
 
 
 def hurt(cell: Cell) -> float:
-    """By what share swapped tokens raise the perplexity."""
+    """Return the share by which swapped tokens raise the perplexity."""
     return math.exp(cell["swapped_loss"] - cell["loss"]) - 1
 
 
 def information(cell: Cell) -> float:
-    """What the choices of a layer and the next know of each other, in nats, mean over the pairs."""
+    """Return the mutual information of choices in adjacent layers, in nats, mean of pairs."""
     return statistics.mean(pair["information"] for pair in cell["agreement"])
 
 
@@ -98,25 +98,32 @@ def ratio(
     *,
     ours: Arm[AtBudget],
     base: Arm[AtBudget],
-    of: Callable[[Cell], float] = loss,
-    beside: Sequence[Arm[AtBudget]] = (),
+    figure: Callable[[Cell], float] = loss,
+    rivals: Sequence[Arm[AtBudget]] = (),
     note: str = "",
     bench: Bench = BENCH,
 ) -> Result:
-    """A figure of one contender over that of another: the mean of the seeds' ratios."""
-    found = bench.cells((base, ours, *beside), seeds, report)
-    return judged(found, base, lambda cells: of(cells[ours.name]) / of(cells[base.name]), note)
+    """Return a figure of one contender over that of another: the mean of the seeds' ratios."""
+    results = bench.cells((base, ours, *rivals), seeds, report)
+    return judged(
+        results, base, lambda cells: figure(cells[ours.name]) / figure(cells[base.name]), note
+    )
 
 
 def judged(
-    found: Mapping[str, Sequence[Cell]],
+    results: Mapping[str, Sequence[Cell]],
     base: Arm[AtBudget],
-    of: Callable[[Mapping[str, Cell]], float],
+    figure: Callable[[Mapping[str, Cell]], float],
     note: str,
 ) -> Result:
-    """The mean of a figure of each seed's cells.  base: whom the table holds the others against."""
-    setting = _with_setting(found, note)
-    return judge(found, of, lambda name, made: _row(name, made, found[base.name]), setting)
+    """Return the mean of a figure of each seed's cells.
+
+    base: whom the table holds the others against.
+    """
+    setting = _with_setting(results, note)
+    return judge(
+        results, figure, lambda name, cells: _row(name, cells, results[base.name]), setting
+    )
 
 
 def measured(
@@ -125,53 +132,59 @@ def measured(
     *,
     ours: Arm[AtBudget],
     base: Arm[AtBudget],
-    of: Callable[[Cell], float],
+    figure: Callable[[Cell], float],
     note: str = "",
     bench: Bench = BENCH,
 ) -> Result:
-    """A figure of one contender by itself: the mean of the seeds; the other stands in the table."""
-    found = bench.cells((base, ours), seeds, report)
-    return judged(found, base, lambda cells: of(cells[ours.name]), note)
+    """Return a figure of one contender by itself: the mean of the seeds.
+
+    The other stands in the table.
+    """
+    results = bench.cells((base, ours), seeds, report)
+    return judged(results, base, lambda cells: figure(cells[ours.name]), note)
 
 
-def _row(name: str, made: Sequence[Cell], base: Sequence[Cell]) -> dict[str, Any]:
-    losses = [loss(cell) for cell in made]
-    flops = statistics.mean(cell["flops"]["total"] for cell in made)
+def _row(name: str, cells: Sequence[Cell], base: Sequence[Cell]) -> dict[str, Any]:
+    losses = [loss(cell) for cell in cells]
+    flops = statistics.mean(cell["flops"]["total"] for cell in cells)
     return {
         "contender": name,
-        "steps": "/".join(sorted({str(cell["steps"]) for cell in made})),
+        "steps": "/".join(sorted({str(cell["steps"]) for cell in cells})),
         "test loss": shown(losses, ".4f"),
-        "ratio": f"{statistics.mean(ratios(made, base, loss)):.4f}",
-        "perplexity": f"{statistics.mean(map(perplexity, made)):.2f}",
-        "of perplexity": f"{statistics.mean(ratios(made, base, perplexity)):.4f}",
-        "swapped": f"+{100 * statistics.mean(map(hurt, made)):.1f} %",
-        "information": f"{statistics.mean(map(information, made)):.3f}",
-        "active": f"{statistics.mean(map(active, made)):.2f}",
-        "in test": f"{statistics.mean(_layers(cell, 'active') for cell in made):.2f}",
-        "load CV": f"{statistics.mean(_layers(cell, 'load_cv') for cell in made):.2f}",
+        "ratio": f"{statistics.mean(ratios(cells, base, loss)):.4f}",
+        "perplexity": f"{statistics.mean(map(perplexity, cells)):.2f}",
+        "of perplexity": f"{statistics.mean(ratios(cells, base, perplexity)):.4f}",
+        "swapped": f"+{100 * statistics.mean(map(hurt, cells)):.1f} %",
+        "information": f"{statistics.mean(map(information, cells)):.3f}",
+        "active": f"{statistics.mean(map(active, cells)):.2f}",
+        "in test": f"{statistics.mean(_layers(cell, 'active') for cell in cells):.2f}",
+        "load CV": f"{statistics.mean(_layers(cell, 'load_cv') for cell in cells):.2f}",
         "operations": f"{flops:.2e}",
-        "CPU, s": f"{statistics.median(cell['cpu_seconds'] for cell in made):.0f}",
+        "CPU, s": f"{statistics.median(cell['cpu_seconds'] for cell in cells):.0f}",
     }
 
 
 def active(cell: Cell) -> float:
-    """Experts of a token at the end of training, mean over the layers; 0 without mixtures."""
+    """Return experts of a token at the end of training, mean over the layers.
+
+    0 without mixtures.
+    """
     layers = cell["curve"][-1]["layers"]
     return statistics.mean(layer["active"] for layer in layers) if layers else 0.0
 
 
-def _layers(cell: Cell, what: str) -> float:
-    return statistics.mean(layer[what] for layer in cell["layers"])
+def _layers(cell: Cell, name: str) -> float:
+    return statistics.mean(layer[name] for layer in cell["layers"])
 
 
 def ratios(
-    ours: Sequence[Cell], base: Sequence[Cell], of: Callable[[Cell], float]
+    ours: Sequence[Cell], base: Sequence[Cell], figure: Callable[[Cell], float]
 ) -> tuple[float, ...]:
-    return tuple(of(a) / of(b) for a, b in zip(ours, base, strict=True))
+    return tuple(figure(a) / figure(b) for a, b in zip(ours, base, strict=True))
 
 
-def _with_setting(found: Mapping[str, Sequence[Cell]], note: str) -> str:
-    cell = next(iter(found.values()))[0]
+def _with_setting(results: Mapping[str, Sequence[Cell]], note: str) -> str:
+    cell = next(iter(results.values()))[0]
     scale = cell["scale"]
     setting = (
         f"A decoder of width {scale['shape']['width']} with {scale['shape']['layers']} layers of "

@@ -14,7 +14,7 @@ from .trials import BUDGETS, RouterTrial
 
 
 class Contest(NamedTuple):
-    """Who, on which materials, from which seeds, at which budgets; routers: None = all there are.
+    """A comparison of routers on materials, from seeds, at budgets; routers: None = all there are.
 
     sees_later: acknowledges contenders that see later tokens of a text, and with None lets them in.
     """
@@ -26,13 +26,13 @@ class Contest(NamedTuple):
     sees_later: bool = False
 
     def asked(self) -> list[RouterTrial]:
-        """The cells.
+        """Return the cells.
 
         Raises: UnknownName for a material or contender that is not there; ConfigError for an
         unknown budget, or what is named twice or not at all.
         """
         routers = ("all",) if self.routers is None else self.routers
-        for what, named in (
+        for subject, named in (
             ("data", self.data),
             ("seeds", self.seeds),
             ("budgets", self.budgets),
@@ -41,16 +41,16 @@ class Contest(NamedTuple):
             if not named or len(set(named)) < len(named):
                 got = ", ".join(map(str, named)) or "nothing"
                 fix = "For example: 0,1,2, or top-k,switch."
-                raise ConfigError(what, got=got, want="each once, at least one", fix=fix)
+                raise ConfigError(subject, got=got, want="each once, at least one", fix=fix)
         for budget in self.budgets:
             if budget not in BUDGETS:
                 raise ConfigError(
                     "budget", got=repr(budget), want=f"one of {(*BUDGETS, 'both')}", fix="Pick one."
                 )
-        known = (*corpora.names(), *sets.names())
+        available = (*corpora.names(), *sets.names())
         for name in self.data:
-            if name not in known:
-                raise UnknownName("corpus or set of pictures", name, known)
+            if name not in available:
+                raise UnknownName("corpus or set of pictures", name, available)
         return [
             RouterTrial(variant, data, seed, budget)
             for data in self.data
@@ -60,19 +60,21 @@ class Contest(NamedTuple):
         ]
 
     def _all(self, data: str) -> list[str]:
-        """All but those that would see later tokens of a text, unless that is acknowledged."""
-        every = self.sees_later or not is_text(data)
-        return [name for name, one in VARIANTS.items() if every or not one.sees_later]
+        """Return all routers but those that would see later tokens of a text, if unacknowledged."""
+        all_allowed = self.sees_later or not is_text(data)
+        return [name for name, variant in VARIANTS.items() if all_allowed or not variant.sees_later]
 
-    def baseline(self, given: str | None) -> str:
-        """The one that was named, else "top-k" where it is among them, else the first.
+    def baseline(self, name: str | None) -> str:
+        """Return the one that was named, else "top-k" where it is among them, else the first.
 
         Raises: UnknownName for one that is not among them, for each of the data.
         """
         allowed = [self._all(data) for data in self.data] if self.routers is None else []
-        names = [one for one in self.routers or VARIANTS if all(one in some for some in allowed)]
-        if given is None:
+        names = [
+            router for router in self.routers or VARIANTS if all(router in some for some in allowed)
+        ]
+        if name is None:
             return BASELINE if BASELINE in names else names[0]
-        if given not in names:
-            raise UnknownName("baseline", given, names)
-        return given
+        if name not in names:
+            raise UnknownName("baseline", name, names)
+        return name

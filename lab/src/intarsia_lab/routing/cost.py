@@ -26,17 +26,17 @@ class Price:
     pair: tuple[float, ...]
 
     def spent(self, rows: int, pairs: Sequence[int]) -> dict[str, float]:
-        """Of training on so many rows with so many pairs in each layer, by what it went into."""
-        found = {
+        """Return the operations of training on `rows` with `pairs` in each layer, by part."""
+        operations = {
             "rest": PASSES * rows * self.rest,
             "routers": PASSES * rows * self.routers,
             "experts": PASSES * sum(a * b for a, b in zip(pairs, self.pair, strict=True)),
         }
-        return {"total": sum(found.values()), **found}
+        return {"total": sum(operations.values()), **operations}
 
 
 def mixtures(model: nn.Module) -> dict[str, Mixture]:
-    """Every mixture of a model, by path, in the order of the depth."""
+    """Return every mixture of a model, by path, in the order of the depth."""
     return {path: m for path, m in model.named_modules() if isinstance(m, Mixture)}
 
 
@@ -51,10 +51,10 @@ def price(model: nn.Module, x: Tensor) -> Price:
         model(x)
     name = type(model).__name__
     counts = {k: sum(v.values()) for k, v in counter.get_flop_counts().items()}
-    found = mixtures(model)
-    inside = sum(counts.get(f"{name}.{path}", 0) for path in found)
-    routers = sum(counts.get(f"{name}.{path}.router", 0) for path in found)
-    pair = tuple(2.0 * matrices(m.experts) / m.experts.experts for m in found.values())
+    layers = mixtures(model)
+    inside = sum(counts.get(f"{name}.{path}", 0) for path in layers)
+    routers = sum(counts.get(f"{name}.{path}.router", 0) for path in layers)
+    pair = tuple(2.0 * matrices(m.experts) / m.experts.experts for m in layers.values())
     return Price((counter.get_total_flops() - inside) / len(x), routers / len(x), pair)
 
 
@@ -71,5 +71,5 @@ def operations(model: nn.Module, x: Tensor) -> int:
 
 
 def matrices(module: nn.Module) -> int:
-    """The entries of a module's matrices."""
+    """Return the entries of a module's matrices."""
     return sum(p.numel() for n, p in module.named_parameters() if p.dim() > 1 and "bias" not in n)

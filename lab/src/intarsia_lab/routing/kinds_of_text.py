@@ -36,27 +36,27 @@ class TextKinds:
     test: dict[str, Tensor]
 
     def parts(self, names: Sequence[str] | None = None) -> TensorDataset:
-        """The test rows of these kinds, of all if none is named."""
+        """Return the test rows of these kinds, of all if none is named."""
         rows = torch.cat([self.test[name] for name in names or self.test])
         return TensorDataset(rows, rows)
 
     def stream(self, order: Sequence[str], first: int, steps: int, seed: int) -> TensorDataset:
-        """Batches with as many rows of each kind, kind after kind in this order.
+        """Return batches with as many rows of each kind, kind after kind in this order.
 
         Which rows a step sees depends on the seed and its number alone.
         """
-        each, starts, at = BATCH // len(order), dict[str, int](), 0
+        per_kind, starts, position = BATCH // len(order), dict[str, int](), 0
         for name in order:
-            starts[name], at = at, at + len(self.train[name])
-        wanted: list[Tensor] = []
+            starts[name], position = position, position + len(self.train[name])
+        choices: list[Tensor] = []
         for step in range(first, first + steps):
             draws = torch.Generator().manual_seed(mix(seed, step))
             for name in sorted(order):  # the same rows in any order of the kinds
-                drawn = torch.randint(len(self.train[name]), (each,), generator=draws)
-                wanted.append(drawn + starts[name])
-        turns = torch.stack(wanted).view(steps, len(order), each)
+                drawn = torch.randint(len(self.train[name]), (per_kind,), generator=draws)
+                choices.append(drawn + starts[name])
+        turns = torch.stack(choices).view(steps, len(order), per_kind)
         turns = turns[:, [sorted(order).index(name) for name in order]]
-        laid = as_met(turns.reshape(-1), each * len(order), seed)
+        laid = as_met(turns.reshape(-1), per_kind * len(order), seed)
         rows = torch.cat([self.train[name] for name in order])[laid]
         return TensorDataset(rows, rows)
 
@@ -64,10 +64,10 @@ class TextKinds:
 @lru_cache(maxsize=1)
 def kinds() -> TextKinds:
     """The first nine tenths of each text to learn from, rows of its last tenth to test on."""
-    whole = routing_traces.texts()
-    words = vocabulary(list(whole.values()))
+    corpus = routing_traces.texts()
+    words = vocabulary(list(corpus.values()))
     train, test = dict[str, Tensor](), dict[str, Tensor]()
-    for name, text in whole.items():
+    for name, text in corpus.items():
         cut = int(LEARNED * len(text))
         train[name] = in_rows(words, text[:cut])
         test[name] = in_rows(words, text[cut:])[:TESTED]
@@ -92,14 +92,14 @@ def decoder_of_experts(
     capacity: Capacity | None = None,
     shape: SmallModel | None = None,
 ) -> nn.Module:
-    """An untrained decoder of four layers, whose MLPs are mixtures of experts drawn anew."""
+    """Return an untrained decoder of four layers, whose MLPs are mixtures of experts drawn anew."""
     shape = shape or SHAPE
     model = small_decoder(shape, tokens=VOCABULARY, length=LENGTH, seed=seed)
     return upcycle(model, router, how="fresh", capacity=capacity, seed=seed, sees_later=True)
 
 
 def learn(model: nn.Module, rows: TensorDataset, seed: int, batch: int = BATCH) -> None:
-    """One pass over rows as they are laid, trained as the routers' comparisons are."""
+    """Train for one pass over rows as they are laid, as the routers' comparisons are trained."""
     fit(
         model,
         rows,

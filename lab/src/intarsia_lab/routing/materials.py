@@ -57,23 +57,23 @@ class Material:
         x, y = self.test.tensors
         draws = torch.Generator().manual_seed(0)
         hit = torch.rand(x.shape, generator=draws) < SWAPPED
-        other = torch.randint(len(self.kinds), x.shape, generator=draws)
-        return TensorDataset(torch.where(hit, other, x), y)
+        replacement = torch.randint(len(self.kinds), x.shape, generator=draws)
+        return TensorDataset(torch.where(hit, replacement, x), y)
 
 
 def is_text(name: str) -> bool:
-    """Whether it is a corpus; else it is a set of pictures."""
+    """Return True for a corpus, False for a set of pictures."""
     return name in corpora.names()
 
 
 def edition(name: str) -> dict[str, str]:
-    """What tells a corpus from one of the same name elsewhere, if anything does."""
-    found = corpora.CORPORA[name].edition if is_text(name) else ""
-    return {"edition": found} if found else {}
+    """Return the edition of a corpus, if it has one, as part of a run's inputs."""
+    version = corpora.CORPORA[name].edition if is_text(name) else ""
+    return {"edition": version} if version else {}
 
 
 def material(name: str, scale: Scale) -> Material:
-    """Of a corpus or a set of pictures by name, obtained and cut up the first time.
+    """Return a corpus or a set of pictures by name, obtained and cut up the first time.
 
     A text is cut into segments, which are drawn into parts by one fixed lot: neighbours do not
     stand on both sides, and every part has all of the text's subjects. The BPE is learned on the
@@ -96,23 +96,25 @@ def _rows(name: str, scale: Scale) -> Material:
     with building(file) as scratch:
         if scratch is not None:
             _cut(name, scale, folder / f"{name}-{key}.json", scratch)
-    found: dict[str, Tensor] = read_tensors(file)
+    tensors: dict[str, Tensor] = read_tensors(file)
     bpe = trained_once(folder / f"{name}-{key}.json", (), scale.vocabulary)
-    rows = {part: found[part].long() for part in PARTS}
+    rows = {part: tensors[part].long() for part in PARTS}
     rows["test"] = rows["test"][: scale.test]
-    of = {part: TensorDataset(x, x) for part, x in rows.items()}
+    datasets = {part: TensorDataset(x, x) for part, x in rows.items()}
     kinds, sizes = torch.tensor(bpe.kinds), torch.tensor(bpe.sizes)
-    return Material(name, of["train"], of["val"], of["test"], KINDS, kinds, sizes)
+    return Material(name, datasets["train"], datasets["val"], datasets["test"], KINDS, kinds, sizes)
 
 
 def _cut(name: str, scale: Scale, bpe_file: Path, target: Path) -> None:
     text = corpora.read(name, announce)
     if not isinstance(text, str):
-        what, got = f"corpus {name!r}", "questions and answers"
-        raise DataError(what, got=got, want="one text", fix=f"Choose another of {corpora.names()}.")
+        subject, got = f"corpus {name!r}", "questions and answers"
+        raise DataError(
+            subject, got=got, want="one text", fix=f"Choose another of {corpora.names()}."
+        )
     parts = segments(text)
     bpe = trained_once(bpe_file, parts["train"], scale.vocabulary)
-    save_file({p: in_rows(bpe, found, scale.length) for p, found in parts.items()}, str(target))
+    save_file({p: in_rows(bpe, pieces, scale.length) for p, pieces in parts.items()}, str(target))
 
 
 def segments(text: str) -> dict[str, list[str]]:
@@ -120,16 +122,18 @@ def segments(text: str) -> dict[str, list[str]]:
 
     Raises: DataError for one of less than three pieces.
     """
-    whole = [text[i : i + SEGMENT] for i in range(0, len(text), SEGMENT)]
-    if len(whole) < 3:
-        what, got = "text", f"{len(text)} characters"
-        raise DataError(what, got=got, want=f"more than {2 * SEGMENT}", fix="Choose a longer one.")
-    lot = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0)).tolist()
-    found: dict[str, list[str]] = {}
-    for part, most in PARTS.items():
-        count = most if part == "train" else min(most, max(1, len(whole) // 10))
-        found[part], lot = [whole[i] for i in lot[:count]], lot[count:]
-    return found
+    pieces = [text[i : i + SEGMENT] for i in range(0, len(text), SEGMENT)]
+    if len(pieces) < 3:
+        subject, got = "text", f"{len(text)} characters"
+        raise DataError(
+            subject, got=got, want=f"more than {2 * SEGMENT}", fix="Choose a longer one."
+        )
+    lot = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(0)).tolist()
+    by_part: dict[str, list[str]] = {}
+    for part, limit in PARTS.items():
+        count = limit if part == "train" else min(limit, max(1, len(pieces) // 10))
+        by_part[part], lot = [pieces[i] for i in lot[:count]], lot[count:]
+    return by_part
 
 
 def in_rows(bpe: BytePairs, texts: Sequence[str], length: int) -> Tensor:
@@ -143,12 +147,15 @@ def _pictures(name: str, scale: Scale) -> Material:
     x, y = _tensor(train), torch.as_tensor(np.asarray(train.labels)).long()
     val = min(VAL_PICTURES, len(x) // 10)
     mean, std = x[:-val].mean(), x[:-val].std()
-    seen, labels = _tensor(test)[: scale.test], torch.as_tensor(np.asarray(test.labels)).long()
+    test_pictures, labels = (
+        _tensor(test)[: scale.test],
+        torch.as_tensor(np.asarray(test.labels)).long(),
+    )
     return Material(
         name,
         TensorDataset((x[:-val] - mean) / std, y[:-val]),
         TensorDataset((x[-val:] - mean) / std, y[-val:]),
-        TensorDataset((seen - mean) / std, labels[: scale.test]),
+        TensorDataset((test_pictures - mean) / std, labels[: scale.test]),
         tuple(train.classes),
     )
 
@@ -156,8 +163,8 @@ def _pictures(name: str, scale: Scale) -> Material:
 def _tensor(pictures: ImageSet) -> Tensor:
     """(n, channels, H, W) float32 in 0 ... 1."""
     if not isinstance(pictures.images, np.ndarray):
-        what, got = f"pictures of {pictures.name!r}", "files of several sizes"
-        raise DataError(what, got=got, want="one array", fix="Choose fashion-mnist.")
+        subject, got = f"pictures of {pictures.name!r}", "files of several sizes"
+        raise DataError(subject, got=got, want="one array", fix="Choose fashion-mnist.")
     x = torch.from_numpy(np.ascontiguousarray(pictures.images)).float() / 255
     return x[:, None] if x.dim() == 3 else x.permute(0, 3, 1, 2).contiguous()
 
@@ -177,9 +184,9 @@ def stream(data: TensorDataset, first: int, steps: int, batch: int, seed: int) -
     return TensorDataset(x[laid], y[laid])
 
 
-def as_met(wanted: Tensor, batch: int, seed: int) -> Tensor:
+def as_met(order: Tensor, batch: int, seed: int) -> Tensor:
     """Numbers of rows (n,), laid so that the first epoch of `fit` meets them in the order given."""
-    met = torch.tensor([i for b in Order(len(wanted), batch, seed).epoch(0) for i in b])
-    laid = torch.empty_like(wanted)
-    laid[met] = wanted
+    met = torch.tensor([i for b in Order(len(order), batch, seed).epoch(0) for i in b])
+    laid = torch.empty_like(order)
+    laid[met] = order
     return laid

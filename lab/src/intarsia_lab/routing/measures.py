@@ -9,12 +9,12 @@ from intarsia.core import Routing
 
 
 def contingency(a: Tensor, b: Tensor, rows: int, columns: int) -> Tensor:
-    """How often a = i and b = j.  a, b: (N,) int64 -> (rows, columns) int64."""
+    """Count how often a = i and b = j.  a, b: (N,) int64 -> (rows, columns) int64."""
     return torch.bincount(a * columns + b, minlength=rows * columns).view(rows, columns)
 
 
 def entropy(counts: Tensor) -> float:
-    """Of shares, in nats.  counts: any shape."""
+    """Return the entropy of shares, in nats.  counts: any shape."""
     p = counts.double().flatten()
     p = p[p > 0] / p.sum()
     return float(-(p * p.log()).sum()) + 0.0  # no -0
@@ -22,8 +22,8 @@ def entropy(counts: Tensor) -> float:
 
 def mutual_information(table: Tensor) -> float:
     """sum_ij p_ij log p_ij / (p_i p_j), in nats, 0 or more.  table: counts (R, C)."""
-    found = entropy(table.sum(1)) + entropy(table.sum(0)) - entropy(table)
-    return max(0.0, found)
+    information = entropy(table.sum(1)) + entropy(table.sum(0)) - entropy(table)
+    return max(0.0, information)
 
 
 def normalised_information(table: Tensor) -> float:
@@ -36,7 +36,10 @@ def normalised_information(table: Tensor) -> float:
 
 
 def first_choice(routing: Routing) -> Tensor:
-    """The expert of largest weight of each row, E for a row without one.  Returns (T,) int64."""
+    """Return the expert of largest weight of each row, E for a row without one.
+
+    Returns (T,) int64.
+    """
     gates = routing.dense().detach()
     best = gates.argmax(1)
     has = torch.zeros(routing.tokens, dtype=torch.bool, device=gates.device)
@@ -45,30 +48,38 @@ def first_choice(routing: Routing) -> Tensor:
 
 
 def gate_entropy(routing: Routing) -> float:
-    """The mean over rows of the entropy of their weights as shares, in nats; 0 for one expert."""
+    """Return the mean over rows of the entropy of their weights as shares, in nats.
+
+    0 for one expert.
+    """
     gates = routing.dense().detach().abs()
     share = gates / gates.sum(1, keepdim=True).clamp_min(1e-12)
     return float(-(share * share.clamp_min(1e-12).log()).sum(1).mean()) + 0.0
 
 
 def variation(load: Tensor) -> float:
-    """Standard deviation over mean: 0 = even, sqrt(E - 1) = one has all.  load: (E,)."""
+    """Return standard deviation over mean: 0 = even, sqrt(E - 1) = one has all.  load: (E,)."""
     load = load.double()
     mean = load.mean()
     return float(load.std(correction=0) / mean) if mean > 0 else 0.0
 
 
-def dropped(asked: Routing, taken: Routing) -> Tensor:
-    """The share of each row's pairs that are gone; a row that asked for none asked for one.
+def dropped(requested: Routing, served: Routing) -> Tensor:
+    """Return the share of each row's pairs that are gone; a row that asked for none asked for one.
 
     Returns (T,) float64.
     """
-    wanted, had = (torch.bincount(r.token, minlength=r.tokens).double() for r in (asked, taken))
-    return 1 - had / wanted.clamp_min(1)
+    requested_counts, had = (
+        torch.bincount(r.token, minlength=r.tokens).double() for r in (requested, served)
+    )
+    return 1 - had / requested_counts.clamp_min(1)
 
 
 def by_quarter(values: Tensor) -> list[float]:
-    """Means of four consecutive parts of nearly equal size.  values: (N, ...), N at least 4."""
+    """Return means of four consecutive parts of nearly equal size.
+
+    values: (N, ...), N at least 4.
+    """
     return [float(part.double().mean()) for part in values.tensor_split(4)]
 
 
@@ -82,7 +93,7 @@ def rank_correlation(a: Tensor, b: Tensor) -> float:
 
 
 def _ranks(v: Tensor) -> Tensor:
-    """Of each row's entries, equal ones the mean of theirs.  (N, E) -> (N, E) float64."""
+    """Return the ranks of each row's entries, equal ones their mean.  (N, E) -> (N, E) float64."""
     less = (v[:, :, None] > v[:, None, :]).sum(2)
-    same = (v[:, :, None] == v[:, None, :]).sum(2)
-    return less.double() + (same.double() - 1) / 2
+    equal = (v[:, :, None] == v[:, None, :]).sum(2)
+    return less.double() + (equal.double() - 1) / 2

@@ -29,7 +29,7 @@ PROBED = 512  # rows of a batch on which every expert is tried
 
 
 class SeenRouting:
-    """What one mixture did with the test part, batch by batch."""
+    """The routings of one mixture on the test part, batch by batch."""
 
     def __init__(self, mixture: Mixture) -> None:
         self.mixture = mixture
@@ -40,7 +40,7 @@ class SeenRouting:
         self.ranks: list[float] = []
 
     def routed(self, x: Tensor, routing: Routing) -> None:
-        """One batch.  x: (..., d)."""
+        """Record the routing of one batch.  x: (..., d)."""
         routing = spread(routing, x)
         self.first.append(measures.first_choice(routing).cpu())
         self.entropy.append((routing.tokens, measures.gate_entropy(routing)))
@@ -48,7 +48,7 @@ class SeenRouting:
         self._hidden(x.reshape(-1, x.shape[-1])[:PROBED], routing)
 
     def _hidden(self, rows: Tensor, routing: Routing) -> None:
-        """How many hidden units are at work in experts with ReLU, and whether the router knows."""
+        """Record experts' active ReLU units, and the router's rank correlation with them."""
         experts = self.mixture.experts
         if not isinstance(experts, StackedExperts) or not isinstance(experts.act, nn.ReLU):
             return
@@ -67,7 +67,7 @@ class SeenRouting:
     def told(self) -> dict[str, Any]:
         tokens = sum(n for n, _ in self.entropy)
         pairs = int(self.load.sum())
-        found: dict[str, Any] = {
+        figures: dict[str, Any] = {
             "experts": len(self.load),
             "load": self.load.tolist(),
             "load_cv": measures.variation(self.load),
@@ -75,14 +75,14 @@ class SeenRouting:
             "gate_entropy": sum(n * e for n, e in self.entropy) / tokens,
         }
         if self.units:
-            found["hidden_units"] = sum(u for _, u in self.units) / sum(n for n, _ in self.units)
+            figures["hidden_units"] = sum(u for _, u in self.units) / sum(n for n, _ in self.units)
         if self.ranks:
-            found["score_to_units"] = sum(self.ranks) / len(self.ranks)
-        return found
+            figures["score_to_units"] = sum(self.ranks) / len(self.ranks)
+        return figures
 
 
 def scores_of(mixture: Mixture, rows: Tensor) -> Tensor | None:
-    """How a router rates each expert for each row, (N, E), if it rates them by the row alone."""
+    """Return a router's scores of experts for each row, (N, E), if they depend on the row alone."""
     router: Any = mixture.router
     by_row = isinstance(router, TopKRouter | ActivationRouter | MoeXRouter)
     return router.logits(rows) if by_row else None
@@ -90,22 +90,22 @@ def scores_of(mixture: Mixture, rows: Tensor) -> Tensor | None:
 
 @contextmanager
 def seeing(model: nn.Module) -> Iterator[dict[str, SeenRouting]]:
-    """Inside, every routing of the model is told of."""
-    found = {path: SeenRouting(m) for path, m in mixtures(model).items()}
+    """Record every routing of the model while the context is open."""
+    seen_routings = {path: SeenRouting(m) for path, m in mixtures(model).items()}
     with ExitStack() as stack:
         for path, mixture in mixtures(model).items():
-            seen = found[path]
+            recorder = seen_routings[path]
 
-            def hook(_: Any, args: Any, routing: Routing, seen: SeenRouting = seen) -> None:
-                seen.routed(args[0], routing)
+            def hook(_: Any, args: Any, routing: Routing, recorder: SeenRouting = recorder) -> None:
+                recorder.routed(args[0], routing)
 
             stack.callback(mixture.router.register_forward_hook(hook).remove)
-        yield found
+        yield seen_routings
 
 
 @torch.no_grad()
 def observed(model: nn.Module, material: Material, batch: int) -> dict[str, Any]:
-    """Scores on the test part and all that is told of its routings, ready for JSON.
+    """Return scores on the test part and all that is told of its routings, ready for JSON.
 
     batch: rows or pictures of a training step, in which a capacity drops.
     """
@@ -116,23 +116,25 @@ def observed(model: nn.Module, material: Material, batch: int) -> dict[str, Any]
         loss = F.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
         places.append(loss.double().sum(0))
 
-    with seeing(model) as seen, ExitStack() as stack:
+    with seeing(model) as recorders, ExitStack() as stack:
         if material.text:
             stack.callback(model.register_forward_hook(by_place).remove)
         scores: Any = evaluate(model, material.test, batch_size=BATCH)
-    found: dict[str, Any] = {"loss": scores.loss, "accuracy": scores.accuracy}
+    report: dict[str, Any] = {"loss": scores.loss, "accuracy": scores.accuracy}
     if material.text:
-        found |= _of_text(model, material, torch.stack(places).sum(0), scores.loss)
-    layers = [{"path": path, **s.told()} for path, s in seen.items()]
-    firsts = [torch.cat(s.first) for s in seen.values()]
+        report |= _of_text(model, material, torch.stack(places).sum(0), scores.loss)
+    layers = [{"path": path, **s.told()} for path, s in recorders.items()]
+    firsts = [torch.cat(s.first) for s in recorders.values()]
     for layer, first, drops in zip(layers, firsts, dropped(model, material, batch), strict=True):
         layer |= drops | _specialised(first, layer["experts"], material)
-    found["layers"] = layers
-    found["agreement"] = [
-        _both(measures.contingency(a, b, one["experts"] + 1, two["experts"] + 1))
-        for a, b, one, two in zip(firsts, firsts[1:], layers, layers[1:], strict=False)
+    report["layers"] = layers
+    report["agreement"] = [
+        _both(measures.contingency(a, b, this_layer["experts"] + 1, next_layer["experts"] + 1))
+        for a, b, this_layer, next_layer in zip(
+            firsts, firsts[1:], layers, layers[1:], strict=False
+        )
     ]
-    return found
+    return report
 
 
 def _of_text(model: nn.Module, material: Material, by_place: Tensor, loss: float) -> dict[str, Any]:
@@ -155,7 +157,7 @@ def _both(table: Tensor) -> dict[str, float]:
 
 
 def _specialised(first: Tensor, experts: int, material: Material) -> dict[str, Any]:
-    """Which expert comes first for tokens of which class; a last row for tokens without one."""
+    """Count each class's tokens by their first expert; a last row for tokens without one."""
     x, y = material.test.tensors
     classes = material.kinds[x].flatten() if material.kinds is not None else None
     if classes is None:
@@ -168,14 +170,14 @@ def dropped(
     model: nn.Module, material: Material, batch: int, batches: int = 16
 ) -> list[dict[str, Any]]:
     """The share of pairs that a training forward drops, by quarter of the row and of the batch."""
-    found = [mixture for mixture in mixtures(model).values()]
-    lost: list[list[Tensor]] = [[] for _ in found]
+    layers = [mixture for mixture in mixtures(model).values()]
+    lost: list[list[Tensor]] = [[] for _ in layers]
     x = material.test.tensors[0]
     with modes_kept(model), torch.no_grad():
         model.train()
         for part in x.split(batch)[:batches]:
             model(part)
-            for mixture, mine in zip(found, lost, strict=True):
+            for mixture, mine in zip(layers, lost, strict=True):
                 mine.append(_lost(mixture, len(part)))
     return [
         {
@@ -194,8 +196,8 @@ def _mean(parts: list[Tensor]) -> Tensor:
 
 def _lost(mixture: Mixture, rows: int) -> Tensor:
     """The share of each token's pairs that the newest training forward dropped, (rows, T)."""
-    asked: Routing | None = getattr(mixture.router, "last", None)
-    if asked is None:  # a random router keeps nothing, and drops nothing
+    requested: Routing | None = getattr(mixture.router, "last", None)
+    if requested is None:  # a random router keeps nothing, and drops nothing
         return torch.zeros(rows, 4, dtype=torch.float64)
-    taken = asked if mixture.taken is None else mixture.taken
-    return measures.dropped(asked, taken).view(rows, -1)
+    served = requested if mixture.taken is None else mixture.taken
+    return measures.dropped(requested, served).view(rows, -1)

@@ -41,17 +41,19 @@ class Scale:
     def __post_init__(self) -> None:
         least = min(self.batch, self.steps, self.patch, 1 if self.test is None else self.test)
         if least < 1 or self.length < 4 or self.vocabulary < 256 or not self.lr > 0:
-            what, want = "scale", "counts of at least 1, rows of 4 tokens, 256 tokens of BPE"
-            raise ConfigError(what, got=self, want=want, fix="Leave out what you need not change.")
+            subject, want = "scale", "counts of at least 1, rows of 4 tokens, 256 tokens of BPE"
+            raise ConfigError(
+                subject, got=self, want=want, fix="Leave out what you need not change."
+            )
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return the scale, ready for JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def of(cls, said: Mapping[str, Any]) -> Scale:
-        """The scale that `to_dict` wrote."""
-        return cls(**{**said, "shape": SmallModel(**said["shape"])})
+    def of(cls, raw: Mapping[str, Any]) -> Scale:
+        """Return the scale that `to_dict` wrote."""
+        return cls(**{**raw, "shape": SmallModel(**raw["shape"])})
 
 
 TEXT = Scale()

@@ -75,12 +75,15 @@ VARIANTS: dict[str, Variant] = {
 
 
 def chosen(names: Iterable[str]) -> list[Variant]:
-    """The contenders of these names; a router without one by its key.  Raises: UnknownName."""
+    """Return the contenders of these names.
+
+    A router without one by its key.  Raises: UnknownName.
+    """
     return [VARIANTS[name] if name in VARIANTS else _by_key(name) for name in names]
 
 
 def _by_key(name: str) -> Variant:
-    """A router of the catalogue at eight experts, all else as its settings are."""
+    """Return a router of the catalogue at eight experts, all else as its settings are."""
     sized = {
         k for k in keys("router") if any(s["name"] == "experts" for s in index()[k]["settings"])
     }

@@ -29,7 +29,7 @@ BUDGETS = ("steps", "flops")
 
 
 class RouterTrial(NamedTuple):
-    """One cell: who, on what ("gcide", "austen", "fashion-mnist"), from which seed, at what."""
+    """A run: a contender on a material ("gcide", "fashion-mnist") from a seed, at a budget."""
 
     variant: Variant
     data: str
@@ -41,7 +41,7 @@ class RouterTrial(NamedTuple):
 
 
 def cells(
-    asked: Sequence[RouterTrial | tuple[Variant, str, int, str]],
+    trials: Sequence[RouterTrial | tuple[Variant, str, int, str]],
     *,
     jobs: int = 1,
     report: Callable[[str], None] = print,
@@ -53,7 +53,7 @@ def cells(
     executor: str = "processes",
     threads: int | None = 1,
 ) -> list[dict[str, Any]]:
-    """The results of cells, in their order: what `work` tells, its inputs, name and budget.
+    """Return the results of cells, in their order: what `work` tells, its inputs, name and budget.
 
     Each is run once for all who ask and kept in a JSON-lines file; killed and called again, it goes
     on with what is missing. baseline: whose operations are the measure of the budget "flops".
@@ -63,57 +63,73 @@ def cells(
     Raises: ConfigError, before a cell is run, for what cannot be; TrainingError when all others
     have run, if some failed; KeyboardInterrupt after Ctrl-C.
     """
-    wanted = [RouterTrial(*one) for one in asked]
-    _check(wanted, sees_later)
-    kept = Store(file or cache_dir() / "routing" / "cells.jsonl")
+    requested = [RouterTrial(*trial) for trial in trials]
+    _check(requested, sees_later)
+    store = Store(file or cache_dir() / "routing" / "cells.jsonl")
 
-    def scale_of(one: RouterTrial) -> Scale:
-        return text if is_text(one.data) else pictures
+    def scale_of(trial: RouterTrial) -> Scale:
+        return text if is_text(trial.data) else pictures
 
-    def inputs(one: RouterTrial, steps: int) -> dict[str, Any]:
-        return _inputs(one, steps, scale_of(one), sees_later)
+    def inputs(trial: RouterTrial, steps: int) -> dict[str, Any]:
+        return _inputs(trial, steps, scale_of(trial), sees_later)
 
-    how: dict[str, Any] = {"jobs": jobs, "executor": executor, "threads": threads}
-    run = partial(_run, kept=kept, report=report, **how)
+    execution: dict[str, Any] = {"jobs": jobs, "executor": executor, "threads": threads}
+    run = partial(_run, store=store, report=report, **execution)
 
-    first = {one._replace(budget="steps") for one in wanted}
-    first |= {RouterTrial(baseline, one.data, one.seed) for one in wanted if one.budget == "flops"}
-    equal = {one: inputs(one, scale_of(one).steps) for one in sorted(first, key=str)}
+    first = {trial._replace(budget="steps") for trial in requested}
+    first |= {
+        RouterTrial(baseline, trial.data, trial.seed)
+        for trial in requested
+        if trial.budget == "flops"
+    }
+    equal = {trial: inputs(trial, scale_of(trial).steps) for trial in sorted(first, key=str)}
     failed = run(equal)
-    final = {one: equal[one] for one in wanted if one.budget == "steps"}
-    for one in (one for one in wanted if one.budget == "flops"):
-        own, base = (equal[RouterTrial(v, one.data, one.seed)] for v in (one.variant, baseline))
-        if all(key_of(cell) in kept for cell in (own, base)):
-            most, each = (kept[key_of(cell)]["flops"]["total"] for cell in (base, own))
-            final[one] = inputs(one, max(1, round(most / each * own["steps"])))
-    failed |= run({one: said for one, said in final.items() if key_of(said) not in failed})
-    refuse_failed(list(failed.values()), len(wanted))
+    final = {trial: equal[trial] for trial in requested if trial.budget == "steps"}
+    for trial in (trial for trial in requested if trial.budget == "flops"):
+        own_inputs, base = (
+            equal[RouterTrial(v, trial.data, trial.seed)] for v in (trial.variant, baseline)
+        )
+        if all(key_of(cell) in store for cell in (own_inputs, base)):
+            base_operations, own_operations = (
+                store[key_of(cell)]["flops"]["total"] for cell in (base, own_inputs)
+            )
+            final[trial] = inputs(
+                trial, max(1, round(base_operations / own_operations * own_inputs["steps"]))
+            )
+    failed |= run(
+        {
+            trial: trial_inputs
+            for trial, trial_inputs in final.items()
+            if key_of(trial_inputs) not in failed
+        }
+    )
+    refuse_failed(list(failed.values()), len(requested))
     return [
-        _bare(kept[key_of(final[one])]) | {"name": one.variant.name, "budget": one.budget}
-        for one in wanted
+        _bare(store[key_of(final[trial])]) | {"name": trial.variant.name, "budget": trial.budget}
+        for trial in requested
     ]
 
 
-def _inputs(one: RouterTrial, steps: int, scale: Scale, sees_later: bool) -> dict[str, Any]:
+def _inputs(trial: RouterTrial, steps: int, scale: Scale, sees_later: bool) -> dict[str, Any]:
     """Everything that a cell's result depends on."""
     # only where it says something: a contender that looks back has one cell
-    leak = sees_later and is_text(one.data) and one.variant.sees_later
+    leak = sees_later and is_text(trial.data) and trial.variant.sees_later
     return {
-        "variant": one.variant.to_dict() | {"name": ""},  # a cell is the same under any name
-        "data": one.data,
-        "seed": one.seed,
+        "variant": trial.variant.to_dict() | {"name": ""},  # a cell is the same under any name
+        "data": trial.data,
+        "seed": trial.seed,
         "steps": steps,
         "scale": scale.to_dict(),
         "sees_later": leak,
         "version": VERSION,
-        **edition(one.data),
+        **edition(trial.data),
     }
 
 
-def _check(wanted: Sequence[RouterTrial], sees_later: bool) -> None:
-    for one in wanted:
-        check_causal(one.variant, one.data, is_text(one.data), sees_later)
-        one_of("budget", one.budget, BUDGETS)
+def _check(trials: Sequence[RouterTrial], sees_later: bool) -> None:
+    for trial in trials:
+        check_causal(trial.variant, trial.data, is_text(trial.data), sees_later)
+        one_of("budget", trial.budget, BUDGETS)
 
 
 def _bare(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,14 +137,16 @@ def _bare(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _run(
-    many: Mapping[RouterTrial, Mapping[str, Any]], *, kept: Store, **how: Any
+    trials_inputs: Mapping[RouterTrial, Mapping[str, Any]], *, store: Store, **execution: Any
 ) -> dict[str, str]:
     """Run those that are not kept; the errors of those that failed, by their keys."""
-    left = {key_of(said): (one, said) for one, said in many.items()}
+    pending = {
+        key_of(inputs): (router_trial, inputs) for router_trial, inputs in trials_inputs.items()
+    }
     trials = [
-        Trial(str(one), said, kind=f"{one.variant.name} on {one.data}")
-        for key, (one, said) in left.items()
-        if key not in kept
+        Trial(str(router_trial), inputs, kind=f"{router_trial.variant.name} on {router_trial.data}")
+        for key, (router_trial, inputs) in pending.items()
+        if key not in store
     ]
     failed: dict[str, str] = {}
 
@@ -136,9 +154,9 @@ def _run(
         if end.result is None:
             failed[key_of(end.trial.inputs)] = f"{end.trial.name}: {end.error}"
         else:
-            kept.add(key_of(end.trial.inputs), {**end.trial.inputs, **end.result})
+            store.add(key_of(end.trial.inputs), {**end.trial.inputs, **end.result})
 
-    run_told(trials, work, done=done, describe=_said, **how)
+    run_told(trials, work, done=done, describe=_said, **execution)
     return failed
 
 

@@ -28,7 +28,7 @@ Found = Mapping[str, Cell]
 
 
 def seconds(model: nn.Module, x: Tensor) -> float:
-    """CPU seconds of a forward, the fastest of a few."""
+    """Return CPU seconds of a forward, the fastest of a few."""
     best = float("inf")
     with torch.no_grad(), evaluating(model):
         for _ in range(FORWARDS + 1):
@@ -41,7 +41,7 @@ def seconds(model: nn.Module, x: Tensor) -> float:
 def trained(
     model: Any, change: Any, train: Any, test: Any, x: Tensor, seed: int, **options: Any
 ) -> tuple[Any, dict[str, float]]:
-    """Scores after the training, and what a forward of x costs."""
+    """Return scores after the training, and what a forward of x costs."""
     if change is not None:
         model = apply(model, change, seed=seed)
     start = time.process_time()
@@ -53,20 +53,20 @@ def trained(
 
 
 def noise(seed: int, count: int = 64) -> Tensor:
-    """Pictures to count and to time a forward on.  (count, 3, SIZE, SIZE)."""
+    """Return pictures to count and to time a forward on.  (count, 3, SIZE, SIZE)."""
     return torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
 
 
 def arm_cell(
     name: str, seed: int, settings: list[Any], run: Callable[[], Cell], report: Report
 ) -> Cell:
-    """What an arm gave with a seed: run on one thread once, and kept."""
+    """Return an arm's result of a seed, run on one thread once, and kept."""
 
     def told() -> Cell:
         with threads(1):
-            found = run()
-        report(f"  {name}, seed {seed}: {found}")
-        return found
+            result = run()
+        report(f"  {name}, seed {seed}: {result}")
+        return result
 
     inputs = {"arm": name, "seed": seed, "settings": settings}
     return stored("union_of_experts", inputs, told)
@@ -77,21 +77,24 @@ def judge(
     report: Report,
     *,
     on: Callable[[int, Report], Found],
-    of: Callable[[Found], float],
+    figure: Callable[[Found], float],
     score: str,
     note: str,
 ) -> Result:
-    """A figure of each seed's arms, the first of which is the dense one; the table has all."""
-    found = [on(seed, report) for seed in seeds]
+    """Return a figure of each seed's arms, the first of which is the dense one.
+
+    The table has all.
+    """
+    results = [on(seed, report) for seed in seeds]
     table = [
         {
             "model": name,
-            score: shown([one[name]["score"] for one in found], ".3f"),
-            "MACs": f"{found[0][name]['macs']:.3e}",
-            "of the dense": f"{found[0][name]['macs'] / found[0][DENSE]['macs']:.3f}",
-            "CPU s a forward": shown([one[name]["seconds"] for one in found], ".3f"),
-            "CPU s of training": shown([one[name]["training"] for one in found], ".0f"),
+            score: shown([by_arm[name]["score"] for by_arm in results], ".3f"),
+            "MACs": f"{results[0][name]['macs']:.3e}",
+            "of the dense": f"{results[0][name]['macs'] / results[0][DENSE]['macs']:.3f}",
+            "CPU s a forward": shown([by_arm[name]["seconds"] for by_arm in results], ".3f"),
+            "CPU s of training": shown([by_arm[name]["training"] for by_arm in results], ".0f"),
         }
-        for name in found[0]
+        for name in results[0]
     ]
-    return result_of([of(one) for one in found], table, note)
+    return result_of([figure(by_arm) for by_arm in results], table, note)

@@ -19,7 +19,7 @@ UPDATES: dict[str, type[Update]] = {c.__name__: c for c in (HeavyBall, AdamOnce,
 
 @dataclass(frozen=True)
 class Start:
-    """How the experts begin.
+    """The start of the experts.
 
     how: as `intarsia.upcycle` has it, "fresh" = drawn anew; dense_first: the share of the steps
     in which the model is trained as a dense one, from which its experts then come; fraction: of
@@ -60,7 +60,7 @@ class Expert:
 
 @dataclass(frozen=True)
 class Variant:
-    """One contender.
+    """A contender: a router, its experts and their start.
 
     router: any router's settings, None = a dense model; expert: of one expert, or of the dense
     MLP; capacity: how many tokens an expert takes; update: of the residual stream around the
@@ -83,16 +83,16 @@ class Variant:
         if self.router is None and (
             self.capacity or self.residual or self.experts or self.start != Start()
         ):
-            what, got = f"variant {self.name!r}", "a dense model with settings of a mixture"
-            raise ConfigError(what, got=got, want="a router", fix="Give it one, such as TopK().")
+            subject, got = f"variant {self.name!r}", "a dense model with settings of a mixture"
+            raise ConfigError(subject, got=got, want="a router", fix="Give it one, such as TopK().")
 
     @property
     def sees_later(self) -> bool:
-        """Whether later tokens decide where earlier ones go."""
+        """True if later tokens decide where earlier ones go."""
         return self.router is not None and looks_ahead(self.router, self.capacity) is not None
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return the variant, ready for JSON."""
         update, capacity = self.update, self.capacity
         return {
             "name": self.name,
@@ -106,24 +106,24 @@ class Variant:
         }
 
     @classmethod
-    def of(cls, said: Mapping[str, Any]) -> Variant:
-        """The variant that `to_dict` wrote."""
-        router, experts = said["router"], cast("Sequence[int] | None", said["experts"])
-        update, capacity = said["update"], said["capacity"]
+    def of(cls, raw: Mapping[str, Any]) -> Variant:
+        """Return the variant that `to_dict` wrote."""
+        router, experts = raw["router"], cast("Sequence[int] | None", raw["experts"])
+        update, capacity = raw["update"], raw["capacity"]
         return cls(
-            name=said["name"],
+            name=raw["name"],
             router=None if router is None else _router(router),
-            expert=Expert(**said["expert"]),
-            start=Start(**said["start"]),
+            expert=Expert(**raw["expert"]),
+            start=Start(**raw["start"]),
             capacity=None if capacity is None else Capacity(**capacity),
             update=None if update is None else _live(update),
-            residual=said["residual"],
+            residual=raw["residual"],
             experts=None if experts is None else tuple(experts),
         )
 
 
-def _router(said: Mapping[str, Any]) -> RouterConfig:
-    rest = dict(said)
+def _router(raw: Mapping[str, Any]) -> RouterConfig:
+    rest = dict(raw)
     return settings_from_dict(card(str(rest.pop(KEY))), rest)
 
 
@@ -131,6 +131,6 @@ def _update(update: Update) -> dict[str, Any]:
     return {"kind": type(update).__name__, **dataclasses.asdict(cast(Any, update))}
 
 
-def _live(said: Mapping[str, Any]) -> Update:
-    rest = dict(said)
+def _live(raw: Mapping[str, Any]) -> Update:
+    rest = dict(raw)
     return UPDATES[str(rest.pop("kind"))](**rest)

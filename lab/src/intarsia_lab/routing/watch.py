@@ -20,7 +20,7 @@ from .measures import gate_entropy, variation
 
 
 class WatchedMixture:
-    """What one mixture did while training since `forget`, and since the beginning."""
+    """The counts of one mixture in training, since `forget` and since the beginning."""
 
     def __init__(self, mixture: Mixture) -> None:
         self.pairs = 0
@@ -33,7 +33,7 @@ class WatchedMixture:
         self.load, self.rows = torch.zeros_like(self.load), 0
 
     def told(self) -> dict[str, float]:
-        """Of the routings since `forget`; the entropy is the newest one's."""
+        """Return figures of the routings since `forget`; the entropy is the newest one's."""
         routing = self.last
         return {
             "load_cv": variation(self.load),
@@ -84,21 +84,21 @@ class Watch:
             layer.forget()
 
     def spent(self, steps: int) -> dict[str, float]:
-        """Operations of so many steps of this training."""
+        """Return operations of so many steps of this training."""
         return self.price.spent(steps * self.batch, [x.pairs for x in self.layers.values()])
 
     @property
     def router_share(self) -> float:
-        """Of the time of the mixtures' forwards, that of their routers."""
-        whole, routers = (
-            sum(layer.seconds[what] for layer in self.layers.values())
-            for what in ("mixture", "router")
+        """The share of the mixtures' forward time that their routers take."""
+        total, routers = (
+            sum(layer.seconds[part] for layer in self.layers.values())
+            for part in ("mixture", "router")
         )
-        return routers / whole if whole else 0.0
+        return routers / total if total else 0.0
 
     @contextmanager
     def watching(self):  # noqa: ANN201
-        """Inside, forwards in training are counted and timed."""
+        """Count and time forwards in training while the context is open."""
         with ExitStack() as stack:
             for path, mixture in mixtures(self.model).items():
                 for hook in _hooks(mixture, self.layers[path]):
@@ -109,16 +109,16 @@ class Watch:
 def _hooks(mixture: Mixture, layer: WatchedMixture) -> list[Any]:
     begun: dict[str, float] = {}
 
-    def start(what: str) -> Callable[..., None]:
+    def start(part: str) -> Callable[..., None]:
         def begin(*_: Any) -> None:
-            begun[what] = time.perf_counter()
+            begun[part] = time.perf_counter()
 
         return begin
 
-    def stop(what: str) -> Callable[..., None]:
+    def stop(part: str) -> Callable[..., None]:
         def end(module: nn.Module, *_: Any) -> None:
             if module.training:
-                layer.seconds[what] += time.perf_counter() - begun[what]
+                layer.seconds[part] += time.perf_counter() - begun[part]
 
         return end
 
@@ -130,9 +130,9 @@ def _hooks(mixture: Mixture, layer: WatchedMixture) -> list[Any]:
 
     def count(module: nn.Module, args: tuple[Tensor], _: Any) -> None:
         if module.training and layer.last is not None:
-            taken = layer.last if mixture.taken is None else mixture.taken
+            served = layer.last if mixture.taken is None else mixture.taken
             rows = args[0][..., 0].numel()
-            layer.pairs += len(taken.token) * rows // max(1, taken.tokens)  # each sample's rows
+            layer.pairs += len(served.token) * rows // max(1, served.tokens)  # each sample's rows
 
     return [
         mixture.register_forward_pre_hook(start("mixture")),

@@ -78,7 +78,6 @@ def tuned_block(
     stop: the block; flow: its inputs and calls; block_number: of the block in the chain; dense:
     (out, in) of each layer as it was; groups_before: its codes so far; both by path.
     Returns the codes after all steps, or those before if they fit the same rows no worse.
-
     Raises: TargetError for a model whose blocks do not follow one another.
     """
     if not isinstance(flow, Chain):

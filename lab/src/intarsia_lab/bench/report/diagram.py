@@ -44,7 +44,7 @@ class Diagram:
 
 
 def diagram(findings: Findings) -> Diagram | None:
-    """None where there is no ranking: fewer than three methods, or two shared tasks."""
+    """Lay out the diagram of ranks; None with fewer than three methods or two shared tasks."""
     ranking = findings.ranking
     if ranking is None:
         return None
@@ -73,11 +73,11 @@ def diagram(findings: Findings) -> Diagram | None:
 
 
 def _mark(n: int, half: int, last: int, top: float, x: float, number: int, row: MethodRow) -> Mark:
-    """The better half is labelled on the left from the top, the other on the right from below."""
-    left = n < half
-    y = top + STEP * (n if left else last - 1 - n)
+    """Label the better half on the left from the top, the other on the right from below."""
+    on_left = n < half
+    y = top + STEP * (n if on_left else last - 1 - n)
     assert row.rank is not None
-    return Mark(x, y, left, row.method.label, row.rank, number)
+    return Mark(x, y, on_left, row.method.label, row.rank, number)
 
 
 class RankDrawing(NamedTuple):
@@ -107,7 +107,9 @@ class RankDrawing(NamedTuple):
             )
         for mark in ranks.marks:
             parts += _drawn_mark(mark, self.looks[mark.row])
-        parts += [f'<path class="bar" d="M{x:.1f} {y:g}H{to:.1f}"/>' for x, to, y in ranks.bars]
+        parts += [
+            f'<path class="bar" d="M{x:.1f} {y:g}H{end_x:.1f}"/>' for x, end_x, y in ranks.bars
+        ]
         return "".join([*parts, "</svg>"])
 
 

@@ -55,13 +55,13 @@ def points_of(findings: Findings, number: int, cost: str) -> list[charts.Points]
 
 
 def _points(
-    findings: Findings, row: MethodRow, look: Look, cost: str, when: dict[str, str | int]
+    findings: Findings, row: MethodRow, look: Look, cost: str, conditions: dict[str, str | int]
 ) -> charts.Points:
-    *_, mean = when.values()
+    *_, mean = conditions.values()
     sheet, number = findings.sheet, findings.sheet.arms.index(row.method)
     shared, begun = sheet.shared, sheet.begun[number]
     accuracy = sheet.accuracy[number, shared][:, begun]
-    tasks = [task.group for task, kept in zip(sheet.tasks, shared, strict=True) if kept]
+    tasks = [task.group for task, included in zip(sheet.tasks, shared, strict=True) if included]
     weight = statistics.weights(tasks) if mean == "group" else np.full(len(tasks), 1 / len(tasks))
     costs = sheet.values(cost)[number, shared][:, begun].mean(0)
     spread: Spread = getattr(row.shared, str(mean))
@@ -70,9 +70,11 @@ def _points(
         look=look,
         x=costs.tolist(),
         y=(accuracy * weight[:, None]).sum(0).tolist(),
-        names=[f"seed {seed}" for seed, kept in zip(sheet.seeds, begun, strict=True) if kept],
+        names=[
+            f"seed {seed}" for seed, included in zip(sheet.seeds, begun, strict=True) if included
+        ],
         spread=spread,
-        when=when,
+        when=conditions,
     )
 
 
@@ -108,8 +110,10 @@ def heat(
             "Means over seeds; in bold means over tasks. Empty: not run with all seeds. A click on "
             "a task shows its runs."
         )
-        when: dict[str, str | int] = {f"mode-{number}": mode} if len(modes) > 1 else {}
-        figures.append(Figure(f"heat-{number}-{mode}", label, cells, caption=caption, when=when))
+        conditions: dict[str, str | int] = {f"mode-{number}": mode} if len(modes) > 1 else {}
+        figures.append(
+            Figure(f"heat-{number}-{mode}", label, cells, caption=caption, when=conditions)
+        )
     hint = "Click on a task of the map to see its runs."
     return figures, Panels(f"heat-{number}", hint, tuple(panels))
 
@@ -176,12 +180,12 @@ def _lines(findings: Findings) -> list[Line]:
         for name, kind in (("Group mean", "group"), ("Task mean", "task"))
     ]
     for name, inside in sheet.groups().items():
-        tasks = [task for task, kept in zip(sheet.tasks, inside, strict=True) if kept]
+        tasks = [task for task, included in zip(sheet.tasks, inside, strict=True) if included]
         if 1 < len(tasks) < len(sheet.tasks):
             lines.append((name, True, [mean_of(sheet, row.method, inside) for row in rows], None))
         for task in tasks:
-            own = [mean_of(sheet, row.method, _only(sheet, task)) for row in rows]
-            lines.append((task.name, False, own, task))
+            means = [mean_of(sheet, row.method, _only(sheet, task)) for row in rows]
+            lines.append((task.name, False, means, task))
     return lines
 
 
@@ -190,7 +194,7 @@ def _part(means: Means | None, kind: str) -> Spread | None:
 
 
 def _only(sheet: SuiteSheet, task: TaskName) -> np.ndarray:
-    return np.array([other == task for other in sheet.tasks])
+    return np.array([candidate == task for candidate in sheet.tasks])
 
 
 def _runs(

@@ -31,7 +31,7 @@ COLUMNS = {name: OTHER.get(name, "string") for name in NAMES.split()}
 
 
 def tidy(result: RunResult) -> dict[str, Any]:
-    """A result as a flat row; None where it has no such value."""
+    """Return a result as a flat row; None where it has no such value."""
     task, method, setup, outcome = result.task, result.method, result.setup, result.outcome
     row = {
         "suite": task.suite,
@@ -60,12 +60,12 @@ def tidy(result: RunResult) -> dict[str, Any]:
 
 
 def write_csv(results: Iterable[RunResult], out: Path) -> Path:
-    """One header, one line for each result.  Raises: TrainingError when it cannot be written."""
+    """Write a header and a line for each result.  Raises: TrainingError if writing fails."""
     return write_text(out, csv_text([tidy(result) for result in results]))
 
 
 def write_parquet(results: Iterable[RunResult], out: Path) -> Path:
-    """The same with types.  Raises: MissingExtra without pyarrow."""
+    """Write the same as Parquet, with types.  Raises: MissingExtra without pyarrow."""
     try:
         import pyarrow as pa
         from pyarrow import parquet

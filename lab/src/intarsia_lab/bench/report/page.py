@@ -63,7 +63,7 @@ def _heading(summary: Summary) -> str:
 
 
 def _lead(summary: Summary) -> list[str]:
-    """In words: of a single sheet all, of several how many there are."""
+    """Return the findings of a single sheet in sentences, or the number of sheets."""
     if len(summary.findings) == 1:
         return sentences(summary.findings[0])
     named = joined([heading(findings) for findings in summary.findings])

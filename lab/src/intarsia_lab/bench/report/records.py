@@ -104,7 +104,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Origin:
-    """What a score came out of, beside the settings; "" and None = not known.
+    """The origin of a score beside the settings; "" and None = not known.
 
     code: digest of the package's source.  pictures: of all parts' pictures and labels.
     twins: pictures of the training part that are in the test part, too.  chosen: what the method
@@ -126,7 +126,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What became of a cell.  key: hash of its settings.  folder: of its run, relative to the file.
+    """The outcome of a run.  key: hash of its settings.  folder: of the run, relative to the file.
 
     Raises: DataError for a value that no cell can have.
     """
@@ -151,7 +151,7 @@ class RunResult:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> RunResult:
-        """The record of `to_dict`, strictly.
+        """Return the record of `to_dict`, strictly.
 
         Raises: DataError for a missing, unknown or wrong value; CheckpointError for a record of
         another format.
@@ -159,8 +159,11 @@ class RunResult:
         if not isinstance(raw, Mapping):
             raise _wrong("a result", type(raw).__name__, "a JSON object")
         if raw.get("format") != FORMAT:
-            what, fix = "format of a result", "Read it with the version of intarsia that wrote it."
-            raise CheckpointError(what, got=raw.get("format"), want=FORMAT, fix=fix)
+            subject, fix = (
+                "format of a result",
+                "Read it with the version of intarsia that wrote it.",
+            )
+            raise CheckpointError(subject, got=raw.get("format"), want=FORMAT, fix=fix)
         status = raw.get("status")
         kind = next((kind for kind, name in _STATUS.items() if name == status), None)
         if kind is None:
@@ -182,64 +185,68 @@ def append(path: Path | str, result: RunResult) -> None:
 
 
 def read(path: Path | str) -> list[RunResult]:
-    """The results of a file: the last line of each key, in the order the keys first came.
+    """Return the results of a file: the last line of each key, in the order the keys first came.
 
     An unfinished last line is left out: a killed run may stand in the middle of it.
     Raises: DataError if there is no file; CheckpointError for any other line that is damaged.
     """
     path = Path(path)
     try:
-        whole, _, _torn = read_bytes(path).rpartition(b"\n")
+        complete, _, _torn = read_bytes(path).rpartition(b"\n")
     except OSError as error:
-        what = f"results {str(path)!r}"
+        subject = f"results {str(path)!r}"
         got, fix = f"{type(error).__name__}", "Check the path, or run the benchmark first."
-        raise DataError(what, got=got, want="a file of results", fix=fix) from error
-    found: dict[str, RunResult] = {}
-    for number, line in enumerate(whole.split(b"\n") if whole else (), start=1):
+        raise DataError(subject, got=got, want="a file of results", fix=fix) from error
+    by_key: dict[str, RunResult] = {}
+    for number, line in enumerate(complete.split(b"\n") if complete else (), start=1):
         try:
             result = RunResult.from_dict(parse_json(line))
         except (ValueError, CheckpointError) as error:
-            what, fix = f"line {number} of {path}", "Remove the line: its cell is run again."
+            subject, fix = f"line {number} of {path}", "Remove the line: its cell is run again."
             want = "a result as this version writes it"
-            raise CheckpointError(what, got=str(error), want=want, fix=fix) from error
-        found[result.key] = result
-    return list(found.values())
+            raise CheckpointError(subject, got=str(error), want=want, fix=fix) from error
+        by_key[result.key] = result
+    return list(by_key.values())
 
 
 def only(results: Iterable[RunResult], status: str) -> list[RunResult]:
-    """Those that are "done", or "failed"."""
+    """Return the results of a status, "done" or "failed"."""
     return [result for result in results if result.status == status]
 
 
-def _decode(kind: Any, raw: Any, where: str, choice: Mapping[str, type]) -> Any:
-    """A dataclass from its dict; `choice` says which member of a union a field holds."""
+def _decode(kind: Any, raw: Any, path: str, choice: Mapping[str, type]) -> Any:
+    """Return a dataclass from its dict; `choice` says which member of a union a field holds."""
     if not isinstance(raw, Mapping):
-        raise _wrong(where, type(raw).__name__, "a JSON object")
-    hints, known = get_type_hints(kind), {f.name: f for f in fields(kind)}
-    if unknown := sorted(set(raw) - set(known)):
-        raise _wrong(where, f"unknown {unknown}", f"only {sorted(known)}")
-    needed = {n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING}
+        raise _wrong(path, type(raw).__name__, "a JSON object")
+    hints, fields_by_name = get_type_hints(kind), {f.name: f for f in fields(kind)}
+    if unknown := sorted(set(raw) - set(fields_by_name)):
+        raise _wrong(path, f"unknown {unknown}", f"only {sorted(fields_by_name)}")
+    needed = {
+        n
+        for n, f in fields_by_name.items()
+        if f.default is MISSING and f.default_factory is MISSING
+    }
     if missing := sorted(needed - set(raw)):
-        raise _wrong(where, f"no {missing}", f"all of {sorted(needed)}")
+        raise _wrong(path, f"no {missing}", f"all of {sorted(needed)}")
     values = {
-        name: _value(choice.get(name, hints[name]), value, f"{where}.{name}")
+        name: _value(choice.get(name, hints[name]), value, f"{path}.{name}")
         for name, value in raw.items()
     }
     return kind(**values)
 
 
-def _value(hint: Any, value: Any, where: str) -> Any:
+def _value(hint: Any, value: Any, path: str) -> Any:
     if is_dataclass(hint):
-        return _decode(hint, value, where, {})
+        return _decode(hint, value, path, {})
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     for kind in kinds:
         plain = get_origin(kind) or kind
-        wanted: Any = (int, float) if plain is float else plain
+        expected: Any = (int, float) if plain is float else plain
         # a bool is an int to Python, not to a reader
-        if isinstance(value, wanted) and (not isinstance(value, bool) or plain is bool):
+        if isinstance(value, expected) and (not isinstance(value, bool) or plain is bool):
             return value
     names = " or ".join("None" if k is type(None) else (get_origin(k) or k).__name__ for k in kinds)
-    raise _wrong(where, repr(value), names)
+    raise _wrong(path, repr(value), names)
 
 
 def _check(holds: bool, name: str, got: object, want: str) -> None:
@@ -247,5 +254,5 @@ def _check(holds: bool, name: str, got: object, want: str) -> None:
         raise _wrong(f"{name} of a result", got, want)
 
 
-def _wrong(where: str, got: object, want: object) -> DataError:
-    return DataError(where, got=got, want=want, fix=FIX)
+def _wrong(path: str, got: object, want: object) -> DataError:
+    return DataError(path, got=got, want=want, fix=FIX)

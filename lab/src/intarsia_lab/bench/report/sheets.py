@@ -25,7 +25,7 @@ from .records import Done, Failed, MethodName, RunResult, TaskName
 
 @dataclass(frozen=True, order=True)
 class Title:
-    """What all results of a sheet have in common."""
+    """The suite, protocol and model that all results of a sheet share."""
 
     suite: str
     protocol: str
@@ -51,15 +51,15 @@ class SuiteSheet(Sheet[MethodName, TaskName, RunResult]):
     runs: Path | None = None
 
     def minus(self, arm: MethodName, base: MethodName, name: str) -> Differences | None:
-        found = super().minus(arm, base, name)
-        if found is None or len(self.tasks) > 1:
-            return found
-        return replace(found, over_items=self.over_items(arm, base, name)[0])
+        differences = super().minus(arm, base, name)
+        if differences is None or len(self.tasks) > 1:
+            return differences
+        return replace(differences, over_items=self.over_items(arm, base, name)[0])
 
     def over_items(
         self, arm: MethodName, base: MethodName, name: str
     ) -> tuple[PairedInterval | None, str]:
-        """On a single task, the interval over items and seeds, or what is missing for it."""
+        """Return the interval over items and seeds of a single task, or what is missing for it."""
         if self.runs is None:
             return None, "the folders of the runs are not at hand"
         return interval_of(self._items(arm), self._items(base), name)
@@ -80,18 +80,18 @@ class SuiteSheet(Sheet[MethodName, TaskName, RunResult]):
 
     @cached_property
     def complete(self) -> np.ndarray:
-        """Where a method has all the seeds it was begun with.  (methods, tasks), bool."""
+        """The mask of methods with all seeds they were begun with.  (methods, tasks), bool."""
         missing = np.isnan(self.accuracy) & self.begun[:, None, :]
         return np.asarray(~missing.any(axis=2))
 
     @cached_property
     def shared(self) -> np.ndarray:
         """Tasks that all methods have completed; one without any is not asked.  (tasks,), bool."""
-        asked = self.complete[self.complete.any(axis=1)]
-        return np.asarray(asked.all(axis=0)) & bool(len(asked))
+        attempted = self.complete[self.complete.any(axis=1)]
+        return np.asarray(attempted.all(axis=0)) & bool(len(attempted))
 
     def groups(self) -> dict[str, np.ndarray]:
-        """Which tasks are in a group.  (tasks,), bool."""
+        """Return the mask of the tasks of each group.  (tasks,), bool."""
         names = np.array([task.group for task in self.tasks])
         return {str(name): names == name for name in np.unique(names)}
 
@@ -102,18 +102,20 @@ def sheets(results: Iterable[RunResult], runs: Path | None = None) -> tuple[Suit
     Raises: DataError for none, for two results of one cell, and for a task or method that is
     described in two ways.
     """
-    found: dict[Title, dict[Key, RunResult]] = defaultdict(dict)
+    grouped: dict[Title, dict[Key, RunResult]] = defaultdict(dict)
     for result in results:
         cell = (result.method, result.task, result.seed)
-        first = found[Title.of(result)].setdefault(cell, result)
+        first = grouped[Title.of(result)].setdefault(cell, result)
         if first is not result:
-            what = f"results of {result.method.label!r} on {result.task.name!r}, seed {result.seed}"
+            subject = (
+                f"results of {result.method.label!r} on {result.task.name!r}, seed {result.seed}"
+            )
             got = f"two, in {first.folder!r} and {result.folder!r}"
             fix = "Leave one out: a repeat is no second sample."
-            raise DataError(what, got=got, want="one", fix=fix)
-    if not found:
+            raise DataError(subject, got=got, want="one", fix=fix)
+    if not grouped:
         raise DataError("results", got="none", want="at least one", fix="Run a cell first.")
-    return tuple(_sheet(title, found[title], runs) for title in sorted(found))
+    return tuple(_sheet(title, grouped[title], runs) for title in sorted(grouped))
 
 
 def _sheet(title: Title, cells: Mapping[Key, RunResult], runs: Path | None) -> SuiteSheet:
@@ -133,43 +135,50 @@ def _sheet(title: Title, cells: Mapping[Key, RunResult], runs: Path | None) -> S
     )
 
 
-def _one_each(kind: str, names: Sequence[str], found: Sequence[object]) -> None:
+def _one_each(kind: str, names: Sequence[str], descriptions: Sequence[object]) -> None:
     for name in set(names):
-        same = [about for about, n in zip(found, names, strict=True) if n == name]
-        if len(same) > 1:
-            what = f"{kind} {name!r}"
+        matching = [
+            description for description, n in zip(descriptions, names, strict=True) if n == name
+        ]
+        if len(matching) > 1:
+            subject = f"{kind} {name!r}"
             fix = f"Give the two {kind}s different names, or leave one out."
-            raise DataError(what, got=f"{same[0]} and {same[1]}", want="one description", fix=fix)
+            raise DataError(
+                subject, got=f"{matching[0]} and {matching[1]}", want="one description", fix=fix
+            )
 
 
 def find(methods: Iterable[MethodName], name: str) -> MethodName:
-    """The method of a name, or else of a label.  Raises: UnknownName; DataError for two labels."""
-    known = sorted(set(methods))
-    hits = [m for m in known if m.name == name] or [m for m in known if m.label == name]
+    """Return the method of a name, or else of a label.
+
+    Raises: UnknownName; DataError for two labels.
+    """
+    candidates = sorted(set(methods))
+    hits = [m for m in candidates if m.name == name] or [m for m in candidates if m.label == name]
     if not hits:
-        raise UnknownName("baseline", name, sorted({m.name for m in known}))
+        raise UnknownName("baseline", name, sorted({m.name for m in candidates}))
     if len({m.name for m in hits}) > 1:
-        what, got = f"baseline {name!r}", f"the methods {[m.name for m in hits]}"
-        raise DataError(what, got=got, want="one of them", fix="Call it by its name.")
+        subject, got = f"baseline {name!r}", f"the methods {[m.name for m in hits]}"
+        raise DataError(subject, got=got, want="one of them", fix="Call it by its name.")
     return hits[0]
 
 
 def gaps(sheet: SuiteSheet) -> list[str]:
-    """What is missing and why: a sentence for each method that lacks something."""
+    """Return a sentence for each method that lacks results: which ones, and why."""
     lines: list[str] = []
     for method, begun, row in zip(sheet.arms, sheet.begun, sheet.accuracy, strict=True):
         reasons: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
         for task, scores in zip(sheet.tasks, row, strict=True):
-            for seed, wanted, score in zip(sheet.seeds, begun, scores, strict=True):
-                if wanted and np.isnan(score):
-                    why = _why(sheet.results.get((method, task, seed)))
-                    reasons[why][task.name].append(seed)
-        told = [
-            f"{why} on {_some([_cells(task, seeds, begun) for task, seeds in places.items()])}"
-            for why, places in sorted(reasons.items())
+            for seed, expected, score in zip(sheet.seeds, begun, scores, strict=True):
+                if expected and np.isnan(score):
+                    reason = _why(sheet.results.get((method, task, seed)))
+                    reasons[reason][task.name].append(seed)
+        phrases = [
+            f"{reason} on {_some([_cells(task, seeds, begun) for task, seeds in places.items()])}"
+            for reason, places in sorted(reasons.items())
         ]
-        if told:
-            lines.append(f"{method.label}: {'; '.join(told)}.")
+        if phrases:
+            lines.append(f"{method.label}: {'; '.join(phrases)}.")
     return lines
 
 
@@ -185,15 +194,15 @@ def _cells(task: str, seeds: Sequence[int], begun: np.ndarray) -> str:
     return f"{task} (seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))})"
 
 
-def _some(cells: Sequence[str], most: int = 6) -> str:
-    shown = ", ".join(cells[:most])
-    return shown if len(cells) <= most else f"{shown} and {len(cells) - most} more"
+def _some(cells: Sequence[str], limit: int = 6) -> str:
+    listed = ", ".join(cells[:limit])
+    return listed if len(cells) <= limit else f"{listed} and {len(cells) - limit} more"
 
 
 def epochs_of(sheet: SuiteSheet) -> dict[MethodName, set[int]]:
     """Epochs that each method's finished runs were trained for."""
-    found: dict[MethodName, set[int]] = defaultdict(set)
+    epochs: dict[MethodName, set[int]] = defaultdict(set)
     for (method, _, _), result in sheet.results.items():
         if isinstance(result.outcome, Done):
-            found[method].add(result.setup.epochs)
-    return found
+            epochs[method].add(result.setup.epochs)
+    return epochs

@@ -73,7 +73,7 @@ class MethodRow:
 
     @property
     def ppt(self) -> float | None:
-        """Of the group mean and the parameters without the head, where there is such a mean."""
+        """The performance discounted by parameters without the head; None without a group mean."""
         if self.whole is None or self.costs is None:
             return None
         return statistics.ppt(self.whole.group.mean, self.costs.trained_without_head)
@@ -90,11 +90,11 @@ class Findings:
 
     @property
     def ragged(self) -> bool:
-        """Whether a method lacks a task."""
+        """True if a method lacks a task."""
         return any(row.complete < len(self.sheet.tasks) for row in self.rows)
 
     def row(self, method: MethodName) -> int:
-        """The number of a method's row in the arrays of the sheet."""
+        """Return the number of a method's row in the arrays of the sheet."""
         return self.sheet.arms.index(method)
 
 
@@ -122,19 +122,22 @@ def tables(
     Raises: DataError as `sheets` does; UnknownName for a baseline that is in no sheet; MissingExtra
     without statsmodels.
     """
-    found = sheets(records, runs)
+    by_title = sheets(records, runs)
     base = None
     if baseline is not None:
-        base = find((m for sheet in found for m in sheet.arms), baseline).name
+        base = find((m for sheet in by_title for m in sheet.arms), baseline).name
     ordered = sorted(
-        (result for sheet in found for result in sheet.results.values()),
+        (result for sheet in by_title for result in sheet.results.values()),
         key=lambda r: (r.task, r.setup.protocol, r.setup.model, r.method, r.seed),
     )
-    return Summary(tuple(findings_of(sheet, base) for sheet in found), tuple(ordered))
+    return Summary(tuple(findings_of(sheet, base) for sheet in by_title), tuple(ordered))
 
 
 def findings_of(sheet: SuiteSheet, baseline: str | None) -> Findings:
-    """The statistics of one sheet; baseline: the name of a method, which may be missing here."""
+    """Return the statistics of one sheet.
+
+    baseline: the name of a method, which may be missing here.
+    """
     base = next((m for m in sheet.arms if m.name == baseline), None)
     rows = [_row(sheet, number, base) for number in range(len(sheet.arms))]
     corrected = statistics.holm([row.difference.p if row.difference else None for row in rows])
@@ -169,25 +172,25 @@ def _row(sheet: SuiteSheet, number: int, base: MethodName | None) -> MethodRow:
 
 
 def means_of(sheet: SuiteSheet, number: int, tasks: np.ndarray) -> Means:
-    """Of a method over some of the tasks, all of them complete.  tasks: (tasks,), bool."""
+    """Return a method's means over some tasks, all of them complete.  tasks: (tasks,), bool."""
     accuracy = sheet.accuracy[number]
-    names = [task.group for task, kept in zip(sheet.tasks, tasks, strict=True) if kept]
-    own = sheet.values("own_task_accuracy")[number]
-    joint = tasks & ~np.isnan(own).all(axis=1)
-    beside = {name: sheet.values(field)[number, tasks] for name, field in BESIDE.items()}
-    means = {name: suite_mean(v) for name, v in beside.items() if _every(v)}
+    names = [task.group for task, included in zip(sheet.tasks, tasks, strict=True) if included]
+    own_accuracy = sheet.values("own_task_accuracy")[number]
+    joint = tasks & ~np.isnan(own_accuracy).all(axis=1)
+    secondary = {name: sheet.values(field)[number, tasks] for name, field in BESIDE.items()}
+    means = {name: suite_mean(v) for name, v in secondary.items() if _every(v)}
     return Means(
         group=suite_mean(accuracy[tasks], statistics.weights(names)),
         task=suite_mean(accuracy[tasks]),
-        own=suite_mean(own[joint]) if joint.any() else None,
+        own=suite_mean(own_accuracy[joint]) if joint.any() else None,
         **means,
     )
 
 
 def _every(scores: np.ndarray) -> bool:
-    """Whether every task has a score for each seed that any has; older results may lack some."""
-    known = ~np.isnan(scores)
-    return bool(known.any() and known[:, known.any(0)].all())
+    """Return True if every task has a score for each seed that any task has."""
+    present = ~np.isnan(scores)
+    return bool(present.any() and present[:, present.any(0)].all())
 
 
 def _costs(sheet: SuiteSheet, number: int, tasks: np.ndarray) -> MeanCosts | None:
@@ -220,11 +223,11 @@ def _ranks(sheet: SuiteSheet) -> tuple[list[float | None], statistics.Ranking | 
     if len(trials_of(sheet)) > 1:
         return [None] * len(sheet.arms), None
     ranked = sheet.complete.any(1) if sheet.shared.any() else np.zeros(len(sheet.arms), bool)
-    found: list[float | None] = [None] * len(sheet.arms)
+    average_ranks: list[float | None] = [None] * len(sheet.arms)
     if not ranked.any():
-        return found, None
+        return average_ranks, None
     means = statistics.task_means(sheet.accuracy[ranked][:, sheet.shared])
     average = statistics.ranks(means).mean(1)
     for number, rank in zip(np.flatnonzero(ranked), average, strict=True):
-        found[number] = float(rank)
-    return found, statistics.ranking(means)
+        average_ranks[number] = float(rank)
+    return average_ranks, statistics.ranking(means)

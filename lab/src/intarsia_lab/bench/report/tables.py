@@ -32,7 +32,7 @@ class Field:
 
 
 def results_table(findings: Findings) -> Table:
-    """A row for every method: both means, balanced accuracy, loss, and what it costs."""
+    """Return a row for every method: both means, balanced accuracy, loss, and what it costs."""
     fields = [
         Field(METHOD, lambda row: Entry(row.method.label)),
         *_means(findings),
@@ -44,7 +44,7 @@ def results_table(findings: Findings) -> Table:
 
 
 def difference_table(findings: Findings) -> Table | None:
-    """A row for every method but the baseline; None where there is none."""
+    """Return a row for every method but the baseline; None where there is none."""
     base = findings.baseline
     if base is None or len(findings.rows) < 2:
         return None
@@ -65,11 +65,15 @@ def difference_table(findings: Findings) -> Table | None:
         Column("Rank", "Average rank over the tasks that all methods share, 1 = best"),
     )
     lines = tuple(_difference(findings.sheet, row) for row in rows)
-    own = next(row.rank for row in findings.rows if row.method == base)
-    below = [] if own is None else [f"The average rank of {base.label} is {own:.2f}."]
-    few = len(findings.sheet.tasks) < 6
+    baseline_rank = next(row.rank for row in findings.rows if row.method == base)
+    below = (
+        []
+        if baseline_rank is None
+        else [f"The average rank of {base.label} is {baseline_rank:.2f}."]
+    )
+    too_few = len(findings.sheet.tasks) < 6
     below += _missing(findings)
-    below += ["With fewer than six tasks Wilcoxon's p cannot get below 0.05."] if few else []
+    below += ["With fewer than six tasks Wilcoxon's p cannot get below 0.05."] if too_few else []
     caption = f"Paired differences to {base.label}, in percentage points."
     return Table(caption, columns, lines, None, None, tuple(below))
 
@@ -94,20 +98,20 @@ def _missing(findings: Findings) -> list[str]:
 
 
 def tasks_table(findings: Findings) -> Table:
-    """A row for every task, below the mean of its group; a column for every method."""
+    """Return a row for every task, below the mean of its group; a column for every method."""
     sheet, methods = findings.sheet, [row.method for row in findings.rows]
     columns = [Column("Task", "A group of tasks, or one task", numeric=False)]
     columns += [Column(method.label, f"Accuracy of {method.label}, %") for method in methods]
     rows: list[tuple[Entry, ...]] = []
     for name, inside in sheet.groups().items():
-        tasks = [task for task, kept in zip(sheet.tasks, inside, strict=True) if kept]
+        tasks = [task for task, included in zip(sheet.tasks, inside, strict=True) if included]
         if len(tasks) > 1 and len(tasks) < len(sheet.tasks):
             means = [mean_of(sheet, method, inside) for method in methods]
             rows.append(_line(Entry(name, f"mean of {len(tasks)}", place="mean"), means))
         rows += [_task_line(sheet, methods, task) for task in tasks]
     for title, kind in (("Group mean", "group"), ("Task mean", "task")):
-        whole = [getattr(row.whole, kind, None) for row in findings.rows]
-        rows.append(_line(Entry(title, place="mean"), whole))
+        means_of_methods = [getattr(row.whole, kind, None) for row in findings.rows]
+        rows.append(_line(Entry(title, place="mean"), means_of_methods))
     caption = f"Accuracy in % on each task, {over_seeds(findings)}."
     below = (
         (
@@ -121,7 +125,7 @@ def tasks_table(findings: Findings) -> Table:
 
 
 def mean_of(sheet: SuiteSheet, method: MethodName, tasks: np.ndarray) -> Spread | None:
-    """Mean over some tasks, None unless all are complete.  tasks: (tasks,), bool."""
+    """Return mean over some tasks, None unless all are complete.  tasks: (tasks,), bool."""
     number = sheet.arms.index(method)
     if not sheet.complete[number, tasks].all():
         return None
@@ -129,14 +133,14 @@ def mean_of(sheet: SuiteSheet, method: MethodName, tasks: np.ndarray) -> Spread 
 
 
 def tables_of(findings: Findings) -> list[tuple[str, Table]]:
-    """All tables that there are, with their titles."""
-    found = [
+    """Return all tables that there are, with their titles."""
+    titled = [
         ("Results", results_table(findings)),
         ("Differences", difference_table(findings)),
         ("Tasks", tasks_table(findings)),
     ]
-    where = heading(findings)
-    return [(f"{title}: {where}", table) for title, table in found if table is not None]
+    scope = heading(findings)
+    return [(f"{title}: {scope}", table) for title, table in titled if table is not None]
 
 
 def _table(
@@ -161,14 +165,14 @@ def _column(field: Field, rows: Sequence[MethodRow]) -> list[Entry]:
 
 def placed(cells: Sequence[Entry], shares: Sequence[float | None]) -> list[Entry]:
     """Marks the best and the next best; what reads the same is as good."""
-    shown = [None if share is None else round(100 * share, 1) for share in shares]
-    known = sorted({value for value in shown if value is not None}, reverse=True)
-    if sum(value is not None for value in shown) < 2:
+    rounded = [None if share is None else round(100 * share, 1) for share in shares]
+    distinct = sorted({value for value in rounded if value is not None}, reverse=True)
+    if sum(value is not None for value in rounded) < 2:
         return list(cells)
-    place = dict(zip(known, ("first", "second"), strict=False))
+    place = dict(zip(distinct, ("first", "second"), strict=False))
     return [
         cell if value is None else replace(cell, place=place.get(value, ""))
-        for cell, value in zip(cells, shown, strict=True)
+        for cell, value in zip(cells, rounded, strict=True)
     ]
 
 
@@ -186,37 +190,37 @@ def _task_line(
     for method in methods:
         number = sheet.arms.index(method)
         scores = sheet.accuracy[number, column]
-        known, wanted = scores[~np.isnan(scores)].tolist(), int(sheet.begun[number].sum())
-        cell = share(Spread.of(known)) if known else Entry(_why_not(sheet, method, task))
-        if known and len(known) < wanted:
-            cell = replace(cell, remark=f"{len(known)} of {wanted} seeds")
+        finished, expected = scores[~np.isnan(scores)].tolist(), int(sheet.begun[number].sum())
+        cell = share(Spread.of(finished)) if finished else Entry(_why_not(sheet, method, task))
+        if finished and len(finished) < expected:
+            cell = replace(cell, remark=f"{len(finished)} of {expected} seeds")
         cells.append(cell)
-        rated.append(sum(known) / wanted if len(known) == wanted else None)
+        rated.append(sum(finished) / expected if len(finished) == expected else None)
     return (Entry(task.name), *placed(cells, rated))
 
 
 def _why_not(sheet: SuiteSheet, method: MethodName, task: TaskName) -> str:
-    found = [sheet.results.get((method, task, seed)) for seed in sheet.seeds]
-    return "failed" if any(r and isinstance(r.outcome, Failed) for r in found) else NONE.text
+    results = [sheet.results.get((method, task, seed)) for seed in sheet.seeds]
+    return "failed" if any(r and isinstance(r.outcome, Failed) for r in results) else NONE.text
 
 
 def share(spread: Spread | None) -> Entry:
-    """Accuracy in %, with its spread."""
+    """Return accuracy in %, with its spread."""
     return NONE if spread is None else Entry(numbers.bare(spread), full=f"{spread.mean:.6f}")
 
 
 def _means(findings: Findings) -> list[Field]:
-    """Both suite means; where a method lacks tasks, both over the shared tasks as well."""
+    """Return both suite means; where a method lacks tasks, both over the shared tasks as well."""
     sheet, total = findings.sheet, len(findings.sheet.tasks)
-    about = {
+    meanings = {
         "group": "Mean over groups of the means over a group's tasks",
         "task": "Plain mean over tasks",
     }
     if any(m and m.own for row in findings.rows for m in (row.whole, row.shared)):
-        about["own"] = (
+        meanings["own"] = (
             "Among the classes of a picture's own task: plain mean over tasks that are several"
         )
-    titles = {kind: f"{kind.capitalize()} mean" for kind in about} | {"own": "Own task"}
+    titles = {kind: f"{kind.capitalize()} mean" for kind in meanings} | {"own": "Own task"}
 
     def field(kind: str, part: str, title: str, meaning: str) -> Field:
         def spread(row: MethodRow) -> Spread | None:
@@ -229,53 +233,53 @@ def _means(findings: Findings) -> list[Field]:
 
         return Field(Column(title, meaning), cell, lambda row: (s := spread(row)) and s.mean)
 
-    found = [field(kind, "whole", titles[kind], about[kind]) for kind in about]
+    fields = [field(kind, "whole", titles[kind], meanings[kind]) for kind in meanings]
     if findings.ragged:
         n = int(sheet.shared.sum())
-        where = f"the {numbers.plural(n, 'task')} that all methods have completed"
-        found += [
-            field(kind, "shared", f"{titles[kind]}, {n} shared", f"{text}: {where}")
-            for kind, text in about.items()
+        scope = f"the {numbers.plural(n, 'task')} that all methods have completed"
+        fields += [
+            field(kind, "shared", f"{titles[kind]}, {n} shared", f"{text}: {scope}")
+            for kind, text in meanings.items()
         ]
-    return found
+    return fields
 
 
 def _beside(findings: Findings) -> list[Field]:
     """Balanced accuracy, losses and calibration, which rank nobody; a column if any row has it."""
-    where = ", over the shared tasks" if findings.ragged else ""
+    scope = ", over the shared tasks" if findings.ragged else ""
 
     def balanced(row: MethodRow) -> Entry:
         return share(row.shared and row.shared.balanced)
 
     def number(name: str, row: MethodRow) -> Entry:
-        found: Spread | None = row.shared and getattr(row.shared, name)
-        return Entry(f"{found.mean:.3f}", full=f"{found.mean:.6f}") if found else NONE
+        spread: Spread | None = row.shared and getattr(row.shared, name)
+        return Entry(f"{spread.mean:.3f}", full=f"{spread.mean:.6f}") if spread else NONE
 
     right = "Mean over a task's classes of the share of right answers, %: plain mean over tasks"
     mean_loss = "Mean cross-entropy of the test part: plain mean over tasks"
     fields = [
-        Field(Column("Balanced", f"{right}{where}"), balanced),
-        Field(Column("Loss", f"{mean_loss}{where}"), partial(number, "loss")),
+        Field(Column("Balanced", f"{right}{scope}"), balanced),
+        Field(Column("Loss", f"{mean_loss}{scope}"), partial(number, "loss")),
     ]
-    more = {
+    calibrations = {
         "tempered": (
             "Tempered",
             "The same after one temperature that the validation part carries",
         ),
         "ece": ("ECE", "Expected calibration error, a share: plain mean over tasks"),
     }
-    for name, (title, meaning) in more.items():
+    for name, (title, meaning) in calibrations.items():
         if any(row.shared and getattr(row.shared, name) for row in findings.rows):
-            fields.append(Field(Column(title, f"{meaning}{where}"), partial(number, name)))
+            fields.append(Field(Column(title, f"{meaning}{scope}"), partial(number, name)))
     return fields
 
 
 def _costs(findings: Findings) -> list[Field]:
-    where = ", over the shared tasks" if findings.ragged else ""
+    scope = ", over the shared tasks" if findings.ragged else ""
 
-    def field(title: str, meaning: str, shown: Callable[[Any], Entry], name: str) -> Field:
-        column = Column(title, f"{meaning}{where}")
-        return Field(column, lambda row: shown(row.costs and getattr(row.costs, name)))
+    def field(title: str, meaning: str, render: Callable[[Any], Entry], name: str) -> Field:
+        column = Column(title, f"{meaning}{scope}")
+        return Field(column, lambda row: render(row.costs and getattr(row.costs, name)))
 
     discount = (
         "Group mean times exp(-log10(P / 10 M + 1)), P the parameters without the head: accuracy "
@@ -317,23 +321,25 @@ def _size(n: int | None) -> Entry:
 
 
 def _difference(sheet: SuiteSheet, row: MethodRow) -> tuple[Entry, ...]:
-    found = row.difference
+    difference = row.difference
     rank = NONE if row.rank is None else Entry(f"{row.rank:.2f}")
-    if found is None:
+    if difference is None:
         return (Entry(row.method.label), *[NONE] * 7, rank)
-    known = ~np.isnan(found.by_task)
-    names = [task.group for task, kept in zip(sheet.tasks, known, strict=True) if kept]
-    grouped = float(found.by_task[known] @ statistics.weights(names))
-    fewer = "" if known.all() else f"{int(known.sum())} of {len(known)} tasks"
-    interval = NONE if found.interval is None else Entry(numbers.interval(*found.interval, 2))
+    compared = ~np.isnan(difference.by_task)
+    names = [task.group for task, included in zip(sheet.tasks, compared, strict=True) if included]
+    grouped = float(difference.by_task[compared] @ statistics.weights(names))
+    fewer = "" if compared.all() else f"{int(compared.sum())} of {len(compared)} tasks"
+    interval = (
+        NONE if difference.interval is None else Entry(numbers.interval(*difference.interval, 2))
+    )
     return (
         Entry(row.method.label),
-        Entry(numbers.signed(100 * found.mean, 2), fewer, f"{found.mean:+.6f}"),
+        Entry(numbers.signed(100 * difference.mean, 2), fewer, f"{difference.mean:+.6f}"),
         interval,
         Entry(numbers.signed(100 * grouped, 2), full=f"{grouped:+.6f}"),
-        Entry(" / ".join(map(str, found.record))),
-        Entry(str(found.n)),
-        _probability(found.p),
+        Entry(" / ".join(map(str, difference.record))),
+        Entry(str(difference.n)),
+        _probability(difference.p),
         _probability(row.p),
         rank,
     )

@@ -33,12 +33,12 @@ MODULES = {"vtab-1k": "vtab", "fgvc": "fgvc", "gicd": "gicd", "mini": "mini", "f
 
 
 def suites() -> tuple[Suite, ...]:
-    """All suites except those whose optional dependency is not installed."""
-    return tuple(found for found in map(_loaded, MODULES) if isinstance(found, Suite))
+    """Return all suites except those whose optional dependency is not installed."""
+    return tuple(loaded for loaded in map(_loaded, MODULES) if isinstance(loaded, Suite))
 
 
 def suite(name: str) -> Suite:
-    """The suite of that name.
+    """Return the suite of that name.
 
     Raises: UnknownName; ImportError when a package that it needs is not installed.
     """
@@ -48,7 +48,7 @@ def suite(name: str) -> Suite:
 
 
 def find(spec: str) -> tuple[Suite, SuiteTask] | None:
-    """The task of "suite/task"; None when `spec` does not begin with the name of a suite.
+    """Return the task of "suite/task"; None when `spec` does not begin with the name of a suite.
 
     "suite/a+b" joins tasks, "suite/joint" all tasks of a suite. "@train+val" is ignored here.
     Raises: UnknownName for a task that the suite does not have; ConfigError for an impossible join.
@@ -56,22 +56,24 @@ def find(spec: str) -> tuple[Suite, SuiteTask] | None:
     head, _, tail = spec.removesuffix(JOINED).partition("/")
     if head not in MODULES or not tail:
         return None
-    found = suite(head)
+    known_suite = suite(head)
     if "+" not in tail and tail != JOINT:
-        return found, found.task(tail)
-    tasks = members(found, tail)
-    return found, joint_task(tasks, tail, lambda t, folder: reading.read_task(found, t, folder))
+        return known_suite, known_suite.task(tail)
+    tasks = members(known_suite, tail)
+    return known_suite, joint_task(
+        tasks, tail, lambda t, folder: reading.read_task(known_suite, t, folder)
+    )
 
 
-def members(found: Suite, name: str) -> tuple[SuiteTask, ...]:
-    """The tasks that "a+b" or "joint" consists of, or the single task of that name."""
-    return found.tasks if name == JOINT else tuple(map(found.task, name.split("+")))
+def members(owner: Suite, name: str) -> tuple[SuiteTask, ...]:
+    """Return the tasks that "a+b" or "joint" consists of, or the single task of that name."""
+    return owner.tasks if name == JOINT else tuple(map(owner.task, name.split("+")))
 
 
 def published_task(spec: str) -> PublishedTask:
     """Return the task of "suite/task" as `intarsia.data` wants it.  Raises: as `find` does."""
-    found, task = _found(spec)
-    several = members(found, task.name)
+    owner, task = _found(spec)
+    several = members(owner, task.name)
     return PublishedTask(
         read=lambda: read(spec),
         joins=joins(spec),
@@ -88,22 +90,22 @@ def read(spec: str) -> dict[str, ImageSet]:
     search on the validation part.
     Raises: UnknownName; DataError for files that are missing, damaged or not as published.
     """
-    found, task = _found(spec)
-    parts = reading.read_task(found, task, root(found))
+    owner, task = _found(spec)
+    parts = reading.read_task(owner, task, root(owner))
     if joins(spec):
         parts["train"] = chained(parts["train"], parts.pop("val"))
     return parts
 
 
 def joins(spec: str) -> bool:
-    """Whether "@train+val" adds a validation part to the training part of `spec`."""
+    """Return True if "@train+val" adds a validation part to the training part of `spec`."""
     return spec.endswith(JOINED) and "val" in _found(spec)[1].counts
 
 
 def published(spec: str, fraction: float) -> ImageSet | None:
-    """The published training part of "suite/task" with that fraction, or None."""
-    found, task = _found(spec)
-    return reading.read_published(found, task, root(found), fraction)
+    """Return the published training part of "suite/task" with that fraction, or None."""
+    owner, task = _found(spec)
+    return reading.read_published(owner, task, root(owner), fraction)
 
 
 def describe(root: Path | None = None) -> list[dict[str, Any]]:
@@ -116,10 +118,10 @@ def describe(root: Path | None = None) -> list[dict[str, Any]]:
 
 
 def _found(spec: str) -> tuple[Suite, SuiteTask]:
-    found = find(spec)
-    if found is None:
+    match = find(spec)
+    if match is None:
         raise UnknownName("suite", spec.partition("/")[0], MODULES)
-    return found
+    return match
 
 
 def _loaded(name: str) -> Suite | ImportError:
@@ -130,23 +132,23 @@ def _loaded(name: str) -> Suite | ImportError:
 
 
 def _suite_record(name: str, folder: Path) -> dict[str, Any]:
-    found = _loaded(name)
-    if isinstance(found, ImportError):
-        return {"suite": name, "root": str(folder), "error": str(found), "tasks": []}
-    tasks = [_task_record(found, task, folder) for task in found.tasks]
+    loaded = _loaded(name)
+    if isinstance(loaded, ImportError):
+        return {"suite": name, "root": str(folder), "error": str(loaded), "tasks": []}
+    tasks = [_task_record(loaded, task, folder) for task in loaded.tasks]
     return {
         "suite": name,
-        "about": found.about,
-        "how": found.how,
-        "groups": list(found.groups),
+        "about": loaded.about,
+        "how": loaded.how,
+        "groups": list(loaded.groups),
         "root": str(folder),
         "tasks": tasks,
     }
 
 
-def _task_record(found: Suite, task: SuiteTask, folder: Path) -> dict[str, Any]:
+def _task_record(owner: Suite, task: SuiteTask, folder: Path) -> dict[str, Any]:
     absent = [str(path) for path in reading.missing(task, folder)]
-    obtained = found.obtained(task.name)
+    obtained = owner.obtained(task.name)
     if task.synthetic and obtained is None and not task.needs:
         pictures = "rendered here"
     elif obtained is False:
@@ -155,7 +157,7 @@ def _task_record(found: Suite, task: SuiteTask, folder: Path) -> dict[str, Any]:
         pictures = "not on disk" if absent else "ready"
     return {
         "task": task.name,
-        "spec": f"{found.name}/{task.name}",
+        "spec": f"{owner.name}/{task.name}",
         "group": task.group,
         "classes": task.classes,
         "counts": dict(task.counts),

@@ -73,13 +73,13 @@ def read(name: str, root: Path) -> Parts:
     classes = _classes(train)
     rows = {"train": train}
     rows |= {p: read_json(folder / f"{p}.json", ids=classes) for p in PARTS[1:]}
-    check_apart({folder / f"{part}.json": found for part, found in rows.items()})
+    check_apart({folder / f"{part}.json": entries for part, entries in rows.items()})
     pictures = folder / _SETS[name].images
     return {p: to_set(name, rows[p], pictures, classes=classes, source="FGVC") for p in PARTS}
 
 
 def published(name: str, root: Path, fraction: float) -> ImageSet | None:
-    """The set in `train_<fraction>.json` (0.1 for 10 %); None when that file does not exist.
+    """Return the set in `train_<fraction>.json` (0.1 for 10 %); None when that file does not exist.
 
     Raises: DataError as `read` does. Its pictures may also be in train and val, but not in test.
     """
@@ -100,7 +100,7 @@ def _classes(rows: list[tuple[str, int]]) -> dict[int, int]:
 
 
 def _folder(name: str, root: Path) -> Path:
-    """The set's folder under the first name that exists, or where it should be."""
+    """Return the set's folder under the first name that exists, or where it should be."""
     places = [root / folder for folder in _folders(name)]
     return next((place for place in places if place.is_dir()), places[0])
 
@@ -109,23 +109,23 @@ def _folders(name: str) -> tuple[str, ...]:
     return name, *_SETS[name].others, f"FGVC-{name}"
 
 
-def _task(name: str, found: _Set) -> SuiteTask:
-    needs = [f"{part}.json" for part in PARTS] + [found.images] * (found.images != ".")
+def _task(name: str, entry: _Set) -> SuiteTask:
+    needs = [f"{part}.json" for part in PARTS] + [entry.images] * (entry.images != ".")
     return SuiteTask(
         name=name,
         group="fine-grained",
-        classes=found.classes,
-        counts=dict(zip(PARTS, found.counts, strict=True)),
+        classes=entry.classes,
+        counts=dict(zip(PARTS, entry.counts, strict=True)),
         read=partial(read, name),
         needs=tuple("|".join(f"{folder}/{need}" for folder in _folders(name)) for need in needs),
-        about=found.about,
+        about=entry.about,
     )
 
 
 SUITE = Suite(
     name="fgvc",
     about="fine-grained classification: CUB, NABirds, Oxford Flowers, Stanford Dogs and Cars",
-    tasks=tuple(_task(name, found) for name, found in _SETS.items()),
+    tasks=tuple(_task(name, entry) for name, entry in _SETS.items()),
     how="Get the pictures from each set's publisher and put the JSON splits of VPT beside them"
     " (github.com/KMnP/vpt links to both).",
     groups=("fine-grained",),

@@ -27,7 +27,7 @@ _NAMED: dict[str, tuple[str, int, tuple[int, int, int]]] = {
 SUITE = Suite(
     "fresh",
     "6 tasks from package registries on which nothing was chosen",
-    tuple(named(name, *what) for name, what in _NAMED.items()),
+    tuple(named(name, *options) for name, options in _NAMED.items()),
     how="Its pictures are downloaded from Debian and npm; there is nothing to prepare. To make a "
     "set again, delete its file in the cache's folder `sets`.",
     groups=("natural", "specialized", "structured"),

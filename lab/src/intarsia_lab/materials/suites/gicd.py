@@ -26,14 +26,14 @@ _OPENS: dict[str, dict[str, partial[Any]]] = {
 
 
 def read(name: str, root: Path, *, download: bool = False) -> Parts:
-    """The published parts of a set; download: let torchvision download what is missing.
+    """Return the published parts of a set; download: let torchvision download what is missing.
 
     Pictures of Aircraft and Food-101 are paths. Those of CIFAR-100 (180 MB) are in memory.
     Raises: DataError when torchvision does not find the set, or its checksums differ.
     """
     try:
         opened = {p: make(root=root, download=download) for p, make in _OPENS[name].items()}
-        return {p: _to_set(name, found) for p, found in opened.items()}
+        return {p: _to_set(name, dataset) for p, dataset in opened.items()}
     except DataError:
         raise
     except (RuntimeError, OSError, LookupError, ValueError) as error:
@@ -47,13 +47,13 @@ def read(name: str, root: Path, *, download: bool = False) -> Parts:
         ) from error
 
 
-def _to_set(name: str, found: Any) -> ImageSet:
+def _to_set(name: str, dataset: Any) -> ImageSet:
     if name == "cifar100":
-        pictures, labels = found.data, found.targets
+        pictures, labels = dataset.data, dataset.targets
     else:
-        pictures, labels = [Path(p) for p in found._image_files], found._labels
-    source, label = f"torchvision {type(found).__name__}", np.asarray(labels, dtype=np.int64)
-    return ImageSet(name, pictures, label, tuple(found.classes), source=source)
+        pictures, labels = [Path(p) for p in dataset._image_files], dataset._labels
+    source, label = f"torchvision {type(dataset).__name__}", np.asarray(labels, dtype=np.int64)
+    return ImageSet(name, pictures, label, tuple(dataset.classes), source=source)
 
 
 def _task(name: str, classes: int, counts: dict[str, int], needs: tuple[str, ...]) -> SuiteTask:

@@ -29,28 +29,28 @@ def joint(tasks: Mapping[str, Parts]) -> Parts:
     classes = tuple(f"{name}/{label}" for name, labels in first.items() for label in labels)
     offsets = dict(zip(tasks, accumulate(map(len, first.values()), initial=0), strict=False))
     name = "+".join(tasks)
-    found: dict[str, ImageSet] = {}
+    joined: dict[str, ImageSet] = {}
     for part, sources in _sources({name: tuple(parts) for name, parts in tasks.items()}).items():
         sets = [(offsets[task], tasks[task][p]) for task, p in sources]
         labels = np.concatenate([images.labels + offset for offset, images in sets])
         pictures = in_sequence([images.images for _, images in sets])
         licence = "; ".join(sorted({images.licence for _, images in sets}))
-        found[part] = ImageSet(name, pictures, labels, classes, licence=licence, source="joint")
-    return found
+        joined[part] = ImageSet(name, pictures, labels, classes, licence=licence, source="joint")
+    return joined
 
 
 def groups(classes: Sequence[str]) -> dict[str, list[int]]:
     """Task -> indices of its classes, from the class names of `joint`."""
-    found: dict[str, list[int]] = {}
+    indices: dict[str, list[int]] = {}
     for label, name in enumerate(classes):
-        found.setdefault(name.partition("/")[0], []).append(label)
-    return found
+        indices.setdefault(name.partition("/")[0], []).append(label)
+    return indices
 
 
 def joint_task(
     tasks: Sequence[SuiteTask], name: str, read: Callable[[SuiteTask, Path], Parts]
 ) -> SuiteTask:
-    """The task that joins `tasks`; read: reads one of them.
+    """Return the task that joins `tasks`; read: reads one of them.
 
     Raises: ConfigError as `joint` does, and for a task that is given twice.
     """
@@ -59,14 +59,14 @@ def joint_task(
         got, fix = " + ".join(names), "Leave out the second."
         raise ConfigError("joint tasks", got=got, want="each once", fix=fix)
     counts = {task.name: task.counts for task in tasks}
-    parts = {name: tuple(found) for name, found in counts.items()}
+    parts = {name: tuple(pairs) for name, pairs in counts.items()}
     _check(parts)
     sources = _sources(parts)
     return SuiteTask(
         name=name,
         group=JOINT,
         classes=sum(task.classes for task in tasks),
-        counts={p: sum(counts[t][q] for t, q in found) for p, found in sources.items()},
+        counts={p: sum(counts[t][q] for t, q in pairs) for p, pairs in sources.items()},
         read=lambda root: joint({task.name: read(task, root) for task in tasks}),
         needs=tuple(chain.from_iterable(task.needs for task in tasks)),
         synthetic=all(task.synthetic for task in tasks),
@@ -75,7 +75,7 @@ def joint_task(
 
 
 def _check(parts: Mapping[str, Sequence[str]]) -> None:
-    lacking = [name for name, found in parts.items() if not {"train", "test"} <= set(found)]
+    lacking = [name for name, names in parts.items() if not {"train", "test"} <= set(names)]
     if len(parts) < 2 or lacking:
         got = f"{' and '.join(lacking)} without train or test" if lacking else f"{len(parts)} task"
         want, fix = "two or more, each with train and test", "Name others, as in mini/a+b."
@@ -84,12 +84,12 @@ def _check(parts: Mapping[str, Sequence[str]]) -> None:
 
 def _sources(parts: Mapping[str, Sequence[str]]) -> dict[str, list[tuple[str, str]]]:
     """Joint part -> the (task, part) pairs in it."""
-    every = all("val" in found for found in parts.values())
+    all_validate = all("val" in names for names in parts.values())
     train = [
         (task, part)
-        for task, found in parts.items()
+        for task, names in parts.items()
         for part in ("train", "val")
-        if part in found and not (every and part == "val")
+        if part in names and not (all_validate and part == "val")
     ]
-    rest = ("val", "test") if every else ("test",)
+    rest = ("val", "test") if all_validate else ("test",)
     return {"train": train} | {part: [(task, part) for task in parts] for part in rest}

@@ -42,19 +42,22 @@ def read_json(file: Path, *, ids: Container[int] | None = None) -> list[Row]:
     """
     form = "a JSON object {relative path: class id}"
     try:
-        found = parse_json(_text(file), pairs=_Pairs)
+        pairs = parse_json(_text(file), pairs=_Pairs)
     except ValueError as error:
         raise _bad(file, str(error), form) from error
-    if not isinstance(found, _Pairs):
-        raise _bad(file, f"a JSON {type(found).__name__}", form)
-    rows = [(n, f"{k}: {json.dumps(v)}", k, v) for n, (k, v) in enumerate(found, 1)]
+    if not isinstance(pairs, _Pairs):
+        raise _bad(file, f"a JSON {type(pairs).__name__}", form)
+    rows = [(n, f"{k}: {json.dumps(v)}", k, v) for n, (k, v) in enumerate(pairs, 1)]
     return _checked(file, "entry", form, rows, ids)
 
 
 def to_set(
     name: str, rows: Iterable[Row], folder: Path, *, classes: dict[int, int], source: str
 ) -> ImageSet:
-    """The set of the rows, with pictures as paths below `folder`; classes: class id -> label."""
+    """Return the set of the rows, with pictures as paths below `folder`.
+
+    classes: class id -> label.
+    """
     rows = list(rows)
     labels = np.asarray([classes[i] for _, i in rows], dtype=np.int64)
     names = tuple(str(i) for i in classes)
@@ -64,12 +67,12 @@ def to_set(
 def check_apart(parts: Mapping[Path, Iterable[Row]]) -> None:
     """Raise DataError for a path that is in two label files.  parts: file -> its rows."""
     paths = {file: {os.path.normpath(path) for path, _ in rows} for file, rows in parts.items()}
-    for one, other in combinations(paths, 2):
-        if both := sorted(paths[one] & paths[other]):
-            what = f"label files {one.name} and {other.name} in {one.parent}"
+    for first, second in combinations(paths, 2):
+        if both := sorted(paths[first] & paths[second]):
+            subject = f"label files {first.name} and {second.name} in {first.parent}"
             got = f"{len(both)} {'path' if len(both) == 1 else 'paths'} in both, as {both[0]!r}"
             fix = "Take the files from their publisher again, or correct them."
-            raise DataError(what, got=got, want="every picture in one part", fix=fix)
+            raise DataError(subject, got=got, want="every picture in one part", fix=fix)
 
 
 def check_present(images: ImageSet, *, spec: str, fix: str) -> None:
@@ -78,10 +81,13 @@ def check_present(images: ImageSet, *, spec: str, fix: str) -> None:
         return
     absent = [p for p in images.images if isinstance(p, Path) and not p.is_file()]
     if absent:
-        shown = "".join(f"\n  {path}" for path in absent[:SHOWN])
-        more = f"\n  and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
-        what, got = f"pictures of {spec}", f"{len(absent)} of {len(images)} missing:{shown}{more}\n"
-        raise DataError(what, got=got, want="every picture of the list", fix=fix)
+        listed = "".join(f"\n  {path}" for path in absent[:SHOWN])
+        rest = f"\n  and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
+        subject, got = (
+            f"pictures of {spec}",
+            f"{len(absent)} of {len(images)} missing:{listed}{rest}\n",
+        )
+        raise DataError(subject, got=got, want="every picture of the list", fix=fix)
 
 
 class _Pairs(list[tuple[str, object]]):
@@ -110,35 +116,35 @@ def _checked(
     good: list[Row] = []
     faults: list[str] = []
     for number, text, path, label in rows:
-        known = _id(label)
+        class_id = _id(label)
         if leaves(path):
             fault = "leaves the folder"
-        elif known is None:
+        elif class_id is None:
             fault = "no whole number as label"
-        elif ids is not None and known not in ids:
-            fault = f"label {known} is not one of the classes{_range(ids)}"
+        elif ids is not None and class_id not in ids:
+            fault = f"label {class_id} is not one of the classes{_range(ids)}"
         elif (place := os.path.normpath(path)) in first:
             fault = f"the path of {unit} {first[place]} again"
         else:
             first[place] = number
-            good.append((path, known))
+            good.append((path, class_id))
             continue
         faults.append(f"\n  {unit} {number} {text.strip()[:80]!r}: {fault}")
     if faults:
-        more = f"\n  and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        bad = f"{len(faults)} bad of {len(rows)}:{''.join(faults[:SHOWN])}{more}\n"
+        rest = f"\n  and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+        bad = f"{len(faults)} bad of {len(rows)}:{''.join(faults[:SHOWN])}{rest}\n"
         raise _bad(file, bad, f"{form}, every path inside the folder and once")
     return good
 
 
 def leaves(path: str) -> bool:
-    """Whether a path is absolute or points outside its folder."""
+    """Return True if a path is absolute or points outside its folder."""
     normal = os.path.normpath(path)
     return Path(path).is_absolute() or normal.split(os.sep)[0] == os.pardir
 
 
 def _id(label: object) -> int | None:
-    """A class id given as a number or as digits, or None."""
+    """Return a class id given as a number or as digits, or None."""
     if isinstance(label, str) and label.isascii() and label.isdecimal():
         return int(label)
     return label if isinstance(label, int) and not isinstance(label, bool) and label >= 0 else None

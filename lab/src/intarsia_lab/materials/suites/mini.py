@@ -42,19 +42,23 @@ SIMULATED = frozenset({"textile"})  # according to its publisher
 
 
 def read_named(name: str, sizes: tuple[int, int, int], _: Path) -> Parts:
-    """The parts of a task whose pictures come from a package.
+    """Return the parts of a task whose pictures come from a package.
 
     Raises: AssetError when the package is not available.
     """
     full = sets.load(name)
-    where = distinct(full)
+    positions = distinct(full)
     first = sets.SETS[name].published_train
-    pools = (where, where) if first is None else (where[where < first], where[where >= first])
+    pools = (
+        (positions, positions)
+        if first is None
+        else (positions[positions < first], positions[positions >= first])
+    )
     return cut(full, *pools, sizes=sizes)
 
 
 def read_rendered(name: str, _: Path) -> Parts:
-    """The parts of a synthetic task."""
+    """Return the parts of a synthetic task."""
     full = structured.load(name, sum(USUAL), seed=SEED)
     ends = np.cumsum(USUAL)
     return {
@@ -64,12 +68,14 @@ def read_rendered(name: str, _: Path) -> Parts:
 
 
 def distinct(images: ImageSet) -> np.ndarray:
-    """Positions of the first of exact copies, without copies whose labels differ."""
+    """Return positions of the first of exact copies, without copies whose labels differ."""
     copies: dict[bytes, list[int]] = defaultdict(list)
     for i, picture in enumerate(images.images):
         copies[hashlib.sha256(np.asarray(picture).tobytes()).digest()].append(i)
-    kept = [same[0] for same in copies.values() if len(set(images.labels[same])) == 1]
-    return np.sort(np.asarray(kept, dtype=np.int64))
+    firsts = [
+        duplicates[0] for duplicates in copies.values() if len(set(images.labels[duplicates])) == 1
+    ]
+    return np.sort(np.asarray(firsts, dtype=np.int64))
 
 
 def cut(
@@ -82,7 +88,7 @@ def cut(
     checked = _draw(images, rest, n_val)
     learned = _draw(images, np.setdiff1d(rest, checked), n_train)
     positions = zip(PARTS, (learned, checked, tested), strict=True)
-    return {part: images.select(chosen, name=f"{images.name}/{part}") for part, chosen in positions}
+    return {part: images.select(rows, name=f"{images.name}/{part}") for part, rows in positions}
 
 
 def _draw(images: ImageSet, pool: np.ndarray, n: int) -> np.ndarray:
@@ -94,7 +100,7 @@ def _draw(images: ImageSet, pool: np.ndarray, n: int) -> np.ndarray:
 def named(
     name: str, group: str, classes: int, sizes: tuple[int, int, int], *, synthetic: bool = False
 ) -> SuiteTask:
-    """A task whose pictures come from packages."""
+    """Return a task whose pictures come from packages."""
     return SuiteTask(
         name,
         group,
@@ -123,7 +129,7 @@ SUITE = Suite(
     "mini",
     "8 real tasks and a simulated one from package registries, 6 synthetic ones rendered here",
     (
-        *(named(n, *what, synthetic=n in SIMULATED) for n, what in _NAMED.items()),
+        *(named(n, *options, synthetic=n in SIMULATED) for n, options in _NAMED.items()),
         *map(_rendered, structured.names()),
     ),
     how="Its pictures are downloaded from PyPI, Debian and npm, or rendered; there is nothing to "

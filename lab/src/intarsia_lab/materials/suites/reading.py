@@ -16,29 +16,29 @@ from .task import Parts, Suite, SuiteTask
 
 
 def home() -> Path:
-    """The folder with one folder per suite: `$INTARSIA_DATA`, or `suites` in the cache."""
-    given = os.environ.get("INTARSIA_DATA")
-    return Path(given).expanduser() if given else cache_dir() / "suites"
+    """Return the folder with one folder per suite: `$INTARSIA_DATA`, or `suites` in the cache."""
+    folder = os.environ.get("INTARSIA_DATA")
+    return Path(folder).expanduser() if folder else cache_dir() / "suites"
 
 
 def root(suite: Suite) -> Path:
-    """The folder of a suite's pictures, whether it exists or not."""
+    """Return the folder of a suite's pictures, whether it exists or not."""
     return home() / suite.name
 
 
 def missing(task: SuiteTask, folder: Path) -> list[Path]:
-    """The missing files of `task` below `folder`; of alternatives, the likeliest one."""
-    found: list[Path] = []
+    """Return the missing files of `task` below `folder`; of alternatives, the likeliest one."""
+    paths: list[Path] = []
     for need in task.needs:
         either = need.split("|")
         if not any(any(folder.glob(name)) for name in either):
             begun = (name for name in either if (folder / name).parent.is_dir())
-            found.append(folder / next(begun, either[0]))
-    return found
+            paths.append(folder / next(begun, either[0]))
+    return paths
 
 
 def read_task(suite: Suite, task: SuiteTask, folder: Path) -> dict[str, ImageSet]:
-    """The parts of a task below a suite's folder, counted but not decoded.
+    """Return the parts of a task below a suite's folder, counted but not decoded.
 
     Raises: DataError for missing files, for parts, classes or numbers of images other than
     published, and for a class without a test picture; the errors of the task's own reader.
@@ -58,17 +58,17 @@ def read_task(suite: Suite, task: SuiteTask, folder: Path) -> dict[str, ImageSet
 
 
 def read_published(suite: Suite, task: SuiteTask, folder: Path, fraction: float) -> ImageSet | None:
-    """The training part that a suite publishes for a fraction, or None.
+    """Return the training part that a suite publishes for a fraction, or None.
 
     Raises: DataError as `read_task` does.
     """
     if suite.published is None or task not in suite.tasks or missing(task, folder):
         return None
-    found = suite.published(task.name, folder, fraction)
-    if found is not None:
+    images = suite.published(task.name, folder, fraction)
+    if images is not None:
         spec = f"{suite.name}/{task.name}, {fraction} of train"
-        check_present(found, spec=spec, fix=_fix(suite, folder))
-    return found
+        check_present(images, spec=spec, fix=_fix(suite, folder))
+    return images
 
 
 def _check_needs(suite: Suite, task: SuiteTask, folder: Path) -> None:
@@ -92,8 +92,8 @@ def _check_every_class(parts: Parts, spec: str, fix: str) -> None:
         anywhere = {label for images in parts.values() for label, n in images.counts().items() if n}
         named = [name if name in anywhere else f"{name} (in no part)" for name in absent]
         total = len(parts["test"].classes)
-        more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
-        got = f"no test picture of {len(absent)}: {', '.join(named[:SHOWN])}{more}"
+        rest = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
+        got = f"no test picture of {len(absent)}: {', '.join(named[:SHOWN])}{rest}"
         want = f"test pictures of all {total}"
         raise DataError(f"classes of {spec}", got=got, want=want, fix=fix)
 

@@ -55,8 +55,8 @@ class Suite:
     obtained: Callable[[str], bool | None] = lambda _: None
 
     def task(self, name: str) -> SuiteTask:
-        """The task of that name.  Raises: UnknownName."""
-        for found in self.tasks:
-            if found.name == name:
-                return found
+        """Return the task of that name.  Raises: UnknownName."""
+        for known_task in self.tasks:
+            if known_task.name == name:
+                return known_task
         raise UnknownName(f"task of {self.name}", name, [t.name for t in self.tasks])

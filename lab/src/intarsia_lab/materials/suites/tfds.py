@@ -70,7 +70,7 @@ def _nearest_vehicle(example: Example) -> int:
 
 
 def _binned(key: str, values: int) -> Callable[[Example], int]:
-    """One of `values` positions or angles, in 16 equal ranges."""
+    """Return the function that sorts one of `values` positions or angles into 16 equal ranges."""
     return lambda example: int(example[key]) * 16 // values
 
 
@@ -115,12 +115,12 @@ def mark(name: str) -> str:
 
 
 def is_prepared(name: str, root: Path) -> bool:
-    """Whether TFDS has prepared a task's data set below `root`."""
+    """Return True if TFDS has prepared a task's data set below `root`."""
     return any(root.glob(mark(name)))
 
 
 def read(name: str, root: Path, *, classes: int) -> Parts:
-    """The three parts of a task; the encoded pictures are held in memory.
+    """Return the three parts of a task; the encoded pictures are held in memory.
 
     Raises: MissingExtra without `tensorflow-datasets`; DataError when it cannot read the set.
     """
@@ -133,18 +133,18 @@ def read(name: str, root: Path, *, classes: int) -> Parts:
         builder = library.builder(f"{source.builder}:{source.version}", data_dir=str(root))
         slices = source.slices(builder.info.splits["train"].num_examples)
         skip = {"image": library.decode.SkipDecoding()}
-        found = {
-            part: builder.as_dataset(split=where, shuffle_files=False, decoders=skip)
-            for part, where in slices.items()
+        datasets = {
+            part: builder.as_dataset(split=slice_name, shuffle_files=False, decoders=skip)
+            for part, slice_name in slices.items()
         }
-        return {p: _to_set(name, library.as_numpy(data), classes) for p, data in found.items()}
+        return {p: _to_set(name, library.as_numpy(data), classes) for p, data in datasets.items()}
     except (AssertionError, KeyError, OSError, ValueError) as error:  # all that TFDS raises
-        what, want = (
+        subject, want = (
             f"TFDS data set {source.builder!r} in {root}",
             f"version {source.version}, prepared",
         )
         fix = f"Run: tfds build {source.builder} --data_dir {root}"
-        raise DataError(what, got=error, want=want, fix=fix) from error
+        raise DataError(subject, got=error, want=want, fix=fix) from error
 
 
 def _to_set(name: str, examples: Iterable[Example], classes: int) -> ImageSet:

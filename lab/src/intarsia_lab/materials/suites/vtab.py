@@ -43,7 +43,7 @@ _TASKS: dict[str, tuple[str, int, int, tuple[str, ...]]] = {
 
 
 def read(name: str, root: Path) -> Parts:
-    """The three parts of a task, from its lists or from its prepared TFDS data set.
+    """Return the three parts of a task, from its lists or from its prepared TFDS data set.
 
     Raises: DataError for a list that is missing or damaged (see `read_lines`), and for a picture
     in two lists; the errors of `tfds.read`.
@@ -55,10 +55,10 @@ def read(name: str, root: Path) -> Parts:
     folder = folder or _places(name, root)[0]
     labels = {i: i for i in range(classes)}
     rows = {part: read_lines(folder / file, ids=range(classes)) for part, file in LISTS.items()}
-    check_apart({folder / LISTS[part]: found for part, found in rows.items()})
+    check_apart({folder / LISTS[part]: entries for part, entries in rows.items()})
     return {
-        part: to_set(name, found, folder, classes=labels, source="VTAB-1k, lists")
-        for part, found in rows.items()
+        part: to_set(name, entries, folder, classes=labels, source="VTAB-1k, lists")
+        for part, entries in rows.items()
     }
 
 
@@ -70,7 +70,7 @@ def _has_list(folder: Path) -> bool:
     return any((folder / file).is_file() for file in LISTS.values())
 
 
-def _task(name: str, group: str, classes: int, test: int, others: tuple[str, ...]) -> SuiteTask:
+def _task(name: str, group: str, classes: int, test: int, aliases: tuple[str, ...]) -> SuiteTask:
     either = tfds.mark(name)
     return SuiteTask(
         name=name,
@@ -79,7 +79,7 @@ def _task(name: str, group: str, classes: int, test: int, others: tuple[str, ...
         counts={"train": 800, "val": 200, "test": test},
         read=partial(read, name),
         needs=tuple(
-            "|".join([*(f"{folder}/{file}" for folder in (name, *others)), either])
+            "|".join([*(f"{folder}/{file}" for folder in (name, *aliases)), either])
             for file in LISTS.values()
         ),
         about=f"{tfds.SOURCES[name].builder} of tensorflow-datasets",
@@ -89,7 +89,7 @@ def _task(name: str, group: str, classes: int, test: int, others: tuple[str, ...
 SUITE = Suite(
     name="vtab-1k",
     about="VTAB-1k: 19 tasks with 800 training images each, in three groups",
-    tasks=tuple(_task(name, *about) for name, about in _TASKS.items()),
+    tasks=tuple(_task(name, *facts) for name, facts in _TASKS.items()),
     how="Copy the data in NOAH's layout (github.com/ZhangYuanhan-AI/NOAH; folders cifar, caltech101"
     " ..., each with train800.txt, val200.txt, test.txt and its images) into the suite's folder, or"
     " prepare the sets there with tensorflow-datasets (github.com/KMnP/vpt, VTAB_SETUP.md).",

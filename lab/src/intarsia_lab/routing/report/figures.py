@@ -21,7 +21,7 @@ Line = dict[Any, float]
 
 def names_of(sheets: Sequence[RouterSheet]) -> list[str]:
     """Return every contender once; its place is its group's number."""
-    return list(dict.fromkeys(one.name for sheet in sheets for one in sheet.contenders))
+    return list(dict.fromkeys(contender.name for sheet in sheets for contender in sheet.contenders))
 
 
 def looks(sheets: Sequence[RouterSheet]) -> list[Look]:
@@ -155,8 +155,8 @@ def _drawn(drawing: LineFigure, series: Sequence[Series], sheet: int) -> Figure:
         margin = 0.05 * (max(values) - min(values)) or 0.1
         y = replace(y, limits=(min(values) - margin, max(values) + margin))
     label = f"{drawing.title}; the mean is in the table"
-    name, when = f"{drawing.name}-{sheet}", {"sheet": sheet}
-    return Figure(name, label, Chart(series, x, y), drawing.title, when=when)
+    name, conditions = f"{drawing.name}-{sheet}", {"sheet": sheet}
+    return Figure(name, label, Chart(series, x, y), drawing.title, when=conditions)
 
 
 def _of(contender: RouterResults, drawing: LineFigure, group: int, look: Look) -> Iterator[Series]:
@@ -165,13 +165,17 @@ def _of(contender: RouterResults, drawing: LineFigure, group: int, look: Look) -
     if not by_seed:
         return
     for layer in next(iter(by_seed.values())):
-        when: dict[str, str | int] = {"group": group}
+        conditions: dict[str, str | int] = {"group": group}
         if drawing.layered:
-            when["layer"] = "mean" if layer is None else layer
+            conditions["layer"] = "mean" if layer is None else layer
         seeds = {seed: layers[layer] for seed, layers in by_seed.items()}
-        yield _line(_mean(list(seeds.values())), contender.name, look, when | {"seed": "mean"})
+        yield _line(
+            _mean(list(seeds.values())), contender.name, look, conditions | {"seed": "mean"}
+        )
         for seed, line in seeds.items() if len(seeds) > 1 else ():
-            yield _line(line, f"{contender.name}, seed {seed}", look, when | {"seed": "single"})
+            yield _line(
+                line, f"{contender.name}, seed {seed}", look, conditions | {"seed": "single"}
+            )
 
 
 def _mean(lines: Sequence[Line]) -> Line:
@@ -184,24 +188,26 @@ def _middle(xs: Sequence[Any]) -> Any:
     return xs[0] if isinstance(xs[0], str) or len(set(xs)) == 1 else fmean(xs)
 
 
-def _line(line: Line, name: str, look: Look, when: dict[str, str | int]) -> Series:
+def _line(line: Line, name: str, look: Look, conditions: dict[str, str | int]) -> Series:
     hover = [f"{y:.4g} at {x if isinstance(x, str) else f'{x:.6g}'}" for x, y in line.items()]
-    faint = when["seed"] == "single"
-    return Series(name, list(line), list(line.values()), look, hover, faint=faint, when=when)
+    faint = conditions["seed"] == "single"
+    return Series(name, list(line), list(line.values()), look, hover, faint=faint, when=conditions)
 
 
 def maps(sheets: Sequence[RouterSheet]) -> list[Figure]:
     """Draw experts by classes: of a class's tokens, the share that each expert has first."""
     groups = {name: group for group, name in enumerate(names_of(sheets))}
     return [
-        _map(layer, one.rows[0], {"sheet": n, "contender": groups[one.name], "depth": i})
+        _map(
+            layer, contender.rows[0], {"sheet": n, "contender": groups[contender.name], "depth": i}
+        )
         for n, sheet in enumerate(sheets)
-        for one in sheet.contenders
-        for i, layer in enumerate(one.rows[0]["layers"])
+        for contender in sheet.contenders
+        for i, layer in enumerate(contender.rows[0]["layers"])
     ]
 
 
-def _map(layer: Row, row: Row, when: dict[str, str | int]) -> Figure:
+def _map(layer: Row, row: Row, conditions: dict[str, str | int]) -> Figure:
     counts: list[list[int]] = layer["table"]
     if not sum(counts[-1]):  # no token is without an expert
         counts = counts[:-1]
@@ -214,5 +220,5 @@ def _map(layer: Row, row: Row, when: dict[str, str | int]) -> Figure:
     text = [[f"{share:.0f}" for share in line] for line in shares]
     cells = HeatMap(shares, rows, columns, 100.0, hover, text, y="Expert")
     label = "Experts by classes; how much they know of each other is in the table"
-    name = "experts-" + "-".join(map(str, when.values()))
-    return Figure(name, label, cells, when=when)
+    name = "experts-" + "-".join(map(str, conditions.values()))
+    return Figure(name, label, cells, when=conditions)

@@ -22,13 +22,13 @@ def _of_layers(name: str) -> Callable[[Row], float | None]:
 
 
 def _specialisation(row: Row) -> float | None:
-    found = [layer["specialisation"]["normalised"] for layer in row["layers"]]
-    return fmean(found) if found else None
+    values = [layer["specialisation"]["normalised"] for layer in row["layers"]]
+    return fmean(values) if values else None
 
 
 def _agreement(row: Row) -> float | None:
-    found = [pair["normalised"] for pair in row["agreement"]]
-    return fmean(found) if found else None
+    values = [pair["normalised"] for pair in row["agreement"]]
+    return fmean(values) if values else None
 
 
 # None where a contender has no such thing: a dense model has no load
@@ -64,8 +64,8 @@ class RouterResults(BySeed):
 
     def by_seed(self, name: str) -> dict[int, float]:
         """seed -> one of VALUES, where there is one."""
-        found = {row["seed"]: VALUES[name](row) for row in self.rows}
-        return {seed: value for seed, value in found.items() if value is not None}
+        values = {row["seed"]: VALUES[name](row) for row in self.rows}
+        return {seed: value for seed, value in values.items() if value is not None}
 
     def difference(self, base: RouterResults) -> Differences | None:
         """Test loss minus that of another, seed by seed; None without a seed in common."""
@@ -83,22 +83,22 @@ class RouterSheet:
 
     @property
     def text(self) -> bool:
-        """Whether it is a corpus; else it is a set of pictures."""
+        """True for a corpus, False for a set of pictures."""
         return "bits_per_byte" in self.contenders[0].rows[0]
 
     @property
     def best(self) -> RouterResults:
-        """Of the lowest mean test loss."""
+        """The contender of the lowest mean test loss."""
         return min(self.contenders, key=mean_loss)
 
     @property
     def seeds(self) -> list[int]:
-        """All that occur."""
-        return sorted({row["seed"] for one in self.contenders for row in one.rows})
+        """The seeds that occur, in order."""
+        return sorted({row["seed"] for contender in self.contenders for row in contender.rows})
 
     @property
     def title(self) -> str:
-        """As in "austen at equal steps"."""
+        """The title, as in "austen at equal steps"."""
         return f"{self.data} at equal {WORDS[self.budget]}"
 
 
@@ -111,33 +111,40 @@ def mean_loss(contender: RouterResults) -> float:
 
 
 def sheets_of(rows: Iterable[Row], baseline: str | None = None) -> list[RouterSheet]:
-    """A sheet for each material and budget, in the order of the rows.
+    """Return a sheet for each material and budget, in the order of the rows.
 
     baseline: name of the contender that the others are held against, None = the first.
     Raises: DataError for no rows, or two of one seed; UnknownName for a baseline that is nowhere.
     """
-    found: dict[tuple[str, str], dict[str, dict[int, Row]]] = {}
+    grouped: dict[tuple[str, str], dict[str, dict[int, Row]]] = {}
     for row in rows:
-        of = found.setdefault((row["data"], row["budget"]), {}).setdefault(row["name"], {})
-        if of.setdefault(row["seed"], row) is not row:
-            what, fix = f"cells of {row['name']!r}", "Leave one out: a repeat is no second sample."
-            raise DataError(what, got=f"seed {row['seed']} twice", want="each seed once", fix=fix)
-    if not found:
+        by_name = grouped.setdefault((row["data"], row["budget"]), {}).setdefault(row["name"], {})
+        if by_name.setdefault(row["seed"], row) is not row:
+            subject, fix = (
+                f"cells of {row['name']!r}",
+                "Leave one out: a repeat is no second sample.",
+            )
+            raise DataError(
+                subject, got=f"seed {row['seed']} twice", want="each seed once", fix=fix
+            )
+    if not grouped:
         raise DataError("cells", got=0, want="at least 1", fix="Name a contender.")
-    names = list(dict.fromkeys(name for of in found.values() for name in of))
+    names = list(dict.fromkeys(name for by_name in grouped.values() for name in by_name))
     if baseline is not None and baseline not in names:
         raise UnknownName("baseline", baseline, names)
-    return [_sheet(data, budget, of, baseline) for (data, budget), of in found.items()]
+    return [_sheet(data, budget, by_name, baseline) for (data, budget), by_name in grouped.items()]
 
 
 def _sheet(
-    data: str, budget: str, of: Mapping[str, Mapping[int, Row]], baseline: str | None
+    data: str, budget: str, by_name: Mapping[str, Mapping[int, Row]], baseline: str | None
 ) -> RouterSheet:
     contenders = tuple(
         RouterResults(name, tuple(by_seed[seed] for seed in sorted(by_seed)))
-        for name, by_seed in of.items()
+        for name, by_seed in by_name.items()
     )
-    base = next((one for one in contenders if one.name == baseline), contenders[0])
+    base = next(
+        (contender for contender in contenders if contender.name == baseline), contenders[0]
+    )
     return RouterSheet(data, budget, contenders, base if len(contenders) > 1 else None)
 
 

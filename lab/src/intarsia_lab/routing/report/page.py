@@ -64,9 +64,9 @@ def _table(sheet: RouterSheet, sheets: Sequence[RouterSheet]) -> Table:
 def _controls(sheets: Sequence[RouterSheet]) -> tuple[Block, ...]:
     """Return the choices of sheet, contenders, layer and seeds, where there are several."""
     names, layers = figures.names_of(sheets), _layers(sheets)
-    seeds = any(len(one.rows) > 1 for sheet in sheets for one in sheet.contenders)
+    seeds = any(len(results.rows) > 1 for sheet in sheets for results in sheet.contenders)
     on = Control("sheet", "On", tuple((i, sheet.title) for i, sheet in enumerate(sheets)))
-    chosen_first = tuple(i for i, kept in enumerate(_shown(sheets, names)) if kept)
+    chosen_first = tuple(i for i, is_shown in enumerate(_shown(sheets, names)) if is_shown)
     looks = tuple(figures.looks(sheets))
     contenders = tuple(enumerate(names))
     contender = Control("group", "Contenders shown", contenders, "checkbox", chosen_first, looks)
@@ -150,11 +150,13 @@ def _row(row: dict[str, Any]) -> list[str]:
 
 
 def _shown(sheets: Sequence[RouterSheet], names: Sequence[str]) -> list[bool]:
-    """Of many, those of lowest loss and the baseline: more lines than that nobody tells apart."""
+    """Choose the contenders shown at first: of many, those of lowest loss and the baseline."""
     if len(names) <= figures.FEW:
         return [True] * len(names)
     names_shown = {sheet.baseline.name for sheet in sheets if sheet.baseline}
     for sheet in sheets:
         ranked = sorted(sheet.contenders, key=mean_loss)
-        names_shown |= {one.name for one in ranked[: (figures.FEW - 1) // len(sheets) or 1]}
+        names_shown |= {
+            contender.name for contender in ranked[: (figures.FEW - 1) // len(sheets) or 1]
+        }
     return [name in names_shown for name in names]

@@ -41,7 +41,7 @@ def write(
 
 
 def as_markdown(sheets: Sequence[RouterSheet], command: str = "") -> str:
-    """All tables, each below its result in words, and once what the columns mean."""
+    """Return all tables, each below its result in words, and the columns' meanings, as Markdown."""
     parts = ["# Routers beside each other\n"]
     if command:
         parts.append(f"By intarsia {version('intarsia')}: `{command}`\n")
@@ -49,6 +49,6 @@ def as_markdown(sheets: Sequence[RouterSheet], command: str = "") -> str:
         parts.append(f"## {escape(capital(sheet.title))}\n\n{escape(sentence(sheet))}\n")
         parts.append(markdown(table_of(sheet)))
     columns = {c.title: c.meaning for sheet in sheets for c in table_of(sheet).columns}
-    meanings = [f"- **{escape(title)}**: {escape(said)}." for title, said in columns.items()]
+    meanings = [f"- **{escape(title)}**: {escape(meaning)}." for title, meaning in columns.items()]
     parts.append("\n".join(["## The columns", "", *meanings, ""]))
     return "\n".join(parts)

@@ -51,18 +51,20 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
 
 
 def table_of(sheet: RouterSheet) -> Table:
-    """A row for every contender: mean over its seeds, and beside the baseline."""
-    shown = [column for column in COLUMNS if _is_shown(sheet, column[0])]
+    """Return a row for every contender: mean over its seeds, and beside the baseline."""
+    used = [column for column in COLUMNS if _is_shown(sheet, column[0])]
     columns = [
         Column("Contender", "The router, or what else is its own", numeric=False),
         Column("Test loss", "Nats a token or picture: mean ± sample standard deviation over seeds"),
-        *(Column(title, meaning) for _, title, meaning in shown),
+        *(Column(title, meaning) for _, title, meaning in used),
     ]
     base = sheet.baseline
     if base is not None:
         meaning = f"Test loss minus that of {base.name} at the same seed: below 0 is better"
         columns.insert(2, Column("Difference", meaning))
-    rows = tuple(_row(one, sheet, [name for name, _, _ in shown]) for one in sheet.contenders)
+    rows = tuple(
+        _row(contender, sheet, [name for name, _, _ in used]) for contender in sheet.contenders
+    )
     return Table(
         caption=caption(sheet),
         columns=tuple(columns),
@@ -76,54 +78,54 @@ def table_of(sheet: RouterSheet) -> Table:
 def _is_shown(sheet: RouterSheet, name: str) -> bool:
     if name == "accuracy":
         return not sheet.text
-    values = [v for one in sheet.contenders for v in one.by_seed(name).values()]
+    values = [v for contender in sheet.contenders for v in contender.by_seed(name).values()]
     return any(values) if name == "dropped" else bool(values)
 
 
-def _row(one: RouterResults, sheet: RouterSheet, names: Sequence[str]) -> tuple[Entry, ...]:
+def _row(contender: RouterResults, sheet: RouterSheet, names: Sequence[str]) -> tuple[Entry, ...]:
     base = sheet.baseline
-    loss = one.spread("loss")
+    loss = contender.spread("loss")
     assert loss is not None
     cells = [
-        Entry(one.name),
-        Entry(loss.text(".3f"), full=", ".join(_per_seed(one))),
-        *(_cell(one, base, name) for name in names),
+        Entry(contender.name),
+        Entry(loss.text(".3f"), full=", ".join(_per_seed(contender))),
+        *(_cell(contender, base, name) for name in names),
     ]
     if base is not None:
-        cells.insert(2, _difference(one, base))
+        cells.insert(2, _difference(contender, base))
     return tuple(cells)
 
 
-def _per_seed(one: RouterResults) -> list[str]:
-    return [f"seed {seed}: {value:.4f}" for seed, value in one.by_seed("loss").items()]
+def _per_seed(contender: RouterResults) -> list[str]:
+    return [f"seed {seed}: {value:.4f}" for seed, value in contender.by_seed("loss").items()]
 
 
-def _difference(one: RouterResults, base: RouterResults) -> Entry:
-    if one is base:
+def _difference(contender: RouterResults, base: RouterResults) -> Entry:
+    if contender is base:
         return Entry("baseline")
-    found = one.difference(base)
-    if found is None:
+    difference = contender.difference(base)
+    if difference is None:
         return Entry("", "no seed in common")
-    spread = found.spread
+    spread = difference.spread
     text = numbers.signed(spread.mean, 3)
     if spread.deviation is not None:
         text += f" ± {spread.deviation:.3f}"
-    ratio = one.ratio(base, "loss")
-    remark = f"lower in {found.behind} of {found.n}" if found.n > 1 else ""
-    return Entry(text, remark, f"{found.mean:+.5f}, ratio {ratio:.4f}")
+    ratio = contender.ratio(base, "loss")
+    remark = f"lower in {difference.behind} of {difference.n}" if difference.n > 1 else ""
+    return Entry(text, remark, f"{difference.mean:+.5f}, ratio {ratio:.4f}")
 
 
-def _cell(one: RouterResults, base: RouterResults | None, name: str) -> Entry:
-    found = one.spread(name)
-    if found is None:
+def _cell(contender: RouterResults, base: RouterResults | None, name: str) -> Entry:
+    spread = contender.spread(name)
+    if spread is None:
         return Entry("")
-    mean = found.mean
+    mean = spread.mean
     if name in (*SHARES, "dropped"):
         return Entry(f"{100 * mean:.1f}", full=f"{mean:.5f}")
     if name == "operations":
-        ratio = one.ratio(base, name) if base else None
-        whole = numbers.count(round(mean))
-        return Entry(whole if ratio is None else numbers.ratio(ratio), full=f"{round(mean):,}")
+        ratio = contender.ratio(base, name) if base else None
+        counted = numbers.count(round(mean))
+        return Entry(counted if ratio is None else numbers.ratio(ratio), full=f"{round(mean):,}")
     if name == "router_parameters":
         return Entry(numbers.count(round(mean)), full=f"{round(mean):,}")
     if name == "cpu_seconds":
@@ -132,7 +134,7 @@ def _cell(one: RouterResults, base: RouterResults | None, name: str) -> Entry:
 
 
 def caption(sheet: RouterSheet) -> str:
-    """What the numbers were measured on."""
+    """Return the caption: the material, steps, seeds and baseline of the numbers."""
     seeds = joined([str(seed) for seed in sheet.seeds])
     text = f"{capital(sheet.title)}, {_steps(sheet)}, "
     text += f"{'seeds' if len(sheet.seeds) > 1 else 'seed'} {seeds}"
@@ -142,31 +144,33 @@ def caption(sheet: RouterSheet) -> str:
 
 
 def _steps(sheet: RouterSheet) -> str:
-    found = sorted({row["steps"] for one in sheet.contenders for row in one.rows})
-    if len(found) == 1:
-        return numbers.plural(found[0], "step")
-    return f"{found[0]:,} to {found[-1]:,} steps"
+    steps = sorted({row["steps"] for contender in sheet.contenders for row in contender.rows})
+    if len(steps) == 1:
+        return numbers.plural(steps[0], "step")
+    return f"{steps[0]:,} to {steps[-1]:,} steps"
 
 
 def notes(sheet: RouterSheet) -> list[str]:
-    """What must be known to read the table."""
-    found: list[str] = []
+    """Return the warnings that a reader of the table needs."""
+    lines: list[str] = []
     if len(sheet.seeds) == 1:
-        found.append("One seed: how much chance is in a difference is not known.")
-    late = [one.name for one in sheet.contenders if one.rows[0]["sees_later"]]
+        lines.append("One seed: how much chance is in a difference is not known.")
+    late = [contender.name for contender in sheet.contenders if contender.rows[0]["sees_later"]]
     if late:
-        found.append(
+        lines.append(
             f"Later tokens had a say in {joined(late)}: on a text the loss may be one that no "
             "generation would have."
         )
-    uneven = [one.name for one in sheet.contenders if len(one.rows) < len(sheet.seeds)]
+    uneven = [
+        contender.name for contender in sheet.contenders if len(contender.rows) < len(sheet.seeds)
+    ]
     if uneven:
-        found.append(f"Not with every seed: {joined(uneven)}.")
-    return found
+        lines.append(f"Not with every seed: {joined(uneven)}.")
+    return lines
 
 
 def sentence(sheet: RouterSheet) -> str:
-    """The result in words."""
+    """Return the result in words."""
     best, base = sheet.best, sheet.baseline
     loss = best.spread("loss")
     assert loss is not None
@@ -174,10 +178,10 @@ def sentence(sheet: RouterSheet) -> str:
     if base is None:
         return f"On {sheet.title}, {best.name} ends with a test loss of {ends}."
     text = f"On {sheet.title}, {best.name} has the lowest mean test loss, {ends}"
-    found = best.difference(base) if best is not base else None
-    if found is None:
+    difference = best.difference(base) if best is not base else None
+    if difference is None:
         second = sorted(sheet.contenders, key=mean_loss)[1]
         gap = mean_loss(second) - loss.mean
         return f"{text}; next is {second.name}, {numbers.signed(gap, 3)}."
-    text += f": {numbers.signed(found.mean, 3)} to {base.name}"
-    return f"{text}, lower in {found.behind} of {numbers.plural(found.n, 'seed')}."
+    text += f": {numbers.signed(difference.mean, 3)} to {base.name}"
+    return f"{text}, lower in {difference.behind} of {numbers.plural(difference.n, 'seed')}."
