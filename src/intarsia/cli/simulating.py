@@ -21,8 +21,6 @@ PLANS = ("auto", *ENGINES, *STRATEGIES)
 TIMELINE = '{"otherData": {"by": "intarsia"}'  # where a file of --save begins
 WINDOW = 5  # batches that a strategy may have seen before
 POLICIES = ("belady", "expected", "expertflow", "lfu", "lru")
-
-
 Plan = Annotated[
     str,
     typer.Option(

@@ -35,6 +35,7 @@ Base = Annotated[
     str,
     typer.Option(help="Of dsnot: whose mask is made better.", autocompletion=among(METHODS[1:])),
 ]
+Pattern = Annotated[str | None, typer.Option(help="As 2:4; unstructured if not given.")]
 Layers = Annotated[
     list[str] | None, typer.Option(help="A glob of layers, as 'mlp.*'; may be repeated.")
 ]
@@ -55,7 +56,7 @@ def sparsify(
     method: Method = "wanda",
     base: Base = "wanda",
     density: Annotated[float, typer.Option(help="The share of weights that is kept.")] = 0.5,
-    pattern: Annotated[str | None, typer.Option(help="As 2:4; unstructured if not given.")] = None,
+    pattern: Pattern = None,
     layers: Layers = None,
     calib: Calibration = "mixed",
     rows: Annotated[int, typer.Option(help="Calibration rows.")] = 128,
@@ -71,10 +72,9 @@ def sparsify(
 ) -> None:
     """Prune a pretrained language model block by block; no gradient is computed.
 
-    Finished blocks are kept beside --save until all are done: killed at any moment, the same
-    command with --resume ends in the same bits. The folder opens with from_pretrained (dense), or
-    is smaller (bitmask), which `intarsia convert` turns into a dense one, or is rounded to int4
-    (pack-quantized; intarsia[hf-int4]), which opens with from_pretrained, too. `report` draws it.
+    Finished blocks are kept beside --save: killed at any moment, --resume ends in the same bits.
+    The folder opens with from_pretrained (dense, or int4: pack-quantized; intarsia[hf-int4]), or is
+    smaller (bitmask), which `intarsia convert` turns into a dense one. `report` draws it.
 
     Example:  intarsia sparsify smollm2 --method dsnot --density 0.5 --save out
     """

@@ -86,23 +86,14 @@ def cells(
     failed = run(equal)
     final = {trial: equal[trial] for trial in requested if trial.budget == "steps"}
     for trial in (trial for trial in requested if trial.budget == "flops"):
-        own_inputs, base = (
-            equal[RouterTrial(v, trial.data, trial.seed)] for v in (trial.variant, baseline)
-        )
-        if all(key_of(cell) in store for cell in (own_inputs, base)):
-            base_operations, own_operations = (
-                store[key_of(cell)]["flops"]["total"] for cell in (base, own_inputs)
-            )
-            final[trial] = inputs(
-                trial, max(1, round(base_operations / own_operations * own_inputs["steps"]))
-            )
-    failed |= run(
-        {
-            trial: trial_inputs
-            for trial, trial_inputs in final.items()
-            if key_of(trial_inputs) not in failed
-        }
-    )
+        mine, base = (equal[RouterTrial(v, *trial[1:3])] for v in (trial.variant, baseline))
+        if key_of(mine) in store and key_of(base) in store:
+            # as many steps as take the operations of the baseline
+            operations = [store[key_of(cell)]["flops"]["total"] for cell in (base, mine)]
+            steps = round(operations[0] / operations[1] * mine["steps"])
+            final[trial] = inputs(trial, max(1, steps))
+    missing = {trial: cell for trial, cell in final.items() if key_of(cell) not in failed}
+    failed |= run(missing)
     refuse_failed(list(failed.values()), len(requested))
     return [
         _bare(store[key_of(final[trial])]) | {"name": trial.variant.name, "budget": trial.budget}
