@@ -210,7 +210,8 @@ class TiledView(Connector):
                 f"{views} views, {overview} + 1 vectors, and of {local_vectors} local ones by top_p"
             )
         local = self.count(views) - overview - 1
-        return f"{views} views, {overview} + 1 + {local} vectors: {local} of {local_vectors} local"
+        counts = f"{overview} + 1 + {local} vectors: {local} of {local_vectors} local ones"
+        return f"{views} views, {counts}"
 
     def mixture(self, x: Tensor) -> Tensor:
         """Mix the global vectors: y = G_1 P(x) + G_2 P(R(x)).  (P, n, width) -> (P, whole, d)."""
