@@ -114,10 +114,9 @@ def _pages(folder: Path) -> None:
 
 
 def _open_pages(folder: Path) -> Any:
-    page.html(sparse_page.report_of(sparse_page.gather([folder / "pruned"])))
-    page.html(spans_page.report_of(spans_page.read_spans(folder / "spans.json")))
-    asked = seeing.read_asked(folder)
-    return (folder / "pruned.html").read_text(), (folder / "spans.html").read_text(), asked
+    pruned = page.html(sparse_page.report_of(sparse_page.gather([folder / "pruned"])))
+    spans = page.html(spans_page.report_of(spans_page.read_spans(folder / "spans.json")))
+    return pruned, spans, seeing.read_asked(folder)
 
 
 def _trace() -> Trace:

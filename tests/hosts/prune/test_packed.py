@@ -38,7 +38,7 @@ def test_another_walk_is_not_gone_on_with(tmp_path: Path) -> None:
     with refused(ConfigError, got="a folder with a walk in it"):
         intarsia.compress(llama(2), first, rows(), force=True, out=out)
     with refused(
-        (ConfigError, CheckpointError), what="checkpoint of another run, settings.density", got=0.5
+        ConfigError, CheckpointError, what="checkpoint of another run, settings.density", got=0.5
     ):
         other = intarsia.sparse.Gqsa(density=0.5, start="rtn", tuning=UNTRAINED)
         intarsia.compress(llama(2), other, rows(), force=True, out=out, resume=True)
