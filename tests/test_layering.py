@@ -160,7 +160,7 @@ OWN_READERS = {
     "core/reading.py": "is that place",
     "core/sealing.py": "writes a digest into a file that was written just before",
     # files of the package itself, of the system, and of this process
-    "catalog.py": "", "cli/completing.py": "", "cli/early.py": "", "core/exports.py": "",
+    "catalog.py": "", "cli/completing.py": "", "core/exports.py": "",
     "core/registry.py": "", "experiments/one_run.py": "", "hosts/serving/app.py": "",
     "kernels/native/building.py": "", "reports/page.py": "", 
     "train/record.py": "", "hosts/prune/tables.py": "",

@@ -19,11 +19,11 @@ from intarsia.reports.page import html, width_class
 from intarsia.reports.report import (
     Commands,
     Container,
-    Control,
     Facts,
     Figure,
     Listing,
     Note,
+    PageControl,
     Panels,
     Report,
     Section,
@@ -46,7 +46,7 @@ def report_with(text: str) -> Report:
         Facts(((text, text),)),
         Listing((text,)),
         Commands((text,)),
-        Control("group", text, ((0, text),), "checkbox"),
+        PageControl("group", text, ((0, text),), "checkbox"),
         Panels("one", text, ((text, ({"text": text, "facts": [], "links": []},)),)),
         Container((Note(text),), text, "fold"),
     )

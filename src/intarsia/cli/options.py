@@ -32,7 +32,7 @@ from ..experiments.experiment import GROUPS, Adapted, Experiment, Pictures
 from ..train.settings import Recipe, Running, Training
 from . import completing
 from .early import RECOMMENDERS, RETRIEVAL
-from .processes import Processes
+from .processes import ProcessOptions
 
 Verb = TypeVar("Verb", bound=Callable[..., None])
 
@@ -81,7 +81,7 @@ class OtherTasks:
 
 
 @dataclass(frozen=True)
-class Senses:
+class SensesOptions:
     """The encoders of a language model that sees and hears."""
 
     see: str | None = setting(
@@ -106,8 +106,8 @@ PANELS: Mapping[type, str] = {
     Running: "Running",
     OnCommandLine: "Running",
     OtherTasks: "Recommenders and retrieval",
-    Senses: "Language models that see and hear",
-    Processes: "Several processes",
+    SensesOptions: "Language models that see and hear",
+    ProcessOptions: "Several processes",
 }
 FIELDS: Mapping[str, tuple[Field[Any], str]] = {
     item.name: (item, declared.panel or panel)

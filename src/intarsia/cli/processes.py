@@ -10,7 +10,7 @@ from ..core.schema import check, setting
 
 
 @dataclass(frozen=True)
-class Processes:
+class ProcessOptions:
     """Settings of how the experts of mixtures are shared out among processes."""
 
     expert_parallel: int | None = setting(
@@ -40,7 +40,7 @@ def plan_of(arguments: dict[str, Any]) -> str | None:
     """
     count, plan = arguments.pop("expert_parallel"), arguments.pop("plan")
     # The settings' own checks refuse what no number of processes could make right.
-    Processes(count, plan)  # refuses what they cannot be
+    ProcessOptions(count, plan)  # refuses what they cannot be
     if count is None:
         if plan is not None:
             fix = "For example: torchrun --nproc-per-node 4 -m intarsia fit ... --expert-parallel 4"

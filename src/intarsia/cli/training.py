@@ -21,7 +21,7 @@ from .options import (
     Data,
     Json,
     OtherTasks,
-    Senses,
+    SensesOptions,
     allow_pixels,
     flag,
     given_in_words,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 FOR_TEXTS = {"model": "smollm2"}  # where nothing is said
 
 
-@with_options((*shared(), *rows(OtherTasks, Senses, processes.Processes)))
+@with_options((*shared(), *rows(OtherTasks, SensesOptions, processes.ProcessOptions)))
 def fit(
     ctx: typer.Context,
     data: Annotated[str | None, Data.__metadata__[0]] = None,  # pyright: ignore

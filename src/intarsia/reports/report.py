@@ -5,7 +5,7 @@
     markdown.report(report), latex.report(report), terminal.show(report, console)
 
 A family of pages computes a `Report` and nothing else. A block that depends on a choice of the
-reader names it in `when`; a `Control` of the same key offers the choice.
+reader names it in `when`; a `PageControl` of the same key offers the choice.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Gallery:
 
 
 @dataclass(frozen=True)
-class Control:
+class PageControl:
     """A choice of the reader.
 
     key: what `when` names.  kind: "select" or "radio" for one option, "checkbox" for any number.
@@ -156,7 +156,7 @@ class Container:
 
 
 Block = (
-    Table | Note | Figure | Facts | Listing | Commands | Gallery | Control | Panels | Container
+    Table | Note | Figure | Facts | Listing | Commands | Gallery | PageControl | Panels | Container
 )  # fmt: skip
 
 
@@ -195,9 +195,9 @@ class Report:
         """Return all figures by name."""
         return {block.name: block for block in self.blocks() if isinstance(block, Figure)}
 
-    def controls(self) -> dict[str, Control]:
+    def controls(self) -> dict[str, PageControl]:
         """Return all controls by key."""
-        return {block.key: block for block in self.blocks() if isinstance(block, Control)}
+        return {block.key: block for block in self.blocks() if isinstance(block, PageControl)}
 
     def notes(self) -> list[str]:
         """Return the text of all notes."""

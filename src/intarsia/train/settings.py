@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from .. import schedules
+from .. import processes, schedules
 from ..core.checks import BALANCED, DEVICES, above, check_device, named_numbers
 from ..core.errors import ConfigError, UnknownName
 from ..core.registry import listed
@@ -218,9 +218,7 @@ class Running:
             self._check_parallel()
 
     def _check_parallel(self) -> None:
-        from ..processes.parallelism import Parallelism
-
-        if isinstance(self.parallel, type) or not isinstance(self.parallel, Parallelism):
+        if isinstance(self.parallel, type) or not isinstance(self.parallel, processes.Parallelism):
             got, fix = repr(self.parallel), "For example: intarsia.parallel.Fssdp(memory=2)"
             raise ConfigError("parallel", got=got, want="the settings of a strategy", fix=fix)
         if self.recompute or self.compile:

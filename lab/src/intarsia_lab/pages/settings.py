@@ -12,8 +12,8 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
-from intarsia.cli.options import PANELS, OnCommandLine, OtherTasks, Senses
-from intarsia.cli.processes import Processes
+from intarsia.cli.options import PANELS, OnCommandLine, OtherTasks, SensesOptions
+from intarsia.cli.processes import ProcessOptions
 from intarsia.core.files import write_text
 from intarsia.core.registry import INDEX
 from intarsia.core.schema import Setting, in_words, option_name, settings_of, words, written
@@ -21,7 +21,7 @@ from intarsia.train import settings
 from intarsia.train.settings import Recipe, Running, Training
 
 OPTIONS = INDEX.parents[1] / "train" / "options.py"
-ONLY_COMMAND_LINE = (OnCommandLine, OtherTasks, Senses, Processes)
+ONLY_COMMAND_LINE = (OnCommandLine, OtherTasks, SensesOptions, ProcessOptions)
 HEAD = '''"""The keywords of `fit` for type checkers: every field of Training, Recipe and Running.
 
 Written by `python -m intarsia_lab.pages.settings` from train/settings.py.

@@ -16,10 +16,10 @@ from ..report import (
     Block,
     Commands,
     Container,
-    Control,
     Facts,
     Gallery,
     Note,
+    PageControl,
     Report,
     Section,
     Thumbnail,
@@ -107,7 +107,7 @@ def _costs(comparison: Comparison) -> list[Section]:
     names = tuple((i, group.label) for i, group in enumerate(groups))
     label = "Methods shown, here and in the other drawings"
     looks = tuple(figures.looks(comparison))
-    control = Control("group", label, names, "checkbox", looks=looks)
+    control = PageControl("group", label, names, "checkbox", looks=looks)
     text = "Up and to the left is better."
     if _several_seeds(comparison):
         text += " Large marks are means with their spread, small ones single seeds."
@@ -128,13 +128,13 @@ def _curves(comparison: Comparison) -> Section:
         text = "These runs kept no metrics.jsonl, so there are no curves."
         return Section("Learning curves", (Note(text, "missing"),), "curves")
     metrics = metrics_of(run.curve for run in comparison.runs)
-    metric = Control("metric", "Show", tuple((m, figures.metric_name(m)) for m in metrics))
+    metric = PageControl("metric", "Show", tuple((m, figures.metric_name(m)) for m in metrics))
     splits = figures.splits_of(comparison)
     readable = len(comparison.groups) <= 4
     # with many methods the training lines would hide those of validation
     first = tuple(split for split, _ in splits if split != "train" or readable)
-    parts = Control("split", "Parts", splits, "checkbox", first or (splits[0][0],))
-    seeds = Control(
+    parts = PageControl("split", "Parts", splits, "checkbox", first or (splits[0][0],))
+    seeds = PageControl(
         "seed", "Lines", (("mean", "mean"), ("single", "each seed")), "checkbox", ("mean",)
     )
     several = _several_seeds(comparison)
@@ -172,7 +172,7 @@ def _masks(comparison: Comparison) -> list[Section]:
         return []
     blocks: list[Block] = []
     if courses := sparse.courses(comparison, figures.looks(comparison)):
-        blocks += [Control("course", "Show", tuple(sparse.COURSES.items())), *courses]
+        blocks += [PageControl("course", "Show", tuple(sparse.COURSES.items())), *courses]
     return [Section("Masks", (*blocks, densities), "masks")]
 
 
@@ -192,10 +192,10 @@ def _errors(comparison: Comparison) -> list[Section]:
     if len(groups) > 1:
         names = tuple((i, group.label) for i, group in enumerate(groups))
         best = groups.index(comparison.best)
-        blocks.append(Control("method", "Method", names, chosen=(best,)))
+        blocks.append(PageControl("method", "Method", names, chosen=(best,)))
     if any(confusion_of(group) is not None for group in groups):
         modes = (("shares", "% of each row"), ("counts", "counts"))
-        blocks.append(Control("mode", "Numbers in the matrix", modes, "radio"))
+        blocks.append(PageControl("mode", "Numbers in the matrix", modes, "radio"))
     # the page's bytes for pictures are divided among the methods
     share = LARGEST // len(groups)
     for number, group in enumerate(groups):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ...core.errors import CheckpointError, DataError
 from ...core.files import read_json
 from .. import looks
-from ..report import Block, Container, Control, Listing, Note, Report, Section, present
+from ..report import Block, Container, Listing, Note, PageControl, Report, Section, present
 from ..table import Column, Entry, Table
 from ..wording import joined
 from . import figures
@@ -98,7 +98,7 @@ def _report(pruned: Sequence[PrunedModel], heading: str | None) -> Report:
     if perplexity or size:
         several = perplexity is not None and len(shapes) > 1
         names = tuple(enumerate(methods(pruned)))
-        control = Control("group", "Methods shown", names, "checkbox", looks=tuple(shapes))
+        control = PageControl("group", "Methods shown", names, "checkbox", looks=tuple(shapes))
         pair = Container(present(perplexity, size), kind="pair")
         sections.append(Section("Perplexity and size", present(control if several else None, pair)))
     sections.append(Section("Layer by layer", _layers(pruned)))
@@ -116,7 +116,7 @@ def _layers(pruned: Sequence[PrunedModel]) -> tuple[Block, ...]:
     blocks: list[Block] = []
     if len(pruned) > 1:
         names = tuple(enumerate(label(model, pruned) for model in pruned))
-        blocks.append(Control("folder", "Model", names))
+        blocks.append(PageControl("folder", "Model", names))
     blocks.append(
         Note(
             "A row is a block, a column one of its layers. An error is that of the layer's output, "

@@ -10,10 +10,10 @@ from intarsia.reports import numbers
 from intarsia.reports.report import (
     Block,
     Container,
-    Control,
     Figure,
     Listing,
     Note,
+    PageControl,
     Report,
     Section,
     present,
@@ -102,7 +102,7 @@ def _sections(
             ("differences", f"difference to {base.label}, points"),
             ("shares", "accuracy, %"),
         )
-        modes = Control(f"mode-{i}", "Numbers in the map", options, "radio")
+        modes = PageControl(f"mode-{i}", "Numbers in the map", options, "radio")
     tasks = replace(tasks_table(findings), fold="Accuracy by task, as a table")
     sections.append(Section(f"Tasks{tail}", present(modes, *maps, panels, tasks)))
     return sections
@@ -115,7 +115,7 @@ def _costs(i: int, findings: Findings, tail: str) -> list[Section]:
         return []
     labels = tuple((n, row.method.label) for n, row in enumerate(findings.rows))
     looks = tuple(figures.looks(findings))
-    control = Control(f"group-{i}", "Methods shown", labels, "checkbox", looks=looks)
+    control = PageControl(f"group-{i}", "Methods shown", labels, "checkbox", looks=looks)
     means = (("group", "group mean"), ("task", "task mean"))
     text = "Up and to the left is better."
     if findings.sheet.begun.sum(1).max() > 1:
@@ -123,7 +123,7 @@ def _costs(i: int, findings: Findings, tail: str) -> list[Section]:
     if findings.ragged:
         shared = numbers.plural(int(findings.sheet.shared.sum()), "task")
         text += f" Over the {shared} that all methods share."
-    mean, pair = Control(f"mean-{i}", "Mean", means, "radio"), (parameters, time)
+    mean, pair = PageControl(f"mean-{i}", "Mean", means, "radio"), (parameters, time)
     blocks = (control, mean, Note(text), Container(pair, kind="pair"))
     return [Section(f"Accuracy and cost{tail}", blocks)]
 

@@ -10,9 +10,9 @@ from intarsia.reports import numbers
 from intarsia.reports.report import (
     Block,
     Container,
-    Control,
     Figure,
     Note,
+    PageControl,
     Report,
     Section,
     present,
@@ -65,19 +65,21 @@ def _controls(sheets: Sequence[RouterSheet]) -> tuple[Block, ...]:
     """Return the choices of sheet, contenders, layer and seeds, where there are several."""
     names, layers = figures.names_of(sheets), _layers(sheets)
     seeds = any(len(results.rows) > 1 for sheet in sheets for results in sheet.contenders)
-    on = Control("sheet", "On", tuple((i, sheet.title) for i, sheet in enumerate(sheets)))
+    on = PageControl("sheet", "On", tuple((i, sheet.title) for i, sheet in enumerate(sheets)))
     chosen_first = tuple(i for i, is_shown in enumerate(_shown(sheets, names)) if is_shown)
     looks = tuple(figures.looks(sheets))
     contenders = tuple(enumerate(names))
-    contender = Control("group", "Contenders shown", contenders, "checkbox", chosen_first, looks)
+    contender = PageControl(
+        "group", "Contenders shown", contenders, "checkbox", chosen_first, looks
+    )
     depths = (("mean", "mean over layers"), *((i, str(i + 1)) for i in range(layers)))
     lines = (("mean", "means over seeds"), ("single", "single seeds, as thin lines"))
     note = "Loss on the validation part; the layer is that of load and entropy, and of drops."
     return present(
         on if len(sheets) > 1 else None,
         contender if len(names) > 1 else None,
-        Control("layer", "Layer", depths) if layers > 1 else None,
-        Control("seed", "Lines", lines, "checkbox", ("mean",)) if seeds else None,
+        PageControl("layer", "Layer", depths) if layers > 1 else None,
+        PageControl("seed", "Lines", lines, "checkbox", ("mean",)) if seeds else None,
         Note(note + (" Lines are means over seeds." if seeds else "")),
     )
 
@@ -119,8 +121,8 @@ def _experts(sheets: Sequence[RouterSheet]) -> tuple[Block, ...]:
         "Of the tokens of each class or kind, the share in % whose first expert this is: experts "
         f"down, classes across. Seed {sheets[0].seeds[0]}."
     )
-    contender = Control("contender", "Contender", tuple((i, names[i]) for i in groups))
-    return (contender, Control("depth", "Layer", depths), Note(note), *maps)
+    contender = PageControl("contender", "Contender", tuple((i, names[i]) for i in groups))
+    return (contender, PageControl("depth", "Layer", depths), Note(note), *maps)
 
 
 def _rows(sheets: Sequence[RouterSheet]) -> Table:
