@@ -39,7 +39,9 @@ from torch import Tensor, nn
 from transformers import MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
-from intarsia import (
+from intarsia import TopK
+from intarsia.mixtures import Mixture, StackedExperts
+from intarsia.routers import (
     Comet,
     DSelectK,
     EvoMoe,
@@ -49,11 +51,9 @@ from intarsia import (
     PermutationSearch,
     Recurrent,
     Switch,
-    TopK,
     TopP,
     Transport,
-)  # fmt: skip
-from intarsia.mixtures import Mixture, StackedExperts
+)
 
 WIDTH, ACTIVE = 576, 2
 IMPLEMENTATIONS = ("grouped_mm", "batched_mm", "eager")

@@ -21,24 +21,24 @@ from transformers import (
 )
 
 import intarsia
-from intarsia import (
-    Capacity,
-    Comet,
-    DSelectK,
-    Mixture,
-    MoeX,
-    ResidualMixture,
-    StackedExperts,
-    Switch,
-    TopK,
-    TopP,
-    Transport,
-)  # fmt: skip
+from intarsia import TopK
 from intarsia.core.errors import ConfigError, TargetError
 from intarsia.gating import learned_routers
 from intarsia.hosts.anatomy.gates import HostedRouter
 from intarsia.hosts.swap.upcycle import places_in as places
-from intarsia.routers import ExpertChoice, Hash, PermutationSearch, Recurrent
+from intarsia.mixtures import Capacity, Mixture, ResidualMixture, StackedExperts
+from intarsia.routers import (
+    Comet,
+    DSelectK,
+    ExpertChoice,
+    Hash,
+    MoeX,
+    PermutationSearch,
+    Recurrent,
+    Switch,
+    TopP,
+    Transport,
+)
 from intarsia.train.precision import cast_frozen
 
 from ..refusals import refused

@@ -12,7 +12,10 @@ from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import intarsia
-from intarsia import (
+from intarsia import TopK
+from intarsia.core.errors import ConfigError
+from intarsia.gating import learned_routers
+from intarsia.routers import (
     ActivationGate,
     Comet,
     DSelectK,
@@ -20,11 +23,8 @@ from intarsia import (
     Hash,
     NoisyTopK,
     PermutationSearch,
-    TopK,
     Transport,
-)  # fmt: skip
-from intarsia.core.errors import ConfigError
-from intarsia.gating import learned_routers
+)
 from intarsia.routers.permutation import PermutationRouter
 
 from ..refusals import refused
