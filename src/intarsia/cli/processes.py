@@ -6,7 +6,7 @@ from typing import Any
 
 from ..core.errors import ConfigError
 from ..core.registry import listed
-from ..core.schema import check, setting
+from ..core.schema import check, option_name, setting, settings_of
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,9 @@ def plan_of(arguments: dict[str, Any]) -> str | None:
     UnknownName for no plan.
     """
     count, plan = arguments.pop("expert_parallel"), arguments.pop("plan")
-    # The settings' own checks refuse what no number of processes could make right.
-    ProcessOptions(count, plan)  # refuses what they cannot be
+    values = {"expert_parallel": count, "plan": plan}
+    for item, declared in settings_of(ProcessOptions):
+        declared.check(option_name(item), values[item.name], item.type)
     if count is None:
         if plan is not None:
             fix = "For example: torchrun --nproc-per-node 4 -m intarsia fit ... --expert-parallel 4"
