@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from intarsia.core import Card
-from intarsia.core.exports import homes
+from intarsia.core.exports import homes, namespaces
 from intarsia.core.registry import INDEX, card, cards_in, index, settings_to_dict
 
 ROOT = INDEX.parents[1]
@@ -152,6 +152,7 @@ def write() -> None:
         card.cache_clear()
     for stub in stubs():
         stub.write_text(stub_text(by_key, stub, package_of(stub)))
+    namespaces.cache_clear()
 
 
 if __name__ == "__main__":
