@@ -18,7 +18,7 @@ from .refusals import refused
 
 ROOT = Path(__file__).parents[1]
 BY_HAND = 4
-STUBS = ("__init__.pyi", "adapters/__init__.pyi", "routers/__init__.pyi")
+STUBS = ("adapters/__init__.pyi", "routers/__init__.pyi")
 GENERATED = (
     *("src/intarsia/core/cards.json", "docs/reference.md"),
     *(f"src/intarsia/{stub}" for stub in STUBS),
