@@ -19,7 +19,7 @@ from ..experiments.pool import Arm
 
 
 class HasName(Protocol):
-    """What is chosen by its name."""
+    """Method that is chosen by its name."""
 
     @property
     def name(self) -> str: ...

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .errors import ConfigError
 from .method_settings import MethodSettings
 
 
@@ -147,8 +148,12 @@ class Method(MethodSettings, abc.ABC):
         return False
 
     def shared_state(self, sites: Sequence[Site], *, generator: torch.Generator) -> nn.Module:
-        """Return what the cells of these sites, all of a model, share."""
-        raise NotImplementedError
+        """Return what the cells of these sites, all of a model, share.
+
+        Raises: ConfigError for a method whose cells share nothing.
+        """
+        want, fix = "a method whose cells share state", "Ask `shares_state` first."
+        raise ConfigError("shared state", got=type(self).__name__, want=want, fix=fix)
 
     def for_host(
         self,

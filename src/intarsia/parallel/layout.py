@@ -40,15 +40,21 @@ class OwnExperts(Experts):
 
     def new_owners(self, layers: Sequence[Any]) -> Tensor:
         """Return the owners that these layers, of one number of experts, are to have.  (L, E)."""
-        raise NotImplementedError
+        raise self._stays()
 
     def moved(self, rows: Tensor, owner: Tensor) -> Tensor:
         """Send rows of the experts owned here to their owners to be.  (own, ...) -> (new, ...)."""
-        raise NotImplementedError
+        raise self._stays()
 
     def set_owner(self, owner: Tensor) -> None:
         """Set the owners from now on; the caller puts the weights in."""
-        raise NotImplementedError
+        raise self._stays()
+
+    def _stays(self) -> ConfigError:
+        """Return the error for experts whose owners never change."""
+        fix = "Ask `due` first, which says when owners change."
+        got, want = type(self).__name__, "experts whose owners change"
+        return ConfigError("owners of experts", got=got, want=want, fix=fix)
 
     def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
         token = torch.arange(len(rows), device=rows.device)

@@ -6,7 +6,7 @@ import math
 from functools import partial
 from itertools import pairwise
 
-from ..kit import Study, below
+from ..kit import Study, better_than_a_guess
 from ..routing import VARIANTS
 from ..routing.contenders import WIDE, WIDE_WORK, Cell, active, arm, measured, ratio
 
@@ -43,11 +43,7 @@ def entropy_rise(cell: Cell) -> float:
 study = partial(
     Study,
     sense="<=",
-    control=below(
-        "Every model is better than a uniform guess among 1,024 tokens, 6.93 nats.",
-        "test loss",
-        6.93,
-    ),
+    control=better_than_a_guess(1024),
     needs="long",
     minutes=20,
 )

@@ -7,6 +7,7 @@ from .control import Control as Control
 from .control import NoControl as NoControl
 from .control import above as above
 from .control import below as below
+from .control import better_than_a_guess as better_than_a_guess
 from .control import numbers as numbers
 from .study import Effect as Effect
 from .study import Report as Report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -77,3 +78,10 @@ def below(
 COUNTED = NoControl("The figure is counted, not learned: there is no training that could fail.")
 TIMED = NoControl("Both sides compute the same output, so that only their time is compared.")
 SIMULATED = NoControl("A simulator adds up the time of given routes: nothing is learned in it.")
+
+
+def better_than_a_guess(tokens: int) -> Control:
+    """Return the control that the mean test loss is below log(tokens), a uniform guess in nats."""
+    nats = round(math.log(tokens), 2)
+    sentence = f"Every model is better than a uniform guess among {tokens:,} tokens, {nats} nats."
+    return below(sentence, "test loss", nats)

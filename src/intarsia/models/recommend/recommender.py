@@ -100,7 +100,7 @@ class Recommender(nn.Module, abc.ABC):
     def reasons(
         self, who: str | int | Sequence[str], items: Sequence[str]
     ) -> list[dict[str, float]]:
-        """What each field adds to the score of each item.  Raises: ConfigError without fields."""
+        """Return what each field adds to each item's score.  Raises: ConfigError without fields."""
         got, fix = type(self).__name__, "Leave --why out, or ask a run of m2trec."
         raise ConfigError("--why", got=got, want="a model of fields", fix=fix)
 
