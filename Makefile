@@ -56,7 +56,7 @@ format: setup  ## fix and format with ruff
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-new: setup  ## begin a method of any kind: make new KIND=router NAME=relu PAPER=2412.14711 TITLE="..."; without KIND, the kinds
+new: setup  ## begin a method of any kind: make new KIND=router NAME=relu PAPER=2412.14711; without KIND it lists them
 	@$(BIN)/python scripts/new_method.py "$(KIND)" "$(NAME)" "$(PAPER)" --title "$(TITLE)"
 
 generate: setup  ## write the files that are generated from the methods' cards, and the names of claims
