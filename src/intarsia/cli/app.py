@@ -12,25 +12,26 @@ from ..core.interrupts import never_lost
 from ..core.quiet import kept_quiet
 from . import searching
 from .choosing import auto
-from .coding import decode, encode, prior
+from .codec import codec
+from .combining import combine
 from .comparing import compare, report
 from .components import components
 from .compressing import compress, doctor
-from .cycles import sat
+from .cycles import cycles
 from .decoding import generate, spans
 from .demo import demo
 from .exporting import export
 from .groups import group_of, overview
 from .listing import list_methods, show
+from .merging import merge
+from .offloading import offload
 from .placing import place, trace
 from .recommending import recommend
 from .scoring import evaluate, predict
 from .serving import serve
 from .shell import Verbs, arguments, say
-from .simulating import pack, simulate
-from .souping import soup
+from .simulating import simulate
 from .sparsifying import convert, sparsify
-from .stacking import stack
 from .targets import holding
 from .training import fit
 from .unlearning import unlearn
@@ -79,15 +80,15 @@ COMMANDS: Mapping[str, Callable[..., None]] = {"list": list_methods} | {
     command.__name__: command
     for command in (
         *(fit, compare, auto, predict, evaluate, report, export),
-        *(sparsify, compress, convert, generate, soup, spans),
-        *(trace, place, simulate, pack, serve, unlearn, stack),
+        *(sparsify, compress, convert, generate, merge, spans),
+        *(trace, place, simulate, offload, serve, unlearn, combine),
         *(searching.index, searching.search, recommend),
-        *(components, encode, decode, prior),
-        *(sat, doctor, show, demo),
+        *(components, cycles, doctor, show, demo),
     )
 }
 for name, command in COMMANDS.items():
     app.command(name, rich_help_panel=group_of(name))(command)
+app.add_typer(codec, name="codec", rich_help_panel=group_of("codec"))
 
 
 def main() -> None:

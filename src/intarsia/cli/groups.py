@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Adapt": ("fit", "compare", "auto", "predict", "evaluate", "report", "export"),
-    "Sparse": ("sparsify", "compress", "convert", "generate", "soup", "spans"),
+    "Sparse": ("sparsify", "compress", "convert", "generate", "merge", "spans"),
     "Experts": (
-        *("trace", "place", "simulate", "pack", "serve", "unlearn", "stack"),
+        *("trace", "place", "simulate", "offload", "serve", "unlearn", "combine"),
         "compare-routers",
     ),
     "Search and recommend": ("index", "search", "recommend"),
-    "Signals": ("components", "encode", "decode", "prior"),
-    "Evidence": ("bench", "claim", "sat", "doctor", "list", "show", "demo"),
+    "Signals": ("components", "codec"),
+    "Evidence": ("bench", "reproduce", "cycles", "doctor", "list", "show", "demo"),
 }
 OTHERS = "Others"
 """The heading of commands that a further distribution adds."""
