@@ -16,7 +16,7 @@ CONSTRAINTS ?= constraints.txt
 # the many processes of the suite compile no source that another has compiled
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help setup demo test numbers fuzz lint format new generate constraints docs dist conformance bench claim clean
+.PHONY: help setup demo test numbers fuzz lint format new generate constraints docs dist conformance bench reproduce clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
@@ -87,9 +87,9 @@ conformance: setup  ## PEFT's own tests on every method
 bench: setup  ## a training step: speed and memory beside their bars and floors
 	$(BIN)/python benchmarks/train_step.py --write
 
-claim: setup  ## one paper's headline: make claim NAME=mosa
-	@[ -n "$(NAME)" ] || { echo "claim: got no name, want one. Call: make claim NAME=mosa"; exit 1; }
-	$(BIN)/intarsia claim $(NAME)
+reproduce: setup  ## one paper's headline: make reproduce NAME=mosa
+	@[ -n "$(NAME)" ] || { echo "reproduce: got no name, want one. Call: make reproduce NAME=mosa"; exit 1; }
+	$(BIN)/intarsia reproduce $(NAME)
 
 clean:  ## everything that can be made again, but .venv
 	rm -rf site build dist .cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -383,18 +383,18 @@ def test_claims_are_run_kept_and_published(
     monkeypatch.setattr("intarsia_lab.claims.claims", fake_claims)
     monkeypatch.setattr(lab_words, "CLAIMS", ("small", "tiny"))
     page = tmp_path / "claims.md"
-    said = intarsia("claim", "small", "--page", page, "--seeds", "4,5")
+    said = intarsia("reproduce", "small", "--page", page, "--seeds", "4,5")
     assert said.code == 0, said.err
     assert "holds" in said.out and "target <= 1" in said.out and "ours" in said.out
-    said = intarsia("claim", "--all", "--page", page, "--json")
+    said = intarsia("reproduce", "--all", "--page", page, "--json")
     assert [record["verdict"] for record in said.json] == ["holds", "fails"]
     assert said.json[0]["seeds"] == [0, 1, 2]
     text = page.read_text()
     assert "**holds**" in text and "**fails**" in text
     assert {p.name for p in (tmp_path / "claims").iterdir()} == {"small.json", "tiny.json"}
-    assert ": fails" in intarsia("claim", "tiny", "--page", page).out
-    assert [c["name"] for c in intarsia("claim", "--json").json] == ["small", "tiny"]
-    assert "It is small." in intarsia("claim").out
+    assert ": fails" in intarsia("reproduce", "tiny", "--page", page).out
+    assert [c["name"] for c in intarsia("reproduce", "--json").json] == ["small", "tiny"]
+    assert "It is small." in intarsia("reproduce").out
 
 
 def test_wrong_claims(intarsia: Intarsia, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -402,12 +402,12 @@ def test_wrong_claims(intarsia: Intarsia, monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr("intarsia_lab.claims.claims", lambda: fake_claims("long"))
     monkeypatch.setattr(lab_words, "CLAIMS", ("small", "tiny"))
     page = tmp_path / "claims.md"
-    assert "Did you mean small" in intarsia("claim", "smal", "--page", page).words
-    assert "one of them" in intarsia("claim", "small", "--all", "--page", page).words
-    assert "several with commas" in intarsia("claim", "small", "--seeds", "x").words
-    said = intarsia("claim", "--all", "--page", page, "--json")
+    assert "Did you mean small" in intarsia("reproduce", "smal", "--page", page).words
+    assert "one of them" in intarsia("reproduce", "small", "--all", "--page", page).words
+    assert "several with commas" in intarsia("reproduce", "small", "--seeds", "x").words
+    said = intarsia("reproduce", "--all", "--page", page, "--json")
     assert said.json == [] and "small is left out" in said.words and not page.exists()
-    assert len(intarsia("claim", "--all", "--long", "--page", page, "--json").json) == 2
+    assert len(intarsia("reproduce", "--all", "--long", "--page", page, "--json").json) == 2
 
 
 def test_auto_chooses_and_says_what_else(

@@ -16,7 +16,7 @@ SUITES, PROFILES, PROTOCOLS = map(WORDS.__getitem__, ("suite", "profile", "proto
 def check_claim(name: str) -> None:
     """Raises: UnknownName."""
     if name not in CLAIMS:
-        raise UnknownName("claim", name, CLAIMS, "intarsia claim")
+        raise UnknownName("claim", name, CLAIMS, "intarsia reproduce")
 
 
 def check_routers(text: str) -> None:
