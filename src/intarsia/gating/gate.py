@@ -17,7 +17,7 @@ from ..core import Routing
 from ..core.checks import at_least, below_one
 from ..core.errors import ShapeError
 from .balance import balance, z_loss
-from .router import Router
+from .router import Router, check_counts
 from .settings import RouterConfig
 
 
@@ -25,10 +25,14 @@ from .settings import RouterConfig
 class Terms:
     """The settings that gates share.
 
-    std: of the first weights; bias: whether there is one; jitter: epsilon of the factors
-    U(1 - epsilon, 1 + epsilon) on the input while training; balance, z: coefficients of losses.
+    experts: E; active: k of them for a token; std: of the first weights; bias: whether there is
+    one; jitter: epsilon of the factors U(1 - epsilon, 1 + epsilon) on the input while training;
+    balance, z: coefficients of losses.
+    Raises: ConfigError for one out of range.
     """
 
+    experts: int = 1
+    active: int = 1
     std: float = 0.02
     bias: bool = False
     jitter: float = 0.0
@@ -36,6 +40,7 @@ class Terms:
     z: float = 0.0
 
     def __post_init__(self) -> None:
+        check_counts(self.experts, self.active)
         for name in ("std", "balance", "z"):
             at_least(name, getattr(self, name), 0, "Try 0.01.")
         below_one("jitter", self.jitter, fix="Try 0.01.")

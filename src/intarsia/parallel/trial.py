@@ -22,7 +22,6 @@ from .strategy import Strategy, run
 
 LINKS = Topology.two_level(2, 2)
 CLOSE = 1e-12  # of the largest value, in float64
-ROUTINGS = ("plain", "a process without tokens", "an expert without tokens", "k = E", "one expert")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from ..core import Card, Paper
 from ..core.checks import above, at_least
 from ..gating.gate import ScoreRouter, Terms, best, check_width, uncast, wide_layer
-from ..gating.router import check_counts
 
 LARGEST = 100.0  # 1 / tau
 
@@ -41,10 +40,9 @@ class Cosine:
     z: float = 0.0
 
     def __post_init__(self) -> None:
-        check_counts(self.experts, self.active)
+        Terms.of(self)
         at_least("width", self.width, 1, "Try 256.")
         above("tau", self.tau, 1 / LARGEST, "Try 0.5.")
-        Terms.of(self)
 
     def build(self, width: int, *, generator: torch.Generator) -> CosineRouter:
         return CosineRouter(self, width, generator=generator)

@@ -10,7 +10,6 @@ from torch import Tensor
 from ..core import Card, Paper
 from ..core.checks import above
 from ..gating.gate import GateRouter, Terms, room_for
-from ..gating.router import check_counts
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,8 @@ class ExpertChoice:
     z: float = 0.0
 
     def __post_init__(self) -> None:
-        check_counts(self.experts)
-        above("capacity", self.capacity, 0, "2 is the paper's: two experts per token on average.")
         Terms.of(self)
+        above("capacity", self.capacity, 0, "2 is the paper's: two experts per token on average.")
 
     def build(self, width: int, *, generator: torch.Generator) -> ExpertChoiceRouter:
         return ExpertChoiceRouter(self, width, generator=generator)

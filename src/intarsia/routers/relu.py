@@ -13,7 +13,6 @@ from ..core.checks import above, at_least
 from ..gating.balance import balance
 from ..gating.gate import GateRouter, Terms
 from ..gating.layer_state import PassesState
-from ..gating.router import check_counts
 
 
 @dataclass(frozen=True)
@@ -41,10 +40,9 @@ class ReMoe:
     std: float = 0.02
 
     def __post_init__(self) -> None:
-        check_counts(self.experts, self.active)
+        Terms.of(self)
         above("coefficient", self.coefficient, 0, fix="The paper's is 1e-8.")
         at_least("factor", self.factor, 1, fix="The paper's is 1.2.")
-        Terms.of(self)
 
     def build(self, width: int, *, generator: torch.Generator) -> ReMoeRouter:
         return ReMoeRouter(self, width, generator=generator)

@@ -11,7 +11,6 @@ from torch import Tensor
 from ..core import Card, Paper, Routing
 from ..core.checks import above
 from ..gating.gate import GateRouter, Terms, keep_pairs, room_for
-from ..gating.router import check_counts
 
 
 @dataclass(frozen=True)
@@ -37,10 +36,9 @@ class Switch:
     z: float = 0.001
 
     def __post_init__(self) -> None:
-        check_counts(self.experts)
+        Terms.of(self)
         fix = "1 leaves room for uniform routing; 1.25 is the paper's."
         above("capacity", self.capacity, 0, fix)
-        Terms.of(self)
 
     def build(self, width: int, *, generator: torch.Generator) -> SwitchRouter:
         return SwitchRouter(self, width, generator=generator)

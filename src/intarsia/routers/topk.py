@@ -12,7 +12,6 @@ from ..core import Card, Paper
 from ..core.checks import one_of
 from ..core.errors import ConfigError
 from ..gating.gate import GateRouter, Terms
-from ..gating.router import check_counts
 
 SCALES = ("renormalised", "prob", "ste", "none")
 
@@ -47,14 +46,13 @@ class TopK:
     z: float = 0.0
 
     def __post_init__(self) -> None:
-        check_counts(self.experts, self.active)
+        Terms.of(self)
         scale = self.scale or SCALES[0]
         one_of("scale", scale, SCALES)
         if scale == "renormalised" and self.active == 1 < self.experts:
             got = "'renormalised' with one active expert, a weight of 1 always"
             want = "a weight that teaches the router"
             raise ConfigError("scale", got=got, want=want, fix="Use scale='prob' or 'ste'.")
-        Terms.of(self)
 
     def build(self, width: int, *, generator: torch.Generator) -> TopKRouter:
         return TopKRouter(self, width, generator=generator)

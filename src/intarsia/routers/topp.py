@@ -11,7 +11,6 @@ from ..core import Card, Paper
 from ..core.checks import above
 from ..core.errors import ConfigError
 from ..gating.gate import GateRouter, Terms
-from ..gating.router import check_counts
 
 
 @dataclass(frozen=True)
@@ -36,11 +35,10 @@ class TopP:
     z: float = 0.0
 
     def __post_init__(self) -> None:
-        check_counts(self.experts)
+        Terms.of(self)
         if not 0 < self.p <= 1:
             raise ConfigError("p", got=self.p, want="0 < p <= 1", fix="Try 0.8.")
         above("temperature", self.temperature, 0, "Try 1.")
-        Terms.of(self)
 
     def build(self, width: int, *, generator: torch.Generator) -> TopPRouter:
         return TopPRouter(self, width, generator=generator)

@@ -13,7 +13,6 @@ from ..core import Card, Paper
 from ..core.checks import above, at_least, one_of
 from ..core.errors import ConfigError, ShapeError
 from ..gating.gate import GateRouter, Terms, room_for
-from ..gating.router import check_counts
 
 SIDES = ("expert", "token")
 COSTS = ("logits", "p")
@@ -56,7 +55,7 @@ class Transport:
     cost: str = "logits"
 
     def __post_init__(self) -> None:
-        check_counts(self.experts)
+        Terms.of(self)
         if not 1 <= self.capacity < math.inf:
             name, fix = "capacity", "1 is one expert per token on average; 1.25 drops fewer tokens."
             raise ConfigError(name, got=self.capacity, want="a number of at least 1", fix=fix)
@@ -64,7 +63,6 @@ class Transport:
         one_of("cost", self.cost, COSTS)
         above("gamma", self.gamma, 0)
         at_least("iterations", self.iterations, 1, "Try 50.")
-        Terms.of(self)
 
     def build(self, width: int, *, generator: torch.Generator) -> TransportRouter:
         return TransportRouter(self, width, generator=generator)

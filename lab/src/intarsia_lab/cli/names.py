@@ -26,5 +26,10 @@ def names() -> Mapping[str, Iterable[str]]:
     }
 
 
-if __name__ == "__main__":
+def write() -> None:
+    """Write names.txt."""
     write_text(NAMES, text(names()))
+
+
+if __name__ == "__main__":
+    write()
