@@ -451,7 +451,7 @@ def test_a_folder_in_use_is_refused(
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     data, options = folder, (*TINY, *QUICK)
     if verb == "compare-routers":
-        data, options = "austen", ("--routers", "top-k,switch")
+        data, options = "austen", ("--routers", "topk,switch")
     with subprocess.Popen(command, **pipes) as other:
         assert other.stdout is not None and other.stdout.readline() == b"held\n"
         said = intarsia(verb, data, *options, "--seeds", "0", "--out", tmp_path / "runs")
