@@ -48,7 +48,7 @@ def test_a_mixture_is_traced_placed_and_simulated(
         assert 0 <= said.json["hit_rate"] < 1 and said.json["floor_seconds"] > 0
     said = intarsia("offload", mixture, tmp_path / "store")
     assert said.code == 0 and "16 experts" in said.out, said.err
-    for by in ("eplb", "joint_home", "exflow"):
+    for by in ("eplb", "joint_swaps-home", "exflow"):
         more = ("--redundant", 4) if by == "eplb" else ()
         said = intarsia("place", trace, "--devices", 4, "--by", by, *more, "--save", placed)
         assert said.code == 0 and by in said.out, said.err

@@ -165,7 +165,7 @@ def test_a_sparse_model_follows_its_dense_one(
     assert intarsia(*given, "--rows", "8", "--size", "32", "--save", str(pruned)).code == 0
     given = ("fit", str(text), "--model", str(pruned), "--method", "full", "--size", "32")
     given += ("--epochs", "1", "--batch-size", "8", "--images", "16", "--objective")
-    sparse = ("--schedule", "fixed-mask", "--out")
+    sparse = ("--schedule", "fixed_mask", "--out")
     said = intarsia(*given, "squarehead:kl=0.5", "--teacher", str(model), *sparse, str(run))
     assert said.code == 0, said.err
     record = json.loads((run / "run.json").read_text())

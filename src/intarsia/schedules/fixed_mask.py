@@ -39,5 +39,4 @@ CARD = Card(
     paper=Paper("1506.02626", 2015, "Learning both Weights and Connections for Efficient Networks"),
     summary="A sparse model's zeros stay zeros while the rest is trained.",
     family="sparse training",
-    names=("fixed-mask",),
 )
