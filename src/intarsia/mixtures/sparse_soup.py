@@ -25,9 +25,9 @@ def mixed(
       are those of the first candidate.
     The mean is taken as theta_1 + sum w_i (theta_i - theta_1) in float64, so that candidates that
     are equal give their own bits, and zeros stay zeros. Statistics of batch norms do not average:
-    compute them anew from data before the result is used (`intarsia merge` and `fit` do).
+    count them anew from data before the result is used (`intarsia merge` and `fit` do).
     Raises: ConfigError for less than two candidates, or for candidates that differ in names,
-    shapes, types or zeros; for weights that do not add up to 1.
+    shapes, types or zeros; for weights that are no shares.
     """
     names = list(names) or [str(i + 1) for i in range(len(states))]
     check_alike(states, names)
