@@ -78,7 +78,11 @@ Hook = Callable[..., None]
 
 
 def hooked(make: Make, *, before: Hook | None = None, after: Hook | None = None) -> Make:
-    """Return a factory of optimisers that call `before` and `after` around every step."""
+    """Return a factory of optimisers that call `before` and `after` around every step.
+
+    make: f(model, lr, weight_decay) makes the optimiser. before, after: hooks as of torch's
+      optimisers, None = none.
+    """
 
     def made(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
         optimizer = make(model, lr, weight_decay)
