@@ -58,7 +58,10 @@ def entries(partition: Partition, part: int = 0) -> dict[str, Tensor]:
 
 
 def _threshold(scores: Mapping[str, Tensor], count: int) -> tuple[int, int]:
-    """Return the key of the count-th largest score, and how many of that key to select."""
+    """Return the key of the count-th largest score, and how many scores of that key to select.
+
+    A key is a whole number 0 ... 2^32 - 1 that sorts as the score does, see `_keys`.
+    """
     # the upper 16 bits of the threshold first, then the lower ones among the scores of that bin
     high = _histogram(keys // HALF for score in scores.values() for _, keys in _keys(score))
     top, above = _bin(high, count)
@@ -70,7 +73,10 @@ def _threshold(scores: Mapping[str, Tensor], count: int) -> tuple[int, int]:
 
 
 def _bin(histogram: Tensor, count: int) -> tuple[int, int]:
-    """Return the bin of the count-th largest, and the number of scores in the bins above it."""
+    """Return the bin of the count-th largest, and the number of scores in the bins above it.
+
+    histogram: (HALF,) numbers of scores.
+    """
     reached = histogram.flip(0).cumsum(0)  # number of scores in the last bins
     place = int((reached < count).sum())
     above = int(reached[place - 1]) if place else 0
@@ -86,7 +92,10 @@ def _histogram(parts: Iterator[Tensor]) -> Tensor:
 
 
 def _keys(score: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield the first entry and the keys of chunks; keys 0 ... 2^32 - 1 sort as the scores do."""
+    """Yield chunks of the scores as (place of the first, keys), keys sorting as the scores do.
+
+    Keys are 0 ... 2^32 - 1, int64. Raises: ConfigError for a NaN.
+    """
     flat = score.detach().reshape(-1)
     for start in range(0, len(flat), CHUNK):
         chunk = flat[start : start + CHUNK].float()
