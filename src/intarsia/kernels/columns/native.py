@@ -19,14 +19,16 @@ LINEAR = (I, P, P, P, P, P, N, N, N, N, I)
 
 
 def runs(x: Tensor, values: Tensor) -> bool:
-    """Return True if this machine has a kernel for inputs and values of these types."""
+    """Return True if this machine has a kernel for inputs x and values of these types."""
     supported = values.dtype in KINDS and x.dtype in INPUTS
     return supported and x.device.type == "cpu" == values.device.type and native.load() is not None
 
 
 def linear(x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
-    """Compute `naive.columns_linear` by the kernel, in x's dtype, with a gradient for x (..., in).
+    """Compute `naive.columns_linear` by the kernel, in x's dtype, with a gradient for x.
 
+    x: (..., in) -> (..., out); values, columns: (kept,); offsets: (out + 1,), where each row
+      begins.
     Raises: ShapeError where the stored tensors do not fit together.
     """
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
@@ -40,7 +42,10 @@ def linear(x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tenso
 def bound(
     values: Tensor, columns: Tensor, offsets: Tensor, width: int, max_rows: int
 ) -> native.Bound | None:
-    """Return `linear` of a fixed weight for up to `max_rows` rows; None without a kernel."""
+    """Return `linear` of one stored weight as a function of x; None without a kernel.
+
+    width: in; max_rows: rows of x up to which it is to be used.
+    """
     if values.dtype not in KINDS:
         return None
     check(values, columns, offsets)
@@ -87,12 +92,14 @@ def _product(x: Tensor, *stored: Tensor) -> Tensor:
 class _ColumnsLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
+        """Compute the product, and keep the stored weight for the backward."""
         ctx.stored, ctx.width = (values, columns, offsets), x.shape[1]
         return _product(x, values, columns, offsets)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        values, columns, offsets = ctx.stored  # dL/dx_c = sum over the kept of column c of g_r w_rc
+        """Return dL/dx_c, the sum of dL/dy_r w_rc over column c's kept weights w_rc, (N, in)."""
+        values, columns, offsets = ctx.stored
         row = torch.arange(len(offsets) - 1).repeat_interleave(offsets.long().diff())
         # a transposed product: add each weighted gradient to its column
         parts = grads[0][:, row] * values.to(grads[0].dtype)

@@ -29,6 +29,7 @@ class Packed:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, rows: int) -> None:
+        """Bring the weight and its transpose into oneDNN's layout.  rows: of x, most often."""
         weight = weight.detach()
         self.outputs = len(weight)
         self.bias = None if bias is None else bias.detach().to(BF16)
@@ -58,4 +59,5 @@ class _PackedLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _product(grads[0], ctx.packed.backward, None), None  # G W
+        """Return G W, G the gradient of the output, by the packed transpose; None for `packed`."""
+        return _product(grads[0], ctx.packed.backward, None), None
