@@ -64,7 +64,7 @@ WORDS = ("red", "blue", "dark", "pale")
 
 
 def questions(count: int = 4) -> list[Question]:
-    """Return `count` questions of each modality; picture, sound or word decides the answer."""
+    """Return 3 * count questions: of pictures, of sounds and of words, which decide the answer."""
     rows: list[Question] = []
     for i in range(count):
         word, next_word = WORDS[i % len(WORDS)], WORDS[(i + 1) % len(WORDS)]
