@@ -175,12 +175,16 @@ class JointSwaps:
         return Placement.of(torch.stack(owner), devices)
 
     def _stay(self, trace: Trace, load: Tensor, owner: Tensor, devices: int) -> Tensor:
-        """Swap experts in passes over the layers, starting at `owner`.  (L, E) -> (L, E)."""
-        ways, owner = transitions(trace), owner.clone()
+        """Swap experts so that more transitions stay on a device, in passes over the layers.
+
+        load: (L, E); owner: (L, E), the device of each expert to start from. Returns the owner, (L,
+          E).
+        """
+        counts, owner = transitions(trace), owner.clone()  # (E, E) between two layers
         for _ in range(self.sweeps):
             gained = 0.0
             for layer in range(trace.layers):
-                outside = affinity(ways, owner, layer, devices)
+                outside = affinity(counts, owner, layer, devices)
                 owner[layer], improvement = swap_layer(
                     load[layer], owner[layer], outside, None, self.slack
                 )

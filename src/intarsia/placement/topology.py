@@ -38,6 +38,7 @@ class Topology:
     memory: Tensor
 
     def __post_init__(self) -> None:
+        """Convert the tensors to float64 and check their sizes and values.  Raises: ConfigError."""
         count = len(self.bandwidth)
         for names, shape in ((MATRICES, (count, count)), (VECTORS, (count,))):
             for name in names:
