@@ -28,7 +28,8 @@ def is_coded(name: str, parameter: Tensor) -> bool:
 def stored(body: nn.Module, *, biases: bool) -> dict[str, tuple[Tensor, bool]]:
     """Return the tensors of a cell that a file must store, sorted by name.
 
-    name -> (tensor, True if it is quantised).  biases: also store those of the linear maps.
+    name -> (tensor, True if it is quantised).  body: the cell, a small trained module beside a
+    host's. biases: also store those of the linear maps.
     """
     weights = {n for n, p in body.named_parameters() if is_coded(n, p)}
     linear = {n.rpartition(".")[0] for n in weights}
@@ -72,8 +73,8 @@ class CodedCell(Cell):
     ) -> None:
         """Drop the body's biases unless `biases`, and redraw constant weights if there is a format.
 
-        body: the cell whose weight matrices are quantised; see the class for the rest.
-        generator: draws the new weights.
+        body: the cell whose weight matrices are quantised; biases: keep them, in float; start:
+          sigma of the redrawn weights; generator: draws them.
         """
         super().__init__()
         self.body, self.format = body, format

@@ -185,6 +185,7 @@ class _Largest(TorchDispatchMode):
         self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator of torch, and note the bytes of its results."""
         # every operator of the forward is seen, also those inside other libraries
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, tuple | list) else (result,):

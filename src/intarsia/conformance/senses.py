@@ -28,7 +28,7 @@ class Letters:
 
 
 def decoder(width: int = 32, layers: int = 2) -> nn.Module:
-    """A Llama of random weights, the same each time, whose vocabulary is that of `Letters`."""
+    """Return a Llama of random weights, the same each time, for the tokens of `Letters`."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(

@@ -121,9 +121,9 @@ class Bitmask(Format):
         return kernels.linear(x, *parts)
 
     def bound(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
-        """Return `matmul` of these tensors as a function of x with less overhead for each call.
+        """Return x -> x W^T for the stored W, with little overhead; None without a kernel.
 
-        None where no kernel suits; see `Format`.
+        stored: W by `encode`; shape: (out, in). For a few rows of x; see `Format`.
         """
         names = ("bitmask", "compressed", "row_offsets")
         bits, values, offsets = (stored[name] for name in names)

@@ -125,7 +125,10 @@ class BlockInt(Format):
         return kernels.blockint(x, stored["codes"], stored["scales"], shape[0], self.bits)
 
     def bound(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
-        """Return `matmul` with the least overhead for a few rows of x, see `Format`."""
+        """Return x -> x W^T for the stored W, with little overhead; None without a kernel.
+
+        stored: W by `encode`; shape: (out, in). See `Format`.
+        """
         sides = shape[0], shape[1]
         return kernels.bound(stored["codes"], stored["scales"], sides, self.bits)
 

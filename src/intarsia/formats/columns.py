@@ -105,7 +105,10 @@ class Columns(Format):
         return super().matmul(x, stored, shape)
 
     def bound(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
-        """Return `matmul` with the least overhead for a few rows of x, see `Format`."""
+        """Return x -> x W^T for the stored W, with little overhead; None without a kernel.
+
+        stored: W by `encode`; shape: (out, in). For a few rows of x; see `Format`.
+        """
         values, columns, offsets = (stored[n] for n in ("values", "columns", "row_offsets"))
         return kernels.bound(values, columns, offsets, shape[1], MOST_ROWS)
 

@@ -131,9 +131,9 @@ class GroupSparse(Format):
         return y.to(x.dtype).view(*x.shape[:-1], shape[0])
 
     def bound(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
-        """Return `matmul` of these tensors as a function of x with less overhead for each call.
+        """Return x -> x W^T for the stored W, with little overhead; None without a kernel.
 
-        None where the kernel does not suit; see `Format`.
+        stored: W by `encode`; shape: (out, in). For a few rows of x; see `Format`.
         """
         if (self.bits, self.group) != FAST or len(stored["row_offsets"]) != shape[0] + 1:
             return None

@@ -117,9 +117,9 @@ class Ternary(Format):
         return y.to(x.dtype).view(*x.shape[:-1], shape[0])
 
     def bound(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
-        """Return `matmul` of these tensors as a function of x with less overhead for each call.
+        """Return x -> x W^T for the stored W, with little overhead; None without a kernel.
 
-        None where the kernel does not suit; see `Format`.
+        stored: W by `encode`; shape: (out, in). For a few rows of x; see `Format`.
         """
         if len(shape) != 2 or len(stored["levels"]) != shape[0]:
             return None
@@ -167,7 +167,10 @@ class Ternary(Format):
 
 
 def levels_of(rows: Tensor) -> Tensor:
-    """Return min(w, 0) and max(w, 0) of each row, rounded to bfloat16.  (R, C) -> (R, 2)."""
+    """Return min(w, 0) and max(w, 0) of each row of a weight, rounded to bfloat16.
+
+    (R, C) -> (R, 2).
+    """
     if not rows.shape[1]:
         return rows.new_zeros(len(rows), 2)
     ends = torch.stack([rows.amin(1).clamp(max=0), rows.amax(1).clamp(min=0)], 1)

@@ -107,7 +107,10 @@ def check_renormalised(experts: int, active: int) -> None:
 
 @torch.no_grad()
 def received(routing: Routing) -> Tensor:
-    """Return number of pairs and sum of weights of each expert, (2, E) float64 on the CPU."""
+    """Return number of pairs and sum of weights of each expert, (2, E) float64 on the CPU.
+
+    routing: the pairs (row, expert), with weights.
+    """
     pairs = routing.load().double()
     weight = pairs.new_zeros(routing.experts)
     weight.index_add_(0, routing.expert, routing.weight.double())
@@ -116,7 +119,7 @@ def received(routing: Routing) -> Tensor:
 
 @torch.no_grad()
 def served(routing: Routing) -> int:
-    """Return how many rows have an expert."""
+    """Return how many rows have an expert.  routing: pairs (row, expert) of N rows."""
     has_expert = torch.zeros(routing.tokens, dtype=torch.bool, device=routing.token.device)
     has_expert[routing.token] = True
     return int(has_expert.sum())

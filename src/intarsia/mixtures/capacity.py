@@ -53,7 +53,8 @@ class Capacity:
     def room(self, routing: Routing, training: bool) -> int | None:
         """Return C, how many pairs each expert may keep, or None for no limit.
 
-        training: use `factor`; otherwise `evaluation`.
+        routing: the pairs (token, expert) of a batch. training: use `factor`; otherwise
+          `evaluation`.
         """
         factor = self.factor if training else self.evaluation
         if factor is None:

@@ -124,9 +124,10 @@ class StackedExperts(Experts):
         bias: bool = False,
         generator: torch.Generator,
     ) -> None:
-        """Draw the matrices of E experts; see the class for the settings and shapes.
+        """Draw the matrices of E experts; see the class for shapes.
 
-        experts: E; width: d; hidden: h; outputs: None = d; act: a name or a module; gated: with Wg.
+        experts: E; width: d; hidden: h; outputs: None = d; act: an activation's name or a module;
+          gated: with a second matrix Wg; bias: with biases.
         """
         super().__init__()
         outputs = width if outputs is None else outputs
@@ -137,6 +138,7 @@ class StackedExperts(Experts):
         self.act = activation(act) if isinstance(act, str) else act
 
         def drawn(rows: int, columns: int) -> nn.Parameter:
+            """Draw a matrix (rows, columns) for each expert, as nn.Linear draws its own."""
             # each expert is drawn like an nn.Linear of its own
             bound = 1 / math.sqrt(columns)
             weight = torch.empty(experts, rows, columns)
@@ -228,6 +230,7 @@ def linear_of(expert: Tensor, experts: int) -> Linear:
     ends = ends_of(expert, experts)
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return x_n W_e^T + b_e for each row n, e its expert."""
         # custom operators do not see autocast: cast for them
         dtype = _dtype(x)
         y = grouped(x.to(dtype).contiguous(), weight.to(dtype), ends)

@@ -77,9 +77,11 @@ class MlpExperts(Cell):
         generator: torch.Generator,
         shared: nn.Module | None = None,
     ) -> None:
-        """Build E adapters with the settings `over` for each linear map of the MLP at `site`.
+        """Build E adapters for each linear map of the MLP at `site`.
 
-        See the class for the settings and what is raised.
+        router: chooses among the E; over: the settings of an adapter; site: the MLP, with the
+          widths of its linear maps; shared: state that all adapters of the model use, None = none.
+          Raises: as the class says.
         """
         super().__init__()
         if over.position != "parallel" or "mlp" in over.roles:

@@ -72,7 +72,12 @@ class Mixture(_InPlaceOfMlp):
         capacity: Capacity | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Put experts and router together; see the class for the arguments and what is raised."""
+        """Put experts and router together.
+
+        experts: an `Experts`, or modules (N, d) -> (N, out); shared: a module that every token
+          passes; capacity: limits the tokens of an expert, None = no limit; generator: for a random
+          capacity. Raises: ConfigError, see the class.
+        """
         super().__init__()
         self.experts = experts if isinstance(experts, Experts) else ExpertList(experts)
         if router.experts != self.experts.experts:

@@ -91,6 +91,7 @@ class DroppedWeights(NoisyCell):
         """
 
         def forward(x: Tensor) -> Tensor:
+            """Apply the layer to x (B, ..., in), with a mask of its weight for each sample."""
             rows, shape = x.reshape(len(x), -1, x.shape[-1]), layer.weight.shape
             mask = self.noise.drawn(len(x), lambda n: self.noise.uniform(n, *shape) >= self.p)
             weight = layer.weight * mask.to(x.device) / (1 - self.p)  # (B, out, in)

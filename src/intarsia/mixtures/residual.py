@@ -224,9 +224,10 @@ class Residual(PassesState):
 def wrap_residuals(model: nn.Module, update: Update, paths: Sequence[str]) -> nn.Module:
     """Wrap the modules at these paths, whose host adds x itself, in `Residual`s, in place.
 
-    paths: in the order of the depth; the momentum goes from one to the next, and starts anew at
-      every forward of the model. `intarsia.methods.add_momentum` does this to a host of blocks, and
-      refuses what it does not fit. Returns the model.
+    update: the rule of the residual stream, such as `HeavyBall`. paths: in the order of the depth;
+      the momentum goes from one to the next, and starts anew at every forward of the model.
+      `intarsia.methods.add_momentum` does this to a host of blocks, and refuses what it does not
+      fit. Returns the model.
     Raises: TargetError for a path that is not there; ConfigError as `Residual` does.
     """
     modules = dict(model.named_modules())

@@ -48,7 +48,11 @@ class RoutedCell(Cell):
     def __init__(
         self, body: Cell, layers: dict[str, nn.Module], routers: dict[str, RandomRouter]
     ) -> None:
-        """Put the layers with experts in the place of the body's projections; see the class."""
+        """Put layers with experts in the place of the body's projections.
+
+        body: a cell with a down and an up projection; layers: "down" or "up" -> its new layer;
+          routers: side -> the router that draws experts for it.
+        """
         super().__init__()
         self.body = body
         for side, layer in layers.items():

@@ -144,7 +144,7 @@ def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
 def distance(states: Sequence[State], centre: State) -> float:
     """Return the mean Euclidean distance of the candidates' weights from those of an average.
 
-    centre: the average's state dict.
+    states: state dicts of the candidates; centre: the average's.
     """
     distances = [
         math.sqrt(sum(float((s[n].double() - c.double()).square().sum()) for n, c in floats))
@@ -157,7 +157,8 @@ def distance(states: Sequence[State], centre: State) -> float:
 def pairs(states: Sequence[State]) -> list[dict[str, float]]:
     """Return the Euclidean distance and the cosine of the weights of each two candidates.
 
-    One row {"a", "b", "distance", "cosine"} for each a < b, counted from 0.
+    states: state dicts of the candidates. One row {"a", "b", "distance", "cosine"} for each a < b,
+      counted from 0.
     """
     rows: list[dict[str, float]] = []
     for a, b in combinations(range(len(states)), 2):

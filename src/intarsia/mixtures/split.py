@@ -77,7 +77,8 @@ class SplitLinear(nn.Module):
     ) -> None:
         """Take the weight of `base` as V and W0, and copy its bias for each expert.
 
-        partition: which expert owns each entry of "weight". See the class for the other settings.
+        partition: which expert owns each entry of "weight". active: k, how many experts are drawn
+          at a time. scaling, decay: see the class. zero_start: W0 is 0 and not stored.
         """
         super().__init__()
         _check(base, partition, active, scaling, decay)
@@ -220,7 +221,8 @@ class SplitLinear(nn.Module):
 def _check(base: nn.Linear, partition: Partition, active: int, scaling: str, decay: str) -> None:
     """Raise ConfigError or ShapeError for settings of a `SplitLinear` that cannot be.
 
-    The arguments are those of its constructor.
+    base: the linear map to split; partition: must give each entry of its weight an owner; active,
+      scaling, decay: see the class.
     """
     one_of("scaling", scaling, SCALINGS)
     one_of("decay", decay, DECAYS)

@@ -71,8 +71,9 @@ class UnionMlp(Mixture):
     ) -> None:
         """Make a mixture of the slices of an MLP.
 
-        bias: of the MLP's last layer, added once; shell: the MLP's module without its weights,
-          which gets them back when the union is folded.
+        experts: the slices; router: chooses among them; bias: of the MLP's last layer, added once;
+          shell: the MLP's module without its weights, which gets them back when the union is
+          folded.
         """
         super().__init__(experts, router, None if bias is None else SharedBias(bias))
         self.shell = (shell,)  # not a part: it has no weights
@@ -105,8 +106,9 @@ class UnionAttention(nn.Module):
     ) -> None:
         """Remember the parts of the attention that both forms need.
 
-        out: the weights of the output layer W_o; heads: of the host; width: of a head; shell: the
-          host's attention without its weights, which gets them back when the union is folded.
+        router: chooses experts, groups of heads, for each token; out: the weights of the output
+          layer W_o; heads: of the host; width: of a head; shell: the host's attention without its
+          weights, which gets them back when the union is folded.
         """
         super().__init__()
         self.router, self.heads, self.width = router, heads, width

@@ -132,7 +132,10 @@ def prune(mixture: Mixture, experts: Sequence[int]) -> None:
 
 
 def check_prune(mixture: Mixture, experts: Sequence[int], subject: str = "experts to keep") -> None:
-    """Raise the error that `prune` would raise, if any.  subject: how it names the experts."""
+    """Raise the error that `prune` would raise, if any.
+
+    mixture: to be pruned; experts: numbers of those to keep; subject: how an error names them.
+    """
     count = mixture.experts.experts
     if not experts or len(set(experts)) < len(experts) or not set(experts) <= set(range(count)):
         want = f"some of 0 ... {count - 1}, each once"
@@ -202,7 +205,10 @@ def _distinct(our_salts: Tensor, salts: Tensor) -> Tensor:
 
 
 def _check_alike(path: str, mine: Mixture, theirs: Mixture) -> None:
-    """Raise ConfigError or ShapeError where two mixtures at `path` cannot be merged."""
+    """Raise ConfigError or ShapeError where two mixtures at `path` cannot be merged.
+
+    mine, theirs: the mixtures of the two models.
+    """
     experts = mine.experts.experts + theirs.experts.experts
     # type of the router, widths of its rows, and its settings for all experts together
     our_side, their_side = (

@@ -56,9 +56,11 @@ class Auto(Strategy):
         backward: bool = False,
         past: Sequence[torch.Tensor] = (),
     ) -> DevicePlan:
-        """Return the plan of the fastest strategy for the trace's experts; see `Strategy.plan`.
+        """Return the plan of the fastest strategy for the trace's experts.
 
-        past: loads of the batches before, (L, E) each, newest last.
+        trace: which experts each token has; size: of an expert; topology: devices and links;
+          backward: with the steps of the gradients; past: loads (L, E) of the batches before,
+          newest last.
         """
         best = self.chosen(trace.experts, size, topology)
         return best.plan(trace, size, topology, backward=backward, past=past)
@@ -99,7 +101,11 @@ class Auto(Strategy):
     def shard(
         self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1
     ) -> OwnExperts:
-        """Return this process's experts by the fastest strategy; see `Strategy.shard`."""
+        """Return this process's experts by the fastest strategy; see `Strategy.shard`.
+
+        experts: all of a layer; wire: the layer's exchanges between processes; topology: devices
+          and links; layers: how many there are.
+        """
         best = self.chosen(stacked(experts).experts, size_of(experts), topology)
         return best.shard(experts, wire, topology, layers)
 

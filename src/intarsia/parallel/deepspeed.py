@@ -119,9 +119,10 @@ class DeepSpeed(Strategy):
         backward: bool = False,
         past: Sequence[Tensor] = (),
     ) -> DevicePlan:
-        """Return what one batch with the trace's routing sends and computes; see `Strategy.plan`.
+        """Return what one batch sends and computes, as steps.
 
-        past: unused; strategies that copy busy experts need it.
+        trace: which experts each token has; size: of an expert; topology: devices and links;
+          backward: with the steps of the gradients; past: unused.
         """
         devices, experts = topology.devices, trace.experts
         groups, rows = self.groups(experts, topology), self.rows(trace, devices)
@@ -178,9 +179,9 @@ class DeepSpeed(Strategy):
     def shard(
         self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1
     ) -> DeepSpeedExperts:
-        """Return this process's experts of a layer, which stay whole; see `Strategy.shard`.
+        """Return this process's part of a layer's experts, which stay whole.
 
-        layers: unused; how many share the process.
+        wire: the layer's exchanges between processes; topology: devices and links; layers: unused.
         """
         check_devices(topology, wire)
         return DeepSpeedExperts(stacked(experts), self, wire, topology)

@@ -124,10 +124,11 @@ class Fssdp(Strategy):
         past: Sequence[Tensor] = (),
         owner: Tensor | None = None,
     ) -> DevicePlan:
-        """Return the plan of a batch, see `Strategy.plan`.
+        """Return what one batch sends and computes, as steps.
 
-        past: loads of the batches before, (L, E) each. owner: (L, E), the device that keeps each
-          expert, in order if not given.
+        trace: which experts each token has; size: of an expert; topology: devices and links;
+          backward: with the steps of the gradients; past: loads (L, E) of the batches before;
+          owner: (L, E), the device that keeps each expert, in order if not given.
         """
         devices, nodes = topology.devices, topology.nodes()
         owner = in_order(trace.layers, trace.experts, devices) if owner is None else owner
@@ -177,7 +178,10 @@ class Fssdp(Strategy):
     def shard(
         self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1
     ) -> FssdpExperts:
-        """Return this process's experts, owned in order at first; see `Strategy.shard`."""
+        """Return this process's experts of a layer, owned in order at first; `experts` stay whole.
+
+        wire: the layer's exchanges between processes; topology: devices and links; layers: unused.
+        """
         check_devices(topology, wire)
         owner = in_order(1, experts.experts, topology.devices)[0]
         return FssdpExperts(stacked(experts), self, wire, topology, owner)
@@ -218,8 +222,8 @@ class FssdpExperts(Sharded):
     ) -> None:
         """Copy the experts that this process owns.
 
-        experts: all of a layer; wire: the layer's exchanges; owner: (E,), the process of each
-          expert.
+        experts: all of a layer; settings: of the strategy; wire: the layer's exchanges between
+          processes; topology: devices and links; owner: (E,), the process of each expert.
         """
         holds = owner[None] == torch.arange(wire.world)[:, None]
         mine = holds[wire.rank].nonzero().flatten()
@@ -254,6 +258,7 @@ class FssdpExperts(Sharded):
         place = (holds[self.rank].cumsum(0) - 1).to(x.device)
 
         def computed(rows: Tensor, local_routing: Routing) -> Tensor:
+            """Compute rows that came here, with experts numbered among those held here."""
             local_routing = replace(
                 local_routing, expert=place[local_routing.expert], experts=len(held_experts)
             )
@@ -268,6 +273,7 @@ class FssdpExperts(Sharded):
         """
 
         def with_copies(rows: Tensor, weight: Tensor, mine: Tensor, phase: str) -> Tensor:
+            """Gather copies of the held experts, named `phase`, and compute rows with them."""
             copies = sparse_gather(mine, self.owner, holds, self.wire, phase)
             reweighted = replace(local_routing, weight=weight)
             # A process without copies or rows must still take part in the exchanges of the

@@ -71,9 +71,10 @@ class SeMoe(Strategy):
         backward: bool = False,
         past: Sequence[Tensor] = (),
     ) -> DevicePlan:
-        """Return what one batch sends, loads and computes; see `Strategy.plan`.
+        """Return what one batch sends, loads and computes, as steps.
 
-        past: unused; strategies that copy busy experts need it.
+        trace: which experts each token has; size: of an expert; topology: devices and links;
+          backward: with the steps of the gradients; past: unused.
         """
         inner = DeepSpeed(1, self.exchange).plan(trace, size, topology, backward=backward)
         devices, experts = topology.devices, trace.experts

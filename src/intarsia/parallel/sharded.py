@@ -45,7 +45,13 @@ class Sharded(OwnExperts):
         meter: Meter | None = None,
         layer: int = 0,
     ) -> None:
-        """Remember the experts of this process; see the class for the arguments."""
+        """Remember the experts of this process.
+
+        local: its experts, ascending; holds: (D, E) bool, which process holds which; group: the
+          processes, None = all; nodes: (D,), the node of each, None = one; meter: counts bytes;
+          layer: a number that names the exchanges. Raises: ConfigError for local experts that are
+          not those held.
+        """
         super().__init__()
         self.local: Experts = local
         self.holds, self.group = holds.bool(), group
@@ -68,6 +74,7 @@ class Sharded(OwnExperts):
         self._check_copies()
 
         def computed(rows: Tensor, local_routing: Routing) -> Tensor:
+            """Compute rows that came here, with experts numbered among the local ones."""
             place = self.own.to(local_routing.expert.device)
             renumbered = replace(
                 local_routing, expert=place[local_routing.expert], experts=self.local.experts

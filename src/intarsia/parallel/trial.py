@@ -81,7 +81,10 @@ class ExpertTrial:
 
 
 def alone(trace: Trace, x: Tensor, layers: Sequence[StackedExperts]) -> Tensor:
-    """Compute all layers in one process, as the reference.  x: (N, d), all rows, same shape."""
+    """Compute all layers in one process, as the reference.  x: (N, d), all rows, same shape.
+
+    trace: which experts each token has in each layer, with weights.
+    """
     for number, layer in enumerate(layers):
         recorded = trace.routing(number)
         weight = recorded.weight.to(x.dtype)

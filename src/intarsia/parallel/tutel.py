@@ -96,9 +96,10 @@ class Tutel(Strategy):
         backward: bool = False,
         past: Sequence[Tensor] = (),
     ) -> DevicePlan:
-        """Return what one batch with the trace's routing sends and computes; see `Strategy.plan`.
+        """Return what one batch sends and computes, as steps.
 
-        past: unused; strategies that copy busy experts need it.
+        trace: which experts each token has; size: of an expert; topology: devices and links;
+          backward: with the steps of the gradients; past: unused.
         """
         devices, experts = topology.devices, trace.experts
         slices = slices_of(experts, devices)
@@ -225,9 +226,9 @@ class Tutel(Strategy):
     def shard(
         self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1
     ) -> TutelExperts:
-        """Return this process's experts of a layer, which stay whole; see `Strategy.shard`.
+        """Return this process's part of a layer's experts, which stay whole.
 
-        layers: unused; how many share the process.
+        wire: the layer's exchanges between processes; topology: devices and links; layers: unused.
         """
         check_devices(topology, wire)
         return TutelExperts(stacked(experts), self, wire, topology)
@@ -354,7 +355,7 @@ def _size(local: Cuttable, slices: int) -> ExpertSize:
 
 
 def slices_of(experts: int, devices: int) -> int:
-    """Return S, the devices that share an expert.
+    """Return S, the number of devices that share an expert's hidden units.  E experts, D devices.
 
     Raises: ConfigError unless one number divides the other.
     """

@@ -45,13 +45,19 @@ def keep_top(scores: Mapping[str, Tensor], count: int) -> Partition:
 def keep_random(
     shapes: Mapping[str, Sequence[int]], count: int, *, generator: torch.Generator
 ) -> Partition:
-    """Select `count` of all weights with equal probability.  Raises: as `keep_top` does."""
+    """Select `count` of all weights with equal probability.  shapes: parameter -> its shape.
+
+    Raises: as `keep_top` does.
+    """
     scores = {n: torch.rand(tuple(s), generator=generator) for n, s in shapes.items()}
     return keep_top(scores, count)
 
 
 def entries(partition: Partition, part: int = 0) -> dict[str, Tensor]:
-    """Return for each parameter the flat places of a part in it, (n,) int64, increasing."""
+    """Return the flat places of the entries of a part in each parameter, (n,) int64, increasing.
+
+    partition: of weights by name; part: which of its parts.
+    """
     return {
         name: partition.mask(name, part).flatten().nonzero().flatten() for name in partition.label
     }
@@ -84,7 +90,7 @@ def _bin(histogram: Tensor, count: int) -> tuple[int, int]:
 
 
 def _histogram(parts: Iterator[Tensor]) -> Tensor:
-    """Count numbers 0 ... HALF - 1.  Returns (HALF,) int64."""
+    """Count numbers 0 ... HALF - 1 over several tensors.  Returns (HALF,) int64."""
     total = torch.zeros(HALF, dtype=torch.int64)
     for part in parts:
         total += torch.bincount(part, minlength=HALF).cpu()

@@ -211,9 +211,10 @@ class LookAhead(NextUse):
         window: int,
         decay: float = 0.98,
     ) -> None:
-        """Number the uses of each expert in `demand`; see the class for the arguments.
+        """Number the uses of each expert in `demand`, the (layer, expert) of all steps.
 
-        layers: L; experts: E of each layer.
+        layers: L; experts: E of each layer; window: steps ahead that are known; decay: of the
+          counts beyond them.
         """
         super().__init__(layers, experts, decay)
         at_least("window", window, 0)
@@ -236,6 +237,7 @@ class LookAhead(NextUse):
         last = self.steps - 1 + self.window, self.layer  # the last step and layer in sight
 
         def next_use(key: Key) -> tuple[float, float, Key]:
+            """Return a key that sorts experts by their next use, known or expected."""
             # the first of an expert's future uses is the next one
             uses = self.uses.get(key)
             if self.window and uses and (uses[0][0], key[0]) <= last:

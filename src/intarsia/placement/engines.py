@@ -174,6 +174,7 @@ def expert_parallel(
     gradient: list[PlanStep] = []
 
     def move(layer: int, source: Tensor, target: Tensor) -> None:
+        """Add the step in which rows go from their device to their next one, and its gradient's."""
         sent = off_diagonal(_count_rows(source, target, count) * size.row)
         step = PlanStep(f"{layer}.move", layer, "move", "link", bytes=sent)
         forward.append(step)

@@ -36,9 +36,10 @@ class Eplb:
         at_least("groups", self.groups, 1)
 
     def place(self, trace: Trace, topology: Topology) -> Placement:
-        """Place experts and copies, equally many places on each device.
+        """Place experts and copies, equally many places on each of the topology's devices.
 
-        trace: its loads decide. Raises: ConfigError for numbers that do not divide each other.
+        trace: recorded routing, whose loads decide. Raises: ConfigError for numbers that do not
+          divide each other.
         """
         experts, devices = trace.experts, topology.devices
         check_divides(experts + self.redundant, devices)

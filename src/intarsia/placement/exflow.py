@@ -33,7 +33,10 @@ class ExFlow:
         at_least("sweeps", self.sweeps, 1)
 
     def place(self, trace: Trace, topology: Topology) -> Placement:
-        """Place every expert once, E / D on each device; most transitions then stay on one."""
+        """Place every expert once, E / D on each device; most transitions then stay on one.
+
+        trace: recorded routing, whose transitions between layers decide; topology: D devices.
+        """
         from scipy.optimize import linear_sum_assignment  # a third of a second, needed once
 
         devices = topology.devices

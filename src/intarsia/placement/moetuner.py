@@ -54,7 +54,11 @@ class MoeTuner:
         at_least("sweeps", self.sweeps, 1)
 
     def place(self, trace: Trace, topology: Topology) -> Placement:
-        """Place every expert once, E / D on each device: clusters first, then their devices."""
+        """Place every expert once, E / D on each device: clusters first, then their devices.
+
+        trace: recorded routing, whose loads and traffic decide; topology: D devices and their
+          links.
+        """
         devices = topology.devices
         check_divides(trace.experts, devices)
         # programme 1 for each layer, then programme 2 for all

@@ -59,7 +59,7 @@ class _LeastFrequent(_LeastRecent):
             self.uses = {key: uses * self.settings.decay for key, uses in self.uses.items()}
 
     def used(self, key: Key, hit: bool) -> None:
-        """Count the use of an expert.  hit: it was in a slot."""
+        """Count the use of an expert, (layer, expert).  hit: it was in a slot."""
         super().used(key, hit)
         # with `reset` a miss starts the counter again
         forgotten = self.settings.reset and not hit

@@ -92,8 +92,8 @@ def _sent(
 ) -> Tensor:
     """Send rows to all processes, and return those that came, without a gradient.
 
-    The arguments are those of `exchanged`. Raises: TrainingError for a process that is gone or
-    late.
+    rows: (N, ...), those for process 0 first; send, receive: rows to and from each process; meter:
+      counts the bytes as step `name`. Raises: TrainingError for a process that is gone or late.
     """
     out = rows.new_empty(sum(receive), *rows.shape[1:])
     try:

@@ -137,14 +137,17 @@ class Pieces:
         return key in self.whole or key in self.pieces
 
     def tensor(self, key: str) -> Tensor:
-        """Read a weight that one process wrote whole."""
+        """Read the weight `key`, which one process wrote whole.  Raises: CheckpointError."""
         file, sha = self.whole[key]
         with self._opened(file) as opened:
             value: Tensor = opened.get_tensor(key).clone()
         return self._same(value, sha, f"{key!r} in {file}")
 
     def rows(self, key: str, index: Tensor) -> Tensor:
-        """Read the rows of these experts from whichever files have them.  (n,) -> (n, ...)."""
+        """Read the rows of these experts of a weight from whichever files have them.
+
+        key: the weight's name; index: (n,), the experts. Returns (n, ...). Raises: CheckpointError.
+        """
         # the row of the result that each wanted expert gets
         row_of = {int(expert): row for row, expert in enumerate(index)}
         weight: Tensor | None = None

@@ -59,6 +59,7 @@ def write_folder(
     first = dist.get_rank(parts.group) == 0
 
     def own(scratch: Path) -> None:
+        """Write this process's share of each file into the folder `scratch`."""
         if first:
             before(scratch)
         for name, tensors in files.items():

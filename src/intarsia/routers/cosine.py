@@ -85,7 +85,10 @@ class CosineRouter(ScoreRouter[Cosine]):
             return tokens @ directions.T * scale
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Return the k best experts of each row, their weights (N, k), and None: all count."""
+        """Return the k best experts of each row, their weights (N, k), and None: all count.
+
+        logits: (N, E).
+        """
         if self.normalised:
             return best(logits, self.config.active)
         # one expert keeps its p: a renormalised weight would always be 1

@@ -170,10 +170,11 @@ def anneal(model: nn.Module, step: int, steps: int) -> None:
 
 
 def diversify_(experts: Iterable[nn.Module], fraction: float, generator: torch.Generator) -> None:
-    """Set a random part of the entries of each expert's matrices to 0, each expert's its own.
+    """Set a random part of the entries of each expert's matrices to 0, in place.
 
-    Copies of one trained expert then differ, so that a gate can tell them apart (section 3.2).
-    Raises: ConfigError unless 0 <= fraction < 1.
+    experts: copies of one trained expert, which then differ, so that a gate can distinguish them
+      (section 3.2); fraction: the share that is set to 0. Raises: ConfigError unless 0 <= fraction
+      < 1.
     """
     matrices = (w for expert in experts for w in expert.parameters() if w.dim() > 1)
     drop_entries(matrices, fraction, generator)

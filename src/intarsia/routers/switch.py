@@ -56,7 +56,10 @@ class SwitchRouter(GateRouter[Switch]):
         return index, p, None
 
     def limit(self, routing: Routing) -> Routing:
-        """Drop the tokens above each expert's capacity ceil(c T / E), in training."""
+        """Drop the tokens above each expert's capacity ceil(c T / E), in training.
+
+        routing: one pair (token, expert) for each of T tokens; the first ones of an expert stay.
+        """
         if not self.training:
             return routing
         room = room_for(self.config.capacity, len(routing.expert), self.experts)  # eq. 3

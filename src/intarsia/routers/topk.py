@@ -75,7 +75,10 @@ class TopKRouter(GateRouter[TopK]):
         self.normalised = single or self.scale == "renormalised"
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Return the k best experts of each row, their weights (N, k), and None: all count."""
+        """Return the k best experts of each row, their weights (N, k), and None: all count.
+
+        logits: (N, E).
+        """
         p, index = logits.softmax(-1).topk(self.config.active)  # (N, k) both
         match self.scale:
             case "renormalised":

@@ -106,7 +106,10 @@ class TransportRouter(GateRouter[Transport]):
         return centred / centred.std(correction=0).clamp_min(1e-6) if len(logits) else centred
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return all experts, p as weights, and a mask of the plan's pairs, all (N, E)."""
+        """Return all experts, p as weights, and a mask of the plan's pairs, all (N, E).
+
+        logits: (N, E). The plan says which tokens go to which experts.
+        """
         p = logits.softmax(-1)
         index = torch.arange(self.experts, device=p.device).expand_as(p)
         return index, p, self.plan(self.score(logits, p)) > 0
@@ -146,7 +149,11 @@ def k_sparse_ot(
 
 
 def _ascent(cost: Tensor, a: Tensor, b: Tensor, k: int, gamma: float, iterations: int) -> Tensor:
-    """Return alpha (..., n) near the maximum of the semi-dual; symbols as in `k_sparse_ot`."""
+    """Return alpha (..., n), a potential of each row, near the maximum of the semi-dual.
+
+    cost: (..., n, m); a, b: masses of rows and columns; k: entries of a column; gamma, iterations:
+      of the solver. See `k_sparse_ot`.
+    """
     spread = cost.std((-2, -1), correction=0).clamp_min(1e-6)[..., None]  # (..., 1)
     alpha = _sinkhorn(cost, a, b, START * spread[..., None], iterations)
     first, second = torch.zeros_like(alpha), torch.zeros_like(alpha)
@@ -165,7 +172,8 @@ def _ascent(cost: Tensor, a: Tensor, b: Tensor, k: int, gamma: float, iterations
 def semi_dual(alpha: Tensor, cost: Tensor, a: Tensor, b: Tensor, k: int, gamma: float) -> Tensor:
     """Return the semi-dual at alpha (..., n): a lower bound of the cost of every plan.  (...).
 
-    The other arguments are those of `k_sparse_ot`.
+    cost: (..., n, m); a, b: masses of rows and columns; k: entries of a column; gamma: weight of
+      the quadratic term. See `k_sparse_ot`.
     """
     plan = _columns(alpha, cost, b, k, gamma)
     gain = (plan * (alpha[..., None] - cost)).sum((-2, -1))
@@ -175,7 +183,8 @@ def semi_dual(alpha: Tensor, cost: Tensor, a: Tensor, b: Tensor, k: int, gamma: 
 def _columns(alpha: Tensor, cost: Tensor, b: Tensor, k: int, gamma: float) -> Tensor:
     """Return the plan at alpha (..., n): columns b_j p_j, with p_j >= 0 of sum 1 and k entries.
 
-    The other arguments are those of `k_sparse_ot`.  Returns (..., n, m).
+    cost: (..., n, m); b: (..., m), masses of the columns; gamma: weight of the quadratic term.
+      Returns (..., n, m); see `k_sparse_ot`.
     """
     b = b[..., None, :]
     return b * sparse_simplex((alpha[..., None] - cost) / (gamma * b), k)

@@ -84,7 +84,8 @@ class Entries:
         make: f(model, lr, weight_decay) makes the optimiser.
         """
 
-        def made(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+        def factory(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+            """Make the optimiser, and give it the vectors in place of their parameters."""
             # the model may have gone to another device since the vectors were made
             for parameter, vector in self.vectors.items():
                 vector.data = vector.data.to(parameter.device)
@@ -95,7 +96,7 @@ class Entries:
                 group["params"] = [self.vectors.get(p, p) for p in group["params"]]
             return optimizer
 
-        return hooked(made, before=self._refresh, after=self._write)
+        return hooked(factory, before=self._refresh, after=self._write)
 
     @torch.no_grad()
     def move(self, index: Mapping[nn.Parameter, Tensor], optimizer: Optimizer | None) -> None:

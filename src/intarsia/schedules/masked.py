@@ -149,7 +149,8 @@ class Masked:
         """
         inner = make if self.entries is None else self.entries.optimizer(make)
 
-        def made(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+        def factory(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+            """Make the optimiser and remember it.  Raises: ConfigError for a setting in REFUSED."""
             optimizer = inner(model, lr, weight_decay)
             # such an optimiser remembers the largest moment, which a mask cannot undo
             for name in REFUSED:
@@ -161,7 +162,7 @@ class Masked:
             self._optimizer = optimizer
             return optimizer
 
-        return hooked(made, before=self.mask_gradients, after=self._after)
+        return hooked(factory, before=self.mask_gradients, after=self._after)
 
     def mask_gradients(self, *_: Any) -> None:
         """Set the gradients of weights that are not kept to 0; call it before any clipping.

@@ -84,7 +84,8 @@ def hooked(make: Make, *, before: Hook | None = None, after: Hook | None = None)
       optimisers, None = none.
     """
 
-    def made(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+    def factory(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+        """Make the optimiser and register the hooks."""
         optimizer = make(model, lr, weight_decay)
         if before is not None:
             optimizer.register_step_pre_hook(before)
@@ -92,4 +93,4 @@ def hooked(make: Make, *, before: Hook | None = None, after: Hook | None = None)
             optimizer.register_step_post_hook(after)
         return optimizer
 
-    return made
+    return factory

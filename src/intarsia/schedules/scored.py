@@ -32,7 +32,7 @@ class _Mask(torch.autograd.Function):
 
 
 def mask_of(scores: Tensor, count: int) -> Tensor:
-    """Return the mask of the `count` largest |s|, bool; of equal ones the first."""
+    """Return the mask of the `count` largest |s| of the scores s, bool; of equal ones the first."""
     size = scores.detach().abs().flatten()
     if not count:
         return torch.zeros_like(scores, dtype=torch.bool)

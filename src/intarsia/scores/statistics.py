@@ -83,7 +83,10 @@ class Statistics:
         return next((len(t) for t in tensors), None)
 
     def __add__(self, other: Statistics) -> Statistics:
-        """Return the statistics of the rows of both.  Raises: ShapeError if they do not match."""
+        """Return the statistics of the rows of both.  Raises: ShapeError if they do not match.
+
+        other: of the same layer, with the same sums collected.
+        """
         if self.width != other.width or self.collected != other.collected:
             raise ShapeError(
                 "statistics to join",

@@ -50,9 +50,10 @@ def bound(
     width: int,
     max_rows: int,
 ) -> native.Bound | None:
-    """Return `linear` of one stored weight as a function of x; None without a kernel.
+    """Return x W^T of a stored weight as a function of x; None without a kernel.
 
-    width: in; max_rows: rows of x up to which it is to be used.
+    bits, values, offsets, scales: the weight, as `Bitmask` stores it; width: in; max_rows: rows of
+      x up to which it is to be used.
     """
     if values.dtype not in KINDS:
         return None
@@ -64,10 +65,10 @@ def bound(
 def linear_many(
     x: Tensor, bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None = None
 ) -> Tensor:
-    """Compute `linear` for many rows of x, decoding some rows of the weight at a time.
+    """Compute x W^T for many rows of x (..., in), decoding some rows of the weight at a time.
 
-    A tile of the weight stays in the cache between the two, and never is there a dense weight.
-    There is no gradient. Arguments as in `linear`.
+    bits, values, offsets, scales: the weight, as `Bitmask` stores it. A tile of the weight stays in
+      the cache between the two, and never is there a dense weight. There is no gradient.
     """
     check(bits, values, offsets, scales, x.shape[-1])
     y = x.new_empty(*x.shape[:-1], len(bits))
@@ -85,7 +86,7 @@ def decode(
 ) -> Tensor:
     """Return the dense weight (out, in): float32, or bfloat16 of bfloat16 values.
 
-    width: in; the other arguments as in `linear`.
+    bits, values, offsets, scales: the weight, as `Bitmask` stores it; width: in.
     """
     check(bits, values, offsets, scales, width)
     out = torch.empty(len(bits), width, dtype=dense_type(values))
@@ -101,7 +102,10 @@ def dense_type(values: Tensor) -> torch.dtype:
 def _decode(
     out: Tensor, first: int, bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None
 ) -> None:
-    """Decode rows `first`, `first` + 1, ... of the weight into out (rows, in)."""
+    """Decode rows `first`, `first` + 1, ... of a stored weight into out (rows, in).
+
+    bits, values, offsets, scales: the weight, as `Bitmask` stores it.
+    """
     kernel = native.function("bitmask_decode", *DECODE)
     assert kernel is not None
     fault = kernel(
@@ -121,7 +125,7 @@ def _decode(
 def check(bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None, width: int) -> None:
     """Raise ShapeError for tensors that a kernel may not be given: it trusts their addresses.
 
-    width: in; the other arguments as in `linear`.
+    bits, values, offsets, scales: the weight, as `Bitmask` stores it; width: in.
     """
     rows = len(bits)
     fits = bits.shape == (rows, -(-width // 8)) and offsets.shape == (rows,) and values.dim() == 1
@@ -151,7 +155,10 @@ def _operator() -> Any:
 
 
 def _run(x: Tensor, bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None) -> Tensor:
-    """Call the kernel for x (N, in) in float32.  Returns (N, out)."""
+    """Call the kernel for x (N, in) in float32.  Returns (N, out).
+
+    bits, values, offsets, scales: the weight, as `Bitmask` stores it.
+    """
     kernel = native.function("bitmask_linear", *LINEAR)
     assert kernel is not None
     check(bits, values, offsets, scales, x.shape[1])

@@ -24,10 +24,10 @@ def runs(x: Tensor) -> bool:
 
 
 def blockint(x: Tensor, codes: Tensor, scales: Tensor, rows: int, bits: int) -> Tensor:
-    """Compute `naive.blockint` by the kernel, in x's dtype; no gradient.  (..., in) -> (..., rows).
+    """Compute x W^T by the kernel, in x's dtype; no gradient.  (..., in) -> (..., rows).
 
-    codes, scales, bits: as there; rows: of the weight. Raises: ShapeError for stored tensors that
-      do not fit x.
+    codes, scales: the weight, as `BlockInt` stores it; rows: of the weight; bits: 4 or 8. Raises:
+      ShapeError for stored tensors that do not fit x.
     """
     flat = x.reshape(x.shape[:-1].numel(), x.shape[-1]).float()
     y = _operator()(flat, codes, scales, rows, bits)
@@ -35,9 +35,9 @@ def blockint(x: Tensor, codes: Tensor, scales: Tensor, rows: int, bits: int) -> 
 
 
 def bound(codes: Tensor, scales: Tensor, shape: tuple[int, int], bits: int) -> native.Bound | None:
-    """Return `blockint` of one stored weight as a function of x; None without a kernel.
+    """Return x W^T of a stored weight as a function of x; None without a kernel.
 
-    shape: (out, in).
+    codes, scales: the weight, as `BlockInt` stores it; shape: (out, in); bits: 4 or 8.
     """
     check(codes, scales, shape, bits)
     return native.Bound.of("blockint", shape, (bits,), (codes, scales), native.MANY)
@@ -46,7 +46,7 @@ def bound(codes: Tensor, scales: Tensor, shape: tuple[int, int], bits: int) -> n
 def check(codes: Tensor, scales: Tensor, shape: tuple[int, int], bits: int) -> None:
     """Raise ShapeError for tensors that a kernel may not be given: it trusts their addresses.
 
-    shape: (out, in) of the weight.
+    codes, scales: the weight, as `BlockInt` stores it; shape: (out, in); bits: 4 or 8.
     """
     bundles, blocks = -(-shape[0] // BUNDLE), -(-shape[1] // BLOCK)
     fits = codes.shape == (bundles, blocks, bits, BUNDLE, WORD) and codes.dtype == torch.uint8
@@ -68,7 +68,7 @@ def _operator() -> Any:
 def _run(x: Tensor, codes: Tensor, scales: Tensor, rows: int, bits: int) -> Tensor:
     """Call the kernel for x (N, in) in float32.  Returns (N, rows).
 
-    The other arguments are those of `blockint`.
+    codes, scales: the weight, as `BlockInt` stores it; rows: of the weight; bits: 4 or 8.
     """
     kernel = native.function("intarsia_blockint", *LINEAR)
     assert kernel is not None

@@ -258,7 +258,7 @@ def _laid_out(
     end = 0
 
     def place(number: int, step_number: int) -> None:
-        """Put a value into the first gap that is large enough while its step runs."""
+        """Put value `number` into the first gap that is large enough at step `step_number`."""
         nonlocal end
         occupied = sorted((offsets[n], size[n]) for n in offsets if last.get(n, -1) >= step_number)
         offset = 0

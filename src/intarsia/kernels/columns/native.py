@@ -42,9 +42,10 @@ def linear(x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tenso
 def bound(
     values: Tensor, columns: Tensor, offsets: Tensor, width: int, max_rows: int
 ) -> native.Bound | None:
-    """Return `linear` of one stored weight as a function of x; None without a kernel.
+    """Return x W^T of a stored weight as a function of x; None without a kernel.
 
-    width: in; max_rows: rows of x up to which it is to be used.
+    values, columns, offsets: the weight, as `Columns` stores it; width: in; max_rows: rows of x up
+      to which it is to be used.
     """
     if values.dtype not in KINDS:
         return None
@@ -54,7 +55,10 @@ def bound(
 
 
 def check(values: Tensor, columns: Tensor, offsets: Tensor) -> None:
-    """Raise ShapeError for tensors that a kernel may not be given: it trusts their addresses."""
+    """Raise ShapeError for tensors that a kernel may not be given: it trusts their addresses.
+
+    values, columns, offsets: the weight, as `Columns` stores it.
+    """
     fits = values.shape == columns.shape == (len(values),) and offsets.dim() == 1 and len(offsets)
     fits = fits and columns.dtype == torch.uint16 and offsets.dtype == torch.int32
     if not fits or not all(t.is_contiguous() for t in (values, columns, offsets)):
@@ -71,7 +75,10 @@ def _operator() -> Any:
 
 
 def _run(x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
-    """Call the kernel for x (N, in) in float32.  Returns (N, out)."""
+    """Call the kernel for x (N, in) in float32.  Returns (N, out).
+
+    values, columns, offsets: the weight, as `Columns` stores it.
+    """
     kernel = native.function("columns_linear", *LINEAR)
     assert kernel is not None
     check(values, columns, offsets)

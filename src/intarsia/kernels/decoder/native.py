@@ -78,9 +78,11 @@ class NativeDecoder:
     def __call__(
         self, tokens: Sequence[int], slots: Sequence[int], places: Sequence[int], *, tail: int = 0
     ) -> Tensor:
-        """Return what the last step wrote, (N, width), for N rows of a token, slot and place each.
+        """Return what the last step wrote, (N, width), for N rows.
 
-        tail: steps at the end that are carried out for the last row alone, (1, width).
+        tokens, slots, places: of each row its token, the number of its text in the cache, and its
+          position in the text. tail: steps at the end that are carried out for the last row alone,
+          (1, width).
         Raises: ConfigError for more than `max_rows` rows, or numbers for which there is no room.
         """
         rows = list(zip(tokens, slots, places, strict=True))

@@ -37,6 +37,10 @@ class Packed:
         self.backward = OPS._reorder_linear_weight(weight.T.contiguous(), rows)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Return x W^T + b in bfloat16, with a gradient for x if it needs one.
+
+        (..., in) -> (..., out).
+        """
         x = x.to(BF16)
         # no rows: oneDNN takes none, and the graph must stay connected
         if not x.numel():

@@ -30,8 +30,10 @@ def gqsa(
     zeros: Tensor,
     integers: bool = False,
 ) -> Tensor:
-    """Compute `naive.gqsa` by the kernel where there is one; no gradient.  Arguments as there.
+    """Compute `naive.gqsa` by the kernel where there is one; no gradient.  x: (N, in) -> (N, out).
 
+    offsets, columns, codes, scales, zeros: the weight, as `GroupSparse` stores it; integers: round
+      x to int8 first.
     Raises: ShapeError for groups outside x, rows that do not rise, tensors of other types or sizes.
     """
     check(x, offsets, columns, codes, scales, zeros)
@@ -56,7 +58,8 @@ def bound(parts: tuple[Tensor, ...], width: int, integers: bool, max_rows: int) 
 def check(x: Tensor, offsets: Tensor, *parts: Tensor) -> None:
     """Raise ShapeError for tensors that a kernel may not be given: it trusts their addresses.
 
-    parts: columns, codes, scales, zeros.
+    x: (N, in); offsets, and parts (columns, codes, scales, zeros): the weight, as `GroupSparse`
+      stores it.
     """
     count = len(parts[0])
     types = tuple(t.dtype for t in (x, offsets, *parts))
@@ -83,7 +86,11 @@ def _run(
     zeros: Tensor,
     integers: bool,
 ) -> Tensor:
-    """Call the kernel; arguments as in `gqsa`.  Raises: ShapeError for groups outside x."""
+    """Call the kernel for x (N, in) in float32.  Returns (N, out).
+
+    offsets, columns, codes, scales, zeros: the weight, as `GroupSparse` stores it; integers: round
+      x to int8. Raises: ShapeError for groups outside x.
+    """
     call = function("intarsia_gqsa", *TYPES)
     assert call is not None
     rows, groups = len(offsets) - 1, len(columns)

@@ -20,10 +20,10 @@ BEHIND = 32  # numbers behind x that the kernel may read
 
 
 def ternary(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor, words: Dictionary) -> Tensor:
-    """Compute `naive.ternary` by the kernel where there is one; x float32; no gradient.
+    """Compute x W^T by the kernel where there is one; x float32; no gradient.  (N, in) -> (N, out).
 
-    Arguments as there. An infinite input may give NaN where a dense product gives infinity: 0 times
-    it is added.
+    codes, offsets, levels: the weight, as `Ternary` stores it; words: the dictionary of its codes.
+      An infinite input may give NaN where a dense product gives infinity: 0 times it is added.
     Raises: ShapeError for words that do not fill their row, and tensors of other types or sizes.
     """
     check(x, codes, offsets, levels)
@@ -49,7 +49,7 @@ def bound(parts: tuple[Tensor, ...], width: int, words: Dictionary, max_rows: in
 def check(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor) -> None:
     """Raise ShapeError for tensors that a kernel may not be given: it trusts their addresses.
 
-    Arguments as in `ternary`.
+    codes, offsets, levels: the weight, as `Ternary` stores it.
     """
     rows = len(levels)
     types = (t.dtype for t in (x, codes, offsets, levels))
@@ -68,9 +68,10 @@ def _operator() -> Any:
 
 
 def _run(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor, table: Tensor) -> Tensor:
-    """Call the kernel; arguments as in `ternary`, table: the dictionary's.
+    """Call the kernel for x (N, in) in float32.  Returns (N, out).
 
-    Raises: ShapeError for words that do not fill their row.
+    codes, offsets, levels: the weight, as `Ternary` stores it; table: the dictionary, for the
+      kernel. Raises: ShapeError for words that do not fill their row.
     """
     call = function("intarsia_ternary", *TYPES)
     assert call is not None and table.shape == (WORDS, 2)
