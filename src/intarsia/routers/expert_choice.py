@@ -53,6 +53,10 @@ class ExpertChoiceRouter(GateRouter[ExpertChoice]):
         return min(tokens, room_for(self.config.capacity, tokens, self.experts))
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return all experts, their p, and a mask of the pairs that experts took, all (N, E).
+
+        logits: (N, E). Each expert takes its k tokens of largest p.
+        """
         p = logits.softmax(-1)  # S = softmax(x W_g), (N, E)
         ranked = p.detach().nan_to_num(0)  # topk would put a NaN first
         best = ranked.topk(self.room(len(p)), dim=0).indices  # I, of top-k(S^T), as (k, E)

@@ -54,11 +54,16 @@ class SwitchRouter(GateRouter[Switch]):
         return index, p, None
 
     def limit(self, routing: Routing) -> Routing:
+        """Drop the tokens above each expert's capacity ceil(c T / E), in training.
+
+        routing: one pair (token, expert) for each of T tokens; the first ones of an expert stay.
+        """
         if not self.training:
             return routing
         room = room_for(self.config.capacity, len(routing.expert), self.experts)  # eq. 3
         arrived = F.one_hot(routing.expert, self.experts).cumsum(0)  # (T, E)
-        place = arrived.gather(1, routing.expert[:, None])[:, 0]  # 1 for an expert's first token
+        # number the tokens of each expert in the order of the batch
+        place = arrived.gather(1, routing.expert[:, None])[:, 0]  # 1 for the first
         return keep_pairs(routing, place <= room)
 
 

@@ -51,6 +51,10 @@ class TopPRouter(GateRouter[TopP]):
         return super().logits(rows) / self.config.temperature
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return experts in falling order of p, p, and a mask of those needed, all (N, E).
+
+        logits: (N, E). The needed ones are the fewest whose p sum to `config.p`.
+        """
         p, index = logits.softmax(-1).sort(descending=True, stable=True)
         before = p.detach().cumsum(-1) - p.detach()  # the sum over more probable experts
         needed = before < self.config.p

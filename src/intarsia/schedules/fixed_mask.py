@@ -23,7 +23,10 @@ class FixedMask(MaskSettings):
     """
 
     def begin(self, weights: Weights, generator: torch.Generator) -> Partition:
-        """Return the masks of the weights that are not 0.  Raises: ConfigError if all are not."""
+        """Return the masks of the weights that are not 0.  Raises: ConfigError if none is 0.
+
+        generator: unused; other schedules draw.
+        """
         masks = super().begin(weights, generator)
         if weights and masks.density() == 1:
             got = f"{len(weights)} layers without a zero"
