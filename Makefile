@@ -67,6 +67,7 @@ generate: setup  ## write the files that are generated from the methods' cards, 
 	$(BIN)/python -m intarsia_lab.pages.settings
 	$(BIN)/python -m intarsia.cli.names
 	$(BIN)/python -m intarsia_lab.cli.names
+	$(BIN)/python scripts/front_pages.py
 
 constraints: setup  ## write constraints.txt: the versions in .venv, once the suite has passed with them
 	$(BIN)/python scripts/constraints.py
@@ -89,7 +90,7 @@ fuzz: setup  ## COUNT malformed files of every kind: how each is opened; CASE=in
 conformance: setup  ## PEFT's own tests on every method
 	PEFT_TESTS="$$($(BIN)/python scripts/peft_tests.py)" $(BIN)/python -m pytest -n $(JOBS) -c tests/peft_suite/pytest.ini tests/peft_suite $(PYTEST_ARGS)
 
-bench: setup  ## a training step: speed and memory beside their bars and floors
+bench: setup  ## a training step: its speed and memory beside targets and lower bounds
 	$(BIN)/python benchmarks/train_step.py --write
 
 claim: setup  ## one paper's headline: make claim NAME=mosa
