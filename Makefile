@@ -62,6 +62,7 @@ new: setup  ## begin a method: make new KIND=router NAME=relu PAPER=2412.14711
 
 generate: setup  ## write the files that are generated from the methods' cards, and the names of claims
 	$(BIN)/python -m intarsia_lab.cli.generating
+	$(BIN)/python scripts/front_pages.py
 
 constraints: setup  ## write constraints.txt: the versions in .venv, once the suite has passed with them
 	$(BIN)/python scripts/constraints.py
@@ -84,7 +85,7 @@ fuzz: setup  ## COUNT malformed files of every kind: how each is opened; CASE=in
 conformance: setup  ## PEFT's own tests on every method
 	PEFT_TESTS="$$($(BIN)/python scripts/peft_tests.py)" $(BIN)/python -m pytest -n $(JOBS) -c tests/peft_suite/pytest.ini tests/peft_suite $(PYTEST_ARGS)
 
-bench: setup  ## a training step: speed and memory beside their bars and floors
+bench: setup  ## a training step: its speed and memory beside targets and lower bounds
 	$(BIN)/python benchmarks/train_step.py --write
 
 reproduce: setup  ## one paper's headline: make reproduce NAME=mosa

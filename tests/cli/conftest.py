@@ -76,12 +76,16 @@ def intarsia() -> Intarsia:
 @pytest.fixture(scope="session")
 def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a random Mixtral whose tokens are bytes."""
+    return mixtral(tmp_path_factory.mktemp("mixture"))
+
+
+def mixtral(folder: Path) -> Path:
+    """Write a random Mixtral whose tokens are bytes."""
     import torch
     from transformers import MixtralConfig, MixtralForCausalLM
 
     from .test_sparse import bytes_tokenizer
 
-    folder = tmp_path_factory.mktemp("mixture")
     words = bytes_tokenizer(folder)
     torch.manual_seed(0)
     config = MixtralConfig(
