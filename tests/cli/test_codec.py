@@ -128,10 +128,10 @@ def test_a_folder_is_no_target_and_is_refused_before_the_work(folder: Path, tmp_
 def test_a_prior_is_trained_from_a_folder(folder: Path, tmp_path: Path) -> None:
     Image.new("RGB", (64, 64), "teal").save(tmp_path / "one.png")
     saved = tmp_path / "prior"
-    words = ("codec", "train", tmp_path, "--save", saved, "--steps", 2, "--crops", 1, "--tiles", 1)
+    words = ("codec", "train", tmp_path, "--out", saved, "--steps", 2, "--crops", 1, "--tiles", 1)
     assert run(*words).exit_code == 0
     assert Recombiner.load(saved).settings.kind == "image"
     assert run(*words).exit_code == 2  # the folder is there
     assert run("codec", "train", tmp_path).exit_code == 2
     (tmp_path / "none").mkdir()
-    assert run("codec", "train", tmp_path / "none", "--save", tmp_path / "x").exit_code == 2
+    assert run("codec", "train", tmp_path / "none", "--out", tmp_path / "x").exit_code == 2

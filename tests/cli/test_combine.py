@@ -13,12 +13,12 @@ def test_a_stack_and_pairs_are_measured(intarsia: Intarsia, mixture: Path, tmp_p
     text, out = tmp_path / "a.txt", tmp_path / "combined.json"
     text.write_text("".join(f"Line {i} of a plain text, which says {i * i}.\n" for i in range(40)))
     given = (mixture, text, "prune:0.5,quant:w4")
-    few = ("--rows", 2, "--calibration", 4, "--size", 16)
+    few = ("--rows", 2, "--calibration", 4, "--length", 16)
     said = intarsia("combine", *given, *few, "--json")
     assert said.code == 0, said.err
     names = [row["entries"] for row in said.json["rows"]]
     assert names == ["none", "prune", "prune + quant"] and said.json["broken"] == []
-    said = intarsia("combine", *given, *few, "--pairs", "--save", out)
+    said = intarsia("combine", *given, *few, "--pairs", "--out", out)
     assert said.code == 0 and "prune + quant" in said.out and out.exists(), said.err
 
 

@@ -154,7 +154,7 @@ def test_a_text_s_rate_is_the_one_of_lowest_perplexity(
 ) -> None:
     data = tmp_path / "notes.txt"
     data.write_text("the cat sat on the mat. " * 60)
-    words = ("compare", data, "-m", mixture, "--methods", "lora", "--seeds", "0", "--size", "16")
+    words = ("compare", data, "-m", mixture, "--methods", "lora", "--seeds", "0", "--length", "16")
     words = (*words, "--epochs", "1", "--rates", "1e-3,1e-1", "--out", tmp_path / "c", "--json")
     said = intarsia(*words)
     assert said.code == 0, said.err
@@ -399,16 +399,16 @@ def test_claims_are_run_kept_and_published(
     monkeypatch.setattr("intarsia_lab.claims.claims", fake_claims)
     monkeypatch.setattr(lab_words, "CLAIMS", ("small", "tiny"))
     page = tmp_path / "claims.md"
-    said = intarsia("reproduce", "small", "--page", page, "--seeds", "4,5")
+    said = intarsia("reproduce", "small", "--out", page, "--seeds", "4,5")
     assert said.code == 0, said.err
     assert "holds" in said.out and "target <= 1" in said.out and "ours" in said.out
-    said = intarsia("reproduce", "--all", "--page", page, "--json")
+    said = intarsia("reproduce", "--all", "--out", page, "--json")
     assert [record["verdict"] for record in said.json] == ["holds", "fails"]
     assert said.json[0]["seeds"] == [0, 1, 2]
     text = page.read_text()
     assert "**holds**" in text and "**fails**" in text
     assert {p.name for p in (tmp_path / "claims").iterdir()} == {"small.json", "tiny.json"}
-    assert ": fails" in intarsia("reproduce", "tiny", "--page", page).out
+    assert ": fails" in intarsia("reproduce", "tiny", "--out", page).out
     assert [c["name"] for c in intarsia("reproduce", "--json").json] == ["small", "tiny"]
     assert "It is small." in intarsia("reproduce").out
 
@@ -418,12 +418,12 @@ def test_wrong_claims(intarsia: Intarsia, monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr("intarsia_lab.claims.claims", lambda: fake_claims("long"))
     monkeypatch.setattr(lab_words, "CLAIMS", ("small", "tiny"))
     page = tmp_path / "claims.md"
-    assert "Did you mean small" in intarsia("reproduce", "smal", "--page", page).words
-    assert "one of them" in intarsia("reproduce", "small", "--all", "--page", page).words
+    assert "Did you mean small" in intarsia("reproduce", "smal", "--out", page).words
+    assert "one of them" in intarsia("reproduce", "small", "--all", "--out", page).words
     assert "several with commas" in intarsia("reproduce", "small", "--seeds", "x").words
-    said = intarsia("reproduce", "--all", "--page", page, "--json")
+    said = intarsia("reproduce", "--all", "--out", page, "--json")
     assert said.json == [] and "small is left out" in said.words and not page.exists()
-    assert len(intarsia("reproduce", "--all", "--long", "--page", page, "--json").json) == 2
+    assert len(intarsia("reproduce", "--all", "--long", "--out", page, "--json").json) == 2
 
 
 def test_auto_chooses_and_says_what_else(

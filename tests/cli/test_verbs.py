@@ -212,7 +212,7 @@ def test_show_names_the_class_where_it_can_be_imported(intarsia: Intarsia) -> No
 
 
 def test_help_says_what_an_option_means_to_its_verb(intarsia: Intarsia) -> None:
-    assert "A setting of one method" in intarsia("compare", "--help").out
+    assert "Setting of one method" in intarsia("compare", "--help").out
     assert "over.bottleneck=16" in intarsia("fit", "--help").out
     assert "'intarsia[ray]'" in intarsia("bench", "--help").out
 
@@ -253,7 +253,7 @@ def test_the_list_knows_the_survey_whose_techniques_a_command_stacks(intarsia: I
         ("codec", "encode", "signal", "--prior", "photos"),
         ("evaluate", "photos"),
         ("generate", "photos", "hello"),
-        ("offload", "photos", "new"),
+        ("offload", "photos", "--out", "new"),
         ("predict", "photos", "signal"),
         ("search", "photos", "cat"),
     ],

@@ -16,10 +16,11 @@ from .codec import codec
 from .combining import combine
 from .comparing import compare, report
 from .components import components
-from .compressing import compress, doctor
+from .compressing import compress
 from .cycles import cycles
 from .decoding import generate, spans
 from .demo import demo
+from .doctor import doctor
 from .exporting import export
 from .groups import group_of, overview
 from .listing import list_methods, show

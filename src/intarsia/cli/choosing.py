@@ -12,9 +12,17 @@ from ..core.errors import ConfigError
 from ..core.folders import data_name
 from . import completing
 from .early import ARMS, check_data, method_key
-from .options import Data, Json, allow_pixels, given_in_words, row, with_options
+from .options import (
+    Data,
+    Json,
+    allow_pixels,
+    given_in_words,
+    row,
+    use_threads,
+    with_options,
+    writes,
+)
 from .shell import note, say, show_json, show_rich
-from .training import use_threads
 from .values import check_options
 
 if TYPE_CHECKING:
@@ -42,17 +50,15 @@ OPTIONS = (
 def auto(
     ctx: typer.Context,
     data: Annotated[str | None, Data.__metadata__[0]] = None,  # pyright: ignore
-    minutes: Annotated[float, typer.Option(help="Of everything.")] = 10,
+    minutes: Annotated[float, typer.Option(help="Minutes that everything takes, at most.")] = 10,
     methods: Annotated[
         str | None,
         typer.Option(
             autocompletion=completing.METHODS,
-            help="To choose among, with commas; the leaders of the benchmarks if not given.",
+            help="Methods to choose among, with commas; the benchmarks' leaders if not given.",
         ),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="The folder; runs/auto-DATA if not given.")
-    ] = None,
+    out: Annotated[Path | None, writes("The folder to write; runs/auto-DATA if not given.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the search in --out, as it was started.")
     ] = False,

@@ -31,11 +31,13 @@ from .options import (
     option_row,
     row,
     shared,
+    use_threads,
     with_options,
+    writes,
 )
 from .shell import note, say, show_json, show_rich
 from .targets import PAGE, REPORTS, target
-from .training import FOR_TEXTS, use_threads
+from .training import FOR_TEXTS
 from .values import check_options, experiment_values, running_values
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
 
 TEXT_METHODS = "lora,mixlora"  # where nothing is said
 PROBE = "linear"
-OF_METHODS = "A setting of one method: METHOD.name=value, as lora.rank=8; may be repeated."
+OF_METHODS = "Setting of one method: METHOD.name=value, as lora.rank=8; may be repeated."
 LR = (
     "One learning rate for all methods; if not given, each has the one that is best for it on "
     "validation. --set METHOD.lr=value fixes that of one method."
@@ -55,7 +57,10 @@ RATES = (
 )
 NO_LINEAR = "Do not put a linear probe beside methods for pictures where --methods has none."
 Baseline = Annotated[
-    str | None, typer.Option(help="Label of the method the others are held against; the first.")
+    str | None,
+    typer.Option(
+        help="Label of the method that the others are compared with; the first if not given."
+    ),
 ]
 
 
@@ -63,7 +68,7 @@ Baseline = Annotated[
     (
         *shared(without=("method", "seed", "settings", "split_seed", "lr")),
         row("settings", help=OF_METHODS),
-        row("split_seed", help="Of the split; each run's own seed if not given."),
+        row("split_seed", help="Seed of the split; each run's own seed if not given."),
         row("lr", kind=float | None, default=None, help=LR),
         option_row("Training", "rates", str | None, None, Setting(help=RATES)),
         option_row("Model", "no_linear", bool, False, Setting(help=NO_LINEAR)),
@@ -76,12 +81,12 @@ def compare(
         str,
         typer.Option(
             autocompletion=completing.METHODS,
-            help="With commas; as for `intarsia fit`. Of texts lora,mixlora if not given.",
+            help="Methods with commas, as for `intarsia fit`; for texts lora,mixlora if not given.",
         ),
     ] = "linear,lora,bottleneck,mosa",
-    seeds: Annotated[str, typer.Option(help="With commas.")] = "0,1,2",
+    seeds: Annotated[str, typer.Option(help="Seeds of the runs, with commas.")] = "0,1,2",
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the runs; runs/compare-DATA if not given.")
+        Path | None, writes("The folder of the runs; runs/compare-DATA if not given.")
     ] = None,
     jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
     baseline: Baseline = None,
@@ -186,7 +191,7 @@ def _by_key(settings: Sequence[str], keys: Mapping[str, str]) -> Iterator[str]:
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some.")],
     out: Annotated[
-        Path, typer.Option(help="The page to write; a name in .md or .tex gives that form.")
+        Path, writes("The page to write; a name in .md or .tex gives that form.")
     ] = Path("report.html"),
     baseline: Baseline = None,
     as_json: Json = False,
@@ -198,7 +203,7 @@ def report(
 
     Example:  intarsia report runs/compare-elpv --out page.html
     """
-    target(out, "page.html", option="--out", mark=REPORTS.get(out.suffix.lower(), PAGE))
+    target(out, "page.html", mark=REPORTS.get(out.suffix.lower(), PAGE))
     if len(runs) == 1 and runs[0].suffix == ".json":
         _show_spans(runs[0], out, baseline, as_json)
     # The kind of a folder is known by the record that its verb wrote.

@@ -20,7 +20,7 @@ OTHERS = "Others"
 TO_BEGIN_WITH: Mapping[str, str] = {
     "intarsia auto photos --minutes 10": "choose a method for pictures",
     "intarsia compare photos --methods linear,lora": "see which method is better",
-    "intarsia sparsify smollm2 --save half": "drop half of all weights",
+    "intarsia sparsify smollm2 --out half": "drop half of all weights",
 }
 
 

@@ -20,9 +20,10 @@ class ProcessOptions:
     )
     plan: str | None = setting(
         None,
-        "How the experts are shared out: auto measures the links and simulates the others for each "
-        "layer. ep: rows go to their experts; fssdp: and copies of the busiest experts come "
-        "(Hecate); tutel: rows, or slices of weights; coordinated: tables of rows (DeepSpeed-MoE).",
+        "Plan by which the experts are shared out: auto measures the links and simulates the "
+        "others for each layer. ep: rows go to their experts; fssdp: and copies of the busiest "
+        "experts come (Hecate); tutel: rows, or slices of weights; coordinated: tables of rows "
+        "(DeepSpeed-MoE).",
         choices=lambda: listed("plan"),
     )
 

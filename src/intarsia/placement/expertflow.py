@@ -57,7 +57,7 @@ class TokenTable:
         Raises: DataError for a trace without token ids.
         """
         if trace.token is None:
-            fix = "Record one: intarsia trace MODEL TEXT --save t.safetensors"
+            fix = "Record one: intarsia trace MODEL TEXT --out t.safetensors"
             raise DataError("trace", got="no token ids", want="ids of the tokens", fix=fix)
         membership = torch.stack(
             [trace.membership(layer) for layer in range(trace.layers)], 1

@@ -228,7 +228,7 @@ class Trace:
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             if isinstance(error, DataError):
                 raise
-            fix = "Record one: intarsia trace MODEL TEXT --save t.safetensors"
+            fix = "Record one: intarsia trace MODEL TEXT --out t.safetensors"
             want = "a file that `intarsia trace` wrote"
             raise DataError(f"trace {path}", got=error, want=want, fix=fix) from error
 

@@ -151,7 +151,7 @@ class Prior:
         folder = repaired(folder)
         want, fix = (
             "the folder of a prior",
-            "For one: intarsia codec train photographs/ --save my-prior",
+            "For one: intarsia codec train photographs/ --out my-prior",
         )
         check_kind(folder, ABOUT, what=f"prior {folder}", want=want, fix=fix)
         try:
