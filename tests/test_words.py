@@ -14,6 +14,7 @@ import pytest
 import typer
 
 from intarsia.cli import app
+from intarsia.cli.groups import HOMES
 
 ROOT = Path(__file__).parents[1]
 WORKSHOP = re.compile(
@@ -52,7 +53,8 @@ def helps() -> dict[str, str]:
     """Return the help of every command, with that of its options."""
     group: Any = typer.main.get_group(app)
     texts: dict[str, str] = {}
-    for name, command in group.commands.items():
+    for name in HOMES:
+        command = group.get_command(None, name)
         options = (getattr(option, "help", None) or "" for option in command.params)
         texts[f"intarsia {name}"] = "\n".join((command.help or "", *options))
     return texts

@@ -15,6 +15,7 @@ from PIL import Image
 
 from intarsia.catalog import cards
 from intarsia.cli import app, listing, shell
+from intarsia.cli.groups import HOMES
 from intarsia.cli.simulating import PLANS, POLICIES
 from intarsia.core.errors import ConfigError
 from intarsia.experiments.stack_entries import ENTRIES
@@ -109,6 +110,24 @@ def test_start_imports_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_verb_is_imported_when_it_is_called() -> None:
+    code = "import sys; from intarsia.cli import app; app(['fit', 'elpv', '--epochs', '0'])"
+    modules = "sorted(m for m in sys.modules if m.startswith('intarsia.cli.'))"
+    words = [
+        sys.executable,
+        "-c",
+        f"import atexit, sys; atexit.register(lambda: print({modules})); {code}",
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "'intarsia.cli.training'" in done.stdout
+    assert not any(f"intarsia.cli.{m}'" in done.stdout for m in ("searching", "placing", "demo"))
+
+
+def test_every_home_of_a_verb_is_a_function_of_its_module() -> None:
+    for name in HOMES:
+        assert GROUP.get_command(None, name).name == name
+
+
 def test_the_module_is_the_command() -> None:
     words = [sys.executable, "-m", "intarsia", "show", "moza", "--debug"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
@@ -200,7 +219,7 @@ def test_show_tells_paper_settings_tags_and_an_example(intarsia: Intarsia) -> No
         assert text in out
     example = re.search(r"intarsia fit (.*)", out)
     assert example
-    GROUP.commands["fit"].make_context("fit", shlex.split(example[1]))
+    GROUP.get_command(None, "fit").make_context("fit", shlex.split(example[1]))
     assert "intarsia.Mosa(experts=4)" in out
     assert "In Python: intarsia.Mosa\n" in out
 

@@ -1,41 +1,17 @@
-"""The verbs by name, and the console's entry point."""
+"""The command line: what stands before the verb, and the console's entry point."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
 from typing import Annotated
 
 import typer
 
 from ..core.interrupts import never_lost
 from ..core.quiet import kept_quiet
-from . import searching
-from .choosing import auto
-from .codec import codec
-from .combining import combine
-from .comparing import compare, report
-from .components import components
-from .compressing import compress
-from .cycles import cycles
-from .decoding import generate, spans
-from .demo import demo
-from .doctor import doctor
-from .exporting import export
-from .groups import group_of, overview
-from .listing import list_methods, show
-from .merging import merge
-from .offloading import offload
-from .placing import place, trace
-from .recommending import recommend
-from .scoring import evaluate, predict
-from .serving import serve
+from .groups import overview
 from .shell import Verbs, arguments, say
-from .simulating import simulate
-from .sparsifying import convert, sparsify
 from .targets import holding
-from .training import fit
-from .unlearning import unlearn
 
 app = typer.Typer(
     cls=Verbs,
@@ -75,21 +51,6 @@ def options(
         ctx.with_resource(kept_quiet())
     if ctx.invoked_subcommand is None:
         say(overview())
-
-
-COMMANDS: Mapping[str, Callable[..., None]] = {"list": list_methods} | {
-    command.__name__: command
-    for command in (
-        *(fit, compare, auto, predict, evaluate, report, export),
-        *(sparsify, compress, convert, generate, merge, spans),
-        *(trace, place, simulate, offload, serve, unlearn, combine),
-        *(searching.index, searching.search, recommend),
-        *(components, cycles, doctor, show, demo),
-    )
-}
-for name, command in COMMANDS.items():
-    app.command(name, rich_help_panel=group_of(name))(command)
-app.add_typer(codec, name="codec", rich_help_panel=group_of("codec"))
 
 
 def main() -> None:

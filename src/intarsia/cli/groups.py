@@ -15,6 +15,39 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "Signals": ("components", "codec"),
     "Evidence": ("bench", "reproduce", "cycles", "doctor", "list", "show", "demo"),
 }
+HOMES: Mapping[str, str] = {
+    "auto": "choosing:auto",
+    "codec": "codec:codec",
+    "combine": "combining:combine",
+    "compare": "comparing:compare",
+    "components": "components:components",
+    "compress": "compressing:compress",
+    "convert": "sparsifying:convert",
+    "cycles": "cycles:cycles",
+    "demo": "demo:demo",
+    "doctor": "doctor:doctor",
+    "evaluate": "scoring:evaluate",
+    "export": "exporting:export",
+    "fit": "training:fit",
+    "generate": "decoding:generate",
+    "index": "searching:index",
+    "list": "listing:list_methods",
+    "merge": "merging:merge",
+    "offload": "offloading:offload",
+    "place": "placing:place",
+    "predict": "scoring:predict",
+    "recommend": "recommending:recommend",
+    "report": "comparing:report",
+    "search": "searching:search",
+    "serve": "serving:serve",
+    "show": "listing:show",
+    "simulate": "simulating:simulate",
+    "spans": "decoding:spans",
+    "sparsify": "sparsifying:sparsify",
+    "trace": "placing:trace",
+    "unlearn": "unlearning:unlearn",
+}
+"""Module and function of each command of this distribution, imported when it is called."""
 OTHERS = "Others"
 """The heading of commands that a further distribution adds."""
 TO_BEGIN_WITH: Mapping[str, str] = {
