@@ -61,6 +61,7 @@ new: setup  ## begin a method: make new KIND=router NAME=relu PAPER=2412.14711
 	$(BIN)/python scripts/new_method.py $(KIND) $(NAME) --paper $(PAPER)
 
 generate: setup  ## write the files that are generated from the methods' cards, and the names of claims
+	$(BIN)/python -m intarsia_lab.pages.claims
 	$(BIN)/python -m intarsia_lab.pages.methods
 	$(BIN)/python -m intarsia_lab.pages.composition
 	$(BIN)/python -m intarsia_lab.pages.hosts

@@ -22,7 +22,7 @@ from intarsia.methods.slime import Slime, tiled_view
 from intarsia.schedules.phases import Phase
 from intarsia.train.tasks.answers import Answers
 
-from ..kit import Report, Result, Study, above
+from ..kit import FixedRate, Report, Result, Study, UnknownEffect, above
 from ..kit.arms import judged, threads
 from ..kit.stored import StoredResults
 from ..materials.canvases import (
@@ -191,6 +191,7 @@ study = partial(
         0.5,
         {"arm": "all local"},
     ),
+    rates=FixedRate(RATE, {"each reader, of a stage": EPOCHS * -(-(4 * TRAIN + TILES) // BATCH)}),
     needs="long",
     minutes=20,
 )
@@ -206,6 +207,7 @@ CLAIMS = (
     study(
         "slime",
         system="SliME",
+        effect=UnknownEffect("No table of the paper was reachable; the margin of a point is ours."),
         work="SmolLM2 with ViT-S",
         sentence=f"A quarter of the local vectors, chosen by the question, is enough {PAPER}.",
         baseline="all local vectors; difference of shares of right answers, or, if it is smaller, "

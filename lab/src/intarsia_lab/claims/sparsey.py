@@ -13,7 +13,7 @@ import numpy as np
 from intarsia.data import sets
 from intarsia.models.memory import Mac, SparseyNet, adherence, basis_set_size, similarity
 
-from ..kit import TIMED, NoControl, Report, Result, Study, above
+from ..kit import TIMED, NoControl, Report, Result, Study, UnknownEffect, above
 from ..kit.arms import result_of
 from ..materials import thin_digits
 
@@ -159,6 +159,7 @@ CLAIMS = (
     study(
         "sparsey-memory",
         system="Sparsey",
+        effect=UnknownEffect("The paper's share of modules was not found."),
         work="random codes",
         sentence="Items that were seen once are recalled while there are at most 25" + PAPER,
         baseline="1 is all modules",

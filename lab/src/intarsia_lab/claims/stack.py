@@ -11,7 +11,7 @@ import torch
 from intarsia.experiments.stack import StackTable, broken, stack_pairs
 from intarsia.experiments.stack_entries import ENTRIES
 
-from ..kit import NoControl, Report, Result, Study
+from ..kit import NoControl, Report, Result, Study, UnknownEffect
 from ..kit.arms import result_of, threads
 from ..materials.held_out_rows import rows
 from ..materials.routing_traces import made
@@ -100,6 +100,7 @@ CLAIMS = (
     study(
         "stack-pairs",
         system="Survey of compressed mixtures",
+        effect=UnknownEffect("A survey: it says that techniques combine, and counts none."),
         work="a small mixture, 28 pairs of changes",
         sentence="Techniques on models, their execution and their placement go together "
         "(arXiv:2412.14219): of all 28 pairs of eight, those that neither run nor are refused for "

@@ -29,6 +29,7 @@ class Control:
             passed = self.passes(rows)
         except (LookupError, ValueError):
             return f"The control was not recorded: {self.sentence}"
+        # a control that cannot be read is a failed one: silence is no evidence
         return "" if passed else f"The control failed: {self.sentence}"
 
 
@@ -49,6 +50,7 @@ def numbers(rows: Rows, column: str, row_values: Mapping[str, str] | None = None
     Raises: LookupError if there is none.
     """
     pairs = (row_values or {}).items()
+    # cells are text with a spread behind the number; the number is what counts
     matching = [row for row in rows if all(str(row.get(name)) == value for name, value in pairs)]
     texts = [str(row[column]) for row in matching if str(row.get(column, ""))]
     values = [float(match[0].replace(",", "")) for t in texts if (match := NUMBER.match(t))]

@@ -34,6 +34,7 @@ CARDS = ("card", "by_name", "find")  # functions whose first argument is a metho
 def code_digest(module: Path) -> str:
     """Return 16 hexadecimal digits of the code that a claim's module depends on."""
     digest = hashlib.sha256()
+    # in the order of paths, so that the digest is that of the set
     for path in sorted(dependencies(module)):
         digest.update(f"{_name(path)}\0{_code(path)}\0".encode())
     return digest.hexdigest()[:16]
@@ -43,11 +44,13 @@ def dependencies(module: Path) -> set[Path]:
     """Return the files that a claim's module depends on, itself among them."""
     reached: set[Path] = set()
     pending = [module]
+    # the laboratory's imports are followed to the end, those of the library one step
     while pending:
         path = pending.pop()
         if path not in reached:
             reached.add(path)
             pending += _named(path) if path.is_relative_to(LABORATORY) else ()
+    # compiled code is under every format and kernel, and is no module
     if any(_name(path).split("/")[1] in COMPILED for path in reached):
         reached |= {*(LIBRARY / "kernels" / "native").glob("*.[ch]")}
     return reached
