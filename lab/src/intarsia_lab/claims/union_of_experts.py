@@ -88,6 +88,7 @@ def rows(tokenizer: Any, seed: int) -> tuple[Rows, Rows]:
         blocks = ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
         blocks = blocks[torch.randperm(len(blocks), generator=draws)]
         judged.append(blocks[:HELD_OUT])
+        # as many rows of each kind of text, behind those that judge
         learnt.append(blocks[HELD_OUT : HELD_OUT + STEPS * ROWS // 4])
     return Rows(torch.cat(learnt)), Rows(torch.cat(judged))
 

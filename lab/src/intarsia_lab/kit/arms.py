@@ -144,6 +144,7 @@ def each(
     def run(inputs: Mapping[str, Any]) -> dict[str, Any]:
         arm, task, seed = inputs["arm"], inputs["task"], inputs["seed"]
         with threads(1):  # tiny batches: two threads cost more than they give
+            # kept as it is; the pool's result is only what is said of it
             result = results[arm.name, task, seed] = work(arm.settings, task, seed)
         return {"said": describe(result)}
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Rows = Sequence[Mapping[str, Any]]
+# the number that a cell of a table begins with: 1,024 or -3.2e-05
 NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
@@ -77,6 +78,7 @@ def below(
     )
 
 
+# reasons that several claims share
 COUNTED = NoControl("The figure is counted, not learned: there is no training that could fail.")
 TIMED = NoControl("Both sides compute the same output, so that only their time is compared.")
 SIMULATED = NoControl("A simulator adds up the time of given routes: nothing is learned in it.")

@@ -52,6 +52,7 @@ class Rates:
             want = "three or more, so that a rate can be chosen that is no edge"
             fix = "Add the next rates on both sides: 3e-4,1e-3,3e-3."
             raise ConfigError("grid of a study", got=grid, want=want, fix=fix)
+        # ascending, so that its ends are its edges
         object.__setattr__(self, "grid", grid)
         _check_steps(self.steps)
 
@@ -60,6 +61,7 @@ class Rates:
 
         score: an arm and a rate -> what is highest at the best rate, on validation data.
         """
+        # scores are kept: a grid that grows tries nothing twice
         grid, scores = self.grid, {arm: dict[float, tuple[float, float]]() for arm in self.steps}
         while True:
             for arm, tried in scores.items():
@@ -92,8 +94,10 @@ class Rates:
         An arm without a rate of its own, unequal numbers of trials, and a rate at an edge.
         """
         by_arm = {rate.arm: rate for rate in rates}
+        # an arm that has the rate of another is the first thing to refuse
         if missing := [arm for arm in self.steps if arm not in by_arm]:
             return f"No rate of its own was recorded for {missing[0]}."
+        # who tries more rates finds a better one by chance alone
         if len({len(rate.grid) for rate in rates}) > 1:
             return "The arms were tried at unequal numbers of rates."
         for rate in rates:

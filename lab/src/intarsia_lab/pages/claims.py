@@ -55,6 +55,7 @@ def write_page(folder: Path, page: Path) -> None:
         f"{page_name(name)}.md": _paper_page(name, studies, records)
         for name, studies in papers.items()
     }
+    # records are JSON, so that a page without a paper is the only Markdown to remove
     for old in folder.glob("*.md"):
         if old.name not in texts:
             old.unlink()
@@ -160,6 +161,7 @@ def _plotted(study: Study, record: Record | None) -> EvidenceRow:
 
 def _paper_page(name: str, studies: Sequence[Study], records: Mapping[str, Record]) -> str:
     """Return the page of a paper: a table of its claims, and a section for each."""
+    # the first number that its claims name, the headline's in all but a few
     numbers = ARXIV.findall(" ".join(study.sentence for study in studies))
     number = next(iter(numbers), "") if name != BESIDE else ""
     methods = [card.key for card in cards() if card.paper.arxiv == number]
@@ -187,6 +189,7 @@ def _section(study: Study, record: Record | None) -> list[str]:
     lines += [f"`{record.command}` {date}; {record.machine}{OLDER * record.older}.", ""]
     lines += [*record.note.splitlines(), ""] if record.note else []
     table = markdown(record.table)
+    # a table of a hundred layers is opened by who wants it
     if len(record.table) > OPEN:
         opening = f'<details markdown="1"><summary>{len(record.table)} rows</summary>'
         table = [opening, "", *table, "", "</details>"]
