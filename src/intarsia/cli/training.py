@@ -54,8 +54,8 @@ def fit(
     config: Annotated[
         Path | None,
         typer.Option(
-            help="Options of a run out of its folder, its run.json or experiment.json, or a JSON or "
-            "TOML file like them; options given here come first."
+            help="Options of a run out of its folder, its run.json or experiment.json, or a "
+            "JSON or TOML file like them; options given here come first."
         ),
     ] = None,
     as_json: Json = False,

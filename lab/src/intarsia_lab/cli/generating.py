@@ -18,8 +18,9 @@ def main() -> None:
 
     library.write()
     laboratory.write()
-    from ..pages import composition, hosts, settings
+    from ..pages import claims, composition, hosts, settings
 
+    claims.write_page(DOCS / "claims", DOCS / "claims.md")
     settings.write(DOCS)
     composition.write(DOCS)
     hosts.write(DOCS)

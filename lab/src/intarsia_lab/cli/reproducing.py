@@ -109,8 +109,9 @@ def _chosen(name: str | None, long: bool) -> list[Study]:
 
 def _judged(study: Study, seeds: Sequence[int] | None, page: Path) -> dict[str, Any]:
     """Run a claim, save its record beside the page, and write the page anew."""
-    from ..claims import run_claim, write_page
+    from ..claims import run_claim
     from ..claims.ledger import save
+    from ..pages.claims import write_page
 
     note(f"Claim {study.key}: about {study.minutes:g} minutes.")
     record = run_claim(study, seeds=seeds, report=note)

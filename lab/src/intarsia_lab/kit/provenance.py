@@ -36,6 +36,7 @@ CARDS = ("card", "by_name", "find")  # functions whose first argument is a metho
 def code_digest(*modules: Path, deep: bool = False) -> str:
     """Return 16 hexadecimal digits of the code that modules depend on, see `dependencies`."""
     digest = hashlib.sha256()
+    # in the order of paths, so that the digest is that of the set
     for path in sorted(dependencies(*modules, deep=deep)):
         digest.update(f"{_name(path)}\0{_code(path)}\0".encode())
     return digest.hexdigest()[:16]
@@ -48,11 +49,13 @@ def dependencies(*modules: Path, deep: bool = False) -> set[Path]:
     """
     reached: set[Path] = set()
     pending = list(modules)
+    # the laboratory's imports are followed to the end, those of the library one step
     while pending:
         path = pending.pop()
         if path not in reached:
             reached.add(path)
             pending += _named(path) if deep or path.is_relative_to(LABORATORY) else ()
+    # compiled code is under every format and kernel, and is no module
     if any(_name(path).split("/")[1] in COMPILED for path in reached):
         reached |= {*(LIBRARY / "kernels" / "native").glob("*.[ch]")}
     return reached

@@ -15,6 +15,7 @@ from intarsia.core.card import KINDS
 from intarsia.core.errors import DataError
 from intarsia.core.files import read_json
 
+from .claims import link_of
 from .index import write as write_index
 from .method_figures import figure, when
 
@@ -149,7 +150,7 @@ def page(
         lines.append(MEASURED.rstrip("\n"))
         for claim in of_paper:
             word = f"**{claim['verdict']}**" if claim["verdict"] == "fails" else claim["verdict"]
-            link = f"[{claim['key']}](../claims.md#{claim['key']})"
+            link = f"[{claim['key']}](../{link_of(claim['key'])})"
             figures = f"{claim['target']} | {claim['got']:.3f} | {word}"
             lines.append(f"| {link} | {claim['baseline']} | {figures} |")
     return "\n".join([*lines, ""])
