@@ -200,6 +200,10 @@ Calibration = Annotated[
     ),
 ]
 Device = Annotated[str | None, option_of("device")]
+Jobs = Annotated[int, typer.Option(help="Runs at a time.")]
+Ray = Annotated[
+    bool, typer.Option("--ray", help=r"Run on a Ray cluster: pip install 'intarsia\[ray]'.")
+]
 MaxPixels = Annotated[int | None, option_of("max_pixels")]
 Side = Annotated[
     int | None,

@@ -10,7 +10,7 @@ import typer
 
 from intarsia.cli import completing
 from intarsia.cli.early import numbers
-from intarsia.cli.options import Json
+from intarsia.cli.options import Jobs, Json
 from intarsia.cli.shell import note, say, show_json, show_rich
 
 from .words import ROUTERS, router_names
@@ -49,7 +49,7 @@ def compare_routers(
     baseline: Annotated[
         str | None, typer.Option(help="The router that the others are held against; topk.")
     ] = None,
-    jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
+    jobs: Jobs = 1,
     threads: Annotated[int | None, typer.Option(help="Threads of each run; 1.")] = None,
     as_json: Json = False,
 ) -> None:
