@@ -11,10 +11,12 @@ import typer
 from ..core.errors import ConfigError
 from ..core.folders import data_name
 from . import completing
-from .early import ARMS, check_data, method_key
+from .early import ARMS, check_data, check_jobs, method_key
 from .options import (
     Data,
+    Jobs,
     Json,
+    Ray,
     allow_pixels,
     given_in_words,
     row,
@@ -62,6 +64,8 @@ def auto(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the search in --out, as it was started.")
     ] = False,
+    jobs: Jobs = 1,
+    ray: Ray = False,
     as_json: Json = False,
     **arguments: Any,
 ) -> None:
@@ -75,6 +79,7 @@ def auto(
     """
     words = given_in_words(ctx)
     check_options(arguments)
+    check_jobs(jobs, ray)
     if data is not None:
         # Names are checked before torch is imported, which takes seconds.
         check_data(data)
@@ -87,7 +92,8 @@ def auto(
         raise ConfigError("DATA", got="nothing", want=want, fix=fix)
     from ..choosing.auto import auto as choose
 
-    use_threads(arguments.pop("threads"))
+    threads = arguments.pop("threads")
+    use_threads(threads)
     allow_pixels(ctx, arguments.pop("max_pixels"))
     # These say where and how the search runs; all others describe the runs.
     device = arguments.pop("device")
@@ -95,6 +101,7 @@ def auto(
     # Only what stands on the command line is fixed; all other settings are the search's to choose.
     options = {name: value for name, value in arguments.items() if name in words}
     common: dict[str, Any] = {"out": out, "resume": resume, "device": device, "report": note}
+    common |= {"jobs": jobs, "threads": threads, "ray": ray}
     try:
         search = choose(data, minutes=minutes, methods=names, seed=seed, **common, **options)
     except KeyboardInterrupt as stop:

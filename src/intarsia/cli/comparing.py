@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core.checks import at_least
 from ..core.errors import ConfigError
 from ..core.folders import data_name
 from ..core.locks import alone
@@ -18,6 +17,7 @@ from ..data.corpora import is_text
 from . import completing
 from .early import (
     check_data,
+    check_jobs,
     check_rates,
     learning_rates,
     method_key,
@@ -25,7 +25,9 @@ from .early import (
 )
 from .options import (
     Data,
+    Jobs,
     Json,
+    Ray,
     allow_pixels,
     given_in_words,
     option_row,
@@ -88,7 +90,8 @@ def compare(
     out: Annotated[
         Path | None, writes("The folder of the runs; runs/compare-DATA if not given.")
     ] = None,
-    jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
+    jobs: Jobs = 1,
+    ray: Ray = False,
     baseline: Baseline = None,
     as_json: Json = False,
     **arguments: Any,
@@ -121,7 +124,7 @@ def _compare_methods(request: dict[str, Any], arguments: dict[str, Any], words: 
     grid, no_linear = arguments.pop("rates"), arguments.pop("no_linear")
     check_data(data)
     check_options(arguments)
-    at_least("--jobs", request["jobs"], 1)
+    check_jobs(request["jobs"], request["ray"])
     check_rates(arguments["lr"], grid)
     if is_text(data):
         arguments |= {"model": FOR_TEXTS["model"]} if "model" not in words else {}
@@ -153,6 +156,7 @@ def _compare_methods(request: dict[str, Any], arguments: dict[str, Any], words: 
         "jobs": request["jobs"],
         "threads": arguments["threads"],
         "running": running_values(arguments),
+        "ray": request["ray"],
     }
     use_threads(arguments["threads"])
     # Two commands in the same folder would run the same runs and write over each other.

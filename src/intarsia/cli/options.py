@@ -222,6 +222,10 @@ Device = Annotated[str | None, option_of("device")]
 Threads = Annotated[int | None, option_of("threads")]
 Seed = Annotated[int, option_of("seed")]
 Length = Annotated[int, option_of("length")]
+Jobs = Annotated[int, typer.Option(help="Runs at a time.")]
+Ray = Annotated[
+    bool, typer.Option("--ray", help=r"Run on a Ray cluster: pip install 'intarsia\[ray]'.")
+]
 MaxPixels = Annotated[int | None, option_of("max_pixels")]
 Size = Annotated[
     int | None,

@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
+from intarsia.core.errors import CheckpointError
 from intarsia.reports.runs import choice_sentence, comparison_of, gather, json_choice
 from intarsia.reports.runs.grouping import Comparison
+
+from ...refusals import refused
 
 Make = Callable[..., Path]
 VAL = "results.val"
@@ -77,6 +80,15 @@ def test_equal_methods_are_chosen_in_the_order_of_their_names(make_run: Make) ->
     assert "other has as much, but was named later" in choice_sentence(comparison)
     # only seeds of both count: a seed more can make no method the better one
     assert comparison.chosen.seeds == (0,)
+
+
+@pytest.mark.parametrize("val", [{"loss": 1.0}, {"accuracy": "0.7"}, {"perplexity": 0}])
+def test_validation_scores_that_are_no_numbers_are_damage(
+    make_run: Make, val: dict[str, Any]
+) -> None:
+    comparison = compared(make_run, {("a", 0): {VAL: val}, ("b", 0): {}})
+    with refused(CheckpointError, got=f"results.val = {val!r}"):
+        _ = comparison.chosen
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from intarsia.cli.completing import among, models
-from intarsia.cli.early import check_word, numbers
+from intarsia.cli.early import check_jobs, check_word, numbers
 from intarsia.cli.options import (
     Device,
+    Jobs,
     Json,
     MaxPixels,
+    Ray,
     Threads,
     allow_pixels,
     given_in_words,
@@ -21,7 +23,7 @@ from intarsia.cli.options import (
 )
 from intarsia.cli.shell import SOME_FAILED, note, say, show_json, show_table, warn
 from intarsia.cli.values import check_options
-from intarsia.core.checks import above, at_least
+from intarsia.core.checks import above
 from intarsia.core.errors import ConfigError
 
 from .bench_sparse import bench_sparse
@@ -119,7 +121,7 @@ def bench(
         bool,
         typer.Option("--estimate", help="Time steps of each method; say hours and memory; stop."),
     ] = False,
-    jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
+    jobs: Jobs = 1,
     threads: Threads = None,
     calibrate: Annotated[
         bool,
@@ -129,9 +131,7 @@ def bench(
         ),
     ] = False,
     device: Device = None,
-    ray: Annotated[
-        bool, typer.Option("--ray", help=r"Run on a Ray cluster: pip install 'intarsia\[ray]'.")
-    ] = False,
+    ray: Ray = False,
     keep_failed: Annotated[
         bool, typer.Option("--keep-failed", help="Do not try failed runs again.")
     ] = False,
@@ -166,7 +166,7 @@ def bench(
     check_word("--protocol", protocol, PROTOCOLS)
     allow_pixels(ctx, max_pixels)
     check_options({"precision": precision, "threads": threads, "epochs": epochs, "device": device})
-    at_least("--jobs", jobs, 1)
+    check_jobs(jobs, ray)
     if seeds is not None:
         numbers("--seeds", seeds)
     if budget is not None:

@@ -10,7 +10,7 @@ import typer
 
 from intarsia.cli import completing
 from intarsia.cli.early import numbers
-from intarsia.cli.options import Json, Threads, writes
+from intarsia.cli.options import Jobs, Json, Threads, writes
 from intarsia.cli.shell import note, say, show_json, show_rich
 
 from .words import ROUTERS, router_names
@@ -52,7 +52,7 @@ def compare_routers(
         str | None,
         typer.Option(help="Router that the others are compared with; topk if not given."),
     ] = None,
-    jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
+    jobs: Jobs = 1,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:

@@ -189,7 +189,8 @@ def _choice_among(groups: Sequence[RunGroup]) -> tuple[ChosenRun | None, str]:
 def _validated_on(group: RunGroup, seed: int) -> str:
     """Return the digest of the validation part of a group's run at a seed."""
     run = next(run for run in group.runs if run.seed == seed)
-    part = (run.record.get("data") or {}).get("val")
+    data = run.record.get("data")
+    part = data.get("val") if isinstance(data, Mapping) else None
     return str(part.get("sha256") if isinstance(part, Mapping) else None)
 
 

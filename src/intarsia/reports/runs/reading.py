@@ -112,12 +112,17 @@ class FinishedRun:
         """The validation score that decides and minus the loss behind it; None without the part.
 
         A run that went astray, whose numbers are not finite, has the lowest of both.
+        Raises: CheckpointError for scores that are no numbers.
         """
         val = self.record["results"].get("val")
         if not isinstance(val, Mapping) or not val:
             return None
-        score, loss = score_of(val), val.get("loss", 0.0)
-        return score if math.isfinite(score) else 0.0, -loss if math.isfinite(loss) else -math.inf
+        try:
+            score, loss = score_of(val), val.get("loss", 0.0)
+            usable = math.isfinite(score), math.isfinite(loss)
+        except (KeyError, TypeError, ZeroDivisionError) as error:
+            raise damaged(self.folder / RUN, f"results.val = {val!r}") from error
+        return score if usable[0] else 0.0, -loss if usable[1] else -math.inf
 
     @property
     def samples(self) -> str:
