@@ -81,7 +81,7 @@ def photos(folder: Path, classes: tuple[str, ...] = ("food", "town"), n: int = 1
 
 
 def desk(folder: Path) -> None:
-    """A newcomer's data: photos/, answers.jsonl, a text; and two language models of small layers."""
+    """A newcomer's data: photos/, answers.jsonl, a text; and a small language model."""
     photos(folder / "photos")
     rows = [{"prompt": f"{n} and one", "response": str(n + 1)} for n in range(24)]
     (folder / "answers.jsonl").write_text("\n".join(map(json.dumps, rows)))
