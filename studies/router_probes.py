@@ -39,8 +39,8 @@ EVOMOE = (
     evomoe("one expert for 30 % of the steps", first=0.3),
 )
 RMOE = (
-    VARIANTS["top-k"],
-    VARIANTS["rmoe"],
+    VARIANTS["topk"],
+    VARIANTS["recurrent"],
     Variant("rmoe, balance 0.01", Recurrent(8, 2, hidden=32, balance=0.01)),
 )
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 from typer import testing
 from typer.testing import CliRunner
@@ -43,6 +44,20 @@ class Said:
 
 
 Intarsia = Callable[..., Said]
+
+
+def commands() -> Iterator[tuple[str, Any]]:
+    """Yield every command with its name, those of groups as "codec encode"."""
+
+    def below(group: Any, name: str) -> Iterator[tuple[str, Any]]:
+        for word in group.list_commands(None):
+            command = group.get_command(None, word)
+            if hasattr(command, "list_commands"):
+                yield from below(command, f"{name}{word} ")
+            else:
+                yield f"{name}{word}", command
+
+    return below(typer.main.get_group(app), "")
 
 
 def call(*words: object) -> Said:

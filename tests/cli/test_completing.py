@@ -76,7 +76,7 @@ def test_every_setting_with_words_of_its_own_is_completed() -> None:
 WORDS = {
     ("fit", "precision"): "bf16",
     ("fit", "objective"): "two_pass",
-    ("fit", "schedule"): "fixed-mask",
+    ("fit", "schedule"): "fixed_mask",
     ("fit", "augment"): "crop",
     ("fit", "select"): "val",
     ("fit", "device"): "mps",

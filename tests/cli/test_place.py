@@ -46,9 +46,9 @@ def test_a_mixture_is_traced_placed_and_simulated(
         more = ("--slots", 4, "--policy", policy, "--streams", 2, "--json")
         said = intarsia("simulate", trace, "--topology", topology, *more)
         assert 0 <= said.json["hit_rate"] < 1 and said.json["floor_seconds"] > 0
-    said = intarsia("pack", mixture, tmp_path / "store")
+    said = intarsia("offload", mixture, tmp_path / "store")
     assert said.code == 0 and "16 experts" in said.out, said.err
-    for by in ("eplb", "joint_home", "exflow"):
+    for by in ("eplb", "joint_swaps-home", "exflow"):
         more = ("--redundant", 4) if by == "eplb" else ()
         said = intarsia("place", trace, "--devices", 4, "--by", by, *more, "--save", placed)
         assert said.code == 0 and by in said.out, said.err
@@ -76,7 +76,7 @@ def test_a_mixture_is_traced_placed_and_simulated(
         (("simulate", "t", "--tokens", "0"), "at least 1"),
         (("simulate", "t", "--slots", "1"), "2 or more"),
         (("simulate", "t", "--policy", "fifo"), "unknown --policy"),
-        (("pack", "nothing", "out"), "nothing there"),
+        (("offload", "nothing", "out"), "nothing there"),
     ],
 )
 def test_what_cannot_be_is_refused(

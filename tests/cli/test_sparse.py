@@ -150,10 +150,10 @@ def test_a_training_with_n_of_m_weights_and_its_cycles(
         no = ("--out", str(tmp_path / "no"), "--schedule")
         said = intarsia("fit", str(folder), *TINY, *QUICK, *no, *words)
         assert said.code == 2 and what in said.words, said.err
-    said = intarsia("sat", "test_vit", "--pattern", "1:4", "--json")
+    said = intarsia("cycles", "test_vit", "--pattern", "1:4", "--json")
     found = json.loads(said.out)
     assert found["times"] == pytest.approx(found["dense"] / found["cycles"]) and found["layers"]
-    said = intarsia("sat", "test_vit", "--size", "32")
+    said = intarsia("cycles", "test_vit", "--size", "32")
     assert said.code == 0 and "blocks.0.mlp.fc1" in said.out and "times as fast" in said.out
 
 
@@ -165,7 +165,7 @@ def test_a_sparse_model_follows_its_dense_one(
     assert intarsia(*given, "--rows", "8", "--size", "32", "--save", str(pruned)).code == 0
     given = ("fit", str(text), "--model", str(pruned), "--method", "full", "--size", "32")
     given += ("--epochs", "1", "--batch-size", "8", "--images", "16", "--objective")
-    sparse = ("--schedule", "fixed-mask", "--out")
+    sparse = ("--schedule", "fixed_mask", "--out")
     said = intarsia(*given, "squarehead:kl=0.5", "--teacher", str(model), *sparse, str(run))
     assert said.code == 0, said.err
     record = json.loads((run / "run.json").read_text())
@@ -174,8 +174,8 @@ def test_a_sparse_model_follows_its_dense_one(
     # a run may teach as well
     said = intarsia(*given, "squarehead", "--teacher", str(run), *sparse, str(other))
     assert said.code == 0, said.err
-    out = ("--save", str(tmp_path / "soup"), "--json")
-    said = intarsia("soup", str(run), str(other), *out)
+    out = ("--save", str(tmp_path / "merged"), "--json")
+    said = intarsia("merge", str(run), str(other), *out)
     assert said.code == 0, said.err
     assert said.json["results"]["test"]["loss"] > 0
     for words in (("plain", "--teacher", str(model)), ("squarehead",), ("squarehed",)):

@@ -37,20 +37,20 @@ VERBS: dict[str, tuple[str, ...]] = {
     "unlearn": ("unlearn", "m", "--forget", "austen", "--retain", "wordnet", "--save", T),
     "simulate --save": ("simulate", "t", "--devices", "4", "--save", T),
     "simulate --report": ("simulate", "t", "--devices", "4", "--report", T),
-    "pack": ("pack", "photos", T),
-    "encode": ("encode", "photos/a.png", "-o", T),
-    "decode": ("decode", "a.irc", "-o", T),
-    "prior": ("prior", "photos", "--save", T),
+    "offload": ("offload", "photos", T),
+    "codec encode": ("codec", "encode", "photos/a.png", "-o", T),
+    "codec decode": ("codec", "decode", "a.irc", "-o", T),
+    "codec train": ("codec", "train", "photos", "--save", T),
     "compress": ("compress", "m", "--save", T),
     "sparsify": ("sparsify", "m", "--save", T),
     "convert": ("convert", "photos", T),
-    "soup": ("soup", "run", "run", "--save", T),
+    "merge": ("merge", "run", "run", "--save", T),
     "fit --task": ("fit", "docs.jsonl", "--task", "sparse-retrieval", "--save", T),
     "index": ("index", "docs.jsonl", "--save", T),
     "index --form": ("index", "idx", "--form", "trec", "--save", T),
     "search --run": ("search", "idx", "--queries", "q.txt", "--run", T),
     "spans": ("spans", "m", "--save", f"{T}.json"),
-    "stack": ("stack", "m", "austen", "prune:0.25", "--save", T),
+    "combine": ("combine", "m", "austen", "prune:0.25", "--save", T),
     "components": ("components", "run", "-o", T),
     "components --fit": ("components", T, "--fit", "photos"),
     "export": ("export", "run", "--out", T),
@@ -119,5 +119,5 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(
     intarsia: Intarsia, place: Path
 ) -> None:
     for target in (place / "a.irc" / "new", Path("/proc/new")):
-        said = intarsia("encode", place / "photos" / "a.png", "-o", target)
+        said = intarsia("codec", "encode", place / "photos" / "a.png", "-o", target)
         assert said.code == 2 and "writing to" in said.words

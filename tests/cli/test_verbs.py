@@ -21,28 +21,34 @@ from intarsia.experiments.stack_entries import ENTRIES
 from intarsia.experiments.stack_entries import POLICIES as CACHES
 from intarsia.placement.topology import KEYS
 
-from .conftest import Intarsia
+from .conftest import Intarsia, commands
 
 GROUP: Any = typer.main.get_group(app)
 VERBS = sorted(GROUP.list_commands(None))
+ALL = dict(commands())
+EXAMPLE = re.compile(r"^\s*(?:Example:)?\s+((?:intarsia|torchrun) .*)", re.MULTILINE)
 
 
 def test_the_verbs_of_the_design_are_there() -> None:
-    wanted = {"list", "show", "fit", "evaluate", "predict", "compare", "export", "claim", "report"}
-    assert wanted | {"demo"} <= set(VERBS)
+    wanted = {"list", "show", "fit", "evaluate", "predict", "compare", "export", "report"}
+    assert wanted | {"demo", "reproduce"} <= set(VERBS)
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_help_has_an_example_that_parses(intarsia: Intarsia, verb: str) -> None:
-    said = intarsia(verb, "--help")
-    assert said.code == 0 and intarsia(verb, "-h").out == said.out
-    command = GROUP.get_command(None, verb)
-    found = re.search(r"Example:\s+(intarsia .*)", str(command.help))
-    assert found, "no example"
-    program, name, *words = shlex.split(found[1].partition(" > ")[0])
-    assert (program, name) == ("intarsia", verb)
-    # the parser alone: nothing runs, unknown options and missing arguments are refused
-    command.make_context(verb, words)
+@pytest.mark.parametrize("command", ALL)
+def test_help_has_examples_that_parse(intarsia: Intarsia, command: str) -> None:
+    name = command.split()
+    help = intarsia(*name, "--help")
+    assert help.code == 0 and intarsia(*name, "-h").out == help.out
+    text = str(ALL[command].help)
+    assert "Example:" in text
+    for example in re.findall(
+        r"^\s*(?:Example:)?\s+((?:intarsia|torchrun) .*)", text, re.MULTILINE
+    ):
+        words = shlex.split(example.partition(" > ")[0])
+        begin = words.index("intarsia") + 1
+        assert words[begin : begin + len(name)] == name
+        # the parser alone: nothing runs, unknown options and missing arguments are refused
+        ALL[command].make_context(command, words[begin + len(name) :])
 
 
 # what is refused, too: a typing error costs no eight seconds
@@ -67,12 +73,12 @@ LIGHT = (
     "predict nosuch x.png",
     "export nosuch",
     "bench nosuch",
-    "claim nosuch",
+    "reproduce nosuch",
     "auto",
     "auto nosuch",
     "auto elpv --methods nosuch",
     "auto elpv --device gpu",
-    "claim mosa --seeds x",
+    "reproduce mosa --seeds x",
     "compare elpv --seeds 0;1",
     "compare-routers austen --routers nosuch",
     "demo --seeds x",
@@ -234,9 +240,9 @@ def test_a_text_in_bytes_that_are_no_utf8_is_refused(
 
 def test_the_list_knows_the_survey_whose_techniques_a_command_stacks(intarsia: Intarsia) -> None:
     (row,) = intarsia("list", "2412.14219", "--json").json
-    assert (row["name"], row["kind"], row["paper"]["arxiv"]) == ("stack", "command", "2412.14219")
-    assert row["name"] in VERBS and "stack" in intarsia("list", "inference optimization").out
-    rows = intarsia("list", "stack", "--kind", "change", "--json").json
+    assert (row["name"], row["kind"], row["paper"]["arxiv"]) == ("combine", "command", "2412.14219")
+    assert row["name"] in VERBS and "combine" in intarsia("list", "inference optimization").out
+    rows = intarsia("list", "combine", "--kind", "change", "--json").json
     assert "command" not in {row["kind"] for row in rows}
 
 
@@ -244,10 +250,10 @@ def test_the_list_knows_the_survey_whose_techniques_a_command_stacks(intarsia: I
     "words",
     [
         ("components", "photos"),
-        ("encode", "signal", "--prior", "photos"),
+        ("codec", "encode", "signal", "--prior", "photos"),
         ("evaluate", "photos"),
         ("generate", "photos", "hello"),
-        ("pack", "photos", "new"),
+        ("offload", "photos", "new"),
         ("predict", "photos", "signal"),
         ("search", "photos", "cat"),
     ],
@@ -268,12 +274,15 @@ def test_what_is_no_signal_is_told_which_signals_there_are(
     intarsia: Intarsia, tmp_path: Path
 ) -> None:
     (tmp_path / "docs.jsonl").write_text("{}")
-    assert "a .wav, or a .npy" in intarsia("encode", tmp_path / "docs.jsonl").words
+    assert "a .wav, or a .npy" in intarsia("codec", "encode", tmp_path / "docs.jsonl").words
 
 
 @pytest.mark.parametrize(
     ("verb", "words"),
-    [("simulate", [*PLANS, *POLICIES, *KEYS]), ("stack", [*ENTRIES, *CACHES, "w2", "w3", "stay"])],
+    [
+        ("simulate", [*PLANS, *POLICIES, *KEYS]),
+        ("combine", [*ENTRIES, *CACHES, "w2", "w3", "stay"]),
+    ],
 )
 def test_the_help_has_every_word_that_is_taken(
     verb: str, words: list[str], intarsia: Intarsia

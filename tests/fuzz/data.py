@@ -18,7 +18,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from intarsia.cli.coding import _read  # pyright: ignore[reportPrivateUsage]
+from intarsia.cli.codec import _read  # pyright: ignore[reportPrivateUsage]
 from intarsia.conformance.senses import Letters
 from intarsia.core.pictured import lists_pictures
 from intarsia.data import load_data

@@ -17,7 +17,7 @@ import intarsia
 from intarsia.choosing import auto
 from intarsia.cli import app, begun_index
 from intarsia.cli import recommending as cli_recommending
-from intarsia.cli.coding import _there  # pyright: ignore[reportPrivateUsage]
+from intarsia.cli.codec import _there  # pyright: ignore[reportPrivateUsage]
 from intarsia.cli.configuring import read_config
 from intarsia.conformance.made import torch_seed
 from intarsia.core.files import write_json

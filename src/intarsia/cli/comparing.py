@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -39,6 +40,7 @@ from .values import check_options, experiment_values, running_values
 
 if TYPE_CHECKING:
     from ..reports.report import Report
+    from ..reports.runs import Comparison
 
 TEXT_METHODS = "lora,mixlora"  # where nothing is said
 PROBE = "linear"
@@ -90,8 +92,9 @@ def compare(
 
     Each method has a learning rate of its own: the best of one grid for all, on validation, at a
     seed that no run has; --lr fixes one for all. Settings of a method are given as --set
-    METHOD.name=value. Called again, it keeps the runs that are finished and goes on with one that
-    was stopped.
+    METHOD.name=value. The method and the run of the highest validation score are named as chosen,
+    and `intarsia export FOLDER --chosen` takes them. Called again, it keeps the runs that are
+    finished and goes on with one that was stopped.
 
     Example:  intarsia compare elpv --size 70 -n 200 --epochs 40 --seeds 0,1 --set lora.rank=8
     """
@@ -160,7 +163,10 @@ def _compare_methods(request: dict[str, Any], arguments: dict[str, Any], words: 
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt("Call the same command again to go on.") from stop
         page = folder / "report.html"
-        show_comparison([e.folder for e in runs], page, baseline, request["as_json"])
+        comparison = show_comparison([e.folder for e in runs], page, baseline, request["as_json"])
+        if comparison.chosen is not None and not request["as_json"]:
+            form = "gguf" if is_text(data) else "timm"
+            say(f"Next:  intarsia export {shlex.quote(str(folder))} --chosen --format {form}")
 
 
 def _named(methods: str, settings: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -226,13 +232,14 @@ def _show_sparse(folders: Sequence[Path], page: Path, baseline: str | None, as_j
 
 def show_comparison(
     folders: Sequence[Path], page: Path, baseline: str | None, as_json: bool
-) -> None:
-    """Print the table of runs and write their page."""
-    from ..reports.runs import comparison_of, gather, json_rows, report_of
+) -> Comparison:
+    """Print the table of runs and write their page; return what they are as a comparison."""
+    from ..reports.runs import comparison_of, gather, json_choice, json_rows, report_of
 
     comparison = comparison_of(gather(folders), baseline)
-    rows = {"rows": json_rows(comparison)} if as_json else None
-    _show_report(report_of(comparison), page, rows)
+    content = {"chosen": json_choice(comparison), "rows": json_rows(comparison)}
+    _show_report(report_of(comparison), page, content if as_json else None)
+    return comparison
 
 
 def _show_report(report: Report, out: Path, content: Mapping[str, Any] | None) -> None:

@@ -1,4 +1,4 @@
-"""`intarsia sat`: cycles of a training on an accelerator for N:M weights."""
+"""`intarsia cycles`: cycles of a training on an accelerator for N:M weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .options import Json
 from .shell import say, show_json, show_table
 
 
-def sat(
+def cycles(
     model: Annotated[
         str, typer.Argument(help="A vision model, by its name.", autocompletion=models)
     ],
@@ -27,7 +27,7 @@ def sat(
 
     A model of an accelerator, not a measurement: products of attention are not counted.
 
-    Example:  intarsia sat resnet18 --pattern 2:8
+    Example:  intarsia cycles resnet18 --pattern 2:8
     """
     at_least("--batch", batch, 1)
     from ..experiments.accelerator import step_cycles

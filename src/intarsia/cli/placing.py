@@ -19,7 +19,7 @@ from .shell import note, say, show_json, show_table
 from .targets import target
 
 RECORD = "placement.json"  # of a checkpoint in a placement's order
-SEARCHES = ("eplb", "exflow", "joint_home", "joint_stay", "moetuner")
+SEARCHES = ("eplb", "exflow", "joint_swaps-home", "joint_swaps-stay", "moetuner")
 WORTH = (
     "imbalance: largest load of a device over the mean; cross: share of transitions that change\n"
     "the device; destinations: devices of a token's experts in a layer."
@@ -192,12 +192,11 @@ def topology_of(devices: int | None, file: Path | None) -> Any:
 def _search(search: str, redundant: int) -> Any:
     from ..core.registry import card
 
-    # joint_home and joint_stay are one search with two engines.
-    key, _, variant = search.partition("_")
-    if key == "joint":
-        return card("joint_swaps").config(variant)
+    key, _, engine = search.partition("-")
+    if engine:  # of joint_swaps: the one search with two engines
+        return card(key).config(engine)
     # Only eplb knows copies of experts.
-    return card(search).config(**({"redundant": redundant} if redundant else {}))
+    return card(key).config(**({"redundant": redundant} if redundant else {}))
 
 
 def _shown(value: Any) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..core.errors import ConfigError
 from ..core.registry import listed
-from ..core.schema import check, option_name, setting, settings_of
+from ..core.schema import option_name, setting, settings_of
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,6 @@ class ProcessOptions:
         "(Hecate); tutel: rows, or slices of weights; coordinated: tables of rows (DeepSpeed-MoE).",
         choices=lambda: listed("plan"),
     )
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 def plan_of(arguments: dict[str, Any]) -> str | None:

@@ -26,7 +26,7 @@ NEEDS = ("starlette", "uvicorn", "prometheus_client")
 Models = Annotated[
     list[str],
     typer.Argument(
-        help="Folders of save_pretrained, `pack`, `compress` or `sparsify`, or NAME=FOLDER."
+        help="Folders of save_pretrained, `offload`, `compress` or `sparsify`, or NAME=FOLDER."
     ),
 ]
 Adapter = Annotated[

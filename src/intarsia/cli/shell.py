@@ -19,6 +19,7 @@ from ..core.errors import ConfigError, printable
 from ..core.plugins import LABORATORY, VERBS, plugins
 from ..core.quiet import quiet
 from ..experiments import INTERRUPTED
+from .groups import GROUPS, group_of
 
 SOME_FAILED, USER_ERROR = 1, 2
 WORDS = "intarsia.words"
@@ -132,7 +133,10 @@ class Verbs(TyperGroup):
     """
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return [*super().list_commands(ctx), *plugins(VERBS)]
+        there = (*super().list_commands(ctx), *plugins(VERBS))
+        # Grouped as the help shows them, those of further distributions last.
+        grouped = [name for names in GROUPS.values() for name in names if name in there]
+        return [*grouped, *(name for name in there if name not in grouped)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Raises: ConfigError for a verb of the laboratory where it is not installed."""
@@ -142,7 +146,8 @@ class Verbs(TyperGroup):
             # A verb of another distribution becomes a command of its own, imported only when it is
             # called.
             added = typer.Typer(add_completion=False, rich_markup_mode="rich")
-            added.command(cmd_name)(plugins(VERBS)[cmd_name].load())
+            add = added.command(cmd_name, rich_help_panel=group_of(cmd_name))
+            add(plugins(VERBS)[cmd_name].load())
             return typer.main.get_command(added)
         if cmd_name in LABORATORY:
             got, want = "intarsia alone", "the distribution intarsia-lab beside it"

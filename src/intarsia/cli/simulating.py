@@ -1,4 +1,4 @@
-"""`intarsia simulate` and `pack`: what a placement takes, and experts on disk."""
+"""`intarsia simulate`: the time that a batch takes on devices by a placement."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..core.errors import ConfigError, UnknownName
 from .completing import among
 from .options import Json
 from .placing import Devices, TopologyFile, TraceFile, topology_of
-from .shell import note, say, show_json
+from .shell import say, show_json
 from .targets import page_target, target
 
 ENGINES = {"ep": "home", "stay": "stay"}  # plans that know of placements
@@ -228,31 +228,6 @@ def _decoded(
         "bytes_a_step": bytes_a_step,
         "floor_seconds": bytes_a_step / float(links.load[0]),
     }
-
-
-def pack(
-    model: Annotated[Path, typer.Argument(help="A folder of save_pretrained with experts.")],
-    out: Annotated[Path, typer.Argument(help="The folder to write.")],
-) -> None:
-    """Write a sparse model's experts as records that `intarsia.offload` reads one by one.
-
-    Needs the memory of one expert beside the other weights, however many experts there are.
-
-    Example:  intarsia pack my-mixtral my-mixtral-experts
-    """
-    if not model.is_dir():
-        fix = "Give the folder that holds config.json and *.safetensors."
-        raise ConfigError(f"folder {str(model)!r}", got="nothing there", want="a folder", fix=fix)
-    target(out, "my-mixtral-experts", option="OUT")
-    from ..hosts.offload.store import ExpertStore, pack_experts
-    from ..reports.numbers import prefixed
-
-    store = ExpertStore(pack_experts(model, out, progress=note))
-    count = sum(len(layer["sha256"]) for layer in store.layers)
-    size = store.bytes
-    store.close()
-    say(f"{count} experts of {prefixed(size, 'B')} each\n{out}")
-    say(f"Next:  intarsia.offload({str(out)!r}, slots={max(2, count // 4)})")
 
 
 def _simulated(

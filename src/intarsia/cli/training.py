@@ -54,8 +54,8 @@ def fit(
     config: Annotated[
         Path | None,
         typer.Option(
-            help="A run's folder, run.json or experiment.json, or a file like it: all options as "
-            "there, but for those given here."
+            help="A run's folder, run.json or experiment.json, or a JSON or TOML file like it: all "
+            "options as there, but for those given here."
         ),
     ] = None,
     as_json: Json = False,

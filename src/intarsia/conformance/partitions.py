@@ -37,13 +37,16 @@ def scores(shapes: Mapping[str, tuple[int, ...]] = SHAPES[0]) -> dict[str, Tenso
 
 
 def _chosen(card: Card, weight_scores: Mapping[str, Tensor], seed: int = 0) -> Partition:
-    """Return the partition that the card's config selects."""
+    """Return the partition that the card's config selects by these scores.
+
+    weight_scores: by parameter name; seed: of the generator.
+    """
     config: Chooser = tiny(card)
     return config.build(weight_scores, generator=seeded(seed))
 
 
 def gives_each_weight_a_label(card: Card) -> None:
-    """Check that every weight has a label, and that the scores are left alone."""
+    """Check that the choice gives every weight a label, and leaves the scores alone."""
     for shapes in SHAPES:
         weight_scores = scores(shapes)
         partition = _chosen(card, weight_scores)
@@ -54,7 +57,7 @@ def gives_each_weight_a_label(card: Card) -> None:
 
 
 def chooses_as_many_as_asked(card: Card) -> None:
-    """Check that `density` of all weights is selected, within one weight a parameter."""
+    """Check that the choice selects `density` of all weights, within one weight a parameter."""
     density = tiny(card).density
     for shapes in SHAPES:
         partition = _chosen(card, scores(shapes))
@@ -77,17 +80,14 @@ def depends_on_its_generator_only(card: Card) -> None:
 
 
 def balances_its_parts(card: Card) -> None:
-    """Check that parts of a parameter differ by no more than one unit: a weight, row or column."""
+    """Check that the choice's parts differ by one unit at most: a weight, a row or a column."""
     sizes = _chosen(card, scores({"a": (12, 12)})).sizes()
     off = int(sizes.max() - sizes.min())
     require(off <= 12, f"parts of {sizes.tolist()}", "even ones", "Deal like cards.")
 
 
 def follows_the_scores_or_ignores_them(card: Card) -> None:
-    """Check that permuted scores give the permuted choice, if scores are read at all.
-
-    A choice that draws does not depend on the scores at all.
-    """
+    """Check that permuted scores give the permuted choice, or the same one if none are read."""
     weight_scores = scores({"a": (6, 4)})
     want = _chosen(card, weight_scores)["a"]
     # flipped scores tell a choice by score from one by place

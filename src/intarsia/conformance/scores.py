@@ -36,7 +36,10 @@ def rows(count: int = ROWS) -> Tensor:
 
 
 def _scored(card: Card, w: Tensor, statistics: Statistics) -> Tensor:
-    """Return the config's `score(weight, statistics)`.  (out, in) -> (out, in)."""
+    """Return the scores of the weight w (out, in) by the card's config, same shape.
+
+    statistics: of the layer's inputs.
+    """
     config: Any = tiny(card)
     return config.score(w, statistics)
 
@@ -47,7 +50,7 @@ def _seen(x: Tensor) -> Statistics:
 
 
 def scores_each_weight(card: Card) -> None:
-    """Check for a finite score of each weight, of empty layers and of inputs of 0 or none, too."""
+    """Check that the score is finite for each weight, also for empty layers and zero inputs."""
     for w in (weight(), weight(1), weight(0)):
         # inputs of 0 and no input at all make a division by their norm fail
         for x in (rows(), 0 * rows(), rows(0), 1e4 * rows()):
@@ -59,7 +62,7 @@ def scores_each_weight(card: Card) -> None:
 
 
 def splits_batches_as_it_likes(card: Card) -> None:
-    """Check that statistics of parts, added up, give the score of all rows."""
+    """Check that statistics of parts, added up, give the score of all rows together."""
     want = _scored(card, weight(), _seen(rows()))
     for cut in (1, 5):
         parts = _seen(rows()[:cut]) + _seen(rows()[cut:])
@@ -74,7 +77,7 @@ def is_the_same_each_time(card: Card) -> None:
 
 
 def permutes_with_its_columns(card: Card) -> None:
-    """Check that permuted inputs give permuted scores."""
+    """Check that permuted inputs give the score's columns in the permuted order."""
     order = torch.arange(IN - 1, -1, -1)
     want = _scored(card, weight(), _seen(rows()))[:, order]
     score = _scored(card, weight()[:, order], _seen(rows()[:, order]))
@@ -90,7 +93,7 @@ def reads_what_it_needs(card: Card) -> None:
 
 
 def monotone_exactly_when_tagged(card: Card) -> None:
-    """Check "monotone": with all else as it was, a larger |w| never has a lower score."""
+    """Check that the card has the tag "monotone" exactly if a larger |w| never scores lower."""
     monotone, statistics = True, _seen(rows())
     before = _scored(card, weight(), statistics)
     for row in range(OUT):

@@ -31,8 +31,7 @@ def objectives() -> tuple[str, ...]:
 
 def schedules() -> tuple[str, ...]:
     """Return the names of the schedules of masks; others follow the steps of an adapter."""
-    masks = (key for key in keys("schedule") if index()[key]["family"] == "sparse training")
-    return tuple(key.replace("_", "-") for key in masks)
+    return tuple(k for k in keys("schedule") if index()[k]["family"] == "sparse training")
 
 
 def check_images(count: float) -> None:
@@ -150,7 +149,7 @@ class Experiment:
     )
     schedule: str | None = setting(
         None,
-        "Of masks: fixed-mask keeps a sparse model's zeros; gradual prunes; rigl, set are sparse "
+        "Of masks: fixed_mask keeps a sparse model's zeros; gradual prunes; rigl, set are sparse "
         "from the start, dsl of tables, too; bdwp trains N:M weights; with settings as "
         "rigl:every=10,layers=mlp.*.",
         choices=schedules,

@@ -36,7 +36,11 @@ class Absmax(Format):
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Encode a weight as codes (ceil(n b / 8),) uint8 and scales (rows, groups) float16."""
+        """Encode a weight as codes (ceil(n b / 8),) uint8 and scales (rows, groups) float16.
+
+        weight: any shape of n entries. keep: must be None, this format stores no mask.
+        moments: unused; other formats need it. Raises: ConfigError for a mask.
+        """
         if keep is not None:
             fix = "Use Bitmask, or encode the weight without a mask."
             raise ConfigError("keep", got="a mask", want="None", fix=fix)
@@ -52,7 +56,10 @@ class Absmax(Format):
         return {"codes": pack_bits(flat, self.bits), "scales": scales}
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return the weight in float32, of this shape."""
+        """Return the weight in float32.
+
+        stored: "codes" and "scales" of `encode`; shape: the weight's.
+        """
         width = self._width(shape)
         flat = unpack_bits(stored["codes"], self.bits, math.prod(shape))
         codes = flat.view(math.prod(shape[:-1]), width)
@@ -61,7 +68,7 @@ class Absmax(Format):
         return values.flatten(1)[:, :width].reshape(tuple(shape))
 
     def size(self, shape: Sequence[int]) -> int:
-        """Return the bytes of any tensor of that shape."""
+        """Return the bytes that a weight of this shape takes; they do not depend on its values."""
         rows = math.prod(shape) // max(1, self._width(shape))
         scales = rows * -(-self._width(shape) // self.group)
         return -(-math.prod(shape) * self.bits // 8) + 2 * scales

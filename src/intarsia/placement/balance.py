@@ -48,7 +48,8 @@ def longest_first(load: Tensor, devices: int) -> Tensor:
 def swap_until_even(load: Tensor, owner: Tensor, devices: int) -> Tensor:
     """Swap pairs of experts while sum_d |T_d - mean| falls, T_d the load of device d, best first.
 
-    load: (E,); owner: (E,), the device of each expert before.  Returns the owner after, (E,).
+    load: (E,); owner: (E,), the device of each expert before; devices: D.  Returns the owner after,
+      (E,).
     """
     load, owner = load.double(), owner.clone()
     mean = float(load.sum()) / devices
@@ -158,7 +159,10 @@ class JointSwaps:
         at_least("sweeps", self.sweeps, 1)
 
     def place(self, trace: Trace, topology: Topology) -> Placement:
-        """Place every expert once, E / D on each device."""
+        """Place every expert once, E / D on each of the topology's D devices.
+
+        trace: recorded routing, whose loads and traffic decide.
+        """
         devices, load = topology.devices, trace.load()
         check_divides(trace.experts, devices)
         even = torch.stack(
@@ -175,12 +179,16 @@ class JointSwaps:
         return Placement.of(torch.stack(owner), devices)
 
     def _stay(self, trace: Trace, load: Tensor, owner: Tensor, devices: int) -> Tensor:
-        """Swap experts in passes over the layers, starting at `owner`.  (L, E) -> (L, E)."""
-        ways, owner = transitions(trace), owner.clone()
+        """Swap experts so that more transitions stay on a device, in passes over the layers.
+
+        trace: recorded routing; load: (L, E); owner: (L, E), the device of each expert to start
+          from; devices: D. Returns the owner, (L, E).
+        """
+        counts, owner = transitions(trace), owner.clone()  # (E, E) between two layers
         for _ in range(self.sweeps):
             gained = 0.0
             for layer in range(trace.layers):
-                outside = affinity(ways, owner, layer, devices)
+                outside = affinity(counts, owner, layer, devices)
                 owner[layer], improvement = swap_layer(
                     load[layer], owner[layer], outside, None, self.slack
                 )

@@ -59,7 +59,10 @@ def device_loads(load: Tensor, placement: Placement) -> Tensor:
 
 
 def crossing(transitions: Tensor, placement: Placement, layer: int) -> tuple[float, float]:
-    """Return the sum of the transitions (E, E) after a layer that change the device, and of all."""
+    """Return the sum of the transitions after a layer that change the device, and of all.
+
+    transitions: (E, E), tokens from each expert to each of the next layer.
+    """
     source, target = placement.owner[layer], placement.owner[layer + 1]
     apart = source[:, None] != target[None, :]
     return float(transitions[apart].sum()), float(transitions.sum())

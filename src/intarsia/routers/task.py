@@ -49,6 +49,11 @@ class TaskRouter(Router):
         unknown: str = "error",
         generator: torch.Generator,
     ) -> None:
+        """Draw Z (tasks, heads, skills) from U(-1e-3, 1e-3).
+
+        noise: draw sigma(Z) in training. unknown: "error" or "mean", what to do without task ids.
+          See the class for both.
+        """
         for name, value in (("tasks", tasks), ("skills", skills), ("heads", heads)):
             at_least(name, value, 1)
         one_of("unknown", unknown, UNKNOWN)
@@ -66,6 +71,7 @@ class TaskRouter(Router):
         """Add a row to Z for one more task, drawn as the first ones were."""
         new = torch.empty(1, *self.logits.shape[1:])
         nn.init.uniform_(new, -SPREAD, SPREAD, generator=generator)
+        # the tasks before keep their rows
         logits = torch.cat([self.logits.detach(), new.to(self.logits)])
         self.logits = nn.Parameter(logits, requires_grad=self.logits.requires_grad)
 
@@ -80,7 +86,10 @@ class TaskRouter(Router):
         return self.remember(self.route(x, None))
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
-        """Return the routing of samples or their parts (N, ...); `valid` is not read."""
+        """Return the routing of samples, or of equally many parts of each.  rows: (N, ...).
+
+        valid: unused; padding has the task of its sample.
+        """
         ids = self._ids(len(rows))
         if ids is None:
             weight = self.of_task(None).expand(len(rows), -1, -1)
@@ -108,7 +117,11 @@ class TaskRouter(Router):
         return u.clamp(eps, 1 - eps).logit()
 
     def _ids(self, rows: int) -> Tensor | None:
-        """Return the task of each sample, on the CPU; None = unknown."""
+        """Return the task of each sample, (samples,) int64 on the CPU; None = unknown.
+
+        rows: N of the forward, a multiple of the samples. Raises: ShapeError for ids that do not
+          fit.
+        """
         ids = self.context.tasks()
         if ids is None:
             return self._no_ids(rows)
@@ -120,9 +133,9 @@ class TaskRouter(Router):
         return ids
 
     def _no_ids(self, rows: int) -> Tensor | None:
-        """Return task 0 for all rows of a router of one task, or None for the mean over tasks.
+        """Return the tasks without task ids: 0 if there is one task, or None, the mean over all.
 
-        Raises: ConfigError where ids are required.
+        rows: how many ids to return. Raises: ConfigError where ids are required.
         """
         if self.tasks == 1:
             return torch.zeros(rows, dtype=torch.int64)

@@ -50,7 +50,7 @@ def test_a_record_survives_the_file_and_a_failed_one_is_printed_as_failed(tmp_pa
     ledger.write_page(tmp_path, tmp_path / "claims.md")
     page = (tmp_path / "claims.md").read_text()
     assert "**fails**" in page and "| fails | 0 | 1 |" in page
-    assert "intarsia claim toy --seeds 7,8" in page
+    assert "intarsia reproduce toy --seeds 7,8" in page
     assert "| ours | 0.4 |" in page
     folded = page.partition("<details")[2]  # note and table are opened by who wants them
     assert "So." in folded and "| ours | 0.4 |" in folded and "</details>" in folded

@@ -27,8 +27,8 @@ from ..routing.materials import Material, stream
 
 MANY, PYRAMID = 16, (4, 4, 16, 16)
 EVEN = Variant("even", TopK(MANY, 1, "prob"))
-PR = Variant("pr-moe", TopK(MANY, 1, "prob"), residual=True, experts=PYRAMID)
-ONE, BESIDE, TWO = VARIANTS["top-1"], VARIANTS["residual"], VARIANTS["top-k"]
+PR = Variant("deepspeed_moe", TopK(MANY, 1, "prob"), residual=True, experts=PYRAMID)
+ONE, BESIDE, TWO = VARIANTS["topk-1"], VARIANTS["deepspeed_moe-residual"], VARIANTS["topk"]
 TEACHER, STUDENT, UNTIL, LAYERS = 1000, 500, 0.6, (0, 1, 3)  # steps; share; blocks that stay
 
 

@@ -56,7 +56,7 @@ def claim(key: str) -> Study:
     """Return the claim of that key.  Raises: UnknownName."""
     studies = {c.key: c for c in claims()}
     if key not in studies:
-        raise UnknownName("claim", key, studies, "intarsia claim")
+        raise UnknownName("claim", key, studies, "intarsia reproduce")
     return studies[key]
 
 
@@ -118,7 +118,7 @@ def run_claim(
     start = time.perf_counter()
     result = study.measure(numbers, report)
     verdict = study.judge(result)
-    command = f"intarsia claim {study.key}"
+    command = f"intarsia reproduce {study.key}"
     if seeds is not None:
         command += f" --seeds {','.join(map(str, numbers))}"
     return Record(
@@ -158,7 +158,7 @@ def read(path: Path) -> Record:
             raw["interval"] = tuple(raw["interval"])
         return Record(**raw)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        want, fix = "what `intarsia claim` writes", "Run the claim again."
+        want, fix = "what `intarsia reproduce` writes", "Run the claim again."
         raise CheckpointError(f"record {path.name}", got=str(error), want=want, fix=fix) from error
 
 
@@ -210,7 +210,7 @@ def write_page(folder: Path, page: Path) -> None:
         "test items where their results were recorded.",
         "*From cached results*: what is judged was run before, for another claim or for this one.",
         "*Of older code*: files that the claim depends on have changed since, or its record does",
-        "not name its code; `intarsia claim NAME` runs it again.",
+        "not name its code; `intarsia reproduce NAME` runs it again.",
         "",
         *_counts(studies, records),
         *_papers(studies, records),
@@ -303,7 +303,10 @@ def _verdict(record: Record | None) -> str:
 def _section(study: Study, record: Record | None) -> list[str]:
     lines = ["", f"## {study.key}", "", study.sentence, ""]
     if record is None:
-        return [*lines, f"Not run yet: `intarsia claim {study.key}`, {study.minutes:g} minutes."]
+        return [
+            *lines,
+            f"Not run yet: `intarsia reproduce {study.key}`, {study.minutes:g} minutes.",
+        ]
     place = f" at commit {record.commit}" if record.commit else ""
     date = f"on {record.date}{place}, {_cost(study, record)}"
     lines += [f"`{record.command}` {date}; {record.machine}{OLDER * record.older}.", ""]

@@ -10,8 +10,8 @@ from ..kit import Study, better_than_a_guess
 from ..routing import VARIANTS, Variant
 from ..routing.contenders import WIDE, WIDE_WORK, arm, information, ratio
 
-TOPK = arm("linear router, top-2 of 8", VARIANTS["top-k"])
-RMOE = arm("RMoE, p = 32", VARIANTS["rmoe"])
+TOPK = arm("linear router, top-2 of 8", VARIANTS["topk"])
+RMOE = arm("RMoE, p = 32", VARIANTS["recurrent"])
 EVEN = arm("RMoE, p = 32, balance 0.01", Variant("even", Recurrent(8, 2, balance=0.01)))
 ALONE = arm("no recurrence, p = 38", Variant("alone", Recurrent(8, 2, hidden=38, carry=False)))
 """As many live parameters, 15.5 thousand: without a state, the cell's matrix of it does nothing."""

@@ -13,7 +13,7 @@ from intarsia.cli.early import numbers
 from intarsia.cli.options import Json
 from intarsia.cli.shell import note, say, show_json, show_rich
 
-from .words import ROUTERS, check_routers
+from .words import ROUTERS, router_names
 
 if TYPE_CHECKING:
     from ..routing.report.findings import RouterSheet
@@ -30,7 +30,7 @@ def compare_routers(
     routers: Annotated[
         str,
         typer.Option(
-            help="With commas, as top-k,switch; or all.",
+            help="With commas, as topk,switch; or all.",
             autocompletion=completing.several(completing.among(("all", *ROUTERS))),
         ),
     ],
@@ -47,7 +47,7 @@ def compare_routers(
         Path | None, typer.Option(help="Folder of the runs; runs/routers-DATA if not given.")
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option(help="The router that the others are held against; top-k.")
+        str | None, typer.Option(help="The router that the others are held against; topk.")
     ] = None,
     jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
     threads: Annotated[int | None, typer.Option(help="Threads of each run; 1.")] = None,
@@ -57,12 +57,12 @@ def compare_routers(
 
     Called again, it keeps the runs that are finished.
 
-    Example:  intarsia compare-routers austen --routers top-k,switch --seeds 0,1
+    Example:  intarsia compare-routers austen --routers topk,switch --seeds 0,1
     """
     # First of all, so that it has the parameters and nothing else.
     options = {**locals()}
     numbers("--seeds", seeds)
-    check_routers(routers)
+    options["routers"] = router_names(routers, note)
     # Imports torch: after all that can be refused without it.
     from .router_steps import ask, carry
 

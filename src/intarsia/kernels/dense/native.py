@@ -31,7 +31,10 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def bound(weight: Tensor, max_rows: int) -> native.Bound | None:
-    """Return `linear` of a fixed weight for up to `max_rows` rows; None without a kernel."""
+    """Return `linear` of one weight (out, in) as a function of x; None without a kernel.
+
+    max_rows: rows of x up to which it is to be used.
+    """
     if weight.dtype not in KINDS or weight.dim() != 2:
         return None
     sides = len(weight), weight.shape[1]

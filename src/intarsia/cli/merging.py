@@ -1,4 +1,4 @@
-"""`intarsia soup`: the average of finished runs with one mask."""
+"""`intarsia merge`: the average of finished runs with one mask."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .shell import note, say, show_json, show_table
 from .targets import target
 
 
-def soup(
+def merge(
     runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs with one mask.")],
     save: Annotated[Path | None, typer.Option(help="The run folder to write.")] = None,
     greedy: Annotated[
@@ -34,12 +34,12 @@ def soup(
     The runs differ in seed, weight decay, length or rate, and share mask and --split-seed. Batch
     norms are counted anew on training data.
 
-    Example:  intarsia soup runs/a runs/b runs/c --save soup
+    Example:  intarsia merge runs/a runs/b runs/c --save merged
     """
-    save = target(save, "soup")
+    save = target(save, "merged")
     if len(runs) < 2:
-        fix = "Name two or more: intarsia soup runs/a runs/b --save soup"
-        raise ConfigError("soup", got=f"{len(runs)} candidate", want="at least two", fix=fix)
+        fix = "Name two or more: intarsia merge runs/a runs/b --save merged"
+        raise ConfigError("runs", got=f"{len(runs)} run", want="at least two", fix=fix)
     # Each of them is checked before torch is imported.
     for run in runs:
         check_run(run)
@@ -57,9 +57,7 @@ def soup(
         if part in results
     ]
     show_table("", ("part", "accuracy", "loss"), rows, right="accuracy,loss")
-    say(
-        f"In the soup: {', '.join(described['chosen'])}; mean distance {described['distance']:.3g}."
-    )
+    say(f"Merged: {', '.join(described['chosen'])}; mean distance {described['distance']:.3g}.")
     say(f"Next:  intarsia evaluate {shlex.quote(str(save))}")
 
 

@@ -1,8 +1,9 @@
-"""`intarsia encode`, `decode` and `prior`: a signal as a file, and what both sides share."""
+"""`intarsia codec`: a signal as a file and back, and the prior that both sides share."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import shlex
 import shutil
 import time
@@ -18,15 +19,21 @@ from .options import Json
 from .shell import note, say, show_json, show_table, warn
 from .targets import target
 
-IRC = "IRC"  # where a file of `encode` begins
+IRC = "IRC"  # where a file of `codec encode` begins
 SUFFIXES = {"image": ".png", "audio": ".wav", "video": ".npy", "structure": ".npy"}
 PriorFolder = Annotated[
     Path | None,
-    typer.Option(help="Folder of `intarsia prior`; the built-in one of photographs if none."),
+    typer.Option(help="Folder of `intarsia codec train`; the built-in one of photographs if none."),
 ]
+codec = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="Store a signal as a file by a learned prior, and train such priors.",
+)
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="The file to write.")]
 
 
+@codec.command()
 def encode(
     file: Annotated[Path, typer.Argument(help="A picture, a .wav, or a .npy of frames or points.")],
     out: Out = None,
@@ -45,7 +52,7 @@ def encode(
 
     The file names the prior by its digest; who decodes needs the same prior.
 
-    Example:  intarsia encode photo.png -o photo.irc
+    Example:  intarsia codec encode photo.png -o photo.irc
     """
     _there(file)
     place = out or file.with_suffix(".irc")
@@ -54,15 +61,15 @@ def encode(
     signal, rate = _read(file)
     from ..models.codec.codec import Recombiner
 
-    codec, start = Recombiner.load(prior or _built_in()), time.monotonic()
+    coder, start = Recombiner.load(prior or _built_in()), time.monotonic()
     # Between two parts the rest of the signal is fitted again, to make up for what the coded part
     # lost.
-    between = codec.steps_of(steps) - steps
+    between = coder.steps_of(steps) - steps
     note(f"{steps} steps of fitting before the first part, {between} more between the parts.")
     # A codec warns in Python's way; here its warnings become lines on stderr.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        data = codec.encode(signal, steps=steps, rate=rate, seed=seed)
+        data = coder.encode(signal, steps=steps, rate=rate, seed=seed)
     for warning in caught:
         warn(str(warning.message))
     _write(place, data)
@@ -75,15 +82,16 @@ def encode(
         "seconds_per_million_points": seconds / points * 1e6,
     }
     if as_json:
-        show_json(record | {"prior": codec.prior.digest.hex()})
+        show_json(record | {"prior": coder.prior.digest.hex()})
         return
     say(f"{place}: {len(data):,} bytes, {rate_of_file:.2f} bits for each point.")
     say(_speed(seconds, points))
-    say(f"Next:  intarsia decode {shlex.quote(str(place))}")
+    say(f"Next:  intarsia codec decode {shlex.quote(str(place))}")
 
 
+@codec.command()
 def decode(
-    file: Annotated[Path, typer.Argument(help="A file of `intarsia encode`.")],
+    file: Annotated[Path, typer.Argument(help="A file of `intarsia codec encode`.")],
     out: Out = None,
     prior: PriorFolder = None,
     inspect: Annotated[
@@ -91,9 +99,9 @@ def decode(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Decode a file of `intarsia encode`: a PNG, a .wav, or a .npy.
+    """Decode a file of `intarsia codec encode`: a PNG, a .wav, or a .npy.
 
-    Example:  intarsia decode photo.irc -o photo.png
+    Example:  intarsia codec decode photo.irc -o photo.png
     """
     from ..models.codec import irc
 
@@ -120,8 +128,8 @@ def decode(
     target(place, "photo.png", option="--out")
     from ..models.codec.codec import Recombiner
 
-    codec, start = Recombiner.load(prior or _built_in()), time.monotonic()
-    signal = codec.decode(data)
+    coder, start = Recombiner.load(prior or _built_in()), time.monotonic()
+    signal = coder.decode(data)
     seconds = time.monotonic() - start
     _save(place, signal, header.rate)
     if as_json:
@@ -131,7 +139,8 @@ def decode(
     say(_speed(seconds, _points(data)))
 
 
-def prior(
+@codec.command()
+def train(
     pictures: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
     save: Annotated[Path | None, typer.Option(help="The folder to write.")] = None,
     bits_per_pixel: Annotated[float, typer.Option(help="Of the payload.")] = 1.0,
@@ -142,7 +151,7 @@ def prior(
 ) -> None:
     """Train the prior of a codec of pictures; a training that was killed goes on.
 
-    Example:  intarsia prior photographs/ --bits-per-pixel 0.5 --save my-prior
+    Example:  intarsia codec train photographs/ --bits-per-pixel 0.5 --save my-prior
     """
     save = target(save, "my-prior")
     from ..data.decode import SUFFIXES as PICTURES
@@ -164,7 +173,7 @@ def prior(
     # The training's checkpoints, which let a killed one go on; removed when the prior is written.
     state = save.with_name(f".{save.name}.training")
     options: dict[str, Any] = {"crops": crops, "tiles": tiles, "steps": steps, "seed": seed}
-    codec = Recombiner.train(
+    coder = Recombiner.train(
         # A part has tiles x tiles patches: the batch keeps about 256 patches a step.
         arrays,
         bits_per_pixel,
@@ -172,10 +181,10 @@ def prior(
         out=state,
         **options,
     )
-    codec.save(save)
+    coder.save(save)
     shutil.rmtree(state, ignore_errors=True)
-    say(f"{save}: prior {codec.prior.digest.hex()} of {len(files)} pictures.")
-    say(f"Next:  intarsia encode photo.png --prior {shlex.quote(str(save))}")
+    say(f"{save}: prior {coder.prior.digest.hex()} of {len(files)} pictures.")
+    say(f"Next:  intarsia codec encode photo.png --prior {shlex.quote(str(save))}")
 
 
 def _built_in() -> Path:
@@ -284,8 +293,6 @@ def _speed(seconds: float, points: int) -> str:
 
 
 def _points(data: bytes) -> int:
-    import math
-
     from ..models.codec import irc
 
     header, _ = irc.read(data)

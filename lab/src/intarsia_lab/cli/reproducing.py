@@ -1,4 +1,4 @@
-"""`intarsia claim`: run a paper's headline, and publish what comes out."""
+"""`intarsia reproduce`: run a paper's headline, and publish what comes out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .words import CLAIMS, check_claim
 NEEDS = {"cpu": "", "gpu": "an accelerator", "long": "more than ten minutes"}
 
 
-def claim(
+def reproduce(
     name: Annotated[
         str | None,
         typer.Argument(help="Of the claim; without one, a list.", autocompletion=among(CLAIMS)),
@@ -40,7 +40,7 @@ def claim(
 ) -> None:
     """Run the smallest honest experiment for a paper's headline; a claim that fails says so.
 
-    Example:  intarsia claim mosa
+    Example:  intarsia reproduce mosa
     """
     if every and name is not None:
         got = f"the name {name!r} with it"

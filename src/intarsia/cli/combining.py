@@ -1,4 +1,4 @@
-"""`intarsia stack`: techniques that make a sparse model cheaper, alone and in pairs."""
+"""`intarsia combine`: techniques that make a sparse model cheaper, alone and in pairs."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from .options import Json
 from .shell import note, say, show_json, show_table
 from .targets import target
 
-STACK = "intarsia stack"
+COMBINED = "intarsia combine"
 ALL = "prune,merge,student,skip,place,lowrank,quant,offload"
 
 
-def stack(
+def combine(
     model: Annotated[str, typer.Argument(help="A folder of save_pretrained with experts.")],
     text: Annotated[str, typer.Argument(help="A text: a corpus, or a file.")],
     entries: Annotated[str, typer.Argument(help="As prune:0.25,quant:w4,offload:expected.")] = ALL,
     pairs: Annotated[
-        bool, typer.Option("--pairs", help="Each entry alone and all pairs, not the stack.")
+        bool,
+        typer.Option("--pairs", help="Each entry alone and in pairs, not all at once."),
     ] = False,
     rows: Annotated[int, typer.Option(help="Rows to measure on.")] = 48,
     calibration: Annotated[int, typer.Option(help="Rows to calibrate on.")] = 48,
@@ -40,7 +41,7 @@ def stack(
     policy of a cache of a quarter of the experts, expected, lfu or lru. Times of devices
     are simulated. Nothing is written but --save.
 
-    Example:  intarsia stack my-mixtral austen "prune:0.25,quant:w4"
+    Example:  intarsia combine my-mixtral austen "prune:0.25,quant:w4"
     """
     check_data(text)
     if not is_text(text):
@@ -54,7 +55,7 @@ def stack(
         at_least(option, value, least)
     pairs = pairs or entries == ALL
     if save is not None:
-        target(save, "stack.json", mark=STACK)
+        target(save, "combined.json", mark=COMBINED)
     from ..experiments.stack import broken, parsed, stack_of, stack_pairs
 
     settings = parsed(entries, alone=pairs)
@@ -72,7 +73,7 @@ def stack(
     if save is not None:
         from ..core.files import write_json
 
-        write_json(save, {"format": STACK} | record)
+        write_json(save, {"format": COMBINED} | record)
     if as_json:
         show_json(record)
         return
