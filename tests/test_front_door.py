@@ -44,8 +44,8 @@ EXACT = tuple(f"docs/areas/{name}.md" for name in ("mixtures", "see-and-hear", "
 PICTURES = ("--model", "test_vit", "--untrained", "--size", "32", "--epochs", "1")
 TEXTS = ("--model", "tiny", "--epochs", "1", "--precision", "fp32")
 QUICK = {  # the same command in seconds: what is typed after it counts
-    "auto": ("--model", "test_vit", "--untrained", "--minutes", "0.02", "--methods", "linear,lora"),
-    "compare": ("--seeds", "0"),
+    "auto": ("--model", "test_vit", "--untrained", "--minutes", "0.1", "--methods", "linear,lora"),
+    "compare": ("--seeds", "0,1", "--images", "0.8"),
     "sparsify": ("--rows", "2", "--size", "16", "--test", "2", "--calib", "notes.txt"),
     "compress": ("--force",),
     "trace": ("--rows", "8", "--size", "16"),
