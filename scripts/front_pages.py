@@ -24,6 +24,7 @@ ELSEWHERE = {
     "examples/README.md": "start/first-hour.md",
     "CONTRIBUTING.md": "how-to/add-a-method.md",
 }
+WIDE = "---\nhide: [toc]\n---\n\n"  # a terminal's table in place of a list of headings
 PICTURE = re.compile(
     r'<picture>\s*<source [^>]*srcset="docs/(?P<dark>[^"]+)">\s*'
     r'<img src="docs/(?P<light>[^"]+)" alt="(?P<alt>[^"]+)">\s*</picture>'
@@ -39,7 +40,7 @@ def home(readme: str) -> str:
     for target, page in ELSEWHERE.items():
         text = text.replace(f"]({target})", f"]({page})")
     text = text.replace("[CITATION.cff](CITATION.cff)", "CITATION.cff").replace("](docs/", "](")
-    return text.replace(" (docs/install.md)", "")
+    return WIDE + text.replace(" (docs/install.md)", "")
 
 
 def first_hour(book: dict[str, Any]) -> str:
@@ -54,7 +55,7 @@ def first_hour(book: dict[str, Any]) -> str:
         printed = "".join("".join(_text(output)) for output in cell["outputs"]).rstrip()
         if printed:
             parts.append(f"```console\n{printed}\n```")
-    return "\n\n".join(parts) + "\n"
+    return WIDE + "\n\n".join(parts) + "\n"
 
 
 def _text(output: dict[str, Any]) -> list[str]:
@@ -88,10 +89,10 @@ def _run(source: str, names: dict[str, Any]) -> object:
     """Run one cell, and return the value of its last line where that is an expression."""
     tree = ast.parse(source)
     last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
-    exec(compile(tree, "cell", "exec"), names)
+    exec(compile(tree, "cell", "exec"), names)  # noqa: S102 - a notebook of this repository
     if last is None:
         return None
-    return eval(compile(ast.Expression(last.value), "cell", "eval"), names)
+    return eval(compile(ast.Expression(last.value), "cell", "eval"), names)  # noqa: S307
 
 
 def pages() -> dict[Path, str]:

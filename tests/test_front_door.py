@@ -44,8 +44,8 @@ EXACT = tuple(f"docs/areas/{name}.md" for name in ("mixtures", "see-and-hear", "
 PICTURES = ("--model", "test_vit", "--untrained", "--size", "32", "--epochs", "1")
 TEXTS = ("--model", "tiny", "--epochs", "1", "--precision", "fp32")
 QUICK = {  # the same command in seconds: what is typed after it counts
-    "auto": ("--model", "test_vit", "--untrained", "--minutes", "0.02", "--methods", "linear,lora"),
-    "compare": ("--seeds", "0"),
+    "auto": ("--model", "test_vit", "--untrained", "--minutes", "0.1", "--methods", "linear,lora"),
+    "compare": ("--seeds", "0,1", "--images", "0.8"),
     "sparsify": ("--rows", "2", "--size", "16", "--test", "2", "--calib", "notes.txt"),
     "compress": ("--force",),
     "trace": ("--rows", "8", "--size", "16"),
@@ -81,7 +81,7 @@ def photos(folder: Path, classes: tuple[str, ...] = ("food", "town"), n: int = 1
 
 
 def desk(folder: Path) -> None:
-    """A newcomer's data: photos/, answers.jsonl, a text; and two language models of small layers."""
+    """A newcomer's data: photos/, answers.jsonl, a text; and a small language model."""
     photos(folder / "photos")
     rows = [{"prompt": f"{n} and one", "response": str(n + 1)} for n in range(24)]
     (folder / "answers.jsonl").write_text("\n".join(map(json.dumps, rows)))
