@@ -154,7 +154,7 @@ def best(logits: Tensor, active: int) -> tuple[Tensor, Tensor, None]:
 def wide_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute rows W^T + b in float32 or better, also under autocast.  (N, d) -> (N, out).
 
-    Raises: ShapeError for rows of another width.
+    weight: W (out, d); bias: b (out,), or None.  Raises: ShapeError for rows of another width.
     """
     check_width(rows, weight.shape[1])
     dtype = torch.promote_types(rows.dtype, torch.float32)

@@ -161,7 +161,7 @@ class Robust(Update):
 
     @property
     def constants(self) -> tuple[float, float, float]:
-        """gamma, mu and alpha."""
+        """Return the constants gamma, mu and alpha of the class's equations."""
         k, p = self.k, self.p
         slow = (1 - p) ** 2 * (1 + p)
         return k * slow / self.L, k * p**3 / (k - 1), p**3 / ((k - 1) * slow)
@@ -212,6 +212,7 @@ class Residual(PassesState):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x + change, or the change alone if the host adds x itself."""
+        # the momentum came from the `Residual` before, None at the first
         change, m = self.update.step(self.block, x, self.carried(len(x)))
         if m is not None:
             self.carry(m)

@@ -118,7 +118,10 @@ class Attached(WholeModel):
         return own_part(units, value, index, *sliced)
 
     def past(self) -> dict[str, list[Tensor]]:
-        """Return the experts' loads in the newest batches by part, the same in every process."""
+        """Return the experts' loads in the newest batches, (E,) each, by path of a layer's part.
+
+        They are the same in every process.
+        """
         loads = {path: part.past for path, part in self.parts.items()}
         # parts of other strategies remember no loads
         return {path: list(past) for path, past in loads.items() if past is not None}
@@ -322,6 +325,7 @@ def attached(
 
 def _digest(model: nn.Module, strategy: Strategy) -> str:
     """Return a SHA-256 of strategy and weights, by which processes check that theirs are equal."""
+    # equal digests: one strategy, one model, the same weights
     total = hashlib.sha256(repr(strategy).encode())
     for name, weight in model.state_dict().items():
         if isinstance(weight, Tensor):

@@ -86,7 +86,9 @@ class DeepSpeed(Strategy):
     def groups(self, experts: int, topology: Topology) -> Groups:
         """Return the groups of devices that exchange tables, slices and rows.
 
-        experts: E. Raises: ConfigError for devices that L does not divide, or that do not fit E.
+        experts: E; topology: D devices. With L = `tensor` there are P = D / L groups of devices
+          with equal rows, among which the experts are dealt out, and S = P / E slices of an expert
+          if P > E. Raises: ConfigError for devices that L does not divide, or that do not fit E.
         """
         devices, tensor = topology.devices, self.tensor
         if devices % tensor:

@@ -75,7 +75,7 @@ def carry_out(
     stays = engine == "stay"
     for number, layer in enumerate(layers):
         if stays:
-            x, numbers = _moved(
+            x, numbers = _move_rows(
                 x, numbers, devices[number], devices[number + 1], number, meter, group
             )
         # With the engine "stay" rows have just moved to where this layer needs them; with others
@@ -83,7 +83,7 @@ def carry_out(
         routing = routed(trace, numbers, number, x)
         x = x + layer.mix(x, routing, numbers)
     if stays:
-        x, _ = _moved(x, numbers, devices[-2], devices[-1], len(layers), meter, group)
+        x, _ = _move_rows(x, numbers, devices[-2], devices[-1], len(layers), meter, group)
     return x
 
 
@@ -104,7 +104,7 @@ def routed(trace: Trace, numbers: Tensor, layer: int, x: Tensor) -> Routing:
     return Routing(token, expert, weight, len(x), trace.experts)
 
 
-def _moved(
+def _move_rows(
     x: Tensor,
     numbers: Tensor,
     came: Tensor,

@@ -68,6 +68,7 @@ class ExpertTrial:
         for layer in layers:
             layer.double()
             for weight in layer.parameters():
+                # small whole numbers: their sums are exact in every order
                 values = torch.randint(-2, 3, weight.shape, generator=draws).double()
                 weight.data = values if self.whole else weight.data
         return layers

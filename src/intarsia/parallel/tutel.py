@@ -337,7 +337,7 @@ def _computed(experts: Cuttable, tables: Tensor) -> Tensor:
 
 
 def _exchanges(topology: Topology) -> tuple[str, ...]:
-    """Return the exchanges that a topology allows: levels need nodes of equal size."""
+    """Return the exchanges that a topology allows; "hierarchical" needs nodes of equal size."""
     nodes = topology.nodes()
     if not int(nodes.max()):
         return ("flat",)
