@@ -130,7 +130,7 @@ class GateRouter(ScoreRouter[C]):
     def __init__(self, config: C, width: int, *, generator: torch.Generator) -> None:
         """Draw W (E, width) from N(0, std) and set the bias, if there is one, to 0.
 
-        config: the router's settings; width: of a token.
+        config: the router's settings, of which std and bias are read; width: of a token.
         """
         super().__init__(config)
         self.weight = nn.Parameter(torch.empty(config.experts, width))

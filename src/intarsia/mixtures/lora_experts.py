@@ -165,7 +165,8 @@ class DeltaExperts(MlpExperts):
     def mixed(self, module: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
         """Compute the MLP `module`, with each linear map P changed to P x + sum_e G_te cell_e(x).
 
-        rows: (N, d) -> (N, d); routing: G.
+        rows: (N, d) -> (N, d); routing: G, the weight of expert e for token t; cell_e: the expert's
+          adapter of that map.
         """
         pairs, dialect = grouped_pairs(routing), self.dialect
         # the reading maps with all experts' changes, the activation, then the writing map

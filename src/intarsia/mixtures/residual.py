@@ -113,7 +113,8 @@ class AdamOnce(Update):
     def step(self, f: F, x: Tensor, m: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the change of x, an Adam step at the first block, and the momentum.
 
-        f: the block; x: (..., d), the stream; m: the momentum so far, None at the first block.
+        f: the block; x: (..., d), the stream; m: the momentum so far, None at the first block. p
+          and v are Adam's two moments after one step.
         """
         output = f(x)
         if m is not None:

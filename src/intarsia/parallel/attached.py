@@ -185,9 +185,9 @@ class Attached(WholeModel):
     def optimizer_pieces(
         self, state: dict[str, Any], parameters: Sequence[nn.Parameter]
     ) -> dict[str, Any]:
-        """Return an optimiser's state_dict with local pieces, as `pieces` does for the model.
+        """Return an optimiser's state_dict in which the states of experts are pieces of the whole.
 
-        parameters: the optimiser's, in its order.
+        parameters: the optimiser's, in its order. A `Piece` says which experts its rows belong to.
         """
         rows = dict(state["state"])
         for number, parameter in enumerate(parameters):

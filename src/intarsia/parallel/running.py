@@ -31,8 +31,8 @@ def check_agreed(plan: DevicePlan, group: Group = None) -> None:
 def check_alike(subject: str, digest: str, group: Group = None) -> None:
     """Raise TrainingError unless all processes have the same digest, a hexadecimal hash.
 
-    With others they would wait forever or mix tokens up. It is raised in each of them, with the two
-    hashes that are farthest apart. subject: what has the digest.
+    Processes with other plans or models would wait forever or mix tokens up. It is raised in each
+    of them, with the two hashes that are farthest apart. subject: what was hashed.
     """
     digest_number = int(digest[:15], 16)  # 60 bits
     smallest, largest = (torch.tensor(digest_number, device=device_of(group)) for _ in range(2))

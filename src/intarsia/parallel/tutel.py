@@ -240,8 +240,8 @@ class TutelExperts(OwnExperts):
     def __init__(self, experts: Cuttable, settings: Tutel, wire: Wire, topology: Topology) -> None:
         """Copy this process's experts, or its slice of one.
 
-        experts: all of a layer; wire: the layer's exchanges (processes, byte counter); topology:
-          devices and links.
+        experts: all of a layer; settings: degree, chunks and exchange; wire: the layer's exchanges
+          (processes, byte counter); topology: devices and links.
         """
         super().__init__()
         self.experts, self.settings, self.wire = experts.experts, settings, wire
@@ -384,8 +384,8 @@ def received(degree: int, experts: int, devices: int, places: int, size: ExpertS
     """Return the bytes that a device receives in a forward of a layer.
 
     degree: r; experts: E; devices: D; places: C, rows of an expert from each device; size: of an
-      expert. With r = 0 all weights come; else 2 C E r / D rows from each other device, and the
-      weights of S / r - 1 further slices. See `Tutel`.
+      expert. S = max(1, D / E) slices of an expert. With r = 0 all weights come; else 2 C E r / D
+      rows from each other device, and the weights of S / r - 1 further slices.
     """
     slices, per_device = slices_of(experts, devices), max(1, experts // devices)
     weight_bytes = per_device * slice_weights(size, slices)
