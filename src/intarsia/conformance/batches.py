@@ -59,7 +59,7 @@ def tokens(count: int = TOKENS, seed: int = 1) -> Tensor:
 
 
 def route(router: nn.Module, x: Tensor) -> Routing:
-    """Route x, and check that the result is a Routing of its tokens."""
+    """Route x (T, d), and check that the result is a Routing of its T tokens.  Raises: Broken."""
     routing: Any = router(x)
     fix = "Build it with Routing.from_topk or Routing.from_dense."
     require(isinstance(routing, Routing), type(routing).__name__, "a Routing", fix)

@@ -225,7 +225,11 @@ class DeepSpeedExperts(OwnExperts):
         )
 
     def lot(self, rank: int) -> tuple[Tensor, int, int]:
-        """Return which experts process `rank` keeps, which slice of them, and of how many."""
+        """Return (experts, slice, slices): what process `rank` keeps.
+
+        experts: (n,) int64; of their hidden units it has the equal slice number `slice` of
+          `slices`.
+        """
         groups = self.groups
         # devices are numbered by owner, slice and tensor rank, the last one fastest
         owner, part = divmod(rank // self.settings.tensor, groups.slices)

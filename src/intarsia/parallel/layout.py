@@ -32,7 +32,11 @@ class OwnExperts(Experts):
 
     @abc.abstractmethod
     def lot(self, rank: int) -> tuple[Tensor, int, int]:
-        """Return which experts process `rank` keeps, which slice of them, and of how many."""
+        """Return (experts, slice, slices): what process `rank` keeps.
+
+        experts: (n,) int64; of their hidden units it has the equal slice number `slice` of
+          `slices`.
+        """
 
     def due(self, step: int) -> bool:
         """Return True if owners of experts change after `step` steps; here never."""

@@ -252,7 +252,11 @@ class TutelExperts(OwnExperts):
         self.swap = swaps_of([range(wire.world)], topology.nodes(), settings.exchange)[wire.rank]
 
     def lot(self, rank: int) -> tuple[Tensor, int, int]:
-        """Return which experts process `rank` keeps, which slice of them, and of how many."""
+        """Return (experts, slice, slices): what process `rank` keeps.
+
+        experts: (n,) int64; of their hidden units it has the equal slice number `slice` of
+          `slices`.
+        """
         per_device = max(1, self.experts // self.wire.world)
         owner, part = divmod(rank, self.slices)
         return torch.arange(owner * per_device, (owner + 1) * per_device), part, self.slices
