@@ -100,20 +100,20 @@ class ConvpassCell(Cell):
         if x.dim() == 4:  # a map, as of Swin
             return self._patches(x)
         if x.dim() != 3:
-            return self._each_alone(x)
+            return self._pixelwise(x)
         rows, columns = self._grid(x.shape[1])
         if not rows:
-            return self._each_alone(x)
+            return self._pixelwise(x)
         # the tokens before the patches, such as the class token
         prefix = x.shape[1] - rows * columns
         patches = self._patches(x[:, prefix:].unflatten(1, (rows, columns))).flatten(1, 2)
-        return torch.cat([self._each_alone(x[:, :prefix]), patches], 1) if prefix else patches
+        return torch.cat([self._pixelwise(x[:, :prefix]), patches], 1) if prefix else patches
 
     def _patches(self, x: Tensor) -> Tensor:
         """Convolve a grid of patches.  (B, rows, columns, h) -> the same shape."""
         return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
-    def _each_alone(self, x: Tensor) -> Tensor:
+    def _pixelwise(self, x: Tensor) -> Tensor:
         """Apply the middle of the kernel to each token as an image of one pixel.  (..., h), same.
 
         The zero padding around the pixel adds nothing, so that the rest of the kernel is not read.

@@ -78,10 +78,11 @@ class Mos(Method):
     def build(
         self, site: Site, *, generator: torch.Generator, shared: nn.Module | None = None
     ) -> MosCell:
-        """Return the cell for `site`, which is one adapted layer of the host.
+        """Return the low-rank cell for `site`, one adapted layer of the host.
 
-        generator: draws which of a pool's rows the cell uses. shared: the pools that `shared_state`
-          made for all layers, a `Shards`; anything else = the cell gets pools for itself alone.
+        generator: draws which rows of the shared pools the cell uses. shared: the pools that
+          `shared_state` made for all layers, a `Shards`; anything else = the cell gets pools for
+          itself alone.
         """
         if isinstance(shared, Shards):
             return MosCell(self, site, shared, generator=generator)
@@ -102,10 +103,11 @@ class Pool(nn.Module):
     """The shards of one type of layer.  a: (n, d_in / l), b: (n, d_out / l)."""
 
     def __init__(self, config: Mos, sites: Sequence[Site], *, generator: torch.Generator) -> None:
-        """Allocate the rows for the layers `sites`, all of one type, and initialise A's.
+        """Allocate a pool's rows, the shards that the layers `sites`, all of one type, share.
 
-        config: r, e, l and p, see `Mos`. With L layers there are e l L rows of each pool: the
-          common ones first, then p l private ones for each layer.
+        config: rank r, equivalent rank e, l shards a vector and p private vectors, see `Mos`. With
+          L layers there are e l L rows of A and of B: the common ones first, then p l private ones
+          for each layer. B's are zero at first.
         Raises: ConfigError for a rank that needs more rows than there are.
         """
         super().__init__()
@@ -161,7 +163,10 @@ class Shards(nn.Module):
 
 
 def _check_divisible(shards_per_vector: int, sites: Sequence[Site]) -> None:
-    """Raise ShapeError for a layer with a width that shards_per_vector does not divide."""
+    """Raise ShapeError for a layer with a width that shards_per_vector does not divide.
+
+    sites: the adapted layers.
+    """
     common = math.gcd(*(width for site in sites for width in (site.inputs, site.outputs)))
     for site in sites:
         for width in (site.inputs, site.outputs):
@@ -187,9 +192,10 @@ class MosCell(Cell):
     def __init__(
         self, config: Mos, site: Site, shared: Shards, *, generator: torch.Generator
     ) -> None:
-        """Draw which rows of the layer's pools are the shards of A and of B.
+        """Draw which rows of the shared pools make up A and B of this layer.
 
-        config: see `Mos`. site: the adapted layer. shared: the pools of all layers.
+        config: see `Mos`. site: the adapted layer. shared: the pools of all layers; a row is a
+          shard, 1 / l of one of the r vectors of A or B.
         """
         super().__init__()
         self.config = config

@@ -109,7 +109,10 @@ class SparseCell(Cell):
         return self.values.numel() == math.prod(self.shape)
 
     def places(self) -> Tensor:
-        """Return the flat place in D of each value.  (n,) int64."""
+        """Return the flat index in D, the change of the weight, of each trained value.
+
+        (n,) int64.
+        """
         if self.full:
             return torch.arange(self.values.numel(), device=self.values.device)
         return self.index

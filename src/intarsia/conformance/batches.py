@@ -59,7 +59,7 @@ def tokens(count: int = TOKENS, seed: int = 1) -> Tensor:
 
 
 def route(router: nn.Module, x: Tensor) -> Routing:
-    """Route x, and check that the result is a Routing of its tokens."""
+    """Route x (T, d), and check that the result is a Routing of its T tokens.  Raises: Broken."""
     routing: Any = router(x)
     fix = "Build it with Routing.from_topk or Routing.from_dense."
     require(isinstance(routing, Routing), type(routing).__name__, "a Routing", fix)
@@ -77,7 +77,7 @@ def gates(router: nn.Module, x: Tensor) -> Tensor:
     return route(router, x).dense().detach()
 
 
-def _survives(call: Callable[[], Routing], condition: str) -> Routing:
+def _checked_routing(call: Callable[[], Routing], condition: str) -> Routing:
     """Return the routing of `call`, checked to have finite weights and losses.
 
     condition: describes the batch in an error. Raises: Broken if the call fails.
@@ -100,7 +100,7 @@ def routes_an_empty_batch(card: Card) -> None:
     # a loss that divides by the number of tokens, or a maximum over none, fails here
     for training in (True, False):
         router = build(card).train(training)
-        routing = _survives(lambda r=router: route(r, tokens(0)), "an empty batch")
+        routing = _checked_routing(lambda r=router: route(r, tokens(0)), "an empty batch")
         require(not len(routing.token), "pairs of no tokens", "none", "Count the rows.")
 
 
@@ -113,7 +113,7 @@ def routes_padding_alone(card: Card) -> None:
     if not isinstance(router, Router):
         return
     router.context.valid = torch.zeros(1, TOKENS, dtype=torch.bool)
-    routing = _survives(lambda: route(router, tokens()), "padding alone")
+    routing = _checked_routing(lambda: route(router, tokens()), "padding alone")
     none = not len(routing.token) or "stochastic" in card.tags
     require(none, "experts for padding", "none", "Heed `valid`.")
 

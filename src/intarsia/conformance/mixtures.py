@@ -58,7 +58,7 @@ def _module(card: Card) -> nn.Module:
     return module
 
 
-def _ran(module: nn.Module, x: Tensor) -> list[Tensor]:
+def _outputs_of(module: nn.Module, x: Tensor) -> list[Tensor]:
     """Return the outputs of a module as a list, without their graph."""
     output = module(x)
     return [tensor.detach() for tensor in (output if isinstance(output, list) else [output])]
@@ -71,16 +71,16 @@ def keeps_shape_and_dtype(card: Card) -> None:
         module = _module(card).to(x.device, x.dtype)
         want = x.shape, x.dtype, x.device.type
         for training in (True, False):
-            for y in _ran(module.train(training), x):
+            for y in _outputs_of(module.train(training), x):
                 require_equal((y.shape, y.dtype, y.device.type), want, "Compute in the dtype of x.")
 
 
 def keeps_rows_apart(card: Card) -> None:
     """Check that a row's outputs in evaluation depend on no other row if there is room."""
     rows, module = stream(1), _module(card).double().eval()
-    alone = zip(*(_ran(module, row[None]) for row in rows), strict=True)
+    alone = zip(*(_outputs_of(module, row[None]) for row in rows), strict=True)
     fix = "Take no sum over rows; give the tiny settings room for all."
-    for together, apart in zip(_ran(module, rows), alone, strict=True):
+    for together, apart in zip(_outputs_of(module, rows), alone, strict=True):
         require_close(together, torch.cat(apart), "rows together and alone", fix)
 
 

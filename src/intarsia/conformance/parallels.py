@@ -43,7 +43,7 @@ def _strategy(card: Card) -> Strategy:
     return config
 
 
-def _compared(card: Card, *trials: ExpertTrial) -> None:
+def _compare(card: Card, *trials: ExpertTrial) -> None:
     """Compare the strategy in four processes with one process, for each trial.
 
     Raises: Broken where outputs, gradients or bytes differ.
@@ -61,23 +61,23 @@ def _compared(card: Card, *trials: ExpertTrial) -> None:
 def is_one_process(card: Card) -> None:
     """Check the strategy's outputs and gradients against one process, and the bytes it sends."""
     # the integer trial has no rounding, so that equality is exact
-    _compared(card, ExpertTrial(past=1))
+    _compare(card, ExpertTrial(past=1))
 
 
 def is_close_where_sums_are_rounded(card: Card) -> None:
     """Check the strategy against one process in float64 within 1e-12, gated experts with biases."""
-    _compared(card, ExpertTrial(whole=False, bias=True, layers=1))
+    _compare(card, ExpertTrial(whole=False, bias=True, layers=1))
 
 
 def takes_whoever_has_nothing(card: Card) -> None:
     """Check the strategy with a process without tokens, and with an expert without tokens."""
     names = ("a process without tokens", "an expert without tokens")
-    _compared(card, *(ExpertTrial(name, layers=1) for name in names))
+    _compare(card, *(ExpertTrial(name, layers=1) for name in names))
 
 
 def takes_tokens_of_all_experts_and_of_one(card: Card) -> None:
     """Check the strategy with k = E, the dense mixture, and k = 1 for one and the same expert."""
-    _compared(card, *(ExpertTrial(name, layers=1) for name in ("k = E", "one expert")))
+    _compare(card, *(ExpertTrial(name, layers=1) for name in ("k = E", "one expert")))
 
 
 def plans_the_same_each_time(card: Card) -> None:

@@ -63,10 +63,12 @@ def checks(card: Card, laws: Iterable[Law]) -> Checks:
     by_name = {law.__name__: law for law in laws}
     yield Check("names_its_exceptions", partial(_names_its_exceptions, card, by_name))
     for name, law in by_name.items():
-        yield Check(name, partial(_excepted if name in card.exceptions else _kept, card, law))
+        yield Check(
+            name, partial(_run_excepted_law if name in card.exceptions else _run_law, card, law)
+        )
 
 
-def _kept(card: Card, law: Law) -> None:
+def _run_law(card: Card, law: Law) -> None:
     """Call a law.  Raises: ConformanceError if the card's method breaks it."""
     try:
         law(card)
@@ -74,7 +76,7 @@ def _kept(card: Card, law: Law) -> None:
         raise _error(card, law.__name__, broken) from broken
 
 
-def _excepted(card: Card, law: Law) -> str:
+def _run_excepted_law(card: Card, law: Law) -> str:
     """Return the declared reason if the method breaks the law, as its card says.
 
     Raises: ConformanceError if it does not break it any more.

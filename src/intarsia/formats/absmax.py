@@ -48,7 +48,7 @@ class Absmax(Format):
         largest = 2 ** (self.bits - 1) - 1
         scales = (rows.abs().amax(2) / largest).clamp(max=65504).half()  # as stored: codes fit it
         # a group of tiny weights gets the smallest scale, not 0
-        scales = torch.where((scales == 0) & (rows.abs().amax(2) > 0), _least(), scales)
+        scales = torch.where((scales == 0) & (rows.abs().amax(2) > 0), _smallest_scale(), scales)
         divisor = torch.where(scales == 0, 1.0, scales.float())
         # codes are stored from 0, so that the middle one is 2^(b-1)
         codes = (rows / divisor[..., None]).round().clamp(-largest, largest).long() + largest + 1
@@ -84,6 +84,6 @@ class Absmax(Format):
         return rows.view(len(rows), rows.shape[1] // self.group, self.group)
 
 
-def _least() -> Tensor:
+def _smallest_scale() -> Tensor:
     """Return the smallest scale that is not 0."""
     return torch.tensor(2.0**-24, dtype=torch.float16)

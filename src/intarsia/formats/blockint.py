@@ -60,7 +60,7 @@ class BlockInt(Format):
         rows = matrix(w if keep is None else w.masked_fill(~kept_of(weight, keep), 0))
         padded = torch.nn.functional.pad(rows, (0, -rows.shape[1] % BLOCK))
         blocks = padded.view(len(rows), padded.shape[1] // BLOCK, BLOCK)
-        return self._stored(*self._rounded(blocks))
+        return self._bundle(*self._rounded(blocks))
 
     def _rounded(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
         """Round to codes q (R, K, 32) uint8 and scales d (R, K) float16, as GGUF's own writers do.
@@ -80,7 +80,7 @@ class BlockInt(Format):
         codes = codes.clamp(0, 2**self.bits - 1).to(torch.uint8)
         return codes, d.clamp(-LARGEST, LARGEST).half()
 
-    def _stored(self, codes: Tensor, scales: Tensor) -> dict[str, Tensor]:
+    def _bundle(self, codes: Tensor, scales: Tensor) -> dict[str, Tensor]:
         """Lay codes and scales out in bundles of 16 rows, the last one filled up with zeros.
 
         codes: (R, K, 32) uint8, scales: (R, K) float16. Returns "codes" and "scales", see the
@@ -95,7 +95,7 @@ class BlockInt(Format):
         return {"codes": kernels.bundled(codes, self.bits), "scales": side.contiguous()}
 
     def _rows(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return codes (R, K, 32) and scales (R, K) by row, the inverse of `_stored`.
+        """Return codes (R, K, 32) and scales (R, K) by row, the inverse of `_bundle`.
 
         stored: the bundles; shape: the weight's. Raises: ShapeError for bundles that do not fit it.
         """
@@ -166,7 +166,7 @@ class BlockInt(Format):
         body = blocks[..., HEAD:]
         # GGUF pairs columns j and j + 16 in one byte
         codes = torch.cat([body & 15, body >> 4], -1) if self.bits == 4 else body ^ 128
-        return self._stored(codes, scales)
+        return self._bundle(codes, scales)
 
 
 def _inverse(d: Tensor) -> Tensor:

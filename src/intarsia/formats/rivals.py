@@ -99,12 +99,12 @@ def advice(kind: str, format: str | None = None) -> str | None:
     )
     return (
         f"{runtime.name} is the {'better' if measured else 'faster'} choice than {mine.name} for "
-        f"{table.net}: {runtime.ms:g} against {mine.ms:g} {table.unit}{qualities}{_where()}. "
+        f"{table.net}: {runtime.ms:g} against {mine.ms:g} {table.unit}{qualities}{_note()}. "
         f"{table.command}"
     )
 
 
-def _where() -> str:
+def _note() -> str:
     """Return a note for a machine with other CPU instructions than the measurement's, else ""."""
     then, now = read_json(FILE)["instructions"], native.instructions()
     return "" if now == then else f" (measured with {then}; here: {now})"

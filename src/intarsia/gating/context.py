@@ -181,8 +181,9 @@ def told_modules(model: nn.Module) -> Sequence[nn.Module]:
 def finding_once(*models: nn.Module) -> Iterator[None]:
     """Cache the `told_modules` of these models inside the `with` block, so that steps are faster.
 
-    A model with modules that have a `before_step` is not cached: its modules may come and go then.
-    Not for a model that gets modules which read a context inside the block.
+    They are the modules that read a `Context`. A model with modules that have a `before_step` is
+    not cached: its modules may come and go then. Not for a model that gets modules which read a
+    context inside the block.
     """
     with ExitStack() as stack:
         for model in dict.fromkeys(models):
@@ -201,7 +202,7 @@ def contexts(model: nn.Module) -> list[Context]:
 
 @contextmanager
 def having(model: nn.Module, **values: Any) -> Iterator[None]:
-    """Set these values in the model's `Context` inside the `with` block."""
+    """Set attributes in the model's `Context` inside the `with` block.  values: by name."""
     with ExitStack() as stack:
         for context in contexts(model):
             stack.enter_context(context.having(**values))

@@ -135,7 +135,7 @@ class GateRouter(ScoreRouter[C]):
     def __init__(self, config: C, width: int, *, generator: torch.Generator) -> None:
         """Draw W (E, width) from N(0, std) and set the bias, if there is one, to 0.
 
-        config: the router's settings; width: of a token.
+        config: the router's settings, of which std and bias are read; width: of a token.
         """
         super().__init__(config)
         self.weight = nn.Parameter(torch.empty(config.experts, width))
@@ -159,7 +159,7 @@ def best(logits: Tensor, active: int) -> tuple[Tensor, Tensor, None]:
 def wide_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute rows W^T + b in float32 or better, also under autocast.  (N, d) -> (N, out).
 
-    Raises: ShapeError for rows of another width.
+    weight: W (out, d); bias: b (out,), or None.  Raises: ShapeError for rows of another width.
     """
     check_width(rows, weight.shape[1])
     dtype = torch.promote_types(rows.dtype, torch.float32)

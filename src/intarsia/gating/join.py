@@ -60,7 +60,7 @@ def join(model: nn.Module) -> Context:
     that were joined before stay on their thread. Call it again after you have put in more modules
     by hand.
     """
-    if stacks := _stacks(model):
+    if stacks := _encoder_and_decoder(model):
         return [join(stack) for stack in stacks][-1]
     # layers of an earlier join keep their thread; only new ones get a number
     number_layers([m for m in model.modules() if isinstance(m, PassesState)])
@@ -138,7 +138,7 @@ def watch(model: nn.Module, *, stays: bool = False) -> Callable[[], None]:
     Random draws are then kept until the next forward. A second call joins again and adds no hook. A
     model without modules that read a `Context` gets none.
     """
-    if stacks := _stacks(model):  # each is called with a mask and ids of its own
+    if stacks := _encoder_and_decoder(model):  # each is called with a mask and ids of its own
         hooks = ExitStack()
         for stack in stacks:
             hooks.callback(watch(stack, stays=stays))
@@ -156,7 +156,7 @@ def watch(model: nn.Module, *, stays: bool = False) -> Callable[[], None]:
 
 def unwatch(model: nn.Module, *, all: bool = False) -> None:
     """Remove the hook of `watch` from a model.  all: also one registered with stays=True."""
-    for stack in _stacks(model):
+    for stack in _encoder_and_decoder(model):
         unwatch(stack, all=all)
     for key, hook in _hooks(model):
         if all or not hook.stays:
@@ -165,7 +165,7 @@ def unwatch(model: nn.Module, *, all: bool = False) -> None:
             model._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
-def _stacks(model: nn.Module) -> list[nn.Module]:
+def _encoder_and_decoder(model: nn.Module) -> list[nn.Module]:
     """Return [encoder, decoder] of a transformers model that has both, else []."""
     if not is_encoder_decoder(model):
         return []

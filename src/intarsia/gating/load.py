@@ -54,10 +54,9 @@ class Load:
 
 
 def loads(model: nn.Module) -> dict[str, Load]:
-    """Return the load of each learned router since `forget`, by path.
+    """Return the load (shares of the experts) of each learned router since `forget`, by path.
 
-    Routers without rows are left out. Counted while training, or inside `counting`: `received` of
-    `Router`.
+    Routers without rows are left out. Rows are counted while training, or inside `counting`.
     """
     by_path = {n: _load(r.received, r.served) for n, r in learned_routers(model).items()}
     return {name: load for name, load in by_path.items() if load is not None}

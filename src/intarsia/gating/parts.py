@@ -60,7 +60,7 @@ class PartsRouter(Router):
 
     @abc.abstractmethod
     def parts(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the gates g_t of each part, (N, k, E), and the losses by name.
+        """Return the gates g_t of each of the k parts, (N, k, E), and the losses by name.
 
         rows: (N, d), N may be 0.
         """

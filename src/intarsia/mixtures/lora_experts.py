@@ -165,7 +165,8 @@ class DeltaExperts(MlpExperts):
     def mixed(self, module: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
         """Compute the MLP `module`, with each linear map P changed to P x + sum_e G_te cell_e(x).
 
-        rows: (N, d) -> (N, d); routing: G.
+        rows: (N, d) -> (N, d); routing: G, the weight of expert e for token t; cell_e: the expert's
+          adapter of that map.
         """
         pairs, dialect = grouped_pairs(routing), self.dialect
         # the reading maps with all experts' changes, the activation, then the writing map
@@ -195,9 +196,10 @@ class OutputExperts(MlpExperts):
         )
 
     def mixed(self, module: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
-        """Compute the weighted sum of the experts' MLPs, and of the plain MLP as the class says.
+        """Compute y_t = sum_e G_te MLP_e(x_t) + (1 - sum_e G_te) MLP(x_t).  x (N, d) -> y (N, d).
 
-        module: the MLP; rows: (N, d) -> (N, d); routing: G.
+        module: the frozen MLP, whose products all experts share; rows: x; routing: G. By linearity,
+          the last map is applied once, to the weighted sum of hidden units a_te.
         """
         pairs, dialect = grouped_pairs(routing), self.dialect
         # the products of the frozen maps, once for all experts

@@ -113,7 +113,8 @@ class AdamOnce(Update):
     def step(self, f: F, x: Tensor, m: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the change of x, an Adam step at the first block, and the momentum.
 
-        f: the block; x: (..., d), the stream; m: the momentum so far, None at the first block.
+        f: the block; x: (..., d), the stream; m: the momentum so far, None at the first block. p
+          and v are Adam's two moments after one step.
         """
         output = f(x)
         if m is not None:
@@ -161,7 +162,7 @@ class Robust(Update):
 
     @property
     def constants(self) -> tuple[float, float, float]:
-        """gamma, mu and alpha."""
+        """Return the constants gamma, mu and alpha of the class's equations."""
         k, p = self.k, self.p
         slow = (1 - p) ** 2 * (1 + p)
         return k * slow / self.L, k * p**3 / (k - 1), p**3 / ((k - 1) * slow)
@@ -212,6 +213,7 @@ class Residual(PassesState):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x + change, or the change alone if the host adds x itself."""
+        # the momentum came from the `Residual` before, None at the first
         change, m = self.update.step(self.block, x, self.carried(len(x)))
         if m is not None:
             self.carry(m)

@@ -65,6 +65,7 @@ class SkillsCell(Cell):
         weight = self.router(x).weight  # (N Q S,), every entry of the dense matrix in order
         down, up = self.mixed(weight.view(-1, *self.down.shape[:2]))
         rows = x.flatten(1, -2) if x.dim() > 2 else x[:, None]  # (N, T, d_in)
+        # each sample has its own A and B: batched products
         y = self.scale * (rows @ down.mT) @ up.mT
         return y.view(*x.shape[:-1], y.shape[-1])
 

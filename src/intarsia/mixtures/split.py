@@ -143,7 +143,10 @@ class SplitLinear(nn.Module):
         return torch.where(owned, self.change() * self.gain, 0.0)
 
     def expert_weight(self, gates: Tensor) -> Tensor:
-        """Return W_S for each row of gates.  (G, N) -> (G, out, in)."""
+        """Return the weight W_S of the active experts S, for each row of gates.
+
+        gates: (G, N) of zeros and ones. Returns (G, out, in).
+        """
         if self.experts <= len(gates):
             # a sum of disjoint parts, so exact; one small GEMM is faster than a lookup per entry
             weight = (gates @ self.parts().flatten(1)).view(-1, *self.owner.shape)
@@ -200,9 +203,9 @@ class SplitLinear(nn.Module):
         return y.view(*x.shape[:-1], self.out_features)
 
     def variance(self, x: Tensor, scale: Tensor | float = 1.0) -> Tensor:
-        """Return the variance of scale times the output over draws of S, summed over outputs.
+        """Return the variance of scale times the output over random sets S of k active experts.
 
-        x: (..., in) -> (...).  scale s: a number, or one for each output.
+        x: (..., in) -> (...), summed over outputs.  scale s: a number, or one for each output.
         It is k (N - k) / (N - 1) times the mean over i of |s (u_i - mean u)|^2, as k of N experts
         are drawn without replacement; u_i = P_i x + b_i / k is the contribution of expert i, with
         P_i its part of the weight, see `parts`. Costs N masked products.

@@ -193,7 +193,7 @@ class SelectiveAttention(UnionAttention):
         pairs, weight = self.route(x)
         # project each pair's token by its expert's rows of W_q, W_k and W_v
         rows = x.reshape(-1, x.shape[-1]).index_select(0, pairs.token)
-        z = linear_of(pairs.expert, self.experts)(rows, *self._reads())  # (N, 3 g w)
+        z = linear_of(pairs.expert, self.experts)(rows, *self._query_key_value())  # (N, 3 g w)
         q, k, v = z.view(len(rows), 3, self.each, self.width).unbind(1)
         # each (sequence, expert) becomes one padded sequence of the tokens that the expert takes
         q, k, v = (pairs.pad(t).transpose(1, 2) for t in (self.q_norm(q), self.k_norm(k), v))
@@ -202,7 +202,7 @@ class SelectiveAttention(UnionAttention):
         attended = pairs.unpad(attended.transpose(1, 2)).flatten(1)  # (N, g w)
         return self.proj_drop(self.summed(x, pairs, weight, attended))
 
-    def _reads(self) -> tuple[Tensor, Tensor | None]:
+    def _query_key_value(self) -> tuple[Tensor, Tensor | None]:
         """Return the rows of W_q, W_k, W_v by expert, (E, 3 g w, d), and biases (E, 3 g w) or None.
 
         E experts of g heads, w wide.
@@ -224,7 +224,7 @@ class SelectiveAttention(UnionAttention):
         selected = torch.zeros_like(gates, dtype=torch.bool).view(-1, self.experts)
         selected[routing.token, routing.expert] = True
         selected = selected.view_as(gates)
-        weight, bias = self._reads()
+        weight, bias = self._query_key_value()
         y = x.new_zeros(*x.shape[:2], len(self.proj.weight))
         if self.proj.bias is not None:
             y = y + self.proj.bias
@@ -305,11 +305,13 @@ class SelectiveQueries(UnionAttention):
         # queries of the pairs alone, with the rotary positions of their tokens
         q = linear_of(pairs.expert, self.experts)(rows, *self.q_proj.reads(self.experts))
         q = self._normed("q_norm", q.view(len(rows), self.each, self.width))
-        q = rotated(q, *(_of_pairs(t, len(x), pairs.token) for t in position_embeddings))
-        token_mask = self._sees(x, k, attention_mask)  # (B, T, keys)
+        q = rotated(q, *(_pair_positions(t, len(x), pairs.token) for t in position_embeddings))
+        token_mask = self._key_mask(x, k, attention_mask)  # (B, T, keys)
         pair_mask = token_mask.reshape(-1, token_mask.shape[-1])[pairs.token]
-        mask = pairs.pad(pair_mask, _all(token_mask))
-        k, v = (t.to(q.dtype)[pairs.sequence[:, None], self._shared(pairs.owner)] for t in (k, v))
+        mask = pairs.pad(pair_mask, _visible(token_mask))
+        k, v = (
+            t.to(q.dtype)[pairs.sequence[:, None], self._key_heads(pairs.owner)] for t in (k, v)
+        )
         drop = self.drop if self.training else 0.0
         queries = pairs.pad(q).transpose(1, 2)  # (S, g, n, w)
         if mask.dtype != torch.bool:
@@ -336,7 +338,7 @@ class SelectiveQueries(UnionAttention):
         k = rotated(self._normed("k_norm", k), cos, sin)
         return k.transpose(1, 2), v.transpose(1, 2)
 
-    def _shared(self, owner: Tensor) -> Tensor:
+    def _key_heads(self, owner: Tensor) -> Tensor:
         """Return the key heads that the g query heads of each expert use.  owner: (S,) -> (S, g).
 
         owner: the expert of each of S padded sequences.
@@ -344,7 +346,7 @@ class SelectiveQueries(UnionAttention):
         head = owner[:, None] * self.each + torch.arange(self.each, device=owner.device)
         return torch.div(head, self.pairs_of, rounding_mode="floor")
 
-    def _sees(self, x: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    def _key_mask(self, x: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
         """Return which keys each token may see, (B, T, keys) bool, or a float mask added to scores.
 
         x: (B, T, d); k: (B, heads, keys, w); mask: (B, 1, T, keys), None = causal.
@@ -369,7 +371,9 @@ class SelectiveQueries(UnionAttention):
         q = F.linear(x, self.q_proj.weight, self.q_proj.bias)
         q = self._normed("q_norm", q.view(*x.shape[:2], self.heads, self.width))
         q = rotated(q, *(t[:, :, None] for t in positions)).transpose(1, 2)
-        shares = (q @ k.mT * self.scale).masked_fill(~self._sees(x, k, None)[:, None], -torch.inf)
+        shares = (q @ k.mT * self.scale).masked_fill(
+            ~self._key_mask(x, k, None)[:, None], -torch.inf
+        )
         attended = (shares.softmax(-1) @ v).transpose(1, 2)  # (B, T, H, w)
         gates = routing.dense().view(*x.shape[:2], self.experts)
         attended = attended * gates.repeat_interleave(self.each, -1)[..., None]
@@ -385,11 +389,11 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-second, first], -1) * sin
 
 
-def _of_pairs(positions: Tensor, batch: int, token: Tensor) -> Tensor:
+def _pair_positions(positions: Tensor, batch: int, token: Tensor) -> Tensor:
     """Return the positions of each pair's token.  (1 or B, T, w) -> (N, 1, w)."""
     return positions.expand(batch, -1, -1).reshape(-1, positions.shape[-1])[token][:, None]
 
 
-def _all(mask: Tensor) -> float | bool:
-    """Return the mask value of padding, which sees everything: a softmax over nothing is NaN."""
+def _visible(mask: Tensor) -> float | bool:
+    """Return the mask value of padding, which sees every key: a softmax over nothing is NaN."""
     return True if mask.dtype == torch.bool else 0.0

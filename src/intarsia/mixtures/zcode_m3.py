@@ -94,13 +94,16 @@ def merged(a: nn.Module, b: nn.Module) -> nn.Module:
     # check everything before anything is built
     for path, mine in ours.items():
         _check_alike(path, mine, theirs[path])
-    our_tensors, their_tensors = dict(_averaged(a)), dict(_averaged(b, twice=True))
+    our_tensors, their_tensors = dict(_shared_tensors(a)), dict(_shared_tensors(b, twice=True))
     shapes = {name: tuple(t.shape) for name, t in our_tensors.items()}
     their_shapes = {
         name: tuple(t.shape) for name, t in their_tensors.items() if name in our_tensors
     }
-    if shapes != their_shapes or dict(_averaged(a, twice=True)).keys() != their_tensors.keys():
-        raise _unlike("weights", shapes, their_shapes)
+    if (
+        shapes != their_shapes
+        or dict(_shared_tensors(a, twice=True)).keys() != their_tensors.keys()
+    ):
+        raise _shape_error("weights", shapes, their_shapes)
     # whole numbers, such as a counter, must agree; everything else is averaged
     for name, mine in our_tensors.items():
         their_tensor = their_tensors[name].to(mine.device)
@@ -109,7 +112,7 @@ def merged(a: nn.Module, b: nn.Module) -> nn.Module:
             fix = "Merge models of one seed, trained for as many steps."
             raise ConfigError(f"{name!r}", got="other whole numbers in each", want=want, fix=fix)
     new = copy.deepcopy(a)
-    for name, mine in _averaged(new):
+    for name, mine in _shared_tensors(new):
         if mine.is_floating_point():
             mine.lerp_(their_tensors[name].to(mine), 0.5)
     for path, mine in mixtures_in(new).items():
@@ -127,6 +130,7 @@ def prune(mixture: Mixture, experts: Sequence[int]) -> None:
     """
     check_prune(mixture, experts)
     rows = torch.tensor(list(experts), device=next(mixture.parameters()).device)
+    # experts and gate rows in the same order
     mixture.experts.keep(rows)
     _set_rows(mixture, {name: t[rows] for name, t in _rows(mixture).items()})
 
@@ -221,7 +225,9 @@ def _check_alike(path: str, mine: Mixture, theirs: Mixture) -> None:
         raise ConfigError(f"routers of {path!r}", got=got, want=want, fix=SAME)
     stacks = [_stack(m.experts) for m in (mine, theirs)]
     if our_side[1] != their_side[1] or stacks[0] != stacks[1]:
-        raise _unlike(f"experts of {path!r}", (our_side[1], stacks[0]), (their_side[1], stacks[1]))
+        raise _shape_error(
+            f"experts of {path!r}", (our_side[1], stacks[0]), (their_side[1], stacks[1])
+        )
 
 
 def _stack(experts: Experts) -> tuple[str, str, object]:
@@ -236,7 +242,7 @@ def _widths(rows: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(t.shape[1:]) for name, t in rows.items()}
 
 
-def _averaged(model: nn.Module, twice: bool = False) -> Iterator[tuple[str, Tensor]]:
+def _shared_tensors(model: nn.Module, twice: bool = False) -> Iterator[tuple[str, Tensor]]:
     """Yield the parameters and buffers that belong to no single expert, with their names.
 
     twice: a tensor with several names comes under each of them.
@@ -256,7 +262,7 @@ def _averaged(model: nn.Module, twice: bool = False) -> Iterator[tuple[str, Tens
             yield name, t
 
 
-def _unlike(name: str, first: object, second: object) -> ShapeError:
+def _shape_error(name: str, first: object, second: object) -> ShapeError:
     """Return the error for shapes of the second model that are not those of the first."""
     return ShapeError(name, got=second, want=f"{first}, as in the first", fix=SAME)
 

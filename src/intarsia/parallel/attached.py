@@ -118,7 +118,10 @@ class Attached(WholeModel):
         return own_part(units, value, index, *sliced)
 
     def past(self) -> dict[str, list[Tensor]]:
-        """Return the experts' loads in the newest batches by part, the same in every process."""
+        """Return the experts' loads in the newest batches, (E,) each, by path of a layer's part.
+
+        They are the same in every process.
+        """
         loads = {path: part.past for path, part in self.parts.items()}
         # parts of other strategies remember no loads
         return {path: list(past) for path, past in loads.items() if past is not None}
@@ -182,9 +185,9 @@ class Attached(WholeModel):
     def optimizer_pieces(
         self, state: dict[str, Any], parameters: Sequence[nn.Parameter]
     ) -> dict[str, Any]:
-        """Return an optimiser's state_dict with local pieces, as `pieces` does for the model.
+        """Return an optimiser's state_dict in which the states of experts are pieces of the whole.
 
-        parameters: the optimiser's, in its order.
+        parameters: the optimiser's, in its order. A `Piece` says which experts its rows belong to.
         """
         rows = dict(state["state"])
         for number, parameter in enumerate(parameters):
@@ -322,6 +325,7 @@ def attached(
 
 def _digest(model: nn.Module, strategy: Strategy) -> str:
     """Return a SHA-256 of strategy and weights, by which processes check that theirs are equal."""
+    # equal digests: one strategy, one model, the same weights
     total = hashlib.sha256(repr(strategy).encode())
     for name, weight in model.state_dict().items():
         if isinstance(weight, Tensor):

@@ -81,7 +81,10 @@ class PairTable:
         return cls(routing, place, capacity)
 
     def fill(self, x: Tensor) -> Tensor:
-        """Put each pair's row in its place, zeros elsewhere.  (T, d) -> (E, C, d)."""
+        """Put the row of each pair (token, expert) in its place, zeros elsewhere.
+
+        (T, d) -> (E, C, d).
+        """
         rows = x.new_zeros(self.routing.experts * self.capacity, x.shape[-1])
         rows = rows.index_copy(0, self.place, x.index_select(0, self.routing.token))
         return rows.view(self.routing.experts, self.capacity, -1)
@@ -118,7 +121,7 @@ class Swap:
         if len(self.members) == 1:
             return blocks
         if self.inner == 1:
-            return self._all(blocks, self.members, wire, phase)
+            return self._exchange(blocks, self.members, wire, phase)
         size, inner = blocks.shape[1:], self.inner
         index = self.members.index(wire.rank)
         # 2DH: the first exchange, inside the node, hands each neighbour all that goes to its place
@@ -128,14 +131,14 @@ class Swap:
         # Blocks are ordered by destination: N nodes of I members. Sorted by place on the node
         # first, the blocks for one neighbour are contiguous.
         by_node = blocks.view(-1, inner, *size).transpose(0, 1)  # (I, N, m, ...)
-        received = self._all(by_node.flatten(1, 2), near, wire, f"{phase}_inside")
+        received = self._exchange(by_node.flatten(1, 2), near, wire, f"{phase}_inside")
         received = received.view(inner, -1, *size).transpose(0, 1)  # (N, I, m, ...): from whom
-        received = self._all(
+        received = self._exchange(
             received.flatten(1, 2), self.members[place::inner], wire, f"{phase}_across"
         )
         return received.reshape(-1, *size)
 
-    def _all(self, blocks: Tensor, members: Sequence[int], wire: Wire, phase: str) -> Tensor:
+    def _exchange(self, blocks: Tensor, members: Sequence[int], wire: Wire, phase: str) -> Tensor:
         """Exchange blocks with `members`, one for each, in one step."""
         counts = [blocks.shape[1] * (rank in members) for rank in range(wire.world)]
         return wire.send(blocks.flatten(0, 1), counts, counts, phase).view(blocks.shape)

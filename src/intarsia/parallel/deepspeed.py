@@ -86,7 +86,9 @@ class DeepSpeed(Strategy):
     def groups(self, experts: int, topology: Topology) -> Groups:
         """Return the groups of devices that exchange tables, slices and rows.
 
-        experts: E. Raises: ConfigError for devices that L does not divide, or that do not fit E.
+        experts: E; topology: D devices. With L = `tensor` there are P = D / L groups of devices
+          with equal rows, among which the experts are dealt out, and S = P / E slices of an expert
+          if P > E. Raises: ConfigError for devices that L does not divide, or that do not fit E.
         """
         devices, tensor = topology.devices, self.tensor
         if devices % tensor:
@@ -223,7 +225,11 @@ class DeepSpeedExperts(OwnExperts):
         )
 
     def lot(self, rank: int) -> tuple[Tensor, int, int]:
-        """Return which experts process `rank` keeps, which slice of them, and of how many."""
+        """Return (experts, slice, slices): what process `rank` keeps.
+
+        experts: (n,) int64; of their hidden units it has the equal slice number `slice` of
+          `slices`.
+        """
         groups = self.groups
         # devices are numbered by owner, slice and tensor rank, the last one fastest
         owner, part = divmod(rank // self.settings.tensor, groups.slices)

@@ -291,7 +291,7 @@ class FssdpExperts(Sharded):
         return with_copies(rows, local_routing.weight, mine, "gather")
 
     def lot(self, rank: int) -> tuple[Tensor, int, int]:
-        """Return the experts that a process owns, each as one slice."""
+        """Return the experts that process `rank` owns, whole: slice 0 of 1."""
         return (self.owner == rank).nonzero().flatten(), 0, 1
 
     def due(self, step: int) -> bool:

@@ -32,7 +32,11 @@ class OwnExperts(Experts):
 
     @abc.abstractmethod
     def lot(self, rank: int) -> tuple[Tensor, int, int]:
-        """Return which experts process `rank` keeps, which slice of them, and of how many."""
+        """Return (experts, slice, slices): what process `rank` keeps.
+
+        experts: (n,) int64; of their hidden units it has the equal slice number `slice` of
+          `slices`.
+        """
 
     def due(self, step: int) -> bool:
         """Return True if owners of experts change after `step` steps; here never."""
@@ -40,20 +44,20 @@ class OwnExperts(Experts):
 
     def new_owners(self, layers: Sequence[Any]) -> Tensor:
         """Return the future owners (L, E) of these layers' experts, where they change."""
-        raise self._stays()
+        raise self._fixed_owners_error()
 
     def moved(self, rows: Tensor, owner: Tensor) -> Tensor:
         """Send rows of the experts owned here to their future owners.  (own, ...) -> (new, ...).
 
         owner: (E,), the future owners. Raises: ConfigError where owners never change, as here.
         """
-        raise self._stays()
+        raise self._fixed_owners_error()
 
     def set_owner(self, owner: Tensor) -> None:
         """Set the owners from now on; the caller puts the weights in."""
-        raise self._stays()
+        raise self._fixed_owners_error()
 
-    def _stays(self) -> ConfigError:
+    def _fixed_owners_error(self) -> ConfigError:
         """Return the error for experts whose owners never change."""
         fix = "Ask `due` first, which says when owners change."
         got, want = type(self).__name__, "experts whose owners change"

@@ -31,8 +31,8 @@ def check_agreed(plan: DevicePlan, group: Group = None) -> None:
 def check_alike(subject: str, digest: str, group: Group = None) -> None:
     """Raise TrainingError unless all processes have the same digest, a hexadecimal hash.
 
-    With others they would wait forever or mix tokens up. It is raised in each of them, with the two
-    hashes that are farthest apart. subject: what has the digest.
+    Processes with other plans or models would wait forever or mix tokens up. It is raised in each
+    of them, with the two hashes that are farthest apart. subject: what was hashed.
     """
     digest_number = int(digest[:15], 16)  # 60 bits
     smallest, largest = (torch.tensor(digest_number, device=device_of(group)) for _ in range(2))
@@ -75,7 +75,7 @@ def carry_out(
     stays = engine == "stay"
     for number, layer in enumerate(layers):
         if stays:
-            x, numbers = _moved(
+            x, numbers = _move_rows(
                 x, numbers, devices[number], devices[number + 1], number, meter, group
             )
         # With the engine "stay" rows have just moved to where this layer needs them; with others
@@ -83,7 +83,7 @@ def carry_out(
         routing = routed(trace, numbers, number, x)
         x = x + layer.mix(x, routing, numbers)
     if stays:
-        x, _ = _moved(x, numbers, devices[-2], devices[-1], len(layers), meter, group)
+        x, _ = _move_rows(x, numbers, devices[-2], devices[-1], len(layers), meter, group)
     return x
 
 
@@ -104,7 +104,7 @@ def routed(trace: Trace, numbers: Tensor, layer: int, x: Tensor) -> Routing:
     return Routing(token, expert, weight, len(x), trace.experts)
 
 
-def _moved(
+def _move_rows(
     x: Tensor,
     numbers: Tensor,
     came: Tensor,

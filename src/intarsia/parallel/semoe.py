@@ -171,6 +171,7 @@ def bucketed(tensors: Sequence[Tensor], collective: Callable[[Tensor], Tensor]) 
     Source: arXiv:2205.10034, section 3.2 (fusion communication).
     """
     sizes = [t.numel() for t in tensors]
+    # one call in place of one for each tensor
     flat = collective(torch.cat([t.reshape(-1) for t in tensors]))
     return [part.view(t.shape) for part, t in zip(flat.split(sizes), tensors, strict=True)]
 

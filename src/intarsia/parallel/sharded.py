@@ -130,7 +130,7 @@ class Sharded(OwnExperts):
         return back.new_zeros(len(x), back.shape[1]).index_add(0, token, back)
 
     def lot(self, rank: int) -> tuple[Tensor, int, int]:
-        """Return which experts process `rank` keeps, the slice 0 of 1."""
+        """Return the experts that process `rank` holds, whole: slice 0 of 1."""
         return self.holds[rank].nonzero().flatten(), 0, 1
 
     def _check_copies(self) -> None:
@@ -148,12 +148,12 @@ class Sharded(OwnExperts):
         mine: those of the messages to each process; returns those of the messages from each.
         """
         single = [1] * self.world
-        return exchanged(mine, single, single, **self._of("counts"))
+        return exchanged(mine, single, single, **self._exchange_options("counts"))
 
     def _send(self, rows: Tensor, send: list[int], receive: list[int], phase: str) -> Tensor:
-        return exchanged(rows, send, receive, **self._of(phase))
+        return exchanged(rows, send, receive, **self._exchange_options(phase))
 
-    def _of(self, phase: str) -> dict[str, Any]:
+    def _exchange_options(self, phase: str) -> dict[str, Any]:
         return {"group": self.group, "meter": self.meter, "name": f"{self.layer}.{phase}"}
 
 

@@ -67,6 +67,7 @@ class ExpertTrial:
         for layer in layers:
             layer.double()
             for weight in layer.parameters():
+                # small whole numbers: their sums are exact in every order
                 values = torch.randint(-2, 3, weight.shape, generator=draws).double()
                 weight.data = values if self.whole else weight.data
         return layers
@@ -152,7 +153,8 @@ def as_planned(meter: Meter, plan: DevicePlan) -> None:
 def of_part(subject: str, part: OwnExperts, experts: StackedExperts, exact: bool) -> None:
     """Compare the gradients of a process's experts, or slices of them, with the full layer's.
 
-    subject: names them in an error; exact: bit for bit, else up to rounding.
+    subject: names them in an error; part: the process's experts; experts: the full layer; exact:
+      bit for bit, else up to rounding.
     """
     local, lot = part.local, part.lot(dist.get_rank())
     for name, weight in local.named_parameters(recurse=False):

@@ -240,8 +240,8 @@ class TutelExperts(OwnExperts):
     def __init__(self, experts: Cuttable, settings: Tutel, wire: Wire, topology: Topology) -> None:
         """Copy this process's experts, or its slice of one.
 
-        experts: all of a layer; wire: the layer's exchanges (processes, byte counter); topology:
-          devices and links.
+        experts: all of a layer; settings: degree, chunks and exchange; wire: the layer's exchanges
+          (processes, byte counter); topology: devices and links.
         """
         super().__init__()
         self.experts, self.settings, self.wire = experts.experts, settings, wire
@@ -252,7 +252,11 @@ class TutelExperts(OwnExperts):
         self.swap = swaps_of([range(wire.world)], topology.nodes(), settings.exchange)[wire.rank]
 
     def lot(self, rank: int) -> tuple[Tensor, int, int]:
-        """Return which experts process `rank` keeps, which slice of them, and of how many."""
+        """Return (experts, slice, slices): what process `rank` keeps.
+
+        experts: (n,) int64; of their hidden units it has the equal slice number `slice` of
+          `slices`.
+        """
         per_device = max(1, self.experts // self.wire.world)
         owner, part = divmod(rank, self.slices)
         return torch.arange(owner * per_device, (owner + 1) * per_device), part, self.slices
@@ -337,7 +341,7 @@ def _computed(experts: Cuttable, tables: Tensor) -> Tensor:
 
 
 def _exchanges(topology: Topology) -> tuple[str, ...]:
-    """Return the exchanges that a topology allows: levels need nodes of equal size."""
+    """Return the exchanges that a topology allows; "hierarchical" needs nodes of equal size."""
     nodes = topology.nodes()
     if not int(nodes.max()):
         return ("flat",)
@@ -384,8 +388,8 @@ def received(degree: int, experts: int, devices: int, places: int, size: ExpertS
     """Return the bytes that a device receives in a forward of a layer.
 
     degree: r; experts: E; devices: D; places: C, rows of an expert from each device; size: of an
-      expert. With r = 0 all weights come; else 2 C E r / D rows from each other device, and the
-      weights of S / r - 1 further slices. See `Tutel`.
+      expert. S = max(1, D / E) slices of an expert. With r = 0 all weights come; else 2 C E r / D
+      rows from each other device, and the weights of S / r - 1 further slices.
     """
     slices, per_device = slices_of(experts, devices), max(1, experts // devices)
     weight_bytes = per_device * slice_weights(size, slices)

@@ -76,7 +76,7 @@ def choose_and_compensate(
     step = pattern.m if isinstance(pattern, NofM) else block
     block = max(step, block // step * step)
     strip = STRIP if step == block else max(step, STRIP // step * step)
-    grouped = _grouped(code, block, strip)
+    grouped = _group_code(code, block, strip)
     mask = torch.ones_like(w, dtype=torch.bool)
     for start in range(0, len(w), block):
         stop = min(start + block, len(w))
@@ -88,7 +88,7 @@ def choose_and_compensate(
                     group = slice(j, min(j + step, stop))
                     score = w[group].square() / factor.diagonal()[group, None].square()  # eq. 5
                     outside = None if keep is None else ~keep.T[group]
-                    mask[group] = _chosen(score, density, pattern, outside)
+                    mask[group] = _choose(score, density, pattern, outside)
                 # round column j, and take its error off the rest of the strip at once
                 if grouped is not None and j % grouped.group == 0:
                     grouped.begin(w[j : j + grouped.group].T, j)
@@ -105,7 +105,7 @@ def choose_and_compensate(
     return Partition.from_masks({name: mask.cpu()}, pattern=pattern), w.to(weight.dtype)
 
 
-def _grouped(code: Code | None, block: int, strip: int) -> GroupCode | None:
+def _group_code(code: Code | None, block: int, strip: int) -> GroupCode | None:
     """Return `code` if it looks at groups of columns, None otherwise.
 
     block, strip: columns after which errors are passed on. Raises: ConfigError for groups that
@@ -119,7 +119,7 @@ def _grouped(code: Code | None, block: int, strip: int) -> GroupCode | None:
     return code
 
 
-def _chosen(score: Tensor, density: float, pattern: Pattern, outside: Tensor | None) -> Tensor:
+def _choose(score: Tensor, density: float, pattern: Pattern, outside: Tensor | None) -> Tensor:
     """Choose the weights of a group of columns to keep.  score: (columns, out) -> bool, same shape.
 
     density, pattern: see `_largest`. outside: bool, weights that are never kept, or None.

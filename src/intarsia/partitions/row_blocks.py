@@ -58,7 +58,9 @@ def kept_in_blocks(weights: Sequence[Tensor], order: Tensor, rows: int, density:
     weights: (out, in) each, >= 0; order: (out,) int64; rows: of a block; density: share of blocks.
     """
     total = 0.0
-    for weight, block_mask in zip(weights, _kept(weights, order, rows, density), strict=True):
+    for weight, block_mask in zip(
+        weights, _column_masks(weights, order, rows, density), strict=True
+    ):
         total += float((weight[order] * block_mask.repeat_interleave(rows, 0)[: len(order)]).sum())
     return total
 
@@ -74,13 +76,15 @@ def row_order(weights: Sequence[Tensor], rows: int, density: float, rounds: int 
       rows as they are.
     """
     plain = torch.arange(len(weights[0]))
-    starts = [plain, _greedy(weights, rows, density)]
-    candidates = [_refined(weights, start, rows, density, rounds) for start in starts]
+    starts = [plain, _greedy_order(weights, rows, density)]
+    candidates = [_refine(weights, start, rows, density, rounds) for start in starts]
     norm = partial(kept_in_blocks, weights, rows=rows, density=density)
     return max([plain, *candidates], key=norm)
 
 
-def _kept(weights: Sequence[Tensor], order: Tensor, rows: int, density: float) -> list[Tensor]:
+def _column_masks(
+    weights: Sequence[Tensor], order: Tensor, rows: int, density: float
+) -> list[Tensor]:
     """Return which columns each block of rows keeps, (blocks, in) bool for each weight.
 
     weights: (out, in) each; order: of the rows; rows: of a block; density: the share kept.
@@ -92,7 +96,7 @@ def _kept(weights: Sequence[Tensor], order: Tensor, rows: int, density: float) -
     return block_masks
 
 
-def _greedy(weights: Sequence[Tensor], rows: int, density: float) -> Tensor:
+def _greedy_order(weights: Sequence[Tensor], rows: int, density: float) -> Tensor:
     """Return an order of the rows, (out,) int64, built one block after the other.
 
     weights: (out, in) each, >= 0; rows: of a block; density: the share of columns that is kept.
@@ -115,7 +119,7 @@ def _greedy(weights: Sequence[Tensor], rows: int, density: float) -> Tensor:
     return torch.cat(order)
 
 
-def _refined(
+def _refine(
     weights: Sequence[Tensor], order: Tensor, rows: int, density: float, rounds: int
 ) -> Tensor:
     """Improve an order `rounds` times: choose columns for the blocks, then rows for the blocks.
@@ -125,7 +129,7 @@ def _refined(
     best, best_norm = order, kept_in_blocks(weights, order, rows, density)
     slot = torch.arange(len(order)) // rows
     for _ in range(rounds):
-        block_masks = _kept(weights, best, rows, density)
+        block_masks = _column_masks(weights, best, rows, density)
         # gain[i, b]: what block b keeps of row i with its columns fixed
         pairs = zip(weights, block_masks, strict=True)
         gain = sum(weight @ mask.to(weight).T for weight, mask in pairs)  # (out, blocks)

@@ -22,7 +22,7 @@ from .trace import Trace
 
 OBJECTIVES = ("home", "stay")
 SMALLEST = 1e-9  # a swap must gain more than this share of the load
-WIDER = 1.15  # factor between two slacks that `_home` tries
+WIDER = 1.15  # factor between two slacks that `_place_for_home` tries
 
 
 def longest_first(load: Tensor, devices: int) -> Tensor:
@@ -173,12 +173,15 @@ class JointSwaps:
         )
         if self.by == "stay":
             # "stay": a layer depends on its neighbours, so all layers are improved together
-            return Placement.of(self._stay(trace, load, even, devices), devices)
+            return Placement.of(self._swap_for_stay(trace, load, even, devices), devices)
         layers = range(trace.layers)
-        owner = [self._home(trace, layer, load[layer], even[layer], devices) for layer in layers]
+        owner = [
+            self._place_for_home(trace, layer, load[layer], even[layer], devices)
+            for layer in layers
+        ]
         return Placement.of(torch.stack(owner), devices)
 
-    def _stay(self, trace: Trace, load: Tensor, owner: Tensor, devices: int) -> Tensor:
+    def _swap_for_stay(self, trace: Trace, load: Tensor, owner: Tensor, devices: int) -> Tensor:
         """Swap experts so that more transitions stay on a device, in passes over the layers.
 
         trace: recorded routing; load: (L, E); owner: (L, E), the device of each expert to start
@@ -197,11 +200,14 @@ class JointSwaps:
                 break
         return owner
 
-    def _home(self, trace: Trace, layer: int, load: Tensor, even: Tensor, devices: int) -> Tensor:
+    def _place_for_home(
+        self, trace: Trace, layer: int, load: Tensor, even: Tensor, devices: int
+    ) -> Tensor:
         """Place the experts of one layer so that tokens have few destinations, objective "home".
 
-        The slack is the smallest with which tokens have no more destinations than with experts in
-        order.  load: (E,); even: (E,), the balanced owner to start from.  Returns the owner, (E,).
+        trace: recorded routing; load: (E,); even: (E,), the balanced owner to start from; devices:
+          D.  Returns the owner, (E,), the device of each expert. Loads may exceed the mean by the
+          smallest slack with which tokens have no more destinations than with experts in order.
         """
         membership, pairs = trace.membership(layer), trace.coactivation(layer)
         # "home": layers are independent, so nothing outside the layer pulls its experts

@@ -27,10 +27,10 @@ class Quality:
 
 
 def quality(trace: Trace, placement: Placement) -> Quality:
-    """Measure a placement on a trace.
+    """Measure the balance and the traffic of a placement on a trace, the recorded routing.
 
-    Copies of an expert share its load equally; traffic is counted to the owner alone.
-    Raises: ConfigError for a placement of other layers or experts.
+    Copies of an expert share its load equally; traffic is counted to the owner alone. Returns a
+    `Quality`. Raises: ConfigError for a placement of other layers or experts.
     """
     check_same(trace, placement)
     load = device_loads(trace.load(), placement)
@@ -52,7 +52,10 @@ def quality(trace: Trace, placement: Placement) -> Quality:
 
 
 def device_loads(load: Tensor, placement: Placement) -> Tensor:
-    """Return the tokens that each device computes.  load: (L, E) -> (L, D) float64."""
+    """Return the tokens that each device computes.  load: (L, E) of experts -> (L, D) float64.
+
+    placement: which devices hold which experts.
+    """
     copies = placement.holds.sum(1).double()  # (L, E)
     # each copy takes an equal share of its expert's load
     return torch.einsum("le,lde->ld", load.double() / copies, placement.holds.double())

@@ -110,7 +110,7 @@ class TokenTable:
 def recall(table: TokenTable, trace: Trace) -> float:
     """Return how many of the tokens' k experts are among the k likeliest of the table, 0 ... 1.
 
-    trace: with token ids.
+    trace: recorded routing with token ids.
     """
     assert trace.token is not None
     # as many guesses a layer as a token has experts

@@ -141,9 +141,9 @@ class NextUse(Policy):
         return min(1.0, self._decayed(key) / max(all_steps, 1.0))
 
     def expected(self, key: Key) -> float:
-        """Return the expected number of layers until the expert's next use.
+        """Return the expected number of layers until the expert's next use, away + L (1 / p - 1).
 
-        key: (layer, expert).
+        key: (layer, expert); away: layers until its layer comes; p: share of steps that use it.
         """
         p = max(self.chance(key), 1e-9)
         return self.away(key) + self.layers * (1 / p - 1)

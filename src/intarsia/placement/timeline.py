@@ -100,7 +100,7 @@ def simulate(plan: DevicePlan, topology: Topology) -> Timeline:
         takes = durations(step, topology)
         together = step.resource == "link"
         before = [
-            _before(step, device, free, ended, collective=together)
+            _predecessors(step, device, free, ended, collective=together)
             for device in range(plan.devices)
         ]
         if together:
@@ -121,7 +121,7 @@ def simulate(plan: DevicePlan, topology: Topology) -> Timeline:
     return Timeline(tuple(spans))
 
 
-def _before(
+def _predecessors(
     step: PlanStep,
     device: int,
     free: Mapping[tuple[str, int], int],
@@ -143,7 +143,11 @@ def _before(
 
 
 def durations(step: PlanStep, topology: Topology) -> Tensor:
-    """Return the seconds of a step on each device, (D,) float64; the rules are `simulate`'s."""
+    """Return the seconds of a step on each device, (D,) float64.
+
+    compute: operations over speed. load: bytes over the host-to-device bandwidth. link: for all
+      devices the time of the slowest, which sends and receives at once, and the largest latency.
+    """
     none = torch.zeros(topology.devices, dtype=torch.float64)
     if step.resource == "compute":
         return none if step.flops is None else step.flops.double() / topology.flops

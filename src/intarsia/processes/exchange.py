@@ -76,18 +76,18 @@ class _Exchange(torch.autograd.Function):
         """Send rows and return those that came.  route: (group, meter, name), see `exchanged`."""
         ctx.send, ctx.receive, ctx.of = send, receive, route
         group, meter, name = route
-        return _sent(rows, send, receive, group, meter, name)
+        return _exchange_rows(rows, send, receive, group, meter, name)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         """Send the gradients of the rows that came back to their senders."""
         group, meter, name = ctx.of
         # what was received is sent back: the two counts change places
-        back = _sent(grads[0], ctx.receive, ctx.send, group, meter, f"{name}.back")
+        back = _exchange_rows(grads[0], ctx.receive, ctx.send, group, meter, f"{name}.back")
         return back, None, None, None
 
 
-def _sent(
+def _exchange_rows(
     rows: Tensor, send: list[int], receive: list[int], group: Group, meter: Meter | None, name: str
 ) -> Tensor:
     """Send rows to all processes, and return those that came, without a gradient.

@@ -39,7 +39,7 @@ class WholeModel:
         state: names of one process -> tensor, or `Stored` in files. Returns tensors by the names
           that they have in this process.
         """
-        return {name: _whole(value) for name, value in state.items()}
+        return {name: _as_tensor(value) for name, value in state.items()}
 
     def optimizer_pieces(
         self, state: dict[str, Any], parameters: Sequence[nn.Parameter]
@@ -59,7 +59,7 @@ class WholeModel:
         """
         rows = {
             # an optimiser's state counts its parameters instead of naming them
-            index: {key: _whole(value) for key, value in row.items()}
+            index: {key: _as_tensor(value) for key, value in row.items()}
             for index, row in state["state"].items()
         }
         return state | {"state": rows}
@@ -95,7 +95,7 @@ class WholeModel:
         return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
-def _whole(value: Any) -> Any:
+def _as_tensor(value: Any) -> Any:
     return value.all() if isinstance(value, Stored) else value
 
 

@@ -141,7 +141,7 @@ class Pieces:
         file, sha = self.whole[key]
         with self._opened(file) as opened:
             value: Tensor = opened.get_tensor(key).clone()
-        return self._same(value, sha, f"{key!r} in {file}")
+        return self._check_digest(value, sha, f"{key!r} in {file}")
 
     def rows(self, key: str, index: Tensor) -> Tensor:
         """Read the rows of these experts of a weight from whichever files have them.
@@ -160,7 +160,7 @@ class Pieces:
                 # memory-mapped: only these rows are read from the disk
                 stored = opened.get_slice(key)
                 rows = [
-                    self._same(
+                    self._check_digest(
                         stored[n : n + 1][0],
                         piece["sha256"][n],
                         f"{key!r} of expert {piece['index'][n]} in {piece['file']}",
@@ -215,7 +215,7 @@ class Pieces:
         except (OSError, IndexError, SafetensorError) as error:
             raise self._damaged(file, f"{type(error).__name__}: {error}") from error
 
-    def _same(self, value: Tensor, sha: str, subject: str) -> Tensor:
+    def _check_digest(self, value: Tensor, sha: str, subject: str) -> Tensor:
         """Return `value` if its SHA-256 is `sha`.
 
         Raises: CheckpointError, which names `subject`.

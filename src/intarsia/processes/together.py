@@ -44,12 +44,16 @@ def write_together(
 
     with stack:
         # 1. the first process makes the folder, and all learn its name or the error
-        begun = _everyone(_tried(begin, target) if main else None, target, group)
+        begun = _gather_reports(_result_or_error(begin, target) if main else None, target, group)
         scratch = Path(begun[0])
         # 2. every process writes its part
-        reports = _everyone(_tried(lambda: _written(part, scratch), target), target, group)
+        reports = _gather_reports(
+            _result_or_error(lambda: _written(part, scratch), target), target, group
+        )
         # 3. the first one finishes and renames; the others wait for that
-        _everyone(_tried(lambda: end(reports), target) if main else None, target, group)
+        _gather_reports(
+            _result_or_error(lambda: end(reports), target) if main else None, target, group
+        )
     return target
 
 
@@ -68,7 +72,7 @@ def _written(part: Callable[[Path], Report], scratch: Path) -> Report:
     return report
 
 
-def _tried(job: Callable[[], Any], target: Path) -> Any:
+def _result_or_error(job: Callable[[], Any], target: Path) -> Any:
     """Return the result of `job`, or its error as a value, which all processes then get.
 
     target: the folder that is written, for the error.
@@ -84,7 +88,7 @@ def _tried(job: Callable[[], Any], target: Path) -> Any:
         raise
 
 
-def _everyone(report: Any, target: Path, group: Group) -> list[Any]:
+def _gather_reports(report: Any, target: Path, group: Group) -> list[Any]:
     """Gather the reports of all processes, by rank.  Raises: the first error among them, in each.
 
     report: of this process, or its error; target: the folder that is written, for an error.

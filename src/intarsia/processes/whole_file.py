@@ -110,7 +110,7 @@ def _shape(tensor: Tensor | Piece) -> list[int]:
         return list(tensor.shape)
     shape = [tensor.experts, *tensor.value.shape[1:]]
     if (units := _units(tensor)) is not None:
-        # a slice has 1 / of of the hidden units
+        # a slice has 1 of `tensor.of` equal parts of the hidden units
         shape[units.axis] *= tensor.of
     return shape
 

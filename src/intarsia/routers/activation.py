@@ -68,7 +68,7 @@ class ActivationRouter(GateRouter[ActivationGate]):
     normalised = equal_counts = True
 
     def __init__(self, config: ActivationGate, width: int, *, generator: torch.Generator) -> None:
-        """Draw W and b as `GateRouter` does; the temperature begins at config.tau.
+        """Draw the gate's W (E, width) and b; the temperature begins at config.tau.
 
         width: of a token.
         """

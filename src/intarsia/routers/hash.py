@@ -96,7 +96,7 @@ class HashRouter(Router):
         return (bits * self.factors).sum(-1)
 
     def _token_ids(self, rows: int) -> Tensor:
-        """Return the context's id for each of `rows` tokens; a sample's id is for all of its own.
+        """Return the context's id for each of `rows` tokens; a sample's id is for all its tokens.
 
         Raises: ConfigError without ids; ShapeError for ids that do not fit.
         """

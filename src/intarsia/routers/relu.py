@@ -60,7 +60,7 @@ class ReMoeRouter(GateRouter[ReMoe], PassesState):
     seen: Tensor
 
     def __init__(self, config: ReMoe, width: int, *, generator: torch.Generator) -> None:
-        """Draw W as `GateRouter` does; n begins at 0, the counts of pairs and rows too.
+        """Draw the gate's W (E, width); n and the counts of pairs and rows begin at 0.
 
         width: of a token.
         """
@@ -70,7 +70,10 @@ class ReMoeRouter(GateRouter[ReMoe], PassesState):
         self.register_buffer("seen", torch.tensor([0, 0]))
 
     def follow(self, first: Self, layer: int) -> None:
-        """Become layer number `layer` after `first`; all layers together decide the next lambda."""
+        """Become layer number `layer` after `first`; all layers together decide the next lambda.
+
+        lambda: the coefficient of the L1 loss, which follows the sparsity of the model.
+        """
         super().follow(first, layer)
         self.layers = [self] if first is self else [*first.layers, self]
         for router in self.layers:

@@ -76,11 +76,14 @@ class TaskRouter(Router):
         self.logits = nn.Parameter(logits, requires_grad=self.logits.requires_grad)
 
     def of_task(self, task: int | None) -> Tensor:
-        """Return w of one task in evaluation, (heads, skills); None = the mean over all tasks."""
+        """Return the skills' weights w of one task in evaluation, (heads, skills).
+
+        task: its number; None = the mean over all tasks.
+        """
         if task is None:
-            return _shares(self._wide()).mean(0)
+            return _shares(self._wide_logits()).mean(0)
         self._check_range(torch.tensor([task]))
-        return _shares(self._wide()[task])
+        return _shares(self._wide_logits()[task])
 
     def forward(self, x: Tensor) -> Routing:
         return self.remember(self.route(x, None))
@@ -94,7 +97,7 @@ class TaskRouter(Router):
         if ids is None:
             weight = self.of_task(None).expand(len(rows), -1, -1)
         else:
-            logits = self._wide()[ids.to(self.logits.device, non_blocking=True)]
+            logits = self._wide_logits()[ids.to(self.logits.device, non_blocking=True)]
             if self.noise is not None and self.training:
                 drawn = self.noise.drawn(len(ids), partial(self._logistic, self.noise))
                 logits = logits + drawn.to(logits, non_blocking=True)
@@ -106,7 +109,7 @@ class TaskRouter(Router):
         index = torch.arange(self.experts, device=weight.device).expand_as(weight)
         return Routing.from_topk(index, weight, self.experts)
 
-    def _wide(self) -> Tensor:
+    def _wide_logits(self) -> Tensor:
         """Return Z in float32 or better."""
         return self.logits.to(torch.promote_types(self.logits.dtype, torch.float32))
 
@@ -124,7 +127,7 @@ class TaskRouter(Router):
         """
         ids = self.context.tasks()
         if ids is None:
-            return self._no_ids(rows)
+            return self._without_ids(rows)
         count = len(ids)
         if rows % count if count else rows:
             got, want = f"{count} for {rows} rows", "one for each sample"
@@ -132,7 +135,7 @@ class TaskRouter(Router):
         self._check_range(ids)
         return ids
 
-    def _no_ids(self, rows: int) -> Tensor | None:
+    def _without_ids(self, rows: int) -> Tensor | None:
         """Return the tasks without task ids: 0 if there is one task, or None, the mean over all.
 
         rows: how many ids to return. Raises: ConfigError where ids are required.
@@ -149,7 +152,7 @@ class TaskRouter(Router):
         return None
 
     def _check_range(self, ids: Tensor) -> None:
-        """Raise ConfigError for an id that is no task."""
+        """Raise ConfigError for an id that is no task.  ids: whole numbers, any shape."""
         if not len(ids) or torch.compiler.is_compiling():
             return
         low, high = (int(v) for v in ids.aminmax())

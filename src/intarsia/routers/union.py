@@ -71,7 +71,7 @@ class UnionRouter(Router):
     by_expert = ("weight", "bias")
 
     def __init__(self, config: UnionGate, width: int, *, generator: torch.Generator) -> None:
-        """Draw W from N(0, std) and set b to 0; gate="frozen" trains neither.
+        """Draw the gate's W (E, width) from N(0, std) and set its b to 0; "frozen" trains neither.
 
         width: of a token.
         """

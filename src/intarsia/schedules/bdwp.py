@@ -124,7 +124,7 @@ class Bdwp:
             for name, layer in layers.items():
                 forward = partial(self._forward, layer, layer.forward, partial(called.add, name))
                 stack.enter_context(forward_as(layer, forward))
-            yield partial(self._end, layers, called)
+            yield partial(self._keep_masked, layers, called)
 
     def _layer(self, model: nn.Module, name: str) -> Any:
         """Return the layer whose weight has this name, checked to be fit for N:M weights.
@@ -167,18 +167,18 @@ class Bdwp:
         forward_weight = weight if self.directions == "backward" else self.seen(layer, INPUTS)
         # the forward alone, as in validation: no gradient, so no W_b
         if not torch.is_grad_enabled():
-            return _computed(layer, forward, forward_weight)
+            return _call_with_weight(layer, forward, forward_weight)
         if self.directions == "forward":
-            return _computed(layer, forward, straight_through(weight, forward_weight))
+            return _call_with_weight(layer, forward, straight_through(weight, forward_weight))
         # two products: the output is W_f's without a graph, the graph is W_b's
         with torch.no_grad():
-            y = _computed(layer, forward, forward_weight)
+            y = _call_with_weight(layer, forward, forward_weight)
         # W_b gives dx, and dW goes to all of W
         backward_weight = straight_through(weight, self.seen(layer, OUTPUTS))
-        return straight_through(_computed(layer, forward, backward_weight), y)
+        return straight_through(_call_with_weight(layer, forward, backward_weight), y)
 
     @torch.no_grad()
-    def _end(self, layers: dict[str, Any], called: set[str]) -> None:
+    def _keep_masked(self, layers: dict[str, Any], called: set[str]) -> None:
         """Set the weights of the layers that were called to W_f (n of each m kept).
 
         layers: name -> layer, all that are masked; called: names of those whose forward ran. Warns
@@ -196,7 +196,7 @@ class Bdwp:
             layers[name].weight.copy_(self.seen(layers[name], INPUTS))
 
 
-def _computed(layer: nn.Module, forward: Callable[[], Tensor], weight: Tensor) -> Tensor:
+def _call_with_weight(layer: nn.Module, forward: Callable[[], Tensor], weight: Tensor) -> Tensor:
     """Call `forward` of a layer while its weight is `weight`, and restore the weight after it."""
     parameters: dict[str, Any] = layer._parameters
     before = parameters["weight"]

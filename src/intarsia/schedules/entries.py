@@ -67,7 +67,9 @@ class Entries:
 
     @contextmanager
     def training(self) -> Iterator[Entries]:
-        """Gather gradients of the parameters into the vectors inside the `with` block."""
+        """Gather the parameters' gradients into the short trained vectors inside the `with`
+        block.
+        """
         for parameter in self.index:
             # flat views need contiguous memory
             parameter.data = parameter.data.contiguous()
@@ -121,7 +123,10 @@ class Entries:
             vector.data = self._read(parameter)
 
     def _gather(self, parameter: Tensor) -> None:
-        """Move a parameter's new gradient into that of its vector, and forget it."""
+        """Move the trained entries of a parameter's new gradient into its short vector's gradient.
+
+        The parameter's own gradient is then forgotten.
+        """
         assert isinstance(parameter, nn.Parameter) and parameter.grad is not None
         vector, grad = self.vectors[parameter], parameter.grad
         if self.dense is not None:
@@ -134,13 +139,19 @@ class Entries:
 
     @torch.no_grad()
     def _refresh(self, *_: Any) -> None:
-        """Read the vectors from the parameters again, before a step."""
+        """Read the short vectors of trained entries from the parameters again, before a step.
+
+        _: the arguments of an optimiser's hook, unused.
+        """
         # the parameters may have been set since: by a checkpoint, or by another delta
         for parameter, vector in self.vectors.items():
             vector.copy_(self._read(parameter))
 
     @torch.no_grad()
     def _write(self, *_: Any) -> None:
-        """Write the vectors back to the parameters, after a step."""
+        """Write the short vectors of trained entries back to the parameters, after a step.
+
+        _: the arguments of an optimiser's hook, unused.
+        """
         for parameter, vector in self.vectors.items():
             parameter.view(-1)[self.index[parameter]] = vector

@@ -60,17 +60,17 @@ class Gradual(MaskSettings):
 
     def due(self, step: int, steps: int) -> bool:
         """Return True every `every` steps between start and stop, and at the stop."""
-        first, last = self._ends(steps)
+        first, last = self._first_and_last(steps)
         return first <= step <= last and ((step - first) % self.every == 0 or step == last)
 
-    def _ends(self, steps: int) -> tuple[int, int]:
+    def _first_and_last(self, steps: int) -> tuple[int, int]:
         """Return the first and the last step that prune; in a short training both are one."""
         last = min(round(self.stop * steps), steps - 1)
         return min(round(self.start * steps), last), last
 
     def density_at(self, step: int, steps: int) -> float:
         """Return the share of weights that is kept after the pruning of step `step` of `steps`."""
-        first, last = self._ends(steps)
+        first, last = self._first_and_last(steps)
         return 1 - cubic(
             (step - first) / max(1, last - first) if last > first else 1.0, 0.0, 1 - self.density
         )

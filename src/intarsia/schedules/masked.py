@@ -162,7 +162,7 @@ class Masked:
             self._optimizer = optimizer
             return optimizer
 
-        return hooked(factory, before=self.mask_gradients, after=self._after)
+        return hooked(factory, before=self.mask_gradients, after=self._mask_after_step)
 
     def mask_gradients(self, *_: Any) -> None:
         """Set the gradients of weights that are not kept to 0; call it before any clipping.
@@ -174,7 +174,7 @@ class Masked:
                 weight.grad.masked_fill_(~self.kept[name], 0)
 
     @torch.no_grad()
-    def _after(self, *_: Any) -> None:
+    def _mask_after_step(self, *_: Any) -> None:
         """Mask weights and states after a step, which weight decay and momentum may have moved.
 
         _: the arguments of an optimiser's hook, unused.
@@ -245,7 +245,7 @@ class Masking:
         """
         due = self.schedule.due(step, steps)
         if self.schedule.reads_gradients and (due or self.memory):
-            self._watch({})
+            self._collect_gradients({})
         elif due:
             self._change({}, (step, steps))
 
@@ -257,7 +257,7 @@ class Masking:
           with a memory, are updated first.
         """
         # m = b m + (1 - b) |g| of every step; an overflowed gradient is left out
-        for name, gradient in self._dense().items() if self.memory else ():
+        for name, gradient in self._whole_gradients().items() if self.memory else ():
             if bool(torch.isfinite(gradient).all()):
                 size = gradient.abs().float()
                 before = self.seen.get(name, torch.zeros_like(size))
@@ -273,10 +273,10 @@ class Masking:
         They stay as they are if a gradient is not finite, as after a scaled loss that has
         overflowed.
         """
-        gradients = self.seen if self.memory else self._dense()
+        gradients = self.seen if self.memory else self._whole_gradients()
         if all(bool(torch.isfinite(gradient).all()) for gradient in gradients.values()):
             self._change(gradients, (step, steps))
-        self._watch(None)
+        self._collect_gradients(None)
 
     def _change(self, gradients: Mapping[str, Tensor], progress: tuple[int, int]) -> None:
         """Let the schedule choose new masks, set them, and record how much changed.
@@ -352,7 +352,7 @@ class Masking:
             for name, weight in self.weights.items()
         }
 
-    def _watch(self, dense: dict[Any, Tensor] | None) -> None:
+    def _collect_gradients(self, dense: dict[Any, Tensor] | None) -> None:
         """Begin to collect whole gradients in the dict `dense`; None = stop.
 
         Only for store="vectors", which otherwise keeps the gradients of kept weights alone.
@@ -360,7 +360,7 @@ class Masking:
         if self.masked.entries is not None:
             self.masked.entries.dense = dense
 
-    def _dense(self) -> dict[str, Tensor]:
+    def _whole_gradients(self) -> dict[str, Tensor]:
         """Return the whole gradient of each weight by name, zeros for a weight without one."""
         # with store="vectors" the whole gradients were moved out of `grad`
         accumulated: Any = self.masked.entries and self.masked.entries.dense

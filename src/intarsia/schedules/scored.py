@@ -47,9 +47,9 @@ class Scored(nn.Module):
     """w -> w m, a parametrization of a weight.  s starts at sqrt(6 / fan_in) w / max |w|."""
 
     def __init__(self, weight: Tensor, density: float) -> None:
-        """Begin with scores s = sqrt(6 / fan_in) w / max |w|.
+        """Begin with trained scores s = sqrt(6 / fan_in) w / max |w| of a weight w.
 
-        density: the share of s that is kept.
+        density: the share of w that its scores keep.
         """
         super().__init__()
         largest = float(weight.detach().abs().max()) or 1.0

@@ -63,11 +63,11 @@ class Statistics:
             total = x.sum(0, dtype=torch.float64)
             middle = total / max(1, len(x))
             # deviations from the batch's own mean, so that no digits cancel
-            spread = _summed([(c - middle.to(c)).square() for c in parts])
+            spread = _sum_rows([(c - middle.to(c)).square() for c in parts])
         if "square" in needs:
-            squares = _summed([c * c for c in parts])
+            squares = _sum_rows([c * c for c in parts])
         if hessian or "hessian" in needs:
-            second = _joined([c.T @ c for c in parts])
+            second = _sum_tensors([c.T @ c for c in parts])
         return cls(len(x), *(t if t is None else t.cpu() for t in (total, squares, second, spread)))
 
     @property
@@ -95,16 +95,16 @@ class Statistics:
                 want="those of one layer, collected alike",
                 fix="Join what `observing` found for the same layer.",
             )
-        spread = _plus(self.deviations, other.deviations)
+        spread = _add_collected(self.deviations, other.deviations)
         if spread is not None:
             # deviations of each part from its own mean, plus those of the two means (Chan et al.)
             share = self.count * other.count / max(1, self.count + other.count)
             spread = spread + (other.mean - self.mean).square() * share
         return Statistics(
             self.count + other.count,
-            _plus(self.total, other.total),
-            _plus(self.squares, other.squares),
-            _plus(self.hessian, other.hessian),
+            _add_collected(self.total, other.total),
+            _add_collected(self.squares, other.squares),
+            _add_collected(self.hessian, other.hessian),
             spread,
         )
 
@@ -139,17 +139,17 @@ class Statistics:
         return value
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
+def _sum_tensors(parts: list[Tensor]) -> Tensor:
     """Add up tensors of one shape in float64."""
     return reduce(add, (part.double() for part in parts))
 
 
-def _summed(parts: list[Tensor]) -> Tensor:
+def _sum_rows(parts: list[Tensor]) -> Tensor:
     """Sum the rows of chunks (n, d) in float64.  Returns (d,)."""
-    return _joined([part.sum(0) for part in parts])
+    return _sum_tensors([part.sum(0) for part in parts])
 
 
-def _plus(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+def _add_collected(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     """Add two sums, None where they were not collected."""
     return None if first is None or second is None else first + second
 

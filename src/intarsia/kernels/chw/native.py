@@ -54,7 +54,7 @@ class NativeProgram:
         scratch = native.function("intarsia_chw_scratch", I64, I64, I64, I64, I64, I64)
         assert run is not None and scratch is not None  # the caller has looked
         self._run: Callable[..., int] = run
-        self.offsets, floats = _laid_out(self.steps, self.shapes, self.inputs, self.keep)
+        self.offsets, floats = _lay_out(self.steps, self.shapes, self.inputs, self.keep)
         # one piece of working memory behind the values, as large as the largest step needs
         sizes = [self._scratch(step, scratch) for step in self.steps]
         self.memory = torch.zeros(floats + max(sizes, default=0))
@@ -65,7 +65,7 @@ class NativeProgram:
         for step in self.steps:
             self._add(step)
         self.table = torch.tensor(self.rows, dtype=torch.int64).view(-1, len(FIELDS))
-        self.direct = self._direct()
+        self.direct = self._uncopied_inputs()
         self.views = {n: self._view(n) for n in {*self.inputs, *self.keep}}
         self._turn = threading.Lock()  # there is one memory, and a call lets other threads go on
 
@@ -76,11 +76,11 @@ class NativeProgram:
         """
         # only one thread at a time: the values share one memory
         with self._turn:
-            self._take(inputs)
+            self._set_inputs(inputs)
             self.carry_out()
             return [self.views[number].clone() for number in outputs]
 
-    def _take(self, inputs: Sequence[Tensor]) -> None:
+    def _set_inputs(self, inputs: Sequence[Tensor]) -> None:
         """Copy the inputs into memory, or write their own addresses into the table."""
         for number, x in zip(self.inputs, inputs, strict=True):
             if number in self.direct and x.is_contiguous():
@@ -137,7 +137,7 @@ class NativeProgram:
         return self.threads * floats(KINDS.index(step.kind), *sizes, *window)
 
     def _add(self, step: ProgramStep) -> None:
-        """Append a step to the table, and to the list of work."""
+        """Append a step to the kernels' table, or to the products that torch computes."""
         if step.kind == "spmm" and step.dense:
             # a dense 1x1 convolution is torch's matrix product, followed by bias and activation
             weight = _floats(step.weights["weight"])
@@ -184,7 +184,7 @@ class NativeProgram:
         self._held.append(tensor)
         return tensor.data_ptr()
 
-    def _direct(self) -> dict[int, list[int]]:
+    def _uncopied_inputs(self) -> dict[int, list[int]]:
         """Return the inputs that need no copy: number -> the rows of the table that read it.
 
         Only k x k steps can read an input where it is.
@@ -236,7 +236,7 @@ def _tensors(step: ProgramStep, source: Shape) -> dict[str, Tensor]:
     return tensors
 
 
-def _laid_out(
+def _lay_out(
     steps: Sequence[ProgramStep],
     shapes: Mapping[int, Shape],
     inputs: Sequence[int],

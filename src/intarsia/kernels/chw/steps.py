@@ -113,7 +113,7 @@ def shapes_of(steps: Sequence[ProgramStep], inputs: Mapping[int, Shape]) -> dict
 
 
 def _inputs(step: ProgramStep) -> int:
-    """Return the channels that a step must be given; 0 = any, or as its blocks say."""
+    """Return how many channels a step's input must have; 0 = any."""
     if step.kind == "depthwise":
         return len(step.weights["weight"])
     return step.weights["weight"].shape[1] if step.dense else step.reads

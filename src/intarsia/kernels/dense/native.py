@@ -24,7 +24,10 @@ def runs(x: Tensor, weight: Tensor) -> bool:
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """Compute x W^T in x's dtype, summed in float32; no gradient.  (..., in), (out, in)."""
+    """Compute x W^T in x's dtype, summed in float32; no gradient.  (..., in) -> (..., out).
+
+    weight: W (out, in).
+    """
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     y = _operator()(rows.float(), weight)
     return y.to(x.dtype).view(*x.shape[:-1], len(weight))
