@@ -43,7 +43,7 @@ COMMANDS: Mapping[str, tuple[Paper, str]] = MappingProxyType(
                 2024,
                 "A Survey on Inference Optimization Techniques for Mixture of Experts Models",
             ),
-            "Techniques that make a sparse model cheaper, alone and in pairs: intarsia stack.",
+            "Techniques that make a sparse model cheaper, alone and in pairs: intarsia combine.",
         )
     }
 )
