@@ -17,6 +17,15 @@ from .targets import target
 MARKS = {"onnx": "intarsia", "torch": "preprocessing.json", "gguf": "GGUF"}  # in the files
 EXPORTED = ("config.json", "model.safetensors", "predict.py")  # files of a timm folder
 SUFFIXES = {"timm": "", "onnx": ".onnx", "torch": ".pt2", "gguf": ".gguf"}
+Chosen = Annotated[
+    bool,
+    typer.Option(
+        "--chosen", help="RUN is a folder of `intarsia compare`: its run chosen by validation."
+    ),
+]
+Int8 = Annotated[
+    bool, typer.Option("--int8", help="Of onnx: 8 bits, with ranges of the run's own pictures.")
+]
 
 
 def export(
@@ -51,16 +60,8 @@ def export(
             autocompletion=among(QUANTS),
         ),
     ] = None,
-    int8: Annotated[
-        bool,
-        typer.Option("--int8", help="Of onnx: 8 bits, with ranges of the run's own pictures."),
-    ] = False,
-    chosen: Annotated[
-        bool,
-        typer.Option(
-            "--chosen", help="RUN is a folder of `intarsia compare`: its run chosen by validation."
-        ),
-    ] = False,
+    int8: Int8 = False,
+    chosen: Chosen = False,
     as_json: Json = False,
 ) -> None:
     """Fold the adapter into the model's own weights, write it, and compare the outputs.
