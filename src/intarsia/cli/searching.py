@@ -26,7 +26,7 @@ BLOCK = 1024  # documents that are encoded between two looks at the disk
 FORMS = ("opensearch", "elasticsearch", "qdrant", "trec")
 META, NO_STEMS = "meta.json", "none"  # of an index's folder; in the place of a language
 DOCS = "A .jsonl file with id and text in each line, a folder in BEIR's layout, or a collection: "
-NAMED = "naves, naves-nt, reverse-dictionary."
+NAMED = "naves, naves-nt, reverse-dictionary; of BEIR scifact, nfcorpus, fiqa, ... (the Hub)."
 Save = Annotated[Path | None, typer.Option(help="The folder (or file) to write.")]
 
 
