@@ -37,13 +37,13 @@ TAGS: Mapping[str, str] = MappingProxyType(
 
 COMMANDS: Mapping[str, tuple[Paper, str]] = MappingProxyType(
     {
-        "stack": (
+        "combine": (
             Paper(
                 "2412.14219",
                 2024,
                 "A Survey on Inference Optimization Techniques for Mixture of Experts Models",
             ),
-            "Techniques that make a sparse model cheaper, alone and in pairs: intarsia stack.",
+            "Techniques that make a sparse model cheaper, alone and in pairs: intarsia combine.",
         )
     }
 )

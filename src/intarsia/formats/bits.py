@@ -10,7 +10,7 @@ from ..core.errors import ShapeError
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:
     """Pack numbers below 2^b, lowest bit first.  (n,) int64 -> (ceil(n b / 8),) uint8."""
-    if bits == 4:  # the same, in a byte for each code in place of 32
+    if bits == 4:  # the same result with 1 byte of memory for each code, not 32
         half = torch.cat([codes, codes.new_zeros(len(codes) % 2)]).to(torch.uint8)
         return half[0::2] | half[1::2] << 4
     place = torch.arange(8, device=codes.device)
@@ -20,9 +20,9 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
-    """Return the inverse of `pack_bits`.  (ceil(n b / 8),) uint8 -> (n,) int64.
+    """Return the numbers that `pack_bits` packed.  (ceil(n b / 8),) uint8 -> (n,) int64.
 
-    Raises: ShapeError for another number of bytes.
+    bits: b; count: n.  Raises: ShapeError if `packed` has another number of bytes.
     """
     if packed.shape != ((want := -(-count * bits // 8)),):
         got, fix = tuple(packed.shape), "Decode with the format and the shape of the encoding."

@@ -12,13 +12,15 @@ from torch import Tensor
 from ..core import Format
 from ..core.checks import between, one_of
 from ..core.errors import DataError, ShapeError
+from ..kernels import native
 from ..kernels.gqsa import affine, bound, codes_of, gqsa, rounded, spread
 from .bits import pack_bits, unpack_bits
 from .rows import kept_of, matrix, sides
 
 ACTIVATIONS = ("float", "int8")
 FAST = (4, 16)  # bits and group of the kernel
-FEW = 32  # rows of x up to which the kernel is faster than decoding
+# rows of x up to which the kernel is faster than decoding: 130 to 210, and 230 to 1170
+FEW = {"float": 128, "int8": 256}
 MOST = 2**16 - 1  # groups of a row
 PARTS = ("row_offsets", "columns", "codes", "scales", "zeros")
 
@@ -59,7 +61,8 @@ class GroupSparse(Format):
     ) -> dict[str, Tensor]:
         """Encode a weight; a group with any kept weight is stored, its other weights as 0.
 
-        keep: True = kept, None = the weights that are not 0.
+        keep: bool, True = kept; None = the weights that are not 0. moments: unused; other formats
+          need it. Returns the tensors that the class lists.
         """
         keep = kept_of(weight, keep)
         w = weight.detach().float()
@@ -77,9 +80,10 @@ class GroupSparse(Format):
     def stored(
         self, codes: Tensor, scales: Tensor, zeros: Tensor, mask: Tensor
     ) -> dict[str, Tensor]:
-        """Return what is stored for codes that have been chosen.
+        """Return the tensors of the file for codes that have been chosen already.
 
-        codes: (K, group), scales, zeros: (K,), row by row; mask: (R, C) bool, the K kept groups.
+        codes: (K, group), scales, zeros: (K,), row by row; mask: (R, C) bool, which groups are
+          kept: R rows of C groups, K of them True. Raises: ShapeError for too many groups.
         """
         rows, across = mask.shape
         if across > MOST or len(codes) >= 2**31:
@@ -96,7 +100,7 @@ class GroupSparse(Format):
         }
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return the weight in float32, of this shape."""
+        """Return the weight in float32.  stored: the tensors of `encode`; shape: the weight's."""
         rows, width = sides(shape)
         across = self.across(width)
         self.check(stored, shape)
@@ -108,12 +112,17 @@ class GroupSparse(Format):
         return dense[:, :width].reshape(tuple(shape))
 
     def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return x W^T, by the kernel for few rows without gradient, else by decoding first."""
+        """Return x W^T.  x: (..., in) -> (..., out).  stored: W by `encode`; shape: (out, in).
+
+        A kernel computes up to 32 rows of x without gradients on the CPU; otherwise W is decoded.
+        """
         width = shape[-1] if len(shape) else 1
         flat = x.reshape(x.shape[:-1].numel(), width)
+        # the kernel was written for one layout, and has no backward
         fast = (self.bits, self.group) == FAST and len(shape) == 2 and x.device.type == "cpu"
         learned = torch.is_grad_enabled() and x.requires_grad
-        if not fast or learned or len(flat) > FEW or x.dtype == torch.float64:
+        fast = fast and x.dtype != torch.float64 and native.load() is not None
+        if not fast or learned or len(flat) > FEW[self.activations]:
             if self.activations == "int8" and not learned:
                 flat = rounded(self.padded(flat.float()), self.group)[:, :width].to(x)
             return (flat @ self.decode(stored, shape).to(x).T).view(*x.shape[:-1], shape[0])
@@ -125,11 +134,14 @@ class GroupSparse(Format):
         return y.to(x.dtype).view(*x.shape[:-1], shape[0])
 
     def bound(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
-        """Return `matmul` with the least overhead for a few rows of x, see `Format`."""
+        """Return x -> x W^T for the stored W, with little overhead; None without a kernel.
+
+        stored: W by `encode`; shape: (out, in). For a few rows of x; see `Format`.
+        """
         if (self.bits, self.group) != FAST or len(stored["row_offsets"]) != shape[0] + 1:
             return None
         parts = tuple(stored[part] for part in PARTS)
-        return bound(parts, shape[1], self.activations == "int8", FEW)
+        return bound(parts, shape[1], self.activations == "int8", FEW[self.activations])
 
     def check(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> None:
         """Raise ShapeError unless the stored tensors fit each other and the shape."""
@@ -137,6 +149,7 @@ class GroupSparse(Format):
         offsets, columns, scales = (stored[p] for p in ("row_offsets", "columns", "scales"))
         places, counts = columns.long(), offsets.long().diff()
         count = len(places)
+        # the kernel trusts offsets and places: wrong ones would read other memory
         fits = len(counts) == rows and len(scales) == count and int(offsets[-1]) == count
         fits = fits and not int(offsets[0]) and bool((counts >= 0).all())
         fits = fits and stored["codes"].shape == (-(-count * self.group * self.bits // 8),)
@@ -152,7 +165,7 @@ class GroupSparse(Format):
             raise ShapeError("groups", got=got, want=want, fix=fix)
 
     def across(self, width: int) -> int:
-        """Return the number of groups of a row."""
+        """Return the number of groups in a row of `width` weights, a short last one counted."""
         return -(-width // self.group)
 
     def padded(self, x: Tensor) -> Tensor:

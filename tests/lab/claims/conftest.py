@@ -8,11 +8,18 @@ import pytest
 
 from intarsia.data import corpora
 from intarsia.data.small_models import SmallModel
+from intarsia_lab.kit import rates
 from intarsia_lab.materials import routing_traces
 from intarsia_lab.routing import Scale, materials
 from intarsia_lab.routing import contenders as routed
 
 WORDS = "The cat sat on 12 mats, and Tom ran.\n"
+
+
+@pytest.fixture(autouse=True)
+def grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Grids of rates do not grow: in a toy an edge wins by chance."""
+    monkeypatch.setattr(rates, "RATE_REACH", (1.0, 0.0))
 
 
 @pytest.fixture

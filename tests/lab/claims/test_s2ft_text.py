@@ -46,10 +46,10 @@ def few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(s2ft_text, "texts", lambda: held)
     for name, value in SIZES.items():
         monkeypatch.setattr(s2ft_text, name, value)
-    for cached in (s2ft_text.glosses, s2ft_text.rate):
+    for cached in (s2ft_text.glosses, s2ft_text.rates):
         cached.cache_clear()
     yield
-    for cached in (s2ft_text.glosses, s2ft_text.rate):
+    for cached in (s2ft_text.glosses, s2ft_text.rates):
         cached.cache_clear()
 
 
@@ -60,7 +60,7 @@ def test_both_arms_have_as_many_parameters() -> None:
 
 def test_forgetting_is_read_where_both_know_as_much(few: None) -> None:
     result = s2ft_text.forgetting((0,), quiet)
-    assert result.got in (0, 0.5, 1)
+    assert abs(result.got) < 5 and [rate.arm for rate in result.rates] == list(s2ft_text.METHODS)
     assert [row["text"] for row in result.table] == list(s2ft_text.HELD)
     found = s2ft_text.train(s2ft_text.LORA, 0)
     one, two = (found[name] for name in s2ft_text.HELD)

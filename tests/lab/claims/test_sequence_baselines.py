@@ -13,6 +13,7 @@ import torch
 from intarsia.data.interactions import Interactions, events
 from intarsia.models.recommend.onerec import OneRec
 from intarsia_lab.claims import m2trec, onerec, onerec_next
+from intarsia_lab.kit import ArmRate, Rates
 from intarsia_lab.materials import sequence_baselines as baselines
 
 RING = 8
@@ -77,26 +78,34 @@ def test_neighbours_are_those_of_the_definition(ring: Interactions) -> None:
     assert counts[0].tolist() == [0, *ring.popularity().tolist()]
 
 
-def test_settings_are_chosen_on_validation_and_scored_on_the_test(
+def test_settings_are_chosen_on_validation_and_each_is_tried_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("INTARSIA_HOME", str(tmp_path))
-    tried: list[tuple[str, float, int]] = []
+    tried: list[tuple[str, Any]] = []
 
-    def parts(seed: int, part: str) -> Any:
-        return type("T", (), {"sessions": lambda *_: type("S", (), {"spans": ()})}), part, seed
+    def score(arm: str, settings: Any) -> float:
+        tried.append((arm, settings))
+        return settings.get("a", 0.0) - 1e3 * abs(settings.get("lr", 0.0) - 3e-3)
 
-    def judged(model: float, asked: str, seed: int) -> m2trec.HitRates:
-        tried.append((asked, model, seed))
-        return m2trec.HitRates(-model if asked == "test" else model, 0, 0, 0)
-
-    monkeypatch.setattr(m2trec, "parts", parts)
-    monkeypatch.setattr(m2trec, "judged", judged)
-    monkeypatch.setitem(m2trec.MAKES, "toy", lambda _t, _s, settings, _seed: settings["a"])
-    monkeypatch.setitem(m2trec.GRIDS, "toy", baselines.grid({}, a=(1.0, 5.0, 2.0)))
+    grids = {"toy": baselines.grid({}, a=(1.0, 5.0)), "near": baselines.grid({}, a=(2.0, 1.0))}
+    grids["fixed"] = [{}]
+    rates = Rates((1e-3, 3e-3, 1e-2), {"toy": 7})
+    inputs = {arm: {"arm": arm} for arm in grids}
     for _ in range(2):  # the second time all is kept
-        assert m2trec.tuned_of("toy", 3).warm == -5
-    assert tried == [("val", 1, 0), ("val", 5, 0), ("val", 2, 0), ("test", 5, 3)]
+        best, (chosen,) = baselines.tuned("toys", inputs, grids, rates, score)
+        assert best == {"toy": {"a": 5.0, "lr": 3e-3}, "near": {"a": 2.0}, "fixed": {}}
+        assert chosen == ArmRate("toy", 3e-3, 7, (1e-3, 3e-3, 1e-2))
+    assert len(tried) == 2 * 3 + 2  # as many settings of each method that has some
+
+
+def test_the_baselines_have_as_many_settings_as_the_method() -> None:
+    for module, ours in ((m2trec, m2trec.FIELDS), (onerec_next, onerec_next.ONEREC)):
+        trials = {
+            arm: len(grid) * (len(module.RATES.grid) if arm in module.RATES.steps else 1)
+            for arm, grid in module.GRIDS.items()
+        }
+        assert trials.pop(baselines.POPULAR) == 1 and set(trials.values()) == {trials[ours]}
 
 
 def test_questions_ask_for_what_follows_a_history(ring: Interactions) -> None:

@@ -44,12 +44,13 @@ def test_every_arm_has_its_schedule() -> None:
 def test_the_order_is_judged_by_its_smallest_step(monkeypatch: pytest.MonkeyPatch) -> None:
     points = {"unstructured": 9.0, "blocks, rearranged": 8.0, "blocks": 8.5, "whole filters": 5.0}
 
-    def cell(arm: tuple[str, float], name: str, seed: int) -> float:
-        return points.get(arm[0], 8.25) + seed
+    def cell(arm: tuple[str, float], name: str, seed: int, lr: float, part: str = "test") -> float:
+        return points.get(arm[0], 8.25) + seed - abs(lr - 0.01)  # 0.01 is best for all
 
     monkeypatch.setattr(sparse_cnns, "cell", cell)
     found = sparse_cnns.of_order((0, 1), lambda _: None)
     assert found.got == -0.5 and "whole filters" in str(found.table[5])
+    assert {rate.rate for rate in found.rates} == {0.01} and len(found.rates) == 9
     assert sparse_cnns.of_blocks((0, 1), lambda _: None).values == (-0.25, -0.25)
 
 

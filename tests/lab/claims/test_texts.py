@@ -14,6 +14,7 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from intarsia.hosts import adapt
 from intarsia_lab.claims import lt_sft, mixtures, poly
+from intarsia_lab.kit import ArmRate
 from intarsia_lab.materials import last_blocks, short_texts
 from intarsia_lab.materials.last_blocks import IGNORED, LanguageRows, padded, sentence_tail
 from intarsia_lab.materials.short_texts import QuestionAnswer, definition
@@ -177,7 +178,8 @@ def test_places_that_drift_are_held_against_as_many_steps() -> None:
     gains = lt_sft.compose((0,), quiet, over=(lt_sft.RANDOM, lt_sft.SUM))
     assert [row["places"] for row in gains.table] == list(lt_sft.SUMS)
     # random places of the task and of the domain are drawn apart, not one set twice
-    assert lt_sft.sums(lt_sft.RANDOM, 0, quiet)["shared places"] < 0.5
+    (lr,) = (rate.rate for rate in result.rates if rate.arm == lt_sft.RANDOM)
+    assert lt_sft.sums(lt_sft.RANDOM, lr, 0, quiet)["shared places"] < 0.5
     again = lt_sft.compose((0,), quiet, over=(lt_sft.OURS, lt_sft.TASK_ALONE))
     assert again.table == gains.table and abs(again.got) <= 100
 
@@ -185,10 +187,11 @@ def test_places_that_drift_are_held_against_as_many_steps() -> None:
 def test_worse_task_and_better_baseline_are_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = {lt_sft.OURS: 0.2, lt_sft.LORA: 0.4, lt_sft.ADAPTER: 0.25}
 
-    def cell(arm: str, task: str, seed: int, report: Any) -> float:
+    def cell(arm: str, lr: float, task: str, seed: int, report: Any) -> float:
         return wrong.get(arm, 0.5) * (2 if task == "emoji" and arm == lt_sft.OURS else 1)
 
     monkeypatch.setattr(lt_sft, "cell", cell)
+    monkeypatch.setattr(lt_sft, "rates", lambda _: [ArmRate(arm, 1e-3, 1) for arm in lt_sft.ARMS])
     beside = lt_sft.of_places((0, 1), quiet, over=(lt_sft.LORA, lt_sft.ADAPTER))
     assert beside.got == pytest.approx(0.4 / 0.25)
     assert lt_sft.of_places((0,), quiet, over=(lt_sft.TWICE,)).got == pytest.approx(0.4 / 0.5)
@@ -243,10 +246,13 @@ def test_no_share_of_a_conflict_that_is_not_there(
 ) -> None:
     loss = {mixtures.SINGLE: 2.0, mixtures.LORA: mixed, mixtures.MOLE: (2.0 * mixed) ** 0.5}
 
-    def cell(name: str, seed: int, report: Any) -> dict[str, Any]:
+    def cell(name: str, lr: float, seed: int, report: Any) -> dict[str, Any]:
         return {"losses": {d: (loss.get(name, 2.0), 0.5) for d in mixtures.DOMAINS}, "share": 0.0}
 
     monkeypatch.setattr(mixtures, "cell", cell)
+    monkeypatch.setattr(
+        mixtures, "rates", lambda _: [ArmRate(arm, 1e-3, 1) for arm in mixtures.ARMS]
+    )
     assert mixtures.closed((0, 1), quiet).got == pytest.approx(want)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -13,9 +14,11 @@ from hypothesis import strategies as st
 from intarsia.core.errors import ConfigError
 from intarsia_lab.kit import (
     Control,
+    Effect,
     NoControl,
     Result,
     Study,
+    UnknownEffect,
     above,
     below,
     numbers,
@@ -23,6 +26,8 @@ from intarsia_lab.kit import (
     seeds_needed,
 )
 from intarsia_lab.kit.arms import result_of
+
+from ...refusals import refused
 
 FREE = NoControl("A test.")
 
@@ -151,3 +156,25 @@ def test_a_smaller_effect_needs_more_seeds() -> None:
 def test_what_is_not_decided_says_how_many_seeds_would() -> None:
     verdict = study().judge(result_of((-0.5, 0.5, 1.5), ()))
     assert verdict.word == "not decided" and "about 34 seeds" in verdict.reason
+
+
+def test_a_headline_without_a_word_on_the_paper_s_effect_is_refused() -> None:
+    measure: Any = lambda seeds, report: Result(0, 0, ())  # noqa: E731
+    with refused(ConfigError, what="effect of claim c"):
+        Study("c", "s", "b", 0.0, ">=", measure, FREE, system="Toys")
+    for effect in (Effect(1.0, "table 1"), UnknownEffect("It was not found.")):
+        assert Study("c", "s", "b", 0.0, ">=", measure, FREE, effect, system="Toys").effect
+
+
+def test_the_power_is_that_of_the_paper_s_own_effect() -> None:
+    result = result_of((1.0, 2.0, 3.0), ())  # standard deviation 1
+    of_one = dataclasses.replace(study(), effect=Effect(1.0, "table 1"))
+    assert "10 seeds see the paper's effect with 80 % power" in of_one.power(result)
+    ratio = dataclasses.replace(study(), effect=Effect(1.5, "table 1", null=1.0))
+    assert "34 seeds" in ratio.power(result)
+    assert not study().power(result) and not of_one.power(result_of((1.0,), ()))
+
+
+def test_the_worst_of_several_says_how_many_seeds_would_decide_it() -> None:
+    verdict = study(1.0).judge(Result(0.5, 0.1, (1.1, 2.0, 3.1)))
+    assert verdict.word == "not decided" and "seeds would decide it" in verdict.reason

@@ -42,7 +42,7 @@ def test_a_page_has_the_verdicts_of_its_paper_and_no_other() -> None:
     claims = [{"key": key, "sentence": sentence, **said} for key, sentence in keys.items()]
     assert [claim["key"] for claim in measured(paper, claims)] == ["mos", "mos-order"]
     text = pages(claims)["mos.md"]
-    assert "| [mos](../claims.md#mos) | LoRA | <= 0.85 | 0.900 | **fails** |" in text
+    assert "| [mos](../claims/mos.md#mos) | LoRA | <= 0.85 | 0.900 | **fails** |" in text
     assert "#mosa)" not in text and "## Measured" not in pages([])["mos.md"]
 
 

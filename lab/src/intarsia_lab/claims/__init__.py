@@ -4,4 +4,3 @@ from .ledger import Record as Record
 from .ledger import claim as claim
 from .ledger import claims as claims
 from .ledger import run_claim as run_claim
-from .ledger import write_page as write_page

@@ -37,6 +37,7 @@ MODELS: dict[str, tuple[Any, Any]] = {  # of the paper's width, and a fifth of i
     "LightGCN": (LightGcn(), LightGcn(width=13)),
     "MultVAE": (MultVae(), MultVae(width=120)),
 }
+# of which validation picks one
 EPOCHS = {"LightGCN": 25, "MultVAE": 80}
 K = "nDCG@20"
 
@@ -65,8 +66,10 @@ def ranked(arm: tuple[str, str], seed: int) -> Ranked:
     (name, schedule_name), parts = arm, split()
     settings, schedule = MODELS[name][schedule_name == NARROW], SCHEDULES[schedule_name]
     options: Any = {"epochs": EPOCHS[name], "evaluate_every": 5}
+    # validation picks the epoch, on films that neither train nor test
     done = fit_recommender(settings, parts[0], parts=parts, schedule=schedule, seed=seed, **options)
     tables = [m for m in done.model.modules() if isinstance(m, nn.Embedding)]
+    # the table of films, whose density is held against popularity
     items = next(t for t in tables if t.num_embeddings == len(parts[0].item_ids) + 1)
     rows = (items.weight != 0).sum(1)[1:]
     even = bool((rows == rows[0]).all())
@@ -113,6 +116,7 @@ def claims_of(key: str, model: str, minutes: float) -> tuple[Study, Study]:
     """Return both claims on a model."""
     named: dict[str, Any] = {"sense": ">=", "seeds": (0, 1, 2, 3, 4), "needs": "long"}
     named |= {"minutes": minutes, "control": LEARNED}
+    # both claims read the same runs
     half = partial(compared, model=model, figure=of_half, over=statistics.mean)
     small = partial(compared, model=model, figure=of_small, over=lower)
     return (

@@ -26,6 +26,7 @@ def slopes(
     seeds: Sequence[int], report: Report, *, figure: Callable[[dict[str, Convergence]], float]
 ) -> Result:
     """Return a figure of the slopes, the median of the seeds."""
+    # all four claims read the same fits
     studies = [studied(seed, report) for seed in seeds]
     values = tuple(figure(study_of_seed) for study_of_seed in studies)
     rows = [_row(gate, name, studies) for gate in GATES for name in NAMES]
@@ -41,6 +42,7 @@ def slopes(
 
 def _row(gate: str, name: str, studies: Sequence[dict[str, Convergence]]) -> dict[str, Any]:
     slopes_of_seeds = [study_of_seed[gate].slope(name) for study_of_seed in studies]
+    # medians: a search that got stuck would carry a mean away
     middle = (
         statistics.median(study_of_seed[gate].errors[name][index] for study_of_seed in studies)
         for index in (0, -1)

@@ -18,7 +18,7 @@ from intarsia.placement.timeline import simulate
 from intarsia.placement.topology import Topology
 from intarsia.placement.trace import Trace
 
-from ..kit import SIMULATED, Report, Result, Study
+from ..kit import SIMULATED, Report, Result, Study, UnknownEffect
 from ..kit.arms import result_of, shown
 from ..materials.routing_traces import traces
 
@@ -28,6 +28,7 @@ SIZE = ExpertSize(4096, 14336)  # of the time model: Mixtral's; routing is the s
 # the paper's GPT-MoE, and tokens of a device; each measured row then stands for TIMES like it
 PAPER_SIZE, EACH = ExpertSize(768, 3072, gated=False), 4096
 TIMES = EACH * DEVICES // TOKENS
+# so that no arm wins by memory
 COPIES = 16  # places beside the experts' own, for every arm
 SETTINGS = Fssdp(memory=COPIES // DEVICES, hottest=8, window=5)
 EP, EPLB, HECATE, TOLD = "plain", "EPLB of the first batches", "Hecate", "Hecate, calibrated"
@@ -48,11 +49,14 @@ def excess(
     owner, first = in_order(trace.layers, trace.experts, DEVICES), SETTINGS.window
     nodes = LINKS.nodes()
     home_only = owner[:, None] == torch.arange(DEVICES)[None, :, None]
+    # the strong rival: copies that are placed once, from the batches before
     lasting = Eplb(COPIES).place(trace.rows(slice(0, first * TOKENS)), Topology.uniform(DEVICES))
+    # the paper's second plan, after the gate has spoken: it knows this batch's loads
     calibrated = Fssdp(SETTINGS.memory, SETTINGS.hottest, SETTINGS.window, calibrate=True)
     excesses: dict[str, list[float]] = {EP: [], EPLB: [], HECATE: [], TOLD: []}
     for index in range(first, len(batches)):
         for layer in range(trace.layers):
+            # all that the first plan knows: the loads of the batches before
             past = [load_of_batch[layer].sum(0) for load_of_batch in loads[index - first : index]]
             load = loads[index][layer]
             placements = {
@@ -63,6 +67,7 @@ def excess(
             }
             for name, holds in placements.items():
                 rows = rows_computed(load, holds, nodes)
+                # 0 = even; by rows that a device computes, copies of its node counted
                 excesses[name].append(float(rows.max() / rows.mean()) - 1)
     return {name: sum(values) / len(values) for name, values in excesses.items()}
 
@@ -130,6 +135,7 @@ def faster(
             past = [batch.load() for batch in batches[index - SETTINGS.window : index]]
             arms: Mapping[str, Any] = {EP: ExpertParallel(), HECATE: SETTINGS}
             for name, method in arms.items():
+                # backward too: copies of parameters are gathered, their gradients scattered
                 plan = method.plan(batches[index], size, LINKS, backward=True, past=past)
                 seconds[name] += simulate(plan, LINKS).seconds
         values.append(seconds[EP] / seconds[HECATE])
@@ -164,9 +170,10 @@ CLAIMS = (
     study(
         "hecate",
         system="Hecate",
+        effect=UnknownEffect("Loads were not found in the paper."),
         work="routing traces, simulated",
         sentence="Copies for one batch even loads that change " + PAPER + "excess, balanced.",
-        target=0.80,
+        target=1.0,
         measure=partial(run, kinds=("balanced",), arm=HECATE, over=EP),
     ),
     study(

@@ -6,6 +6,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,24 +20,24 @@ from intarsia.models.retrieve.learning import LearnedRetrieval, fit_retriever
 from intarsia.models.retrieve.postings import Postings
 from intarsia.models.retrieve.sparse_index import SparseIndex
 from intarsia.models.retrieve.teachers import Bm25
-from intarsia.reports.sheet import deviation
 from intarsia.train.ranked import by_query
 
-from ..kit import TIMED, Report, Result, Study, above
+from ..kit import TIMED, Report, Result, Study, UnknownEffect, above, over_items
 from ..kit.arms import result_of
 from ..kit.stored import StoredResults
 
 stored = StoredResults(__file__)
 
 PART, MEASURE = "naves-nt", "nDCG@10"
+# 100 steps of 16 queries: two passes over the training topics of the New Testament
 STEPS, BATCH, NEGATIVES = 100, 16, 3
 WEIGHT = 0.02 / (1 + NEGATIVES)  # of the penalty, whose sum has a term for each place
-LEAST, DRAWS = 0.008, 10_000  # the bar of idf; bootstrap samples over queries
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "ensemble": {"teachers": ("minilm", "bm25")},
     "ensemble, flat queries": {"teachers": ("minilm", "bm25"), "flat": True},
     "bm25 as teacher": {"teachers": ("bm25",)},
     "minilm as teacher": {"teachers": ("minilm",)},
+    # InfoNCE alone: what the teachers must be worth
     "no teacher": {"teachers": ()},
 }
 IDF, FLAT = "ensemble", "ensemble, flat queries"
@@ -100,6 +101,7 @@ def thinned(index: SparseIndex, terms: float) -> SparseIndex:
     count = round(terms * lists.count)
     if count >= len(score):
         return index
+    # the bound above which exactly as many tokens stay
     least = np.partition(score, len(score) - count)[len(score) - count]
     rows = lists.matrix().copy()
     rows.data[score < least] = 0
@@ -147,6 +149,7 @@ def tuned_bm25() -> dict[str, Any]:
             }
             return by_query(part.qrels, ranked, [MEASURE])[MEASURE]
 
+        # the rival is tuned as well: twelve settings on validation topics
         for k1 in (0.6, 0.9, 1.2, 1.5):
             for b in (0.2, 0.4, 0.75):
                 scores[k1, b] = float(run(val, k1, b).mean())
@@ -156,36 +159,25 @@ def tuned_bm25() -> dict[str, Any]:
     return cell("bm25", {}, make)
 
 
-def lower_end(differences: Array) -> float:
-    """Return the lower end of a 95 % bootstrap interval of the mean over queries.  (queries,)."""
-    draws = np.random.default_rng(0).integers(len(differences), size=(DRAWS, len(differences)))
-    return float(np.quantile(differences[draws].mean(axis=1), 0.025))
-
-
 def idf_over_flat(seeds: Sequence[int], report: Report) -> Result:
-    """Return nDCG@10 that idf gains over flat queries at equal terms.
-
-    Its interval must be above 0.
-    """
-    gains, rows = [], []
+    """Return nDCG@10 that idf gains over flat queries at equal terms, over topics and seeds."""
+    ours, flat, rows = [], [], []
     for seed in seeds:
+        # the larger index is cut to the terms of the smaller: more terms find more by themselves
         terms = min(figures(arm, seed)["terms"] for arm in (IDF, FLAT))
         idf_figures, flat_figures = (figures(arm, seed, terms) for arm in (IDF, FLAT))
-        gains.append(np.array(idf_figures["values"]) - np.array(flat_figures["values"]))
-        row = {"seed": seed, "idf": f"{np.mean(idf_figures['values']):.4f}"}
-        row |= {"flat": f"{np.mean(flat_figures['values']):.4f}"}
+        ours.append(np.array(idf_figures["values"]))
+        flat.append(np.array(flat_figures["values"]))
+        row = {"seed": seed, "idf": f"{ours[-1].mean():.4f}", "flat": f"{flat[-1].mean():.4f}"}
         rows.append(row | {"terms": f"{idf_figures['terms']:.0f}, {flat_figures['terms']:.0f}"})
         report(str(rows[-1]))
-    values = tuple(float(gain.mean()) for gain in gains)
-    low = lower_end(np.mean(gains, axis=0))
+    values = [float((a - b).mean()) for a, b in zip(ours, flat, strict=True)]
+    topics = [np.arange(len(values_of_seed)) for values_of_seed in ours]
     note = (
-        f"{len(gains[0])} test topics; 95 % interval of the mean over topics from {low:+.4f}. Both "
-        f"arms: the ensemble of teachers, {STEPS} steps, then the larger index is cut to the terms "
-        "of the smaller one. Judged is the smaller of the mean and the interval's lower end + "
-        f"{LEAST}, so that an interval with 0 in it fails."
+        f"{len(ours[0])} test topics. Both arms: the ensemble of teachers, {STEPS} steps, then the "
+        "larger index is cut to the terms of the smaller one."
     )
-    got = min(statistics.mean(values), low + LEAST)
-    return Result(got, deviation(values), values, tuple(rows), note)
+    return replace(result_of(values, rows, note), items=over_items(topics, ours, flat))
 
 
 def over_bm25(seeds: Sequence[int], report: Report) -> Result:
@@ -207,6 +199,7 @@ def ensemble_over_single(seeds: Sequence[int], report: Report) -> Result:
     for seed in seeds:
         means = {a: float(np.mean(figures(a, seed)["values"])) for a in ARMS if a != FLAT}
         best = max(means[arm] for arm in SINGLE)
+        # both halves of the sentence at once: the lesser gain is judged
         values.append(min(means[IDF] - best + 0.002, means[IDF] - means["no teacher"]))
         terms = {arm: figures(arm, seed)["terms"] for arm in means}
         rows.append({"seed": seed} | {a: f"{m:.4f} ({terms[a]:.0f})" for a, m in means.items()})
@@ -233,6 +226,7 @@ def query_time(seeds: Sequence[int], report: Report) -> Result:
     for seed in seeds:
         spent: dict[str, list[float]] = {name: [] for name in jobs}
         for turn in range(6):
+            # in another order each turn, or what runs second finds warm caches
             order = np.random.default_rng(seed * 100 + turn).permutation(list(jobs))
             for name in order.tolist():
                 start = time.process_time()
@@ -258,10 +252,11 @@ CLAIMS = (
     study(
         "lsr-idf",
         system="Inference-free sparse retrieval",
+        effect=UnknownEffect("The paper's own ablation of idf was not found."),
         work="SPLADE-tiny on Nave's topics",
         sentence="At equal terms a query of idf finds more than a flat one" + PAPER,
         baseline="flat queries, trained alike, nDCG@10",
-        target=LEAST,
+        target=0.0,
         control=above("Flat queries find more than a tenth of the ideal order.", "flat", 0.1),
         measure=idf_over_flat,
         minutes=25,

@@ -1,4 +1,4 @@
-"""Run claims, keep what came out, and write the page that says so."""
+"""Run claims, keep their records, and judge the records again."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import importlib
 import math
 import os
 import platform
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,13 +22,13 @@ import torch
 
 from intarsia.core.errors import CheckpointError, UnknownName
 from intarsia.core.files import read_json, write_json
-from intarsia.reports.numbers import plural
 
-from ..kit import Report, Result, Study, Verdict
+from ..kit import ArmRate, FixedRate, Report, Result, Study, Verdict
 from ..kit.provenance import code_digest, commit
 
 OLDER = ", of older code"
-KEPT = 0.1  # of the declared time: less is no run of its own
+COMMAND = "intarsia reproduce"
+ARXIV = re.compile(r"\d{4}\.\d{5}")
 
 
 def claims() -> tuple[Study, ...]:
@@ -56,7 +57,7 @@ def claim(key: str) -> Study:
     """Return the claim of that key.  Raises: UnknownName."""
     studies = {c.key: c for c in claims()}
     if key not in studies:
-        raise UnknownName("claim", key, studies, "intarsia claim")
+        raise UnknownName("claim", key, studies, COMMAND)
     return studies[key]
 
 
@@ -67,7 +68,7 @@ class Record:
     target: with its sense, as in ">= 1.3".  interval: 95 %, None for a single value.  verdict: one
     of the four words; reason: why it is void or not decided.  commit: of the checkout; "+" behind
     it for changes that were not committed.  code: see `provenance.code_digest`. Both are "" in
-    records of before there were any.
+    records of before there were any.  rates: of the arms that were trained.
     """
 
     key: str
@@ -89,6 +90,14 @@ class Record:
     table: tuple[Mapping[str, Any], ...]
     commit: str = ""
     code: str = ""
+    rates: tuple[ArmRate, ...] = ()
+
+    @property
+    def result(self) -> Result:
+        """The result that was judged, as the run returned it."""
+        return Result(
+            self.got, self.spread, self.values, self.table, self.note, self.interval, self.rates
+        )
 
     @property
     def older(self) -> bool:
@@ -115,10 +124,12 @@ def run_claim(
     """Run a claim and judge it against its target, which was fixed before."""
     numbers = tuple(study.seeds if seeds is None else seeds)
     code = {"commit": commit(), "code": code_of(study.key)}  # before the run, as it was loaded
+    # the time says later whether results were read or computed
     start = time.perf_counter()
     result = study.measure(numbers, report)
     verdict = study.judge(result)
-    command = f"intarsia claim {study.key}"
+    rates = study.rates.arms if isinstance(study.rates, FixedRate) else result.rates
+    command = f"{COMMAND} {study.key}"
     if seeds is not None:
         command += f" --seeds {','.join(map(str, numbers))}"
     return Record(
@@ -139,6 +150,7 @@ def run_claim(
         command=command,
         note=result.note,
         table=result.table,
+        rates=rates,
         **code,
     )
 
@@ -156,9 +168,12 @@ def read(path: Path) -> Record:
             raw[name] = tuple(raw[name])
         if raw["interval"] is not None:
             raw["interval"] = tuple(raw["interval"])
+        raw["rates"] = tuple(
+            ArmRate(**{**rate, "grid": tuple(rate["grid"])}) for rate in raw.get("rates", ())
+        )
         return Record(**raw)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        want, fix = "what `intarsia claim` writes", "Run the claim again."
+        want, fix = f"what `{COMMAND}` writes", "Run the claim again."
         raise CheckpointError(f"record {path.name}", got=str(error), want=want, fix=fix) from error
 
 
@@ -175,6 +190,7 @@ def judge_again(folder: Path) -> dict[str, tuple[str, Verdict]]:
             continue
         verdict = verdict_of(studies[record.key], record)
         now = dataclasses.replace(record, verdict=verdict.word, reason=verdict.reason)
+        # a record whose verdict stands is not written again: its file keeps its date
         if now != record:
             save(now, folder)
         if now.verdict != record.verdict:
@@ -185,154 +201,36 @@ def judge_again(folder: Path) -> dict[str, tuple[str, Verdict]]:
 def verdict_of(study: Study, record: Record) -> Verdict:
     """Return the verdict on a record by the rule of its study.
 
-    A record that was judged against another target is void until it is run again.
+    Where the target was another one when it was run, the figure is held against today's, which
+    comes from the paper; a record of another sense judged another question, and is void.
     """
-    if record.target != study.bound:
+    sense = record.target.split()[0]
+    if sense != study.sense:
         return Verdict("void", f"Its target was {record.target}, and is {study.bound} now.")
-    result = Result(
-        record.got, record.spread, record.values, record.table, record.note, record.interval
-    )
-    return study.judge(result)
+    return study.judge(record.result)
 
 
-def write_page(folder: Path, page: Path) -> None:
-    """Write `page` (Markdown) from the records in `folder`."""
-    records = {p.stem: read(p) for p in sorted(folder.glob("*.json"))}
-    studies = claims()
-    lines = [
-        "# Claims",
-        "",
-        "Each paper's headline as the smallest honest experiment. The target is fixed before the",
-        "run and does not move after it; what fails stays here as failed. One rule gives all",
-        "verdicts. *Void*: the positive control failed, so that the figure means nothing. *Holds*",
-        "and *fails*: the whole 95 % interval, and the figure, lie on that side of the target.",
-        "*Not decided*: the target lies inside the interval. The interval is over seeds, and over",
-        "test items where their results were recorded.",
-        "*From cached results*: what is judged was run before, for another claim or for this one.",
-        "*Of older code*: files that the claim depends on have changed since, or its record does",
-        "not name its code; `intarsia claim NAME` runs it again.",
-        "",
-        *_counts(studies, records),
-        *_papers(studies, records),
-        "## All claims",
-        "",
-        "| claim | baseline | target | figure [95 % interval] | the paper's own | verdict |",
-        "|---|---|---|---|---|---|",
-    ]
-    for study in studies:
-        record = records.get(study.key)
-        cells = (f"[{study.key}](#{study.key})", study.baseline, study.bound)
-        figures = ("" if record is None else _figure(record), _effect(study), _verdict(record))
-        lines.append("| " + " | ".join((*cells, *figures)) + " |")
-    for study in studies:
-        lines += _section(study, records.get(study.key))
-    page.write_text("\n".join(lines) + "\n")
+def paper_of(key: str) -> Study | None:
+    """Return the headline of the paper that a claim belongs to; None for claims beside the papers.
 
-
-def _counts(studies: Iterable[Study], records: Mapping[str, Record]) -> list[str]:
-    """Return a table of how many claims have each verdict, of all and of the headlines."""
-    words = ("holds", "fails", "not decided", "void", "not run")
-    lines = ["| verdict | headlines | all claims |", "|---|---|---|"]
-    verdicts = [(study, _word(records.get(study.key))) for study in studies]
-    for word in words:
-        headlines = sum(word == verdict for study, verdict in verdicts if study.system)
-        lines.append(f"| {word} | {headlines} | {sum(word == v for _, v in verdicts)} |")
-    return [*lines, ""]
-
-
-def _papers(studies: Sequence[Study], records: Mapping[str, Record]) -> list[str]:
-    """Return a table with a row for each paper whose headline is a claim here.
-
-    Claims of a paper stand in one file, the headline's.
+    A claim belongs to the headline whose key its own begins with, else to that whose paper's number
+    its sentence names.
     """
-    homes = _homes()
-    rows = []
-    for study in studies:
-        if not study.system:
-            continue
-        record = records.get(study.key)
-        of_paper = [s for s in studies if homes.get(s.key) == homes.get(study.key)]
-        words = [_word(records.get(s.key)) for s in of_paper]
-        row = {
-            "paper": f"[{study.system}](#{study.key})",
-            "its sentence": study.sentence,
-            "the work here": study.work,
-            "against": study.baseline,
-            "target": study.bound,
-            "figure [95 % interval]": "" if record is None else _figure(record),
-            "the paper's own": _effect(study),
-            "verdict": _verdict(record),
-            "all its claims": f"{words.count('holds')} of {len(words)} hold",
-        }
-        rows.append(row)
-    if not rows:
-        return []
-    opening = [
-        "## A row for each paper",
-        "",
-        "The headline of each paper, and what stands for its experiment here. The paper's own",
-        "effect is in the claim's unit, with its source; *not known* where it was not found.",
-        "",
-    ]
-    return [*opening, *markdown(rows), ""]
-
-
-def _figure(record: Record) -> str:
-    ends = record.interval
-    return f"{record.got:.3f}" + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "")
-
-
-def _effect(study: Study) -> str:
-    return f"{study.effect.value:g} ({study.effect.source})" if study.effect else "not known"
-
-
-def _word(record: Record | None) -> str:
-    return "not run" if record is None else record.verdict
+    headlines = [c for c in claims() if c.system]
+    # by the family of keys, as dsl and dsl-multvae
+    named = [c for c in headlines if key == c.key or key.startswith(f"{c.key}-")]
+    if not named:
+        numbers = set(ARXIV.findall(claim(key).sentence))
+        named = [c for c in headlines if numbers & set(ARXIV.findall(c.sentence))]
+    # the longest key: dsl-multvae is of DSL, and would be of a paper called DSL-MultVAE
+    return max(named, key=lambda c: len(c.key), default=None)
 
 
 def state(record: Record | None) -> str:
     """Return the verdict of a record in words, or "not run", and if it is of older code."""
-    return _word(record) + (OLDER if record is not None and record.older else "")
-
-
-def _verdict(record: Record | None) -> str:
-    word, comma, rest = state(record).partition(",")
-    return (f"**{word}**" if word in ("holds", "fails") else word) + comma + rest
-
-
-def _section(study: Study, record: Record | None) -> list[str]:
-    lines = ["", f"## {study.key}", "", study.sentence, ""]
     if record is None:
-        return [*lines, f"Not run yet: `intarsia claim {study.key}`, {study.minutes:g} minutes."]
-    place = f" at commit {record.commit}" if record.commit else ""
-    date = f"on {record.date}{place}, {_cost(study, record)}"
-    lines += [f"`{record.command}` {date}; {record.machine}{OLDER * record.older}.", ""]
-    if record.reason:
-        lines += [f"{record.verdict.capitalize()}: {record.reason}", ""]
-    folded = [*record.note.splitlines(), ""] if record.note else []
-    folded += markdown(record.table)
-    if not folded:
-        return lines
-    # a page of two hundred open tables is too long to find anything in
-    opening = '<details markdown="1"><summary>What was run, and its figures</summary>'
-    return [*lines, opening, "", *folded, "", "</details>"]
-
-
-def _cost(study: Study, record: Record) -> str:
-    """Return a run's time; one far below what the claim declares read cached results."""
-    if record.seconds >= 30:
-        return plural(round(record.seconds / 60), "minute")
-    cached = record.seconds < KEPT * 60 * study.minutes
-    return "from cached results" if cached else plural(math.ceil(record.seconds), "second")
-
-
-def markdown(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return rows as a Markdown table; no lines for no rows."""
-    names, *cells = squared(rows)
-    if not names:
-        return []
-    lines = ["| " + " | ".join(line) + " |" for line in (names, *cells)]
-    return [lines[0], "|" + "---|" * len(names), *lines[1:]]
+        return "not run"
+    return record.verdict + (OLDER if record.older else "")
 
 
 def squared(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:

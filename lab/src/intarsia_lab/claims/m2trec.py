@@ -22,7 +22,7 @@ from intarsia.models.recommend.m2trec import M2TRec, M2TRecModel
 from intarsia.models.recommend.session_encoder import pad_sessions
 from intarsia.train.tasks import own_losses
 
-from ..kit import Control, Report, Result, Study, numbers
+from ..kit import Control, Rates, Report, Result, Study, UnknownEffect, numbers
 from ..kit.arms import by_arm, judge, row_of
 from ..kit.stored import StoredResults
 from ..materials.sequence_baselines import (
@@ -35,9 +35,9 @@ from ..materials.sequence_baselines import (
     Scorer,
     Settings,
     Spans,
-    best_of,
     grid,
     popular,
+    tuned,
 )
 
 stored = StoredResults(__file__)
@@ -82,7 +82,9 @@ def films() -> Interactions:
 def parts(seed: int, part: str = "test") -> tuple[Interactions, Questions, np.ndarray[Any, Any]]:
     """Training events without the cold films, a part's questions, and which films are cold."""
     data = films()
+    # by time, as a shop would: what is asked comes after all that is learned
     train, val, test = data.split_by_time(0.8, 0.9)
+    # other films are cold with each seed, so that seeds speak of films as well
     cold = train.hold_out_items(COLD, seed=seed)
     before: list[list[int]] = []
     after: list[int] = []
@@ -92,6 +94,7 @@ def parts(seed: int, part: str = "test") -> tuple[Interactions, Questions, np.nd
             if warm:
                 before.append(warm[-SETTINGS.longest :])
                 after.append(item + 1)
+            # a cold film is asked for, and never read: it is in no history
             warm = warm if cold[item] else [*warm, item + 1]
     return train.rows(~cold[train.items]), Questions(before, after), cold
 
@@ -111,6 +114,7 @@ def judged(model: Any, questions: Questions, cold: np.ndarray[Any, Any]) -> HitR
         y = torch.tensor(questions.after[first : first + 256])
         scores = model(x).clone()
         scores[:, 0] = -torch.inf
+        # warm and cold questions are scored apart: few are cold, and a mean would hide them
         is_cold = away[y]
         warm.append(hits(scores, y, 20)[~is_cold])
         among_all.append(hits(scores, y, 20)[is_cold])
@@ -160,6 +164,7 @@ def scored(arm: str, seed: int) -> HitRates:
         return judged(popular(train, (), {}, seed), questions, cold)
     if arm == KNN:
         return judged(partial(nearest, vectors=words()), questions, cold)
+    # an ablation: cold films of a split by time are new ones, which a year betrays
     without = ("release_year",) if arm == NO_YEAR else ()
     model = trained(replace(SETTINGS, without=without), train, seed, ids=arm == IDS)
     with evaluating(model), torch.no_grad():
@@ -179,30 +184,26 @@ def fields(train: Interactions, spans: Spans, settings: Settings, seed: int) -> 
 
 
 SMALL = {"embedding_dim": 64, "num_blocks": 1, "n_epochs": 10}
-GRIDS = {  # four settings each
-    FIELDS: grid({}, lr=(1e-3, 2e-3), dropout=(0.2, 0.5)),
-    SASREC: grid(SMALL, learning_rate=(1e-3, 3e-3), dropout=(0.2, 0.5)),
-    GRU4REC: grid(
-        {"layers": [64], "n_epochs": 10}, learning_rate=(0.05, 0.15), dropout_p_hidden=(0.0, 0.3)
-    ),
-    NEIGHBOURS: grid({}, decay=(1.0, 0.8), shrink=(0.0, 20.0)),
+GRIDS = {  # six settings each: two with each of three rates
+    FIELDS: grid({}, dropout=(0.2, 0.5)),
+    SASREC: grid(SMALL, dropout=(0.2, 0.5)),
+    GRU4REC: grid({"layers": [64], "n_epochs": 10}, dropout_p_hidden=(0.0, 0.3)),
+    NEIGHBOURS: grid({}, decay=(1.0, 0.9, 0.8), shrink=(0.0, 20.0)),
     POPULAR: [{}],
 }
+RATES = Rates(
+    (3e-4, 1e-3, 3e-3),
+    # 2,485 windows of 64; of Cornac 2,510 sessions of 256, and 64 sessions side by side
+    {FIELDS: EPOCHS * 39, SASREC: 10 * 10, GRU4REC: 10 * 1085},
+    scale={GRU4REC: 50.0},  # Adagrad, whose rates lie about .05
+)
 
 
-def tuned_of(arm: str, seed: int) -> HitRates:
-    """A method with the settings that find most warm films on validation (seed 0), on the test."""
+def tuned_score(arm: str, settings: Settings, seed: int, part: str) -> HitRates:
+    """Return a method with these settings, trained before a part of the events and scored on it."""
     make = fields if arm == FIELDS else MAKES[arm]
-
-    def found(settings: Settings, seed: int, part: str) -> HitRates:
-        train, questions, cold = parts(seed, part)
-        spans = train.sessions("60min").spans
-        return judged(make(train, spans, settings, seed), questions, cold)
-
-    inputs = {"tuned": arm, "epochs": EPOCHS}
-    best = best_of("m2trec", inputs, GRIDS[arm], lambda candidate: found(candidate, 0, "val").warm)
-    inputs = {**inputs, "settings": best, "seed": seed}
-    return HitRates(*stored("m2trec", inputs, lambda: list(found(best, seed, "test"))))
+    train, questions, cold = parts(seed, part)
+    return judged(make(train, train.sessions("60min").spans, settings, seed), questions, cold)
 
 
 def compared(
@@ -212,6 +213,7 @@ def compared(
     figure: Any,
     over: Callable[[Sequence[float]], float] = statistics.mean,
 ) -> Result:
+    # one recipe for all arms, which differ in what stands for a film
     rates = by_arm(ARMS, seeds, found_of, report)
     chance = statistics.mean(hit_rates.chance for hit_rates in rates[FIELDS])
     note = (
@@ -223,18 +225,34 @@ def compared(
 
 
 def compared_tuned(seeds: tuple[int, ...], report: Report, *, figure: Any) -> Result:
-    rates = by_arm({name: name for name in GRIDS}, seeds, tuned_of, report)
+    """Return a figure of methods tuned alike on the warm films of validation, of seed 0."""
+    inputs = {arm: {"tuned": arm, "epochs": EPOCHS} for arm in GRIDS}
+    best, chosen = tuned(
+        "m2trec",
+        inputs,
+        GRIDS,
+        RATES,
+        lambda arm, options: tuned_score(arm, options, 0, "val").warm,
+    )
+
+    def work(arm: str, seed: int) -> HitRates:
+        key = {**inputs[arm], "settings": best[arm], "seed": seed}
+        return HitRates(
+            *stored("m2trec", key, lambda: list(tuned_score(arm, best[arm], seed, "test")))
+        )
+
+    rates = by_arm({name: name for name in GRIDS}, seeds, work, report)
     note = (
-        f"Of each method but popularity {len(GRIDS[FIELDS])} settings are tried on the 10 % of the "
-        "events before the test (seed 0), and the one that finds most is taken. The baselines "
+        f"Of each method but popularity {len(GRIDS[NEIGHBOURS])} settings are tried on the 10 % of "
+        "the events before the test (seed 0), and the one that finds most is taken. The baselines "
         f"read sessions' last {LAST} films; in all else as above."
     )
-    return judge(rates, figure, row_of("method", COLUMNS), note)
+    return judge(rates, figure, row_of("method", COLUMNS), note, rates=chosen)
 
 
 def of_cold(rates: Any) -> float:
-    """Cold hit rate over the larger of twice chance and twice that of ids."""
-    return rates[FIELDS].among_cold / max(2 * rates[FIELDS].chance, 2 * rates[IDS].among_cold)
+    """Return the hit rate among cold films over the larger of chance and that of ids."""
+    return rates[FIELDS].among_cold / max(rates[FIELDS].chance, rates[IDS].among_cold)
 
 
 def of_all(rates: Any) -> float:
@@ -250,7 +268,7 @@ def mean_or_none(values: Sequence[float]) -> float:
 def of_cold_tuned(rates: Any) -> float:
     """Return the same beside the better of two tuned models of ids."""
     rivals = (rates[FIELDS].chance, rates[SASREC].among_cold, rates[GRU4REC].among_cold)
-    return rates[FIELDS].among_cold / (2 * max(rivals))
+    return rates[FIELDS].among_cold / max(rivals)
 
 
 def _beats_popularity(head: str, arm: str) -> Control:
@@ -273,10 +291,11 @@ CLAIMS = (
     study(
         "m2trec",
         system="M2TRec",
+        effect=UnknownEffect("The paper's tables were not reachable."),
         work="MovieLens-100k, films without an event",
-        sentence="Among films that nobody has seen, metadata find the next one at least twice as "
-        "often as chance, and as a model of ids (M2TRec, arXiv:2209.11824; MovieLens-100k).",
-        baseline="twice the larger of chance and ids, hit rate at 10 among cold films",
+        sentence="Among films that nobody has seen, metadata find the next one more often than "
+        "chance and than a model of ids (M2TRec, arXiv:2209.11824; MovieLens-100k).",
+        baseline="the larger of chance and ids, hit rate at 10 among cold films; ratio",
         target=1.0,
         measure=partial(compared, figure=of_cold),
         seeds=(0, 1, 2, 3, 4),
@@ -315,23 +334,25 @@ CLAIMS = (
         "m2trec-sasrec",
         sentence="On films that were seen it finds the next one at least 0.9 times as often as "
         "SASRec, both tuned (M2TRec, arXiv:2209.11824; MovieLens-100k).",
-        baseline="Cornac's SASRec, hit rate at 20; each the best of four settings on validation",
+        baseline="Cornac's SASRec, hit rate at 20; each the best of six settings on validation",
         target=0.9,
         control=TUNED_CONTROL,
+        rates=RATES,
         measure=partial(
             compared_tuned, figure=lambda rates: rates[FIELDS].warm / rates[SASREC].warm
         ),
-        minutes=90,
+        minutes=140,
     ),
     study(
         "m2trec-sasrec-cold",
-        sentence="On cold films, tuned, it finds at least twice as many as chance and as tuned "
-        "models of ids (M2TRec, arXiv:2209.11824; MovieLens-100k).",
-        baseline="twice the largest of chance, Cornac's SASRec and GRU4Rec, hit rate at 10 among "
-        "cold films",
+        sentence="On cold films, tuned, it finds more than chance and than tuned models of "
+        "ids (M2TRec, arXiv:2209.11824; MovieLens-100k).",
+        baseline="the largest of chance, Cornac's SASRec and GRU4Rec, hit rate at 10 among "
+        "cold films; ratio",
         target=1.0,
         control=TUNED_CONTROL,
+        rates=RATES,
         measure=partial(compared_tuned, figure=of_cold_tuned),
-        minutes=90,
+        minutes=140,
     ),
 )

@@ -18,10 +18,11 @@ from intarsia.placement.timeline import simulate
 from intarsia.placement.topology import Topology
 from intarsia.placement.trace import Trace
 
-from ..kit import SIMULATED, Report, Result, Study
+from ..kit import SIMULATED, Report, Result, Study, UnknownEffect
 from ..kit.arms import result_of, shown
 from ..materials.routing_traces import traces, uniform
 
+# four experts of sixteen on each
 DEVICES = 4
 LINKS = Topology.uniform(DEVICES)
 SEARCHES: Mapping[str, Any] = {
@@ -50,8 +51,10 @@ class Placed:
 def placed(kind: str, seed: int, report: Report) -> dict[str, Placed]:
     """Return every search on one trace, and experts in order."""
     full_trace = uniform(seed) if kind == "uniform" else traces(seed, report)[kind]
+    # half of the sequences is searched, the other half judged: loads drift between texts
     searched, unseen = full_trace.split(seed=seed)
     placements = {PLAIN: Placement.contiguous(full_trace.layers, full_trace.experts, DEVICES)}
+    # every search sees the same half
     placements |= {name: search.place(searched, LINKS) for name, search in SEARCHES.items()}
     return {
         name: Placed(quality(unseen, placement), _seconds(unseen, placement))
@@ -87,6 +90,7 @@ def run(
     def value(placements: Mapping[str, Placed]) -> float:
         return figure(placements[arm]) / (figure(placements[over]) if over else 1.0)
 
+    # a placement must help on each kind of trace, not in their mean
     worst = [max(value(by_kind[kind][index]) for kind in kinds) for index in range(len(seeds))]
     rows = [_row(kind, name, by_kind[kind]) for kind in kinds for name in by_kind[kind][0]]
     return result_of(worst, rows, NOTE)
@@ -135,13 +139,12 @@ CLAIMS = (
     study(
         "moetuner",
         "Clusters of experts by an integer programme even the devices' loads "
-        f"{PAPER}largest load over the mean on unseen text, balanced mixture.",
-        1.10,
+        f"{PAPER}the largest load of a device on unseen text, balanced mixture.",
+        1.0,
         imbalance,
         arm=TUNER,
-        over=None,
-        baseline="1.25 is usual for experts in order",
         system="MoETuner",
+        effect=UnknownEffect("The abstract counts time, 9.3 % on one node; loads were not found."),
         work="routing traces, simulated",
     ),
     study(

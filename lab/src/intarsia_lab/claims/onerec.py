@@ -20,7 +20,7 @@ from intarsia.models.recommend.session_reward import SessionReward
 from intarsia.train.preference import PreferenceRounds
 from intarsia.train.tasks import own_losses
 
-from ..kit import COUNTED, Control, Report, Result, Study, numbers
+from ..kit import COUNTED, Control, Report, Result, Study, UnknownEffect, numbers
 from ..kit.arms import by_seed, judge, result_of, row_of
 from ..kit.stored import StoredResults
 from ..materials import film_sessions
@@ -59,6 +59,7 @@ def windows(model: OneRecModel, events: Interactions) -> tuple[Tensor, Tensor]:
 def taste(events: Interactions, odd: bool, seed: int) -> SessionReward:
     """Return a reward fitted on one half of the users: the policy's own, or the judge, larger."""
     count = len(events.item_ids)
+    # the judge is larger and has other users, or the policy would be scored by what it climbs
     width, layers = (48, 2) if odd else (32, 1)
     model = SessionReward(
         count, film_sessions.SETTINGS, width=width, layers=layers, seed=seed + 77 * odd + 11
@@ -83,7 +84,9 @@ def seen_by(
         ]
     )
     first = drawn[:, 0]
+    # recall of what users took: a reward must not be bought with it
     hit = (logged[:, :, None] == first[:, None, :]).any(2).float().mean()
+    # a policy that repeats the history may please a reward, too
     again = (first[:, :, None] == histories[:, None, :]).any(2).sum(1).float().mean()
     twice = [len(row) - len(set(row)) for row in drawn.flatten(0, 1).tolist()]
     return Aligned(
@@ -114,11 +117,14 @@ def aligned(seed: int) -> tuple[Aligned, Aligned]:
     reward, judge_ = taste(train, False, seed), taste(train, True, seed)
     samples = model.samples(train)
     options: Any = film_sessions.OPTIONS | {"seed": seed, "task": model.task}
+    # step 1: supervised, on sessions that were liked
     fit(model, samples, objective=own_losses, epochs=film_sessions.EPOCHS, lr=1e-3, **options)
     test_windows = windows(model, test)
     before = seen_by(model, reward, judge_, test_windows)
     histories, _ = windows(model, train)
+    # step 2: of SAMPLES drawn sessions the best and the worst are a pair
     rounds = PreferenceRounds(reward.reward, histories, users=USERS, samples=SAMPLES)
+    # step 3: a tenth of the rate, since a pair's loss has no minimum
     fit_in_phases(model, rounds, samples, objective=rounds, epochs=STEPS, lr=1e-4, **options)
     return before, seen_by(model, reward, judge_, test_windows)
 
@@ -151,6 +157,7 @@ def trained(settings: OneRec, train: Interactions, steps: int, seed: int) -> One
     """Return a model after so many steps, in whole epochs."""
     model = settings.build(train, seed=seed)
     samples: Any = model.samples(train)
+    # as many steps for both, whose windows differ in number
     epochs = max(1, round(steps * film_sessions.OPTIONS["batch_size"] / len(samples)))
     options: Any = film_sessions.OPTIONS | {
         "seed": seed,
@@ -170,6 +177,7 @@ def one_by_one(model: OneRecModel, x: Tensor, count: int, generator: torch.Gener
     rows = x.repeat_interleave(count, 0)
     drawn = rows.new_zeros(len(rows), 0)
     for _ in range(film_sessions.SETTINGS.session):
+        # a session at once has no film twice, either
         excluded = drawn if drawn.shape[1] else None
         new = model.generate(rows, 1, width=1, excluded=excluded, draws=generator).items[
             :, 0
@@ -219,6 +227,7 @@ def of_ids(seeds: tuple[int, ...], report: Report) -> Result:
     for balanced in (True, False):
         fitted = [SemanticIds((16, 16, 16), balanced, seed).fit(vectors) for seed in seeds]
         least = [min(ids.entropies()) for ids in fitted]
+        # balanced codes are judged, plain ones stand beside them
         values = values or least
         distinct = [len(np.unique(ids.codes_[:, :3], axis=0)) for ids in fitted]
         rows.append(
@@ -246,11 +255,14 @@ CLAIMS = (
     study(
         "onerec-preference",
         system="OneRec",
+        effect=UnknownEffect(
+            "The abstract counts watch time online, 1.6 % more; the score of a judge was not found."
+        ),
         work="MovieLens-100k, sessions",
         sentence="One round of preference alignment raises the score of a judge that the policy "
-        "never saw by 5 % in every seed (OneRec, arXiv:2502.18965; MovieLens-100k).",
+        "never saw (OneRec, arXiv:2502.18965; MovieLens-100k).",
         baseline="the supervised model's drawn sessions, by the judge",
-        target=1.05,
+        target=1.0,
         measure=partial(of_preference, field="judge"),
         needs="long",
         minutes=25,

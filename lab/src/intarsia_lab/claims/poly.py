@@ -26,7 +26,7 @@ from intarsia.hosts.attach.peft import PeftModel
 from intarsia.methods import Poly, mhr
 from intarsia.reports.sheet import Differences
 
-from ..kit import Control, Report, Result, Study, numbers
+from ..kit import ArmRate, Control, Rates, Report, Result, Study, UnknownEffect, numbers
 from ..kit.arms import result_of, shown, threads
 from ..kit.stored import StoredResults
 from ..materials.last_blocks import (
@@ -41,10 +41,11 @@ from ..materials.short_texts import by_kind
 
 stored = StoredResults(__file__)
 
+# a quarter of the kinds comes later, other ones with each seed
 HELD = 6  # kinds held out of 24; other ones with each of four seeds
 EACH, TEST, LENGTH = 96, 96, 20  # rows of a task, half of them yes; tokens
-EPOCHS, BATCH, LR_Z = 4, 36, 0.1
-RATES, SEED = (2e-3, 5e-3), 99  # of which one is chosen; the seed of these runs
+EPOCHS, BATCH, LR_Z = 12, 36, 0.1  # the rate of Z is that of the official code
+TUNED = 99  # the seed of the runs that choose rates
 SHOTS, LATER_EPOCHS, LATER_BATCH = 32, 20, 16  # of a task that comes later: 40 steps
 RIDGE = 1.0
 TARGETS = ["query", "key", "value", "dense"]
@@ -61,12 +62,14 @@ LATER = (
     "the shared LoRA, trained on",
     "the average of all skills, untrained",
 )
+RATES = Rates((1e-3, 3e-3, 1e-2), dict.fromkeys((SHARED, POLY, MHR), EPOCHS * EACH * 18 // BATCH))
 Cell = Mapping[str, Mapping[str, Any]]
 
 
 def methods(tasks: int) -> dict[str, Method]:
     """Return the arms; MHR, with its logits, has the fewest parameters."""
     return {
+        # the rival has one more rank, and is told the task in its text
         SHARED: Lora(5),
         POLY: Poly(tasks, skills=5, rank=1),
         MHR: Poly(tasks, skills=4, heads=8, rank=1),
@@ -90,6 +93,7 @@ class TaskKinds:
         self.train = {n: task(glosses, n, EACH, self.known, draws, "train") for n in names}
         self.test = {n: task(glosses, n, TEST, names, draws, part) for n in names}
         self.base = sentence_tail(2)
+        # one fixed head for all arms: what differs is inside the blocks
         set_head(self.base, self.mixed(self.train))
 
     def mixed(self, part: Mapping[str, list[Row]]) -> list[Row]:
@@ -113,6 +117,7 @@ def task(
     for index in draws.integers(len(rest), size=len(yes)):
         pool = pools[rest[index]]
         no.append(pool[int(draws.integers(len(pool)))])
+    # the kind stands before the gloss, so that every arm can know the task
     states = encoder_states([f"{name}? {text}" for text in (*yes, *no)], LENGTH)
     labels = [1] * len(yes) + [0] * len(no)
     return [
@@ -122,6 +127,7 @@ def task(
 
 def portion(glosses: Sequence[str], part: str) -> Sequence[str]:
     """Return a third of a kind's glosses to test, a sixth to validate, the rest to train on."""
+    # parts of a kind's glosses, fixed: no seed trains on what another tests
     third, half = len(glosses) // 3, len(glosses) // 2
     return {"test": glosses[:third], "val": glosses[third:half], "train": glosses[half:]}[part]
 
@@ -142,6 +148,7 @@ def set_head(model: SentenceTail, rows: Sequence[Row]) -> None:
     middle = x.mean(0)
     x = x - middle
     w = torch.linalg.solve(x.T @ x + RIDGE * torch.eye(x.shape[1]).double(), x.T @ (y - y.mean()))
+    # two classes, of which only the second has a weight: yes
     model.head.weight[1] = w.float()
     model.head.bias[1] = float(y.mean() - middle @ w)
 
@@ -172,14 +179,14 @@ def error(model: nn.Module, rows: Sequence[Row]) -> float:
     return 100 * (1 - scores.accuracy)
 
 
-def cell(seed: int, report: Report) -> Cell:
+def cell(chosen: Sequence[ArmRate], seed: int, report: Report) -> Cell:
     """Return a seed's results: "known", "size" of each arm; "later", errors of each way by kind."""
-    lr = rate(report)
-    extra = {"seed": seed, "rate": lr, "later": [SHOTS, LATER_EPOCHS, LATER_BATCH]}
+    by_arm = {rate.arm: rate.rate for rate in chosen}
+    extra = {"seed": seed, "rates": by_arm, "later": [SHOTS, LATER_EPOCHS, LATER_BATCH]}
 
     def run() -> Cell:
         with threads(1):
-            return _run(seed, lr, report)
+            return _run(seed, by_arm, report)
 
     return stored("poly", inputs_of(**extra), run)
 
@@ -189,37 +196,41 @@ def inputs_of(**extra: Any) -> dict[str, Any]:
     return inputs | {"batch": BATCH, "rate of Z": LR_Z} | extra
 
 
-def rate(report: Report) -> float:
-    """Return the rate at which the shared LoRA is best on validation rows; run once and kept."""
+def rates(report: Report) -> tuple[ArmRate, ...]:
+    """Return the rate at which each arm errs least on validation rows; each is tried once."""
 
-    def run() -> dict[str, float]:
-        kinds, errors = TaskKinds(SEED, "val"), {}
-        for lr in RATES:
+    def score(arm: str, lr: float) -> float:
+        def run() -> float:
+            kinds = TaskKinds(TUNED, "val")
             with threads(1):
-                model = adapted(kinds.base, methods(len(kinds.known))[SHARED], SEED)
-                train(model, kinds.mixed(kinds.train), EPOCHS, BATCH, lr=lr, seed=SEED)
-                errors[str(lr)] = error(model, kinds.mixed(kinds.test))
-            report(f"  the shared LoRA at rate {lr}: {errors[str(lr)]:.2f} % wrong on validation")
-        return errors
+                model = adapted(kinds.base, methods(len(kinds.known))[arm], TUNED)
+                train(model, kinds.mixed(kinds.train), EPOCHS, BATCH, lr=lr, seed=TUNED)
+                return -error(model, kinds.mixed(kinds.test))
 
-    errors = stored("poly", inputs_of(rates=list(RATES)), run)
-    return min(RATES, key=lambda lr: errors[str(lr)])
+        value = stored("poly", inputs_of(tried=arm, rate=lr), run)
+        report(f"  {arm} at rate {lr:g}: {-value:.2f} % wrong on validation")
+        return value
+
+    return RATES.choose(score)
 
 
-def _run(seed: int, lr: float, report: Report) -> Cell:
+def _run(seed: int, rate_by_arm: Mapping[str, float], report: Report) -> Cell:
     kinds = TaskKinds(seed)
     models: dict[str, PeftModel] = {}
     errors_known: dict[str, float] = {"no adapter": error(kinds.base, kinds.mixed(kinds.test))}
     size: dict[str, int] = {}
+    # step 1: all known tasks together, each arm at its own rate
     for name, method in methods(len(kinds.known)).items():
         models[name] = adapted(kinds.base, method, seed)
         size[name] = sum(p.numel() for p in models[name].parameters() if p.requires_grad)
-        train(models[name], kinds.mixed(kinds.train), EPOCHS, BATCH, lr=lr, seed=seed)
+        rows, lr = kinds.mixed(kinds.train), rate_by_arm[name]
+        train(models[name], rows, EPOCHS, BATCH, lr=lr, seed=seed)
         errors_known[name] = error(models[name], kinds.mixed(kinds.test))
         report(f"  seed {seed}, {name}: {errors_known[name]:.2f} % wrong")
     later: dict[str, dict[str, float]] = {name: {} for name in LATER}
+    # step 2: each later task from a few of its rows, from what step 1 has learned
     for kind in kinds.held:
-        for way, wrong in new_task(kinds, models, kind, lr, seed).items():
+        for way, wrong in new_task(kinds, models, kind, rate_by_arm, seed).items():
             later[way][kind] = wrong
     report(f"  seed {seed}: later tasks { ({n: round(mean(v), 1) for n, v in later.items()}) }")
     return {"known": errors_known, "size": size, "later": later}
@@ -230,9 +241,16 @@ def mean(errors: Mapping[str, float]) -> float:
 
 
 def new_task(
-    kinds: TaskKinds, models: Mapping[str, PeftModel], kind: str, lr: float, seed: int
+    kinds: TaskKinds,
+    models: Mapping[str, PeftModel],
+    kind: str,
+    rate_by_arm: Mapping[str, float],
+    seed: int,
 ) -> dict[str, float]:
-    """Return error of each way to a held-out kind, from a few of its rows."""
+    """Return error of each way to a held-out kind, from a few of its rows.
+
+    A way has the rate of the arm that it goes on from; a LoRA from scratch, that of the shared one.
+    """
     number = len(kinds.known)
     half = SHOTS // 2
     kind_rows = kinds.train[kind]
@@ -240,9 +258,11 @@ def new_task(
     shots = told([*kind_rows[:half], *kind_rows[middle : middle + half]], number)
     test = told(kinds.test[kind], number)
     full, poly_model = copy.deepcopy(models[MHR]), copy.deepcopy(models[POLY])
+    # MHR-mu: the mean of the skills is one LoRA, which is trained on
     mu = mhr.to_mhr_mu(copy.deepcopy(models[MHR]))
     for model in (full, poly_model):
         mhr.add_task(model, seed=seed)
+    # what the mean of the skills knows without any row of the task
     untrained = error(mu, test)
     ways = {
         "MHR": full,
@@ -253,14 +273,16 @@ def new_task(
         "LoRA from scratch, r = 4": adapted(kinds.base, Lora(4), seed),
         "the shared LoRA, trained on": copy.deepcopy(models[SHARED]),
     }
-    for model in ways.values():
-        train(model, shots, LATER_EPOCHS, LATER_BATCH, lr=lr, seed=seed)
+    for name, model in ways.items():
+        arm = MHR if name.startswith("MHR") else POLY if name.startswith("Poly") else SHARED
+        train(model, shots, LATER_EPOCHS, LATER_BATCH, lr=rate_by_arm[arm], seed=seed)
     return {name: error(model, test) for name, model in ways.items()} | {LATER[-1]: untrained}
 
 
 def on_known_tasks(seeds: Sequence[int], report: Report, *, over: str) -> Result:
     """Return error of MHR over that of another arm, the median of the seeds."""
-    cells = [cell(seed, report) for seed in seeds]
+    chosen = rates(report)
+    cells = [cell(chosen, seed, report) for seed in seeds]
     middle = {n: statistics.median(c["known"][n] for c in cells) for n in cells[0]["known"]}
     rows = [
         {
@@ -277,7 +299,7 @@ def on_known_tasks(seeds: Sequence[int], report: Report, *, over: str) -> Result
         f"Medians: shared {shared:.2f} %, Poly {poly:.2f} %, MHR {ours:.2f} %: "
         f"{'in' if shared > poly > ours else 'NOT in'} the paper's order. {WORK}"
     )
-    return result_of(values, rows, note, statistics.median)
+    return result_of(values, rows, note, statistics.median, chosen)
 
 
 def on_a_later_task(
@@ -287,7 +309,8 @@ def on_a_later_task(
 
     surely: the lower end of the interval over held-out tasks in place of the median.
     """
-    errors_of_seeds = [cell(seed, report)["later"] for seed in seeds]
+    chosen = rates(report)
+    errors_of_seeds = [cell(chosen, seed, report)["later"] for seed in seeds]
     rows = [
         {
             "way": name,
@@ -300,6 +323,7 @@ def on_a_later_task(
     theirs, mine = (
         np.array([[v] for c in errors_of_seeds for v in c[n].values()]) for n in (over, ours)
     )
+    # tasks are the sample here: the interval is over 24 held-out kinds
     pairs = Differences.of(theirs, mine)
     assert pairs is not None
     low, high = pairs.interval or (-np.inf, np.inf)
@@ -310,7 +334,7 @@ def on_a_later_task(
         f"{WORK}"
     )
     judged = (lambda _: float(low)) if surely else statistics.median
-    return result_of(values, rows, note, judged)
+    return result_of(values, rows, note, judged, chosen)
 
 
 WORK = (
@@ -318,9 +342,8 @@ WORK = (
     f"batches of {BATCH}, Z at a rate of {LR_Z}; {TEST} rows of each are tested, half of them yes: "
     "always yes is 50 % wrong. Every arm reads the kind's name before the gloss. MiniLM's last two "
     "blocks, all linear layers; one head for all arms, fitted by ridge regression without "
-    "adapters. Poly and the LoRA have at least as many parameters as MHR with its logits. The rate "
-    f"is that of {RATES} at which the shared LoRA is best on validation rows. All claims named "
-    "poly judge the same runs."
+    "adapters. Poly and the LoRA have at least as many parameters as MHR with its logits. All "
+    "claims named poly judge the same runs."
 )
 KNOWN = (
     "Where tasks conflict, an inventory of skills mixed by task beats one shared LoRA of as many "
@@ -342,7 +365,10 @@ study = partial(
         "A LoRA from scratch errs in less than half of the rows.",
         lambda rows: numbers(rows, "error %", {"way": "LoRA from scratch, r = 1"})[0] < 50,
     ),
-    minutes=20,
+    rates=RATES,
+    seeds=(0, 1, 2, 3),  # other kinds are held out with each: all 24 in four
+    needs="long",
+    minutes=100,
     work="MiniLM; 24 kinds of noun of WordNet's glosses",
 )
 
@@ -350,9 +376,10 @@ CLAIMS = (
     study(
         "poly",
         system="Poly and MHR",
+        effect=UnknownEffect("The paper's tables were not reachable."),
         sentence=KNOWN + "Here MHR against the shared LoRA, which is told the task, too.",
         baseline="error of one shared LoRA that reads the task in its input; ratio",
-        target=0.75,
+        target=1.0,
         sense="<=",
         control=LEARNED,
         measure=partial(on_known_tasks, over=SHARED),

@@ -36,9 +36,11 @@ def natural(
     random = np.random.default_rng(seed)
     pictures = [grey(p.pixels) for p in photographs(shrink=4)]
     order = random.permutation(len(pictures))
+    # patches of a photograph are alike: six whole photographs are held out
     cuts = [(order[6:], train), (order[:6], test)]
     parts = [patches([pictures[i] for i in indices], 8, n, random) for indices, n in cuts]
     parts = [p - p.mean(axis=1, keepdims=True) for p in parts]
+    # whitened by the training part alone
     white = PCA(components, whiten=True).fit(parts[0])
     return white.transform(parts[0]), white.transform(parts[1])
 
@@ -61,6 +63,7 @@ def densities(seeds: Sequence[int], report: Report) -> Result:
     ]
     for seed, scores in zip(seeds, scores_of_seeds, strict=True):
         report(f"seed {seed}: {scores}")
+    # continuous causes over binary ones, binary causes over Gaussian ones: the lesser step
     values = [min(m["GSC"] - m["BSC"], m["BSC"] - m["FactorAnalysis"]) for m in scores_of_seeds]
     rows = [
         {"model": n, "nats a patch": shown([m[n] for m in scores_of_seeds], ".2f")}
@@ -87,6 +90,7 @@ def denoised(seed: int) -> dict[str, Any]:
     top, first_column = ((length - CROP) // 2 for length in clean.shape)
     clean = clean[top : top + CROP, first_column : first_column + CROP]
     noisy = clean + SIGMA * random.standard_normal(clean.shape)
+    # all overlapping patches; estimates of a pixel are averaged
     x = sliding_window_view(noisy, (SIDE, SIDE)).reshape(-1, SIDE**2)
     mean = x.mean(axis=1, keepdims=True)
     x = x - mean
@@ -114,6 +118,7 @@ def _by_dictionary(some: Array, x: Array, seed: int) -> Array:
     learner = MiniBatchDictionaryLearning(64, max_iter=20, batch_size=256, random_state=seed)
     w = learner.fit(some / SIGMA).components_
     w = w / np.linalg.norm(w, axis=1, keepdims=True)
+    # the usual gain for OMP on 8 x 8 patches: stop at the energy of the noise
     tol = (1.15 * SIGMA) ** 2 * SIDE**2
     out = np.zeros_like(x)
     todo = np.square(x).sum(axis=1) > tol  # others are nothing but noise
@@ -126,6 +131,7 @@ def _by_dictionary(some: Array, x: Array, seed: int) -> Array:
 
 def _by_wiener(some: Array, x: Array, seed: int) -> Array:
     values, basis = np.linalg.eigh(np.cov(some.T))
+    # Wiener's gain, whose signal is what the noise leaves of each eigenvalue
     gain = np.maximum(values - SIGMA**2, 0) / np.maximum(values, SIGMA**2)
     return (x @ basis * gain) @ basis.T
 
@@ -156,6 +162,7 @@ def denoise(seeds: Sequence[int], report: Report) -> Result:
     values, rows = [], []
     for figures in figures_of_seeds:
         report(str(figures))
+        # the best of all rivals on each picture
         rivals = [figures[n]["psnr"] for n in DENOISERS if n != "GSC"]
         values.append(figures["GSC"]["psnr"] - max(rivals))
         cells = {n: f"{figures[n]['psnr']:.2f} ({figures[n]['cpu']:.0f} s)" for n in DENOISERS}

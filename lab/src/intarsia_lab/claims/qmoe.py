@@ -40,6 +40,7 @@ EXPERTS, EVERY = 8, 5  # of each mixture; blocks from one mixture to the next
 def drawn(seed: int, side: int = SIDE) -> tuple[Tensor, Tensor]:
     """Digits that are 0 with probability .885, and levels."""
     draw = torch.Generator().manual_seed(seed)
+    # ternary digits as in the paper's models: most of them 0, the others even
     odds = torch.tensor([ZEROS, (1 - ZEROS) / 2, (1 - ZEROS) / 2])
     digits = torch.multinomial(odds, side * side, True, generator=draw).view(side, side)
     levels = torch.rand(side, 2, generator=draw) * torch.tensor([-1.0, 1.0])
@@ -52,6 +53,7 @@ def of_size(seeds: tuple[int, ...], report: Report) -> Result:
     for seed in seeds:
         digits, levels = drawn(seed)
         stored = form.stored(digits, levels)
+        # two bytes a weight, over all bytes that are kept: codes, offsets, levels
         smaller.append(2 * digits.numel() / nbytes(stored))
         table.append(_sized(f"{SIDE} x {SIDE}, 88.5 % zeros, seed {seed}", digits, stored))
         report(f"seed {seed}: {smaller[-1]:.2f} times")
@@ -63,6 +65,7 @@ def of_size(seeds: tuple[int, ...], report: Report) -> Result:
         table.append(
             _sized(f"SmolLM2, {name} of block 15, rounded", digits, form.stored(digits, levels))
         )
+    # how far the code is from what no coder of digits can pass
     worst = max(float(row["codes over entropy"]) for row in table[: len(seeds)])
     note = (
         f"Codes take {worst:.3f} times the entropy of the digits at most, which no coder of single "
@@ -91,6 +94,7 @@ def of_time(seeds: tuple[int, ...], report: Report) -> Result:
         digits, levels = drawn(seed)
         stored = form.stored(digits, levels)
         x = torch.randn(1, SIDE, generator=torch.Generator().manual_seed(seed))
+        # the same numbers on both sides: only their storage differs
         weight = form.decode(stored, (SIDE, SIDE)).bfloat16()
         runs = {
             "torch bf16": rotating(partial(_dense, weight, x.bfloat16()), weight.nbytes),

@@ -32,7 +32,7 @@ from intarsia.models.codec.recombiner import RecombinerSettings
 from intarsia.models.codec.relative_entropy import candidates, choose, gumbels, packed_bytes
 from intarsia.reports.sheet import Differences
 
-from ..kit import COUNTED, Report, Result, Study, above
+from ..kit import COUNTED, Report, Result, Study, UnknownEffect, above
 from ..kit.arms import each, result_of, shown
 from ..kit.stored import StoredResults
 
@@ -45,6 +45,7 @@ ARMS: Mapping[str, dict[str, Any]] = {
     "no maps": {"reparametrise": False},
     "COMBINER": {"positions": 0, "reparametrise": False},
 }
+# photographs are shrunk before they are cut, or a crop of 32 px would be one colour
 SIDE, SHRINK, HELD_OUT = 32, 8, 5  # every fifth photograph is for testing
 RATES = 0.5, 1.0, 2.0  # bits for each pixel of the payload
 QUALITIES = {
@@ -87,6 +88,7 @@ class CodedPack(NamedTuple):
 def pictures(count: int) -> tuple[list[Array], list[Array]]:
     """Photographs for the prior, and crops of others for the test."""
     images = [photograph.pixels for photograph in photographs(shrink=SHRINK)]
+    # crops of photographs of which the prior has seen nothing
     test, random = images[::HELD_OUT], np.random.default_rng(0)
     crops = []
     for i in range(count):
@@ -118,8 +120,10 @@ def by_prior(size: Size, arm: str, rate: float, seed: int, folder: Path) -> Code
     options = {"crops": size.crops, "steps": size.steps, "seed": seed, "out": folder}
     codec = Recombiner.train(train, rate, settings, **options)
     clock.append(time.process_time())
+    # step 2: fit and code each crop, relative to the prior
     data = codec.encode_many(test, steps=size.fit, seed=seed)
     clock.append(time.process_time())
+    # step 3: what a receiver sees, from the bytes alone
     decoded = codec.decode(data)
     clock.append(time.process_time())
     values = [psnr(a, b) for a, b in zip(test, decoded, strict=True)]
@@ -352,6 +356,9 @@ CLAIMS = (
     study(
         "recombiner",
         system="RECOMBINER",
+        effect=UnknownEffect(
+            "Paired differences on pictures of 32 pixels are in no table that was reachable."
+        ),
         work="32 x 32 crops of photographs",
         sentence="RECOMBINER is above COIN and COMBINER at three rates (scaled down: 3 x 16 "
         "hidden, a prior of 128 crops, 6 test crops).",

@@ -6,13 +6,15 @@ from functools import partial
 
 from intarsia.routers import Recurrent
 
-from ..kit import Study, better_than_a_guess
+from ..kit import Effect, Study, better_than_a_guess
 from ..routing import VARIANTS, Variant
-from ..routing.contenders import WIDE, WIDE_WORK, arm, information, ratio
+from ..routing.contenders import WIDE, WIDE_WORK, arm, information, one_rate, ratio
 
-TOPK = arm("linear router, top-2 of 8", VARIANTS["top-k"])
-RMOE = arm("RMoE, p = 32", VARIANTS["rmoe"])
+TOPK = arm("linear router, top-2 of 8", VARIANTS["topk"])
+RMOE = arm("RMoE, p = 32", VARIANTS["recurrent"])
+# the linear router's balance loss, since a weaker one changes what choices can tell
 EVEN = arm("RMoE, p = 32, balance 0.01", Variant("even", Recurrent(8, 2, balance=0.01)))
+# the control: as many live parameters, and no state between layers
 ALONE = arm("no recurrence, p = 38", Variant("alone", Recurrent(8, 2, hidden=38, carry=False)))
 """As many live parameters, 15.5 thousand: without a state, the cell's matrix of it does nothing."""
 
@@ -40,6 +42,7 @@ study = partial(
     baseline="linear top-2 router; ratio of test losses",
     sense="<=",
     control=better_than_a_guess(1024),
+    rates=one_rate(TOPK, RMOE, ALONE),
     needs="long",
     minutes=25,
 )
@@ -48,6 +51,7 @@ CLAIMS = (
     study(
         "rmoe",
         system="RMoE",
+        effect=Effect(0.989, "table 1, enwik8, test: 1.116 bits against 1.128 of SMoE", null=1.0),
         work="a decoder of width 64 from scratch on Austen",
         sentence="Routers that pass a state along the depth predict no worse than linear ones "
         "(arXiv:2408.06793, abstract).",
@@ -61,6 +65,7 @@ CLAIMS = (
         "all with the same balance loss (arXiv:2408.06793, abstract).",
         target=1.0,
         measure=partial(ratio, ours=EVEN, base=TOPK, note=SAME, bench=WIDE),
+        rates=one_rate(TOPK, EVEN, bench=WIDE),
         minutes=240,
     ),
     study(

@@ -11,7 +11,7 @@ from intarsia.experiments.pool import Arm
 from intarsia.fitting import fit
 from intarsia.schedules import Gradual, RigL, Set
 
-from ..kit import Report, Result, Study, above
+from ..kit import FixedRate, Report, Result, Study, above
 from ..kit.arms import each, lower, result_of, shown
 from ..kit.stored import StoredResults
 from ..materials import thin_resnets
@@ -19,8 +19,8 @@ from ..materials.wide_resnets import OPTIONS, resnet
 
 stored = StoredResults(__file__)
 
+# RigL changes its masks some twenty times in 7 epochs of 79 steps
 DENSITY, EVERY, EPOCHS = 0.2, 25, 7
-STEPS = -(-thin_resnets.TRAIN // 128)  # of an epoch
 
 
 class MaskWay(NamedTuple):
@@ -55,7 +55,7 @@ def operations(name: str) -> float:
     RigL's dense gradients are counted.
     """
     way = ARMS[name]
-    steps = way.epochs * STEPS
+    steps = way.epochs * thin_resnets.STEPS
     match way.schedule:
         case None:
             share = 1.0
@@ -87,6 +87,7 @@ def judged(seeds: tuple[int, ...], report: Report, *, rival: str) -> Result:
     """RigL's accuracy minus another arm's, in points: the lower end of the paired interval."""
     sheet = each([Arm(name, name) for name in ARMS], seeds, cell, report)
     by_arm = {arm: sheet.by_seed(arm, "") for arm in sheet.arms}
+    # pairs by seed: the same start and the same batches
     gains = [a.accuracy - b.accuracy for a, b in zip(by_arm[RIGL], by_arm[rival], strict=True)]
     table = [
         {"model": arm, "accuracy": shown([result.accuracy for result in results], ".2f")}
@@ -108,6 +109,7 @@ study = partial(
     control=above(
         "The dense net is above chance, 10 %, by 40 points.", "accuracy", 50, {"model": "dense"}
     ),
+    rates=FixedRate(OPTIONS["lr"], {n: w.epochs * thin_resnets.STEPS for n, w in ARMS.items()}),
     seeds=(0, 1, 2, 3, 4),
     needs="long",
     minutes=20,

@@ -22,7 +22,7 @@ from intarsia.hosts.attach.adapt import Adapt
 from intarsia.methods import S2ft
 from intarsia.train import Training
 
-from ..kit import Control, Report, Result, Study, above, numbers
+from ..kit import ArmRate, Control, Rates, Report, Result, Study, UnknownEffect, above, numbers
 from ..kit.arms import class_scores, each, result_of, threads
 from ..kit.stored import StoredResults
 from ..materials import tails, task_tracks
@@ -34,16 +34,19 @@ stored = StoredResults(__file__)
 FIRST = 9  # of twelve blocks; the three from there on are adapted
 SOURCE, TARGETS = "fashion-mnist", ("elpv", "photo-rotation", "prompt-kind")
 IMAGES, EPOCHS, BATCH, EVERY = 640, 3, 16, 20  # 120 steps
+# the old task is read by a probe, whose head is fixed: forgetting is of features
 PROBED, TEST = 1000, 250  # pictures of the source's probe; test pictures of either task
 # for each block 15,360 weights: 40 of 1,536 channels, rank 8 of fc2, rank 4 of both linear maps
 CHANNELS, RANK, BOTH = 40, 8, 4
 METHODS: Mapping[str, Change] = {
     task_tracks.OURS: Adapt(S2ft(down=CHANNELS / 1536), targets=("fc2",)),
     task_tracks.LORA: Adapt(Lora(RANK), targets=("fc2",)),
+    # by PEFT's own code, in both linear maps, which is where it has no slices
     "PiSSA": by_peft("PiSSA", BOTH, ("mlp_linear",)),
     "DoRA": by_peft("DoRA", BOTH, ("mlp_linear",)),
 }
 ARMS = tuple(Arm(name, name) for name in METHODS)
+RATES = Rates(task_tracks.GRID, dict.fromkeys(METHODS, EPOCHS * IMAGES // BATCH))
 
 
 def pictures(task: str) -> TailTokens:
@@ -74,6 +77,7 @@ def probe() -> Probe:
     pretrained = tails.tail(source.classes, FIRST, 0).eval()
     read_features = features(pretrained, x).numpy()
     mean, spread = read_features.mean(0), read_features.std(0) + 1e-6
+    # fitted once on the pretrained features, and read again on what training makes of them
     lines: Any = LogisticRegression(C=0.1, max_iter=500).fit(
         (read_features - mean) / spread, y.numpy()
     )
@@ -91,6 +95,7 @@ def fitted(arm: str, task: str, rate: float, seed: int, **options: Any) -> nn.Mo
     model = apply(tails.tail(target.classes, FIRST, seed), METHODS[arm], seed=seed)
     training = Training(EPOCHS, BATCH, rate, 0.0, precision="bf16", seed=seed)
     rows = target.few(IMAGES, seed)
+    # a constant rate, or the end of a course would hide what came before
     fit(model, rows, training=training, lr_factor=lambda *_: 1.0, trackers=(), **options)
     return model
 
@@ -119,22 +124,21 @@ def tried(arm: str, task: str, rate: float) -> float:
 
 
 @lru_cache
-def rate(arm: str) -> float:
-    """Return the rate at which an arm is best on validation pictures, the mean over the tasks."""
-    return max(
-        task_tracks.RATES, key=lambda lr: statistics.mean(tried(arm, task, lr) for task in TARGETS)
-    )
+def rates() -> tuple[ArmRate, ...]:
+    """Return the rate at which each arm is best on validation pictures, the mean over the tasks."""
+    return RATES.choose(lambda arm, lr: statistics.mean(tried(arm, task, lr) for task in TARGETS))
 
 
 def train(arm: str, task: str, seed: int) -> task_tracks.Track:
     """Train one arm on one task, with scores every few steps."""
-    lr = rate(arm)
+    lr = {rate.arm: rate.rate for rate in rates()}[arm]
 
     def run() -> dict[str, list[float]]:
         track, old = task_tracks.Track(), probe()
         x, y = pictures(task).test.tensors
 
         def look(model: nn.Module, step: int, steps: int) -> None:
+            # the whole curve: new task and old, every 20 steps
             if step % EVERY == 0 or step == steps:
                 model.eval()
                 head = cast(Tail, base_of(model)).head
@@ -167,66 +171,50 @@ def tracks(
     ).results
 
 
-def matched(
-    tracks_by_arm: Mapping[tuple[str, str, int], task_tracks.Track],
-    task: str,
-    seed: int,
-    rival: str = task_tracks.LORA,
-) -> tuple[float, float, float]:
-    """Return the highest target accuracy that both reach; what ours and the other kept there."""
-    both = [tracks_by_arm[arm, task, seed] for arm in (task_tracks.OURS, rival)]
-    level = min(max(track.target) for track in both)
-    return level, both[0].kept(level), both[1].kept(level)
-
-
 def retention(seeds: Sequence[int], report: Report) -> Result:
-    """Share of tasks in which S2FT keeps at least LoRA's source accuracy, one value per seed."""
-    tracks_by_arm = tracks(seeds, report)
+    """Return what S2FT keeps of the source minus what LoRA keeps, at the same target accuracy.
+
+    A value for each seed, the mean over the tasks.
+    """
+    by_run = tracks(seeds, report)
     start = statistics.mean(
-        tracks_by_arm[task_tracks.LORA, t, s].source[0] for t in TARGETS for s in seeds
+        by_run[task_tracks.LORA, t, s].source[0] for t in TARGETS for s in seeds
     )
     matches = {
-        (t, s, o): matched(tracks_by_arm, t, s, o) for t in TARGETS for s in seeds for o in METHODS
-    }
-    values = [
-        statistics.mean(
-            matches[t, s, task_tracks.LORA][1] >= matches[t, s, task_tracks.LORA][2]
-            for t in TARGETS
+        (task, seed, rival): task_tracks.matched(
+            by_run[task_tracks.OURS, task, seed], by_run[rival, task, seed]
         )
-        for s in seeds
+        for task in TARGETS
+        for seed in seeds
+        for rival in METHODS
+        if rival != task_tracks.OURS
+    }
+    beside_lora = {(t, s): matches[t, s, task_tracks.LORA] for t in TARGETS for s in seeds}
+    values = [
+        statistics.mean(beside_lora[t, s][1] - beside_lora[t, s][2] for t in TARGETS) for s in seeds
     ]
+    columns = ("matched target accuracy", "source kept, S2FT", "source kept, the other")
     rows = [
-        {
-            "task": t,
-            "against": rival,
-            "matched target accuracy": _mean(matches[t, s, rival][0] for s in seeds),
-        }
-        | {
-            "source kept, S2FT": _mean(matches[t, s, rival][1] for s in seeds),
-            "source kept, the other": _mean(matches[t, s, rival][2] for s in seeds),
-        }
-        for t in TARGETS
+        {"task": task, "against": rival}
+        | {c: _mean(matches[task, s, rival][i] for s in seeds) for i, c in enumerate(columns)}
+        for task in TARGETS
         for rival in METHODS
         if rival != task_tracks.OURS
     ]
     note = (
-        f"One value per seed: the share of {len(TARGETS)} tasks. ViT-S at 56 px, its last "
-        f"{12 - FIRST} blocks; the source is {SOURCE}: a probe of the pretrained features "
-        f"({start:.3f} right at first) is read again on what training has made of them. Each arm "
-        f"has the rate of {task_tracks.RATES} that is best on validation pictures: "
-        f"{', '.join(f'{arm} {rate(arm):g}' for arm in METHODS)}; the rate is constant, "
-        f"{IMAGES} pictures x {EPOCHS} epochs looked at every {EVERY} steps; two arms are read "
-        "where they first reach the highest target accuracy that both reach. S2FT and LoRA are in "
-        "the second linear map of each MLP, PEFT's PiSSA and DoRA in both, with as many parameters "
-        "(DoRA: its magnitudes more)."
+        f"ViT-S at 56 px, its last {12 - FIRST} blocks; the source is {SOURCE}: a probe of the "
+        f"pretrained features ({start:.3f} right at first) is read again on what training has made "
+        f"of them. The rate is constant, {IMAGES} pictures x {EPOCHS} epochs looked at every "
+        f"{EVERY} steps; two arms are read where they first reach the highest target accuracy that "
+        "both reach. S2FT and LoRA are in the second linear map of each MLP, PEFT's PiSSA and DoRA "
+        "in both, with as many parameters (DoRA: its magnitudes more)."
     )
-    return result_of(values, rows, note)
+    return result_of(values, rows, note, rates=rates())
 
 
 def in_domain(seeds: Sequence[int], report: Report) -> Result:
     """Final target accuracy of S2FT minus LoRA's, the mean over the tasks, one value per seed."""
-    tracks_by_arm = tracks(seeds, report)
-    end = {key: track.target[-1] for key, track in tracks_by_arm.items()}
+    end = {run: track.target[-1] for run, track in tracks(seeds, report).items()}
     values = tuple(
         statistics.mean(end[task_tracks.OURS, t, s] - end[task_tracks.LORA, t, s] for t in TARGETS)
         for s in seeds
@@ -236,7 +224,7 @@ def in_domain(seeds: Sequence[int], report: Report) -> Result:
         for t in TARGETS
     ]
     note = "The runs of `s2ft`; accuracy on test pictures at the end of training."
-    return result_of(values, rows, note)
+    return result_of(values, rows, note, rates=rates())
 
 
 def _mean(values: Any) -> str:
@@ -252,6 +240,7 @@ study = partial(
         "Every task is learned: the turn of a picture above chance, 25 %, by 10 points.",
         lambda rows: numbers(rows, "matched target accuracy", {"task": "photo-rotation"})[0] > 0.35,
     ),
+    rates=RATES,
     minutes=15,
 )
 
@@ -259,12 +248,16 @@ CLAIMS = (
     study(
         "s2ft",
         system="S2FT",
+        effect=UnknownEffect(
+            "The abstract has 11.5 % above full training out of domain; what is kept at equal "
+            "accuracy was not found."
+        ),
         work="ViT-S, three new tasks after Fashion-MNIST",
         sentence="S2FT forgets less than LoRA, each at its own best rate: in a pretrained ViT-S, "
-        "at the same accuracy on a new task it keeps at least LoRA's accuracy on another one, in "
-        f"two thirds of the tasks {PAPER}.",
-        baseline="LoRA of the same size, where both first reach the same target accuracy",
-        target=2 / 3,
+        f"at the same accuracy on a new task it keeps more of the accuracy on another one {PAPER}.",
+        baseline="LoRA of the same size, where both first reach the same target accuracy; "
+        "difference of source accuracies, the mean of three tasks",
+        target=0.0,
         measure=retention,
     ),
     study(

@@ -14,7 +14,7 @@ import torch
 
 from intarsia.methods.seuf import Seuf, Unlearned, unlearn
 
-from ..kit import Control, Effect, Report, Result, Study, numbers
+from ..kit import Control, Effect, Report, Result, Study, UnknownEffect, numbers
 from ..kit.arms import judged, threads
 from ..kit.stored import StoredResults
 from ..materials import held_out_rows
@@ -23,6 +23,7 @@ from ..materials.routing_traces import made
 stored = StoredResults(__file__)
 
 FORGOTTEN = ("code", "glosses", "help")
+# a few rows are forgotten within 80 steps; the path is judged at equal forgetting, not at its end
 TRAINED, JUDGED, STEPS = 64, 16, 80
 RATE, TARGETS = 1e-3, (0.5, 1.0)
 RANDOM = 4  # experts of the attributed one's layer
@@ -46,6 +47,7 @@ def cells(kind: str, seed: int, report: Report) -> dict[str, Cell]:
         by_arm[arm] = _cell(kind, seed, arm, report)
     for attributed, (layer, best) in ((TOP, first["at"]), (LIFT, lift["at"])):
         draws = torch.Generator().manual_seed(100 * seed + layer)
+        # rivals of the same layer: the layer matters more than the expert, and is no merit of it
         rivals = [e for e in torch.randperm(16, generator=draws).tolist() if e != best][:RANDOM]
         for number, expert in enumerate(rivals):
             name = f"random {number} beside {attributed}"
@@ -87,10 +89,12 @@ def _run(kind: str, seed: int, arm: str, site: tuple[int, int] | None, report: R
     model.config.use_cache = False
     blocks = held_out_rows.rows(seed)
     per = TRAINED // (len(blocks) - 1)
+    # as much text to keep as to forget, of all other kinds alike
     keep = torch.cat([r[:per] for name, r in blocks.items() if name != kind])
     judged = torch.cat([r[-JUDGED // 2 :] for name, r in blocks.items() if name != kind])
     judge = list(blocks[kind][-JUDGED:]), list(judged)
     forget = blocks[kind][:TRAINED]
+    # the paper's alpha: without it the router sends the text elsewhere
     anchor = 0.0 if arm == FREE else 1.0
     every_weight = arm == ALL
     method = Seuf(
@@ -108,6 +112,7 @@ def _run(kind: str, seed: int, arm: str, site: tuple[int, int] | None, report: R
             steps=STEPS,
             until=max(TARGETS) + 0.2,
             judge=judge,
+            # scored after each step, or the point of equal forgetting would be guessed
             every=1,
             seed=seed,
         )
@@ -125,6 +130,7 @@ def rise(path: Sequence[Mapping[str, float]], amount: float, field: str = "retai
     first = path[0]
     for a, b in zip(path, path[1:], strict=False):
         x, y = (point["forget"] - first["forget"] for point in (a, b))
+        # the first step at which the text has risen so far
         if x <= amount <= y:
             part = (amount - x) / (y - x) if y > x else 0.0
             return a[field] + part * (b[field] - a[field]) - first[field]
@@ -150,6 +156,7 @@ def against_random(by_arm: Mapping[str, Cell], attributed: str) -> float:
         rivals = [
             damage(c, target) for n, c in by_arm.items() if n.endswith(f"beside {attributed}")
         ]
+        # a rival that never forgets has no damage at equal forgetting
         finite = [value for value in rivals if value < NEVER]
         ours = damage(by_arm[attributed], target)
         ratios.append(ours / max(statistics.mean(finite), 1e-9) if finite else 1.0)
@@ -196,6 +203,7 @@ def _mean_row(seed: int, kind: str, attributed: str, rivals: list[Cell]) -> dict
 
 
 def _share(by_arm: Mapping[str, Cell], arm: str) -> float:
+    # the anchor keeps the expert in charge of the text, which this shows
     before, after = by_arm[arm]["share"]
     return after - before
 
@@ -227,13 +235,17 @@ CLAIMS = (
     study(
         "seuf-expert",
         system="SEUF",
+        effect=UnknownEffect(
+            "The abstract counts utility, up to 35 % more; damage at equal forgetting was not "
+            "found."
+        ),
         work="mixtures trained on four kinds of text",
         sentence="The attributed expert is the right one to unlearn in "
         + PAPER
         + "damage to other "
         "text at equal forgetting, the worse of two targets.",
         baseline="mean of four random experts of the same layer; ratio",
-        target=0.90,
+        target=1.0,
         measure=partial(run, figure=lambda arms: against_random(arms, TOP)),
     ),
     study(

@@ -16,13 +16,14 @@ from intarsia.schedules import prune
 from intarsia.schedules.phases import EndedTraining
 from intarsia.train.batch_norms import recalibrate
 
-from ..kit import Report, Result, Study, above
+from ..kit import FixedRate, Report, Result, Study, UnknownEffect, above
 from ..kit.arms import each, lower, result_of, shown
 from ..kit.stored import StoredResults
 from ..materials import thin_resnets
 
 stored = StoredResults(__file__)
 
+# one in twenty of 20,000 weights: where candidates differ and yet share a basin
 DENSITIES = (0.05,)
 
 
@@ -81,11 +82,13 @@ class DenseNets:
         if arm.startswith("independent"):
             return self._independent(density, seed, again=arm.endswith("again"))
         model = self.start(seed)
+        # the rival of equal cost: one net, as many epochs as all candidates have together
         times = thin_resnets.CANDIDATES if arm == "IMP, 3x the epochs" else 1
         count = thin_resnets.CANDIDATES if arm == "soup" else 1
         method = ScoredSoup(density, thin_resnets.ROUNDS, count)
         options: dict[str, Any] = {
             "epochs": times * thin_resnets.EPOCHS,
+            # candidates differ in the order of their batches alone, from this seed on
             "seed": 100 * seed,
             "optimizer": thin_resnets.nesterov,
         }
@@ -113,6 +116,7 @@ class DenseNets:
             )
             states.append({n: t.clone() for n, t in model.state_dict().items()})
             alone.append(thin_resnets.accuracy(model))
+        # the control: an average over different masks is denser than its parts
         mean = {
             n: torch.stack([s[n] for s in states]).mean(0) if t.is_floating_point() else t
             for n, t in states[0].items()
@@ -120,6 +124,7 @@ class DenseNets:
         model.load_state_dict(mean)
         if again:
             prune(model, density)
+        # batch norms measure the average anew, as the paper does for every soup
         recalibrate(model, [thin_resnets.rows("train").tensors[0][: thin_resnets.TRAIN // 5]])
         accuracy = thin_resnets.accuracy(model)
         return Souped(accuracy, statistics.mean(alone), max(alone), thin_resnets.density_of(model))
@@ -145,6 +150,7 @@ def of_soups(seeds: tuple[int, ...], report: Report) -> Result:
                 | {"kept": f"{statistics.mean(values['density']):.3f}"}
             )
     soups, longer = ([sheet.results[a, DENSITIES[0], s] for s in seeds] for a in (ARMS[0], ARMS[2]))
+    # the paper's second wish: as good as the candidate that one would have picked
     better = sum(net.result >= net.best for net in soups)
     apart = statistics.mean(a.result - b.result for a, b in zip(soups, longer, strict=True))
     note = (
@@ -160,6 +166,7 @@ CLAIMS = (
     Study(
         "sms",
         system="Sparse Model Soups",
+        effect=UnknownEffect("The paper's tables were not reachable."),
         work="a thin ResNet-8 from scratch on Fashion-MNIST",
         sentence="The average of nets that were trained from one pruned net with one mask is more "
         "accurate than they are, and as sparse (Sparse Model Soups, arXiv:2306.16788; scaled down: "
@@ -169,6 +176,13 @@ CLAIMS = (
         sense=">=",
         control=above(
             "Pruned nets are above chance, 10 %, by 40 points.", "accuracy", 50, {"model": "IMP"}
+        ),
+        rates=FixedRate(
+            thin_resnets.OPTIONS["lr"],
+            {
+                "soup, a candidate": thin_resnets.ROUNDS * thin_resnets.EPOCHS * thin_resnets.STEPS,
+                "IMP": thin_resnets.ROUNDS * thin_resnets.EPOCHS * thin_resnets.STEPS,
+            },
         ),
         measure=of_soups,
         needs="long",

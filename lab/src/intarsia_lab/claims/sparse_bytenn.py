@@ -17,10 +17,11 @@ from intarsia.hosts.anatomy.channel_groups import channels_of
 from intarsia.methods.sparse_bytenn import SparseByteNn
 from intarsia.partitions import keep_row_blocks
 
-from ..kit import COUNTED, TIMED, Report, Result, Study
+from ..kit import COUNTED, TIMED, Effect, Report, Result, Study
 from ..kit.arms import result_of
 from ..materials.convnet_times import whole
 
+# the paper's blocks of four outputs at 30 % of zeros
 PICTURES, SIDE, ROWS, DENSITY = 16, 224, 4, 0.7
 
 
@@ -54,6 +55,7 @@ def layer_scores(
         def measure(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             weight = layer.weight.detach()
             mask = keep_row_blocks({"w": weight.abs()}, {"w": DENSITY}, ROWS).mask("w", 0)
+            # what the removed blocks contributed to the output, in its own energy
             lost = copy.copy(layer)
             lost._forward_hooks = {}
             lost._parameters = {"weight": nn.Parameter(weight * ~mask), "bias": None}
@@ -75,6 +77,7 @@ def layer_scores(
 @lru_cache
 def nets() -> tuple[nn.Module, nn.Module]:
     """Lite0 as it was trained, and rearranged."""
+    # rearranged before pruning, so that the dense outputs are equal
     plain = backbone("efficientnet-lite0", classes=10).eval()
     return plain, apply(copy.deepcopy(plain), SparseByteNn(DENSITY, ROWS))
 
@@ -88,6 +91,7 @@ def rearranged(seeds: tuple[int, ...], report: Report) -> Result:
     for seed in seeds:
         pictures = crops(seed)
         before, after = (layer_scores(net, paths, pictures) for net in (plain, moved))
+        # both at once: more of the norm stays, and less of the output is lost
         better = [after[p][0] > before[p][0] and after[p][1] < before[p][1] for p in paths]
         values.append(sum(better) / len(paths))
         rows += [
@@ -119,12 +123,15 @@ CLAIMS = (
     study(
         "sparse-bytenn",
         system="SparseByteNN",
+        effect=Effect(
+            1.27, "abstract: MobileNet-v1, 30 % of its weights 0, Snapdragon 855", null=1.0
+        ),
         work="EfficientNet-Lite0, one thread",
         sentence="EfficientNet-Lite0 with seven tenths of its 1x1 weights left, in blocks of four "
         "rows, runs faster at batch 1 than its dense net in the fastest dense runtime.",
-        baseline="the fastest of OpenVINO and onnxruntime in float32; times as fast over 1.15",
+        baseline="the fastest of OpenVINO and onnxruntime in float32; times as fast",
         target=1.0,
         control=TIMED,
-        measure=partial(whole, bars={(4, 0.7): 1.15}),
+        measure=partial(whole, forms=[(4, 0.7)]),
     ),
 )

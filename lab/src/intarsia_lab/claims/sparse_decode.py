@@ -39,8 +39,10 @@ def arms() -> Iterator[tuple[str, nn.Module, Any]]:
     """SmolLM2 as it is, in two precisions, and pruned and packed; the tokenizer with each."""
     model, tokenizer = language_model("smollm2", progress=lambda _: None)
     yield "dense, fp32, torch's product", model, tokenizer
+    # the dense rival in the width that its product is fastest in
     half = copy.deepcopy(model).bfloat16()
     yield TORCH, half, tokenizer
+    # our own kernel, dense: what sparsity adds, and not the kernel
     yield DENSE, packed(packed(copy.deepcopy(half), Dense()), Dense(), HEAD), tokenizer
     sparsify(half, Magnitude(DENSITY))  # which weights are kept does not matter to the time
     blocks_packed = packed(copy.deepcopy(half), Bitmask(values="int8"))
@@ -64,6 +66,7 @@ def ours(model: nn.Module, ids: Tensor) -> list[float]:
 def transformers_own(model: nn.Module, ids: Tensor) -> list[float]:
     """Return the same of transformers' `generate`: what 16 more tokens take, for each."""
     clock = time.process_time()
+    # two lengths: their difference has no prompt in it
     stock_generate(model, ids, 2)
     middle = time.process_time()
     stock_generate(model, ids, TOKENS + 2)
@@ -79,6 +82,7 @@ def times_of(prompt: str, report: Report, stock: bool = True) -> Mapping[str, fl
     with threads(1):
         loaded = list(arms())
         times_by_job: dict[str, list[float]] = {}
+        # arms take turns, so that the load of the machine meets all of them
         for turn in range(TURNS + 1):
             for name, model, tokenizer in loaded:
                 ids = tokenizer(prompt, return_tensors="pt").input_ids

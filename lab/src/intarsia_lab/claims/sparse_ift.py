@@ -13,7 +13,7 @@ from intarsia.hosts import apply
 from intarsia.methods.sparse_ift import SparseIft, flop_audit
 from intarsia.schedules import FixedMask, RigL
 
-from ..kit import Report, Result, Study, above
+from ..kit import Effect, FixedRate, Report, Result, Study, above
 from ..kit.arms import each, lower, result_of, shown
 from ..kit.stored import StoredResults
 from ..materials import thin_resnets, wide_resnets
@@ -42,10 +42,12 @@ DENSE, WIDE, STATIC = "dense", "wide, RigL", "wide, fixed masks"
 ARMS: Mapping[str, IftWay] = {
     DENSE: IftWay(),
     WIDE: IftWay("wide", RIGL),
+    # what RigL adds to the wide net: the same net, masks that stay
     STATIC: IftWay("wide", FixedMask()),
     "parallel, RigL": IftWay("parallel", RIGL),
     "factorised, RigL": IftWay("factorised", RIGL),
     "doped, RigL": IftWay("doped", RIGL),
+    # what width adds: the same density without it
     "as wide as the dense one, RigL": IftWay(
         None, RigL(wide_resnets.DENSITY, every=EVERY, spread="uniform")
     ),
@@ -65,6 +67,7 @@ def run(way: IftWay, seed: int) -> IftScore:
     model, macs = wide_resnets.resnet(seed), 1.0
     if way.kind is not None:
         model = apply(model, SparseIft(way.kind, wide_resnets.DENSITY), seed=seed)
+        # the transformation must not cost more than the dense net: a layer at most
         macs = max(layer.ratio for layer in flop_audit(model))
     elif way.schedule is not None:
         macs = wide_resnets.DENSITY
@@ -79,6 +82,7 @@ def judged(
     """The first arm's accuracy minus the second's, in points: its mean, or the lower end of it."""
     sheet = each([Arm(n, ARMS[n]) for n in arms], seeds, cell, report)
     by_arm = {arm: sheet.by_seed(arm, "") for arm in arms}
+    # pairs by seed: as many multiplications, the same batches
     first, second = (by_arm[arm] for arm in arms[:2])
     gains = [a.accuracy - b.accuracy for a, b in zip(first, second, strict=True)]
     table = [
@@ -101,6 +105,9 @@ study = partial(
     Study,
     sense=">=",
     control=above("Every net is above chance, 10 %, by 40 points.", "accuracy", 50),
+    rates=FixedRate(
+        wide_resnets.OPTIONS["lr"], dict.fromkeys(ARMS, wide_resnets.EPOCHS * thin_resnets.STEPS)
+    ),
     seeds=(0, 1, 2, 3, 4),
 )
 
@@ -108,6 +115,7 @@ CLAIMS = (
     study(
         "sparse-ift",
         system="Sparse-IFT",
+        effect=Effect(3.5, "abstract: 3.5 points, ResNet-18 on ImageNet"),
         work="a thin ResNet-8 from scratch on Fashion-MNIST",
         sentence="A net of twice the width, sparse and trained by RigL, is more accurate than the "
         f"dense net of as many multiplications {SCALE}",

@@ -32,12 +32,15 @@ def timed(seed: int) -> tuple[dict[str, tuple[float, int]], float]:
     """Milliseconds and bytes of each product, and the bytes/s of reads before and after them."""
     native.require()
     generator = torch.Generator().manual_seed(seed)
+    # random weights and places: time depends on their number alone
     weight = torch.randn(SIDE, SIDE, generator=generator) / SIDE**0.5
     mask = torch.rand(SIDE, SIDE, generator=generator) < DENSITY
     x = torch.randn(1, SIDE, generator=generator)
     entries: list[Contender] = [of_format("dense bf16", BASELINE, Dense(), weight, x, COPIES)]
     entries += [of_format(n, OURS, f, weight * mask, x, COPIES) for n, f in FORMS.items()]
+    # the floor: what the machine reads at best, before and after the timing
     before = read_bandwidth()
+    # copies take turns, so that none is in a cache
     spent = interleaved(entries, REPEATS)
     floor = max(before, read_bandwidth())
     return {e.name: (ms, e.bytes) for e, ms in zip(entries, spent, strict=True)}, floor
@@ -57,6 +60,7 @@ def of_bandwidth(seeds: tuple[int, ...], report: Report) -> Result:
     values: list[float] = []
     for seed in seeds:
         timings, floor = timed(seed)
+        # bytes that are read over time, as a share of what can be read at all
         shares = [timings[n][1] / timings[n][0] * 1e3 / floor for n in FORMS]
         values.append(min(shares) / bar(0.70, 0.60))
         report(f"seed {seed}: {_row(seed)}")

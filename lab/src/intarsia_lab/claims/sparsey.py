@@ -13,7 +13,7 @@ import numpy as np
 from intarsia.data import sets
 from intarsia.models.memory import Mac, SparseyNet, adherence, basis_set_size, similarity
 
-from ..kit import TIMED, NoControl, Report, Result, Study, above
+from ..kit import TIMED, NoControl, Report, Result, Study, UnknownEffect, above
 from ..kit.arms import result_of
 from ..materials import thin_digits
 
@@ -28,6 +28,8 @@ def family_items(n: int, seed: int) -> thin_digits.Array:
     heads = [random.choice(SIZE, ACTIVE, replace=False) for _ in range(FAMILIES)]
     items = np.zeros((n, SIZE))
     for index, row in enumerate(items):
+        # items of a family share most of their units: similar inputs, to which codes should be
+        # similar
         head, strange = heads[index % FAMILIES], random.integers(0, ACTIVE)
         strangers = random.choice(np.setdiff1d(np.arange(SIZE), head), strange, replace=False)
         row[np.concatenate([random.permutation(head)[: ACTIVE - strange], strangers])] = 1
@@ -41,6 +43,7 @@ def measured(n: int, seed: int) -> dict[str, float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         mac = Mac(random_state=seed).fit(x)
+    # random codes: what order of overlaps appears by chance
     control = np.random.default_rng(seed).integers(0, mac.n_units, mac.codes_.shape)
     return {
         "recall": float((mac.code(x) == mac.codes_).mean()),
@@ -58,6 +61,7 @@ def judged(
     figures = {n: [measured(n, seed) for seed in seeds] for n in COUNTS}
     report(f"{figure}: {[[round(m[figure], 3) for m in figures[n]] for n in COUNTS]}")
     judged_counts = [n for n in COUNTS if n <= JUDGED]
+    # up to JUDGED items the worst count decides
     values = [min(figures[n][i][figure] for n in judged_counts) for i in _each(seeds)]
     names = {
         "recall": "modules recalled",
@@ -94,6 +98,7 @@ def timed(seeds: Sequence[int], report: Report) -> Result:
         mac, spent = Mac(random_state=seed), dict[str, float]()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
+            # the paper's claim: an item costs as much after 2,000 items as after 200
             mac.partial_fit(x[:100])
             for end in range(200, 2001, 100):
                 start = time.process_time()
@@ -126,6 +131,7 @@ def spread(seeds: Sequence[int], report: Report) -> Result:
             warnings.simplefilter("ignore", UserWarning)
             binary = np.stack([np.asarray(data.images)[i].ravel() > 64 for i in picked])
             plain = Mac(saturation=1.0, random_state=seed).fit(binary.astype(float))
+            # the collapse of one macro on dense pictures, and what a baseline does about it
             cured = Mac(saturation=1.0, baseline=0.8, random_state=seed).fit(binary.astype(float))
         rows.append(
             {
@@ -159,6 +165,7 @@ CLAIMS = (
     study(
         "sparsey-memory",
         system="Sparsey",
+        effect=UnknownEffect("The paper's share of modules was not found."),
         work="random codes",
         sentence="Items that were seen once are recalled while there are at most 25" + PAPER,
         baseline="1 is all modules",

@@ -20,6 +20,7 @@ from ..materials.thin_digits import Array, thin
 
 TRAIN, TEST = 2000, 1000
 SIZE, ACTIVE, MISSING = 144, 12, 3
+# from where all memories hold to where none does, in steps of half an octave
 COUNTS = tuple(round(10 * 2 ** (i / 2)) for i in range(14))  # 10 ... 905 items
 REACHED = 0.95  # of the bits, up to which a memory is said to hold
 
@@ -69,6 +70,7 @@ def items_of(n: int, seed: int) -> tuple[Array, Array]:
     items = np.zeros((n, SIZE))
     for row in items:
         row[random.choice(SIZE, ACTIVE, replace=False)] = 1
+    # a quarter of an item's units is missing, and has to be recalled
     cues = items.copy()
     for row in cues:
         row[random.choice(np.flatnonzero(row), MISSING, replace=False)] = 0
@@ -93,6 +95,7 @@ def by_mac(items: Array, cues: Array, seed: int) -> Array:
 
 def by_willshaw(items: Array, cues: Array, seed: int) -> Array:
     """Willshaw's matrix W = max_i x_i x_i^T, 144^2 bits, read once and then from its answer."""
+    # Willshaw's binary matrix: the strong simple memory of sparse items
     weights = (items.T @ items > 0).astype(float)
     answer = strongest(cues @ weights + 0.5 * cues)
     return strongest(answer @ weights + 0.5 * cues)
@@ -104,6 +107,7 @@ def by_hopfield(items: Array, cues: Array, seed: int) -> Array:
     weights = (items - share).T @ (items - share)
     np.fill_diagonal(weights, 0)
     level = weights[~np.eye(SIZE, dtype=bool)].std()
+    # two bits a weight, as many as the others have
     steps = np.sign(weights) * np.where(np.abs(weights) > level, 1.5, 0.5)  # four levels
     np.fill_diagonal(steps, 0)
     state = cues
@@ -129,6 +133,7 @@ def capacity(curve: Sequence[float]) -> float:
         if value < REACHED:
             if i == 0:
                 return 0.0
+            # where the share crosses 95 %, on the line between two counts
             part = (curve[i - 1] - REACHED) / (curve[i - 1] - value)
             return COUNTS[i - 1] + part * (COUNTS[i] - COUNTS[i - 1])
         last = float(COUNTS[i])

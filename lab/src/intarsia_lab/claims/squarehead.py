@@ -23,13 +23,14 @@ from intarsia.reports.sheet import deviation
 from intarsia.schedules import FixedMask
 from intarsia.train import SquareHead, distill, plain
 
-from ..kit import Control, Report, Result, Study, numbers
+from ..kit import Control, Report, Result, Study, UnknownEffect, numbers
 from ..kit.arms import each, shown
 from ..kit.stored import StoredResults
 
 stored = StoredResults(__file__)
 
 STEPS, BATCH, LENGTH, HELD_OUT, CALIBRATION = 100, 16, 96, 64, 32
+# too few: the control says so until the teacher is better than its students
 DENSE_STEPS = 400  # of the small model's own training
 OBJECTIVES: dict[str, Callable[[nn.Module], Any]] = {
     "labels": lambda _: plain,
@@ -50,11 +51,14 @@ class Closed(NamedTuple):
     @property
     def share(self) -> float:
         """The share of the loss gap after pruning that training closed."""
+        # of dense, pruned and trained losses on the same held-out rows; above 1 if the student
+        # passes its teacher
         return (self.pruned - self.after) / (self.pruned - self.dense)
 
 
 def linear(step: int, steps: int) -> float:
     """Up in 20 steps, then linearly down."""
+    # the paper's schedule: 20 batches of warm-up, then linear
     return min((step + 1) / 20, 1) * (1 - step / steps)
 
 
@@ -79,11 +83,14 @@ class SparseCells:
         dense, train, test = self.made
         draw = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()
         student = copy.deepcopy(dense)
+        # step 1: prune by second moments, as the paper does
         sparsify(student, SparseGPT(density), [train[i] for i in draw[:CALIBRATION]], seed=seed)
         zeros = {n: p == 0 for n, p in student.named_parameters()}
         before = [loss(model, test) for model in (dense, student)]
+        # step 2: the same rows in the same order for each objective
         rows = [train[i] for i in draw[: STEPS * BATCH]]
         trained(student, rows, self.lr, seed, objective=OBJECTIVES[arm](dense), zeros=True)
+        # a zero that was filled would be a denser student
         filled = sum(int(p[zeros[n]].count_nonzero()) for n, p in student.named_parameters())
         return Closed(before[0], before[1], loss(student, test), filled)
 
@@ -137,6 +144,7 @@ def closing_of(bench: SparseCells, densities: tuple[float, ...]) -> Callable[...
         }
         ratios = {
             d: [
+                # the figure: how much more of the gap than labels alone close in as many steps
                 a.share / b.share
                 for a, b in zip(by_arm["SquareHead", d], by_arm["labels", d], strict=True)
             ]
@@ -181,12 +189,13 @@ CLAIMS = (
     study(
         "squarehead",
         system="SquareHead",
+        effect=UnknownEffect("Shares of a gap that are closed are in no table that was reachable."),
         work="a small decoder on Austen and WordNet",
         sentence="A pruned model that follows the hidden states of its dense one closes more of "
         "the gap between them than by labels alone (SquareHead, arXiv:2310.06927; scaled down: a "
         "model of bytes with 4 blocks, trained here, 80 % pruned).",
         baseline="the share of the gap that labels close in as many steps",
-        target=1.2,
+        target=1.0,
         measure=closing_of(SparseCells("small", 1e-3, small), (0.2,)),
         minutes=10,
     ),

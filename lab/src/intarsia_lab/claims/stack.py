@@ -11,12 +11,13 @@ import torch
 from intarsia.experiments.stack import StackTable, broken, stack_pairs
 from intarsia.experiments.stack_entries import ENTRIES
 
-from ..kit import NoControl, Report, Result, Study
+from ..kit import NoControl, Report, Result, Study, UnknownEffect
 from ..kit.arms import result_of, threads
 from ..materials.held_out_rows import rows
 from ..materials.routing_traces import made
 
 CALIBRATION, MEASURED, BATCH = 32, 48, 16  # rows
+# pairs of which one shrinks the numbers and one their width
 PRODUCT = (("prune", "quant"), ("merge", "quant"), ("student", "quant"))  # bytes multiply
 
 
@@ -29,6 +30,7 @@ def table(seed: int, report: Report) -> StackTable:
     model.config.use_cache = False
     blocks = rows(seed)
     rows_per_kind = [CALIBRATION // len(blocks), MEASURED // len(blocks)]
+    # as much of each kind of text; rows that calibrate are not measured
     parts = [torch.cat([r[: rows_per_kind[0]] for r in blocks.values()])]
     parts += [torch.cat([r[-rows_per_kind[1] :] for r in blocks.values()])]
     batches = [[{"input_ids": ids} for ids in part.split(BATCH)] for part in parts]
@@ -65,6 +67,8 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
 def failures(stack_table: StackTable) -> float:
     """Return pairs that are neither measured nor refused, and laws that do not hold."""
     pairs = [names for names in (*stack_table.found, *stack_table.refused) if len(names) == 2]
+    # a pair that neither ran nor was refused for a reason counts, as does a lossless one that is
+    # not
     return float(28 - len(pairs) + len(broken(stack_table)))
 
 
@@ -74,6 +78,7 @@ def product_error(stack_table: StackTable) -> float:
     apart: list[float] = []
     for a, b in PRODUCT:
         want = stack_table.found[a,].bytes / plain_bytes * stack_table.found[b,].bytes / plain_bytes
+        # in percent: bytes of a pair against the product of both shares
         apart.append(abs(stack_table.found[a, b].bytes / plain_bytes / want - 1) * 100)
     return max(apart)
 
@@ -100,6 +105,7 @@ CLAIMS = (
     study(
         "stack-pairs",
         system="Survey of compressed mixtures",
+        effect=UnknownEffect("A survey: it says that techniques combine, and counts none."),
         work="a small mixture, 28 pairs of changes",
         sentence="Techniques on models, their execution and their placement go together "
         "(arXiv:2412.14219): of all 28 pairs of eight, those that neither run nor are refused for "

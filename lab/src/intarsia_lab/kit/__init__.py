@@ -9,10 +9,14 @@ from .control import above as above
 from .control import below as below
 from .control import better_than_a_guess as better_than_a_guess
 from .control import numbers as numbers
+from .rates import ArmRate as ArmRate
+from .rates import FixedRate as FixedRate
+from .rates import Rates as Rates
 from .study import Effect as Effect
 from .study import Report as Report
 from .study import Result as Result
 from .study import Study as Study
+from .study import UnknownEffect as UnknownEffect
 from .study import Verdict as Verdict
 from .study import over_items as over_items
 from .study import seeds_needed as seeds_needed

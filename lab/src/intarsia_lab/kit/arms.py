@@ -16,6 +16,7 @@ from intarsia.reports.statistics import t_interval
 from intarsia.train import evaluate
 from intarsia.train.scores import Metrics
 
+from .rates import ArmRate
 from .study import Report, Result
 
 S = TypeVar("S")  # of an arm
@@ -43,9 +44,11 @@ def result_of(
     rows: Iterable[Mapping[str, Any]],
     note: str = "",
     over: Callable[[Sequence[float]], float] = statistics.mean,
+    rates: tuple[ArmRate, ...] = (),
 ) -> Result:
     """Return a claim's result from one value for each seed.  over: the figure from them."""
-    return Result(over(values), deviation(values), tuple(values), tuple(rows), note)
+    values = tuple(values)
+    return Result(over(values), deviation(values), values, tuple(rows), note, rates=rates)
 
 
 def by_arm(
@@ -85,16 +88,17 @@ def judge(
     row: Callable[[str, Sequence[R]], Mapping[str, Any]],
     note: str = "",
     over: Callable[[Sequence[float]], float] = statistics.mean,
+    rates: tuple[ArmRate, ...] = (),
 ) -> Result:
     """Return a claim's result from the results of each arm, in the order of the seeds.
 
     figure: what came out of a seed's arms -> its value.  row: an arm's line of the table.
     """
+    # a seed's arms side by side: figures are of pairs
     seeds = zip(*results.values(), strict=True)
     values = [figure(dict(zip(results, values_of_arm, strict=True))) for values_of_arm in seeds]
-    return result_of(
-        values, [row(name, values_of_arm) for name, values_of_arm in results.items()], note, over
-    )
+    rows = [row(name, values_of_arm) for name, values_of_arm in results.items()]
+    return result_of(values, rows, note, over, rates)
 
 
 def row_of(head: str, columns: Mapping[str, tuple[str, str]]) -> Callable[..., dict[str, Any]]:
@@ -140,15 +144,18 @@ def each(
     def run(inputs: Mapping[str, Any]) -> dict[str, Any]:
         arm, task, seed = inputs["arm"], inputs["task"], inputs["seed"]
         with threads(1):  # tiny batches: two threads cost more than they give
+            # kept as it is; the pool's result is only what is said of it
             result = results[arm.name, task, seed] = work(arm.settings, task, seed)
         return {"said": describe(result)}
 
+    # seed by seed, so that a stopped claim has whole pairs
     trials = [
         Trial(_title(arm, task, seed), {"arm": arm, "task": task, "seed": seed})
         for seed in seeds
         for task in tasks
         for arm in arms
     ]
+    # one failed run stops no other; all failures are raised together in the end
     failed: list[str] = []
 
     def done(end: TrialEnd) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Rows = Sequence[Mapping[str, Any]]
+# the number that a cell of a table begins with: 1,024 or -3.2e-05
 NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
@@ -29,6 +30,7 @@ class Control:
             passed = self.passes(rows)
         except (LookupError, ValueError):
             return f"The control was not recorded: {self.sentence}"
+        # a control that cannot be read is a failed one: silence is no evidence
         return "" if passed else f"The control failed: {self.sentence}"
 
 
@@ -49,6 +51,7 @@ def numbers(rows: Rows, column: str, row_values: Mapping[str, str] | None = None
     Raises: LookupError if there is none.
     """
     pairs = (row_values or {}).items()
+    # cells are text with a spread behind the number; the number is what counts
     matching = [row for row in rows if all(str(row.get(name)) == value for name, value in pairs)]
     texts = [str(row[column]) for row in matching if str(row.get(column, ""))]
     values = [float(match[0].replace(",", "")) for t in texts if (match := NUMBER.match(t))]
@@ -75,6 +78,7 @@ def below(
     )
 
 
+# reasons that several claims share
 COUNTED = NoControl("The figure is counted, not learned: there is no training that could fail.")
 TIMED = NoControl("Both sides compute the same output, so that only their time is compared.")
 SIMULATED = NoControl("A simulator adds up the time of given routes: nothing is learned in it.")

@@ -39,6 +39,7 @@ class StoredResults:
         """Return the JSON-ready result of `run`, from the file of that name or by running it."""
         code = code_digest(self.module)
         store = Store(packages.cache_dir() / "claims", f"{name}.jsonl", code=code)
+        # never silently: a figure of older code would be mixed with those of today
         if store.stale(inputs):
             report(f"{name}: the stored result is of older code, so that it is computed again.")
         return store.record(inputs, run)
@@ -53,6 +54,7 @@ class StoredResults:
 
         @functools.wraps(function)
         def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+            # by the names of arguments, so that how it is called makes no other cell
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             inputs = dict(bound.arguments)

@@ -15,6 +15,7 @@ from intarsia.core.errors import ConfigError
 from intarsia.reports.statistics import paired_interval, t_interval
 
 from .control import Control, NoControl
+from .rates import ArmRate, FixedRate, Rates
 
 Report = Callable[[str], None]
 Word = Literal["holds", "fails", "not decided", "void"]
@@ -25,10 +26,23 @@ MOST_SEEDS = 10_000
 
 @dataclass(frozen=True)
 class Effect:
-    """A paper's own effect on its own table: the number, in the claim's unit, and its source."""
+    """A paper's own effect on its own table, in the claim's unit, and its source.
+
+    null: the value if nothing differed, 0 of a difference and 1 of a ratio.  interval: the paper's
+    own uncertainty, where it prints one.
+    """
 
     value: float
     source: str
+    null: float = 0.0
+    interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class UnknownEffect:
+    """A paper's effect in the claim's unit that was not found, and why, in a sentence."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -37,7 +51,7 @@ class Result:
 
     got: the figure in the table, the values' mean or the worst of several.  spread: standard
     deviation of the values.  items: the 95 % interval over test items and seeds together, where the
-    run recorded items; else the interval is Student's, over the values.
+    run recorded items; else the interval is Student's, over the values.  rates: those of the arms.
     """
 
     got: float
@@ -46,6 +60,7 @@ class Result:
     table: tuple[Mapping[str, Any], ...] = ()
     note: str = ""
     items: tuple[float, float] | None = None
+    rates: tuple[ArmRate, ...] = ()
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -81,11 +96,13 @@ class Study:
     `measure(seeds, report)` carries out what is not stored and returns a Result, whose interval is
     held against `target` ("at most" where `sense` is "<=", "at least" where it is ">=", between
     -target and target where it is "within"). `control` is a condition that must hold before
-    anything is judged, or says in a sentence why there can be none. `effect` is the paper's own,
-    None where it is not known. `needs` is "cpu", "gpu" or "long". `work` names model and data in a
-    few words. `system` is the short name of the paper whose headline this is, else "".
+    anything is judged, or says in a sentence why there can be none. `rates` is the grid of learning
+    rates that its arms choose from, or the one rate of all; None where nothing is trained. `effect`
+    is the paper's own, or says why it is not known. `needs` is "cpu", "gpu" or "long". `work` names
+    model and data in a few words. `system` is the short name of the paper whose headline this is,
+    else "".
 
-    Raises: ConfigError without a control, and for an unknown sense.
+    Raises: ConfigError without a control, for a headline without an effect, an unknown sense.
     """
 
     key: str
@@ -95,7 +112,8 @@ class Study:
     sense: str
     measure: Callable[[tuple[int, ...], Report], Result]
     control: Control | NoControl | None = None
-    effect: Effect | None = None
+    effect: Effect | UnknownEffect | None = None
+    rates: Rates | FixedRate | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     needs: str = "cpu"
     minutes: float = 1.0
@@ -108,6 +126,10 @@ class Study:
             want = "a positive control, or the reason why there can be none"
             fix = "Pass control=Control(...), or control=NoControl('...')."
             raise ConfigError(f"control of claim {self.key}", got=None, want=want, fix=fix)
+        if self.system and self.effect is None:
+            want = "the paper's own effect with its source, or the word that it is not known"
+            fix = "Pass effect=Effect(1.3, 'table 2'), or effect=UnknownEffect('...')."
+            raise ConfigError(f"effect of claim {self.key}", got=None, want=want, fix=fix)
 
     @property
     def bound(self) -> str:
@@ -117,19 +139,26 @@ class Study:
     def judge(self, result: Result) -> Verdict:
         """Return the verdict on a result: the one rule for all claims.
 
-        A failed control makes it *void*. It *holds* if the whole 95 % interval is on the target's
-        side, and *fails* if the whole interval is on the other side; the figure itself must agree,
-        where it is the worst of several and no mean. Otherwise it is *not decided*.
+        A failed control makes it *void*, and so do rates that are no fair choice. It *holds* if the
+        whole 95 % interval is on the target's side, and *fails* if the whole interval is on the
+        other side; the figure itself must agree, where it is the worst of several and no mean.
+        Otherwise it is *not decided*.
         """
         assert self.control is not None
+        # step 1: a figure that is no number says nothing
         if not all(map(math.isfinite, (result.got, *result.values))):
             return Verdict("void", "A measured value is not a number.")
+        # step 2: the experiment must have worked at all
         if failure := self.control.failure(result.table):
+            return Verdict("void", failure)
+        # step 3: and each arm must have had its own fair rate
+        if self.rates is not None and (failure := self.rates.failure(result.rates)):
             return Verdict("void", failure)
         low, high = result.interval
         points = (low, high, result.got)
         target = self.target
         if self.sense == "within":
+            # a tie: inside on both ends; outside only beyond one of them
             right = all(abs(point) <= target for point in points)
             wrong = low > target or high < -target
         else:
@@ -144,17 +173,34 @@ class Study:
         """Return how many seeds would decide a claim, if its values kept their mean and spread."""
         low, high = result.interval
         if not math.isfinite(low):
-            return "A single value has no interval."
+            return "A single value has no interval: three seeds would say how many decide it."
         if len(result.values) < 2:
             return "The target lies inside the interval over test items of a single value."
         mean = statistics.mean(result.values)
+        # of the two targets of a tie, the nearer one
         nearest = math.copysign(self.target, mean) if self.sense == "within" else self.target
+        why, distance = "The target lies inside the interval", mean - nearest
         if not low <= nearest <= high:
-            return "The figure, the worst of several, lies on the other side than their mean."
-        count = seeds_needed(result.values, mean - nearest)
+            why = "The figure, the worst of several, lies on the other side than their mean"
+            distance = result.got - nearest
+        count = seeds_needed(result.values, distance)
         if count is None:
-            return f"The target lies inside the interval; {MOST_SEEDS} seeds would not decide it."
-        return f"The target lies inside the interval; about {count} seeds would decide it."
+            return f"{why}; {MOST_SEEDS} seeds would not decide it."
+        return f"{why}; about {count} seeds would decide it."
+
+    def power(self, result: Result) -> str:
+        """Return how many seeds see the paper's own effect, by the spread of a run, in a sentence.
+
+        "" where the effect is not known, or a single value has no spread.
+        """
+        if not isinstance(self.effect, Effect) or len(result.values) < 2:
+            return ""
+        count = seeds_needed(result.values, self.effect.value - self.effect.null)
+        needed = f"more than {MOST_SEEDS}" if count is None else f"{count}"
+        return (
+            f"With the spread of this run, {needed} seeds see the paper's effect with "
+            f"{POWER:.0%} power; it has {len(result.values)} values."
+        ).replace("%", " %")
 
 
 def seeds_needed(pilot: Sequence[float], effect: float) -> int | None:
@@ -169,6 +215,7 @@ def seeds_needed(pilot: Sequence[float], effect: float) -> int | None:
     spread = statistics.stdev(pilot)
     if spread == 0:
         return 2
+    # the effect in standard deviations, as power tables have it
     standard = abs(effect) / spread
 
     def shows(count: int) -> bool:

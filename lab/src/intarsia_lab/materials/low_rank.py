@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from torch import nn
@@ -16,13 +17,15 @@ from intarsia.methods.peft_methods import PeftMethod, of_settings
 from intarsia.reports.sheet import Differences, Sheet
 from intarsia.train import Training
 
-from ..kit import Report
+from ..kit import ArmRate, Rates, Report
 from ..kit.arms import shown
 from .picture_cells import Budget, PictureCells, StudyRecipe, StudyScore
 from .tails import bare_tail
 
 Found = Sheet[str, str, StudyScore]
 
+GRID = (1e-3, 3e-3, 1e-2)
+TUNED = 100  # the seed of the trainings by which rates are chosen; none of them judges a claim
 LINEAR = ("qkv", "projection", "mlp_linear")  # every linear map of a block
 PEFT = ("LoRA", "PiSSA", "DoRA")
 
@@ -57,7 +60,7 @@ def parameters(method: Method | Change, first: int) -> int:
 
 @dataclass(frozen=True)
 class OnPictures:
-    """Adapters of the blocks of ViT-S from number `first` on, each in the same training."""
+    """Adapters of the blocks of ViT-S from number `first` on, each at its own rate."""
 
     methods: Mapping[str, Method | Change]
     base: Training
@@ -65,11 +68,31 @@ class OnPictures:
     budget: Budget
     sets: Sequence[str] = ("elpv", "photo-rotation")
 
-    def measure(self, names: Sequence[str], seeds: Sequence[int], report: Report) -> Found:
-        """Return the scores of these adapters on the sets."""
-        arms = [Arm(name, StudyRecipe(lambda _, m=self.methods[name]: m)) for name in names]
+    def rates(self, names: Sequence[str]) -> Rates:
+        """Return the grid that these adapters choose from, with the steps of their trainings."""
+        steps = self.budget.epochs * -(-self.budget.images // self.base.batch_size)
+        return Rates(GRID, dict.fromkeys(names, steps))
+
+    def measure(
+        self, names: Sequence[str], seeds: Sequence[int], report: Report
+    ) -> tuple[Found, tuple[ArmRate, ...]]:
+        """Return the scores of these adapters on the sets, and the rate that each has chosen."""
+        chosen = self.rates(names).choose(lambda name, rate: self._validated(name, rate, report))
+        arms = [self._arm(rate.arm, rate.rate) for rate in chosen]
         cells = PictureCells(base=self.base, first=self.first)
-        return cells.sheets(arms, [self.budget], self.sets, seeds, report)[self.budget.name]
+        sheets = cells.sheets(arms, [self.budget], self.sets, seeds, report)
+        return sheets[self.budget.name], chosen
+
+    def _arm(self, name: str, rate: float) -> Arm[StudyRecipe]:
+        return Arm(name, StudyRecipe(lambda _: self.methods[name], lr=rate))
+
+    def _validated(self, name: str, rate: float, report: Report) -> float:
+        """Return the mean accuracy on validation pictures, by which no claim is judged."""
+        cells = PictureCells(base=self.base, first=self.first, part="val")
+        arm = self._arm(name, rate)
+        accuracy = fmean(cells.cell(s, self.budget, arm, TUNED).accuracy for s in self.sets)
+        report(f"  {name} at rate {rate:g}: {accuracy:.1f} % on validation pictures")
+        return accuracy
 
 
 def rows_of(sheet: Found, counted: str, count: Callable[[str], int]) -> tuple[dict[str, Any], ...]:

@@ -50,13 +50,15 @@ class Budget:
 class StudyRecipe:
     """The training of an arm of a study.
 
-    epochs: its share of the budget's epochs, 1/2 where a step costs twice; options: of `fit`.
+    epochs: its share of the budget's epochs, 1/2 where a step costs twice; options: of `fit`; lr:
+    its own rate, None = that of the training which all arms have.
     """
 
     method: Callable[[Budget], Method | Change]
     objective: Objective = plain
     epochs: float = 1.0
     options: Callable[[Budget], dict[str, Any]] = lambda _: {}
+    lr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class PictureCells:
             "arm": arm.name,
             "seed": seed,
             "method": method_to_dict(cast(Any, method)),
-            "base": repr(self.base),
+            "base": repr(self._training(recipe)),
             "options": sorted(f"({n!r}, {_said(v)})" for n, v in recipe.options(budget).items()),
             "epochs": recipe.epochs,
             "size": SIZE,
@@ -151,6 +153,9 @@ class PictureCells:
             for name in named
         }
 
+    def _training(self, recipe: StudyRecipe) -> Training:
+        return self.base if recipe.lr is None else replace(self.base, lr=recipe.lr)
+
     def _run(
         self, name: str, budget: Budget, recipe: StudyRecipe, method: Method | Change, seed: int
     ) -> StudyScore:
@@ -163,7 +168,7 @@ class PictureCells:
         tail.head = head
         model = apply(tail, method, seed=seed)
         epochs = max(1, round(budget.epochs * recipe.epochs))
-        training = replace(self.base, epochs=epochs, seed=seed)
+        training = replace(self._training(recipe), epochs=epochs, seed=seed)
         start = time.process_time()
         fit(model, train, training=training, objective=recipe.objective, **recipe.options(budget))
         cpu = time.process_time() - start

@@ -1,7 +1,8 @@
 """What sequence models are held against: Cornac's SASRec, GRU4Rec and TIGER, and neighbours.
 
 Each has a few settings, of which the best on validation questions is taken, as of the method beside
-it. Cornac is an extra (`pip install 'intarsia[baselines]'`); neighbours are ten lines of scipy.
+it: as many for all of them, rates among them. Cornac is an extra (`pip install
+'intarsia[baselines]'`); neighbours are ten lines of scipy.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from intarsia.core.errors import MissingExtra
 from intarsia.data.interactions import Interactions
 from intarsia.models.recommend.semantic_ids import item_vectors
 
+from ..kit import ArmRate, Rates
 from ..kit.stored import StoredResults
 
 stored = StoredResults(__file__)
@@ -70,7 +72,8 @@ def sasrec(events: Interactions, spans: Spans, settings: Settings, seed: int) ->
     data = cornac_set(events, spans)
     from cornac.models.sasrec import SASRec
 
-    return scorer_of(SASRec(seed=seed, max_len=LAST, batch_size=256, **settings).fit(data))
+    model = SASRec(seed=seed, max_len=LAST, batch_size=256, **_cornac(settings))
+    return scorer_of(model.fit(data))
 
 
 def gru4rec(events: Interactions, spans: Spans, settings: Settings, seed: int) -> Scorer:
@@ -78,7 +81,7 @@ def gru4rec(events: Interactions, spans: Spans, settings: Settings, seed: int) -
     data = cornac_set(events, spans)
     from cornac.models.gru4rec import GRU4Rec
 
-    return scorer_of(GRU4Rec(seed=seed, batch_size=64, **settings).fit(data))
+    return scorer_of(GRU4Rec(seed=seed, batch_size=64, **_cornac(settings)).fit(data))
 
 
 def tiger(events: Interactions, spans: Spans, settings: Settings, seed: int) -> Scorer:
@@ -93,7 +96,13 @@ def tiger(events: Interactions, spans: Spans, settings: Settings, seed: int) -> 
 
     data.add_modalities(item_feature=FeatureModality(item_vectors(events)))
     options = {"tokenizer": "rkmeans", "n_beams": LAST, "max_len": LAST, "device": "cpu"}
-    return scorer_of(Tiger(seed=seed, **options, **settings).fit(data))
+    return scorer_of(Tiger(seed=seed, **options, **_cornac(settings)).fit(data))
+
+
+def _cornac(settings: Settings) -> dict[str, Any]:
+    """Return settings with the rate under Cornac's name for it."""
+    renamed = dict(settings)
+    return renamed | {"learning_rate": renamed.pop("lr")}
 
 
 def neighbours(events: Interactions, spans: Spans, settings: Settings, seed: int) -> Scorer:
@@ -142,17 +151,28 @@ def grid(settings: Settings, **several: Sequence[Any]) -> list[Settings]:
     return [{**settings, **dict(zip(several, row, strict=True))} for row in rows]
 
 
-def best_of(
-    name: str, inputs: Settings, options: Sequence[Settings], score: Callable[[Settings], float]
-) -> Settings:
-    """Return the settings of the highest score on validation.
+def tuned(
+    name: str,
+    inputs: Mapping[str, Settings],
+    grids: Mapping[str, Sequence[Settings]],
+    rates: Rates,
+    score: Callable[[str, Settings], float],
+) -> tuple[dict[str, Settings], tuple[ArmRate, ...]]:
+    """Return the settings of each method that score highest on validation, and the chosen rates.
 
-    Each score is kept as a cell of `name`.
+    inputs: of each method, for its cells of `name`.  grids: its settings but the rate; a method
+    that is not in `rates` has none.  score: a method and its settings -> higher is better.
     """
-    if len(options) == 1:
-        return options[0]
-    validation = [
-        stored(name, {**inputs, "tried": candidate}, partial(score, candidate))
-        for candidate in options
-    ]
-    return options[int(np.argmax(validation))]
+
+    def scored(arm: str, settings: Settings) -> float:
+        key = {**inputs[arm], "tried": settings}
+        return stored(name, key, partial(score, arm, settings))
+
+    def best(arm: str, extra: Settings) -> Settings:
+        options = [{**settings, **extra} for settings in grids[arm]]
+        return options[0] if len(options) == 1 else max(options, key=partial(scored, arm))
+
+    # a rate is as good as the best of the other settings makes it
+    chosen = rates.choose(lambda arm, lr: scored(arm, best(arm, {"lr": lr})))
+    extras = {rate.arm: {"lr": rate.rate} for rate in chosen}
+    return {arm: best(arm, extras.get(arm, {})) for arm in grids}, chosen

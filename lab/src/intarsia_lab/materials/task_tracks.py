@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-RATES = (3e-4, 1e-3, 3e-3)
+# S2FT and LoRA change their order between 3e-4 and 3e-3, so that the grid goes beyond both
+GRID = (3e-4, 1e-3, 3e-3, 1e-2)
 TUNED = 100  # the seed of the trainings by which a rate is chosen
 OURS, LORA = "S2FT", "LoRA"
 
@@ -19,3 +20,13 @@ class Track:
     def kept(self, level: float) -> float:
         """Source accuracy when the target's first was at least `level`."""
         return next(s for t, s in zip(self.target, self.source, strict=True) if t >= level)
+
+
+def matched(ours: Track, theirs: Track) -> tuple[float, float, float]:
+    """Return the highest target score that both reach, and the source score of each there.
+
+    Forgetting is compared at the same point of the new task, since an arm that learns less of it
+    forgets less, too.
+    """
+    level = min(max(ours.target), max(theirs.target))
+    return level, ours.kept(level), theirs.kept(level)

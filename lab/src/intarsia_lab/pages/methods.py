@@ -6,7 +6,6 @@ A method's page has the verdicts of its paper's claims, from the records in docs
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from intarsia.core.card import KINDS
 from intarsia.core.errors import DataError
 from intarsia.core.files import read_json
 
+from .claims import link_of
 from .index import write as write_index
 from .method_figures import figure, when
 
@@ -150,7 +150,7 @@ def page(
         lines.append(MEASURED.rstrip("\n"))
         for claim in of_paper:
             word = f"**{claim['verdict']}**" if claim["verdict"] == "fails" else claim["verdict"]
-            link = f"[{claim['key']}](../claims.md#{claim['key']})"
+            link = f"[{claim['key']}](../{link_of(claim['key'])})"
             figures = f"{claim['target']} | {claim['got']:.3f} | {word}"
             lines.append(f"| {link} | {claim['baseline']} | {figures} |")
     return "\n".join([*lines, ""])
@@ -184,11 +184,16 @@ def write(folder: Path) -> list[Path]:
     return [folder / name for name in texts]
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Write the index and the pages of all cards.")
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("docs/methods"))
-    root = parser.parse_args().folder
+def write_all(docs: Path) -> None:
+    """Write the card index, the stubs, the methods' pages, and their table in reference.md.
+
+    docs: the folder of the documentation.
+    """
     write_index()
-    write(root)
-    page_of_names = root.parent / "reference.md"
+    write(docs / "methods")
+    page_of_names = docs / "reference.md"
     page_of_names.write_text(reference(page_of_names.read_text()))
+
+
+if __name__ == "__main__":
+    write_all(Path("docs"))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from intarsia.data.small_models import SmallModel
 from intarsia.experiments.pool import Arm
 
-from ..kit import Report, Result
+from ..kit import FixedRate, Report, Result
 from ..kit.arms import judge, shown
 from . import TEXT, RouterTrial, Scale, Variant, cells
 
@@ -70,6 +70,11 @@ BENCH = Bench()
 WIDE = Bench(scale=Scale(SmallModel(256, 6, 8, 512), batch=16, steps=2000, lr=1e-3, length=128))
 """Six layers of width 256 and 4.1 M tokens, 40 CPU minutes a cell on a core of 50 GFLOP/s."""
 WIDE_WORK = "a decoder of width 256 from scratch on Austen, 4.1 M tokens"
+
+
+def one_rate(*arms: Arm[AtBudget], bench: Bench = BENCH) -> FixedRate:
+    """Return the rate of these contenders at equal steps: the scale has one for all."""
+    return FixedRate(bench.scale.lr, dict.fromkeys((arm.name for arm in arms), bench.scale.steps))
 
 
 def loss(cell: Cell) -> float:

@@ -1,0 +1,282 @@
+"""The pages of the claims: a scoreboard with a row for each paper, and a page for each paper.
+
+python -m intarsia_lab.pages.claims    # docs/claims.md and docs/claims/*.md, from the records
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from intarsia.catalog import cards
+from intarsia.reports.numbers import plural
+
+from ..claims import ledger
+from ..claims.ledger import ARXIV, COMMAND, OLDER, Record, paper_of, squared
+from ..kit import Effect, FixedRate, NoControl, Study, UnknownEffect
+from .evidence_plot import EvidenceRow, evidence_plot
+
+WORDS = ("holds", "fails", "not decided", "void", "not run")
+BESIDE = "Beside the papers"  # claims of the library that are no paper's
+CACHED = 0.1  # of the declared time: a run of less has read results of an earlier one
+OPEN = 24  # rows of a table that stands open
+OPENING = """# Claims
+
+The headline of each paper as the smallest honest experiment, run on two processor cores. One rule
+gives all verdicts, from the 95 % interval of the figure:
+
+- <span class="verdict holds">holds</span> the whole interval lies on the target's side;
+- <span class="verdict fails">fails</span> the whole interval lies on the other side;
+- <span class="verdict not-decided">not decided</span> the target lies inside the interval, and the
+  paper's page says how many seeds would decide it;
+- <span class="verdict void">void</span> the positive control failed, or the learning rate of an arm
+  is no fair choice: the figure means nothing.
+
+A target is the paper's own effect where that was found, with its source; else no effect at all. The
+interval is over seeds, and over test items where their results were recorded. *Of older code* says
+that files on which the claim depends have changed since its run; `intarsia reproduce NAME` runs it
+again. To cite a figure, name the claim, its commit and its date, which stand on the paper's page.
+"""
+
+
+def write_page(folder: Path, page: Path) -> None:
+    """Write the scoreboard, `page`, and a page for each paper into `folder`, from its records.
+
+    Pages of papers that are gone are removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    records = {p.stem: ledger.read(p) for p in sorted(folder.glob("*.json"))}
+    papers = by_paper(ledger.claims())
+    texts = {
+        f"{page_name(name)}.md": _paper_page(name, studies, records)
+        for name, studies in papers.items()
+    }
+    # records are JSON, so that a page without a paper is the only Markdown to remove
+    for old in folder.glob("*.md"):
+        if old.name not in texts:
+            old.unlink()
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    page.write_text(_scoreboard(papers, records, folder.name))
+
+
+def by_paper(studies: Sequence[Study]) -> dict[str, list[Study]]:
+    """Return the claims of each paper, its headline first; those of no paper come last."""
+    papers: dict[str, list[Study]] = {study.system: [study] for study in studies if study.system}
+    papers = {name: papers[name] for name in sorted(papers, key=str.casefold)}
+    of_no_paper: list[Study] = []
+    for study in studies:
+        if not study.system:
+            headline = paper_of(study.key)
+            (of_no_paper if headline is None else papers[headline.system]).append(study)
+    return papers | ({BESIDE: of_no_paper} if of_no_paper else {})
+
+
+def page_name(paper: str) -> str:
+    """Return the name of a paper's page, as softmax-gaussian-mixtures."""
+    return re.sub(r"[^a-z0-9]+", "-", paper.casefold()).strip("-")
+
+
+def link_of(key: str) -> str:
+    """Return where a claim stands on the pages, as claims/mos.md#mos-order."""
+    headline = paper_of(key)
+    name = BESIDE if headline is None else headline.system
+    return f"claims/{page_name(name)}.md#{key}"
+
+
+def _scoreboard(
+    papers: Mapping[str, Sequence[Study]], records: Mapping[str, Record], folder: str
+) -> str:
+    """Return the page with a row for each paper."""
+    headlines = [studies[0] for name, studies in papers.items() if name != BESIDE]
+    rows: list[dict[str, Any]] = []
+    for name, studies in papers.items():
+        headline, words = studies[0], [_word(records.get(s.key)) for s in studies]
+        row: dict[str, Any] = {"paper": f"[{name}]({folder}/{page_name(name)}.md)"}
+        if name != BESIDE:
+            row |= _figures(headline, records.get(headline.key))
+        rows.append(row | {"all its claims": f"{words.count('holds')} of {len(words)} hold"})
+    plot = evidence_plot([_plotted(s, records.get(s.key)) for s in headlines]) if headlines else ""
+    lines = [
+        OPENING,
+        *_counts([s for studies in papers.values() for s in studies], records),
+        "## Ours beside the papers'",
+        "",
+        "Each row has the scale of its own unit: the target stands at the line, and right of it",
+        "the claim holds. Filled circles hold, squares fail, open circles are not decided, crosses",
+        "are void. A diamond is the paper's own effect, where it is known.",
+        "",
+        plot,
+        "",
+        "## A row for each paper",
+        "",
+        *markdown(rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _figures(study: Study, record: Record | None) -> dict[str, str]:
+    """Return a claim's cells of a table: verdict, figures, and the run."""
+    run = f"`{COMMAND} {study.key}`, {study.minutes:g} minutes"
+    if record is not None:
+        run = record.date + (f", `{record.commit}`" if record.commit else "") + OLDER * record.older
+    return {
+        "verdict": _badge(record),
+        "figure [95 % interval]": "" if record is None else _interval(record),
+        "target": study.bound,
+        "the paper's own": f"{study.effect.value:g}"
+        if isinstance(study.effect, Effect)
+        else "not known",
+        "run": run,
+    }
+
+
+def _counts(studies: Sequence[Study], records: Mapping[str, Record]) -> list[str]:
+    """Return a table of how many claims have each verdict, of all and of the headlines."""
+    lines = ["| verdict | headlines | all claims |", "|---|---|---|"]
+    verdicts = [(study, _word(records.get(study.key))) for study in studies]
+    for word in WORDS:
+        headlines = sum(word == verdict for study, verdict in verdicts if study.system)
+        lines.append(f"| {word} | {headlines} | {sum(word == v for _, v in verdicts)} |")
+    return [*lines, ""]
+
+
+def _plotted(study: Study, record: Record | None) -> EvidenceRow:
+    effect = study.effect if isinstance(study.effect, Effect) else None
+    return EvidenceRow(
+        study.system,
+        _word(record),
+        study.sense,
+        study.target,
+        None if record is None else record.got,
+        None if record is None else record.interval,
+        None if effect is None else effect.value,
+        None if effect is None else effect.interval,
+    )
+
+
+def _paper_page(name: str, studies: Sequence[Study], records: Mapping[str, Record]) -> str:
+    """Return the page of a paper: a table of its claims, and a section for each."""
+    # the first number that its claims name, the headline's in all but a few
+    numbers = ARXIV.findall(" ".join(study.sentence for study in studies))
+    number = next(iter(numbers), "") if name != BESIDE else ""
+    methods = [card.key for card in cards() if card.paper.arxiv == number]
+    links = [f"[arXiv:{number}](https://arxiv.org/abs/{number})"] if number else []
+    links += [f"method [{key}](../methods/{key}.md)" for key in methods]
+    links += ["[all papers](../claims.md)"]
+    rows = [{"claim": f"[{s.key}](#{s.key})", **_figures(s, records.get(s.key))} for s in studies]
+    lines = [f"# {name}", "", " · ".join(links), "", *markdown(rows)]
+    for study in studies:
+        lines += _section(study, records.get(study.key))
+    return "\n".join(lines) + "\n"
+
+
+def _section(study: Study, record: Record | None) -> list[str]:
+    """Return the section of a claim: what was asked, what came out, and how it was run."""
+    lines = ["", f"## {study.key}", "", study.sentence, ""]
+    if record is not None:
+        reason = f" {record.reason}" if record.reason else ""
+        lines += [f"{_badge(record)} {_interval(record)}, target {study.bound}.{reason}", ""]
+    lines += _design(study, record)
+    if record is None:
+        return [*lines, f"Not run yet: `{COMMAND} {study.key}`, {study.minutes:g} minutes."]
+    place = f" at commit `{record.commit}`" if record.commit else ""
+    date = f"on {record.date}{place}, {_cost(study, record)}"
+    lines += [f"`{record.command}` {date}; {record.machine}{OLDER * record.older}.", ""]
+    lines += [*record.note.splitlines(), ""] if record.note else []
+    table = markdown(record.table)
+    # a table of a hundred layers is opened by who wants it
+    if len(record.table) > OPEN:
+        opening = f'<details markdown="1"><summary>{len(record.table)} rows</summary>'
+        table = [opening, "", *table, "", "</details>"]
+    return [*lines, *table]
+
+
+def _design(study: Study, record: Record | None) -> list[str]:
+    """Return what an experiment is held to: baseline, control, the paper's effect, rates."""
+    lines = [f"- Against: {study.baseline}."]
+    if study.work:
+        lines.append(f"- On: {study.work}.")
+    control = study.control
+    if isinstance(control, NoControl):
+        lines.append(f"- No control: {control.reason}")
+    elif control is not None:
+        lines.append(f"- Control: {control.sentence}")
+    if isinstance(study.effect, Effect):
+        lines.append(f"- The paper's own effect: {study.effect.value:g}; {study.effect.source}.")
+        power = "" if record is None else study.power(record.result)
+        lines += [f"- {power}"] if power else []
+    elif isinstance(study.effect, UnknownEffect):
+        lines.append(f"- The paper's own effect in this unit is not known. {study.effect.reason}")
+    if record is not None and record.target != study.bound:
+        lines.append(f"- Its target was {record.target} when it was run.")
+    return [*lines, *_rates(study, record), ""]
+
+
+def _rates(study: Study, record: Record | None) -> list[str]:
+    """Return the learning rates of a claim's arms, and where they come from."""
+    if study.rates is None:
+        return []
+    if isinstance(study.rates, FixedRate):
+        steps = sorted(set(study.rates.steps.values()))
+        counts = " or ".join(f"{count:,}" for count in steps)
+        return [
+            f"- One rate for all arms, {study.rates.rate:g}, {counts} steps: {study.rates.reason}"
+        ]
+    grid = ", ".join(f"{rate:g}" for rate in study.rates.grid)
+    lines = [
+        f"- Each arm has its own rate, the best on validation data of {grid} and, while an edge"
+    ]
+    lines[0] += " of the grid wins, of the next rate beyond it."
+    if record is None or not record.rates:
+        steps = (f"{arm} {count:,}" for arm, count in study.rates.steps.items())
+        return [*lines, f"- Steps: {'; '.join(steps)}."]
+    rows = [
+        {"arm": r.arm, "rate": f"{r.rate:g}", "of": ", ".join(f"{g:g}" for g in r.grid)}
+        | {"steps": f"{r.steps:,}"}
+        for r in record.rates
+    ]
+    return [*lines, "", *markdown(rows)]
+
+
+def _interval(record: Record) -> str:
+    ends = record.interval
+    return f"{record.got:.3f}" + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "")
+
+
+def _word(record: Record | None) -> str:
+    return "not run" if record is None else record.verdict
+
+
+def _badge(record: Record | None) -> str:
+    word = _word(record)
+    return f'<span class="verdict {word.replace(" ", "-")}">{word}</span>'
+
+
+def _cost(study: Study, record: Record) -> str:
+    """Return a run's time; one far below what the claim declares read cached results."""
+    if record.seconds >= 30:
+        return plural(round(record.seconds / 60), "minute")
+    cached = record.seconds < CACHED * 60 * study.minutes
+    return "from cached results" if cached else plural(math.ceil(record.seconds), "second")
+
+
+def markdown(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return rows as a Markdown table; no lines for no rows."""
+    names, *cells = squared(rows)
+    if not names:
+        return []
+    lines = ["| " + " | ".join(line) + " |" for line in (names, *cells)]
+    return [lines[0], "|" + "---|" * len(names), *lines[1:]]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Write the pages of the claims from the records.")
+    parser.add_argument("page", type=Path, nargs="?", default=Path("docs/claims.md"))
+    arguments = parser.parse_args()
+    ledger.judge_again(arguments.page.with_suffix(""))
+    write_page(arguments.page.with_suffix(""), arguments.page)

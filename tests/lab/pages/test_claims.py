@@ -1,0 +1,202 @@
+"""The scoreboard has a row for each paper, and each paper a page that says how it was judged."""
+
+from __future__ import annotations
+
+import dataclasses
+import xml.etree.ElementTree as xml
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from intarsia_lab.claims import claims, ledger
+from intarsia_lab.kit import (
+    ArmRate,
+    Effect,
+    FixedRate,
+    NoControl,
+    Rates,
+    Result,
+    Study,
+    UnknownEffect,
+)
+from intarsia_lab.pages import claims as pages
+from intarsia_lab.pages.evidence_plot import MIDDLE, EvidenceRow, evidence_plot
+
+DOCS = Path(__file__).parents[3] / "docs"
+GRID = (1e-3, 3e-3, 1e-2)
+
+
+def a_claim(got: float, **fields: Any) -> Study:
+    rates = fields.get("rates")
+
+    def run(seeds: tuple[int, ...], report: Any) -> Result:
+        arm_rates = tuple(ArmRate(arm, GRID[1], 40, GRID) for arm in ("ours", "theirs"))
+        table = ({"arm": "ours", "score": got},)
+        of_arms = arm_rates if isinstance(rates, Rates) else ()
+        return Result(got, 0.1, tuple(got for _ in seeds), table, "So.", rates=of_arms)
+
+    defaults: dict[str, Any] = {"control": NoControl("A toy."), "key": "toy"}
+    return Study(
+        sentence="Ours is better.", baseline="theirs", target=0.5, sense=">=", measure=run,
+        **defaults | fields,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A function that runs claims, and returns the scoreboard and the page of the first."""
+    folder = tmp_path / "claims"
+
+    def write(*studies: Study, **changed: Any) -> tuple[str, str]:
+        monkeypatch.setattr(ledger, "claims", lambda: studies)
+        for study in studies:
+            record = ledger.run_claim(study, report=print)
+            ledger.save(dataclasses.replace(record, **changed), folder)
+        pages.write_page(folder, tmp_path / "claims.md")
+        name = pages.page_name(studies[0].system or pages.BESIDE)
+        return (tmp_path / "claims.md").read_text(), (folder / f"{name}.md").read_text()
+
+    yield write
+
+
+HEADLINE: dict[str, Any] = {"system": "Toys", "work": "blocks on a carpet"}
+
+
+def test_a_paper_s_row_has_its_verdict_its_interval_and_all_its_claims(written: Any) -> None:
+    headline = a_claim(0.6, effect=Effect(0.7, "table 1"), **HEADLINE)
+    board, page = written(headline, a_claim(0.4, key="toy-small"))
+    row = next(line for line in board.splitlines() if line.startswith("| [Toys]"))
+    assert "(claims/toys.md)" in row and ">holds<" in row and "0.600 [0.600, 0.600]" in row
+    assert "| >= 0.5 | 0.7 |" in row and "1 of 2 hold" in row
+    assert "| holds | 1 | 1 |" in board and "| fails | 0 | 1 |" in board
+    assert "## toy\n" in page and "## toy-small\n" in page and ">fails<" in page
+    assert "The paper's own effect: 0.7; table 1." in page and "blocks on a carpet" in page
+
+
+def test_a_page_says_how_a_claim_was_judged(written: Any) -> None:
+    effect = UnknownEffect("It was not found.")
+    rates = Rates(GRID, {"ours": 40, "theirs": 40})
+    _, page = written(a_claim(0.6, effect=effect, rates=rates, **HEADLINE), commit="abc123")
+    assert "No control: A toy." in page and "not known. It was not found." in page
+    assert "| ours | 0.003 | 0.001, 0.003, 0.01 | 40 |" in page
+    assert "`intarsia reproduce toy`" in page and "at commit `abc123`" in page
+    assert "So." in page and "| ours | 0.6 |" in page
+    fixed = FixedRate(5e-3, {"ours": 10, "theirs": 20}, "It is published.")
+    _, page = written(a_claim(0.6, effect=effect, rates=fixed, **HEADLINE))
+    assert "One rate for all arms, 0.005, 10 or 20 steps: It is published." in page
+
+
+def test_an_older_record_is_marked_on_both_pages(written: Any) -> None:
+    effect = UnknownEffect("It was not found.")
+    board, page = written(a_claim(0.6, effect=effect, **HEADLINE), code="before")
+    assert ledger.OLDER in board and page.count(ledger.OLDER) == 2
+    board, page = written(a_claim(0.6, effect=effect, **HEADLINE), target=">= 0.4")
+    assert "Its target was >= 0.4 when it was run." in page
+
+
+def test_what_was_not_run_says_so(tmp_path: Path) -> None:
+    pages.write_page(tmp_path / "claims", tmp_path / "claims.md")
+    papers = {study.system for study in claims() if study.system}
+    board = (tmp_path / "claims.md").read_text()
+    assert board.count(">not run</span>") == len(papers)
+    texts = [path.read_text() for path in (tmp_path / "claims").glob("*.md")]
+    assert sum(text.count("Not run yet: ") for text in texts) == len(claims())
+    assert len(texts) == len(papers) + 1  # and a page of claims beside the papers
+
+
+def test_a_page_of_a_paper_that_is_gone_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "claims").mkdir()
+    (tmp_path / "claims" / "gone.md").write_text("# Gone\n")
+    pages.write_page(tmp_path / "claims", tmp_path / "claims.md")
+    assert not (tmp_path / "claims" / "gone.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "minutes", "words"),
+    [
+        (0.3, 20, "from cached results"),
+        (0.3, 0.02, "1 second"),
+        (18.7, 0.5, "19 seconds"),
+        (60, 20, "1 minute"),
+        (571, 20, "10 minutes"),
+    ],
+)
+def test_what_a_run_cost(written: Any, seconds: float, minutes: float, words: str) -> None:
+    _, page = written(a_claim(0.4, minutes=minutes), seconds=seconds)
+    assert f", {words}; " in page
+
+
+def test_rows_without_some_of_the_keys_have_empty_cells() -> None:
+    rows = [{"entries": "none", "nats": 1.0}, {"entries": "a + b"}, {"nats": 2.0, "more": "x"}]
+    lines = ["| entries | nats | more |", "|---|---|---|"]
+    lines += ["| none | 1.0 |  |", "| a + b |  |  |", "|  | 2.0 | x |"]
+    assert pages.markdown(rows) == lines
+    assert not pages.markdown([])
+
+
+def test_the_pages_of_claims_are_those_of_their_records(tmp_path: Path) -> None:
+    for path in (DOCS / "claims").glob("*.json"):
+        (tmp_path / "claims").mkdir(exist_ok=True)
+        (tmp_path / "claims" / path.name).write_text(path.read_text())
+    pages.write_page(tmp_path / "claims", tmp_path / "claims.md")
+    written = [tmp_path / "claims.md", *(tmp_path / "claims").glob("*.md")]
+    assert {p.name for p in written[1:]} == {p.name for p in (DOCS / "claims").glob("*.md")}
+    for page in written:
+        # which records are of older code changes with every commit; `make generate` writes it anew
+        now, before = ((root / page.relative_to(tmp_path)).read_text() for root in (tmp_path, DOCS))
+        assert now.replace(ledger.OLDER, "") == before.replace(ledger.OLDER, ""), page.name
+
+
+def test_every_claim_stands_on_one_page_and_is_linked_there() -> None:
+    papers = pages.by_paper(claims())
+    keys = [study.key for studies in papers.values() for study in studies]
+    assert sorted(keys) == sorted(study.key for study in claims())
+    for name, studies in papers.items():
+        assert {pages.link_of(s.key) for s in studies} == {
+            f"claims/{pages.page_name(name)}.md#{s.key}" for s in studies
+        }
+
+
+def row(word: str = "holds", **fields: Any) -> EvidenceRow:
+    return EvidenceRow(
+        **{"name": "Toys & Co", "word": word, "sense": ">=", "target": 1.0, "figure": 2.0}
+        | {"interval": (1.5, 2.5)}
+        | fields
+    )
+
+
+def places(paper: EvidenceRow) -> tuple[float, float, list[float]]:
+    """Return the ends of the interval and the x of each of its row's marks."""
+    drawing = xml.fromstring(evidence_plot([paper]))
+    group = [g for g in drawing.iter("g") if g.find("title") is not None][0]
+    path = next(p.attrib["d"] for p in group.iter("path") if p.attrib["class"] == "interval")
+    low, high = path[1:].split(" ")[0], path.split("H")[1]
+    return float(low), float(high), [float(c.attrib["cx"]) for c in group.iter("circle")]
+
+
+def test_right_of_the_line_is_the_side_on_which_a_claim_holds() -> None:
+    low, high, (point,) = places(row())
+    assert MIDDLE < low < point < high
+    low, high, (point,) = places(row(sense="<=", figure=0.0, interval=(-0.5, 0.5)))
+    assert MIDDLE < low < point < high
+    low, high, _ = places(row("not decided", interval=(0.5, 2.5)))
+    assert low < MIDDLE < high
+    within = row(sense="within", figure=0.2, interval=(-0.1, 0.5))
+    low, high, _ = places(within)
+    assert MIDDLE < low < high
+
+
+def test_a_plot_has_a_row_for_each_paper_and_is_well_formed() -> None:
+    rows = [
+        row(effect=4.0, effect_interval=(3.0, 5.0)),
+        row("fails", figure=0.0, interval=None),
+        row("void", figure=1.0, interval=(1.0, 1.0)),  # all values are the target
+        row("not run", figure=None, interval=None),
+        row("void", figure=float("nan"), interval=None),
+    ]
+    drawing = xml.fromstring(evidence_plot(rows))
+    titles = [title.text for title in drawing.iter("title")]
+    assert titles == [f"Toys & Co: {r.word}" for r in rows]
+    assert "nan" not in evidence_plot(rows)
