@@ -142,9 +142,11 @@ def test_every_page_can_be_reached() -> None:
     listed = set(nav(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
     pages = {p.relative_to(DOCS).as_posix() for p in PAGES}
     assert listed <= pages, "in the navigation, but no such page"
-    # a method's page is generated, so its index links it
+    # pages of methods and of papers are generated, so that an index links them
     index = (DOCS / "methods" / "index.md").read_text()
     linked = {f"methods/{target}" for target in re.findall(r"\]\(([\w.-]+\.md)", index)}
+    scoreboard = (DOCS / "claims.md").read_text()
+    linked |= set(re.findall(r"\]\((claims/[\w.-]+\.md)\)", scoreboard))
     assert pages <= listed | linked, "no way leads to this page"
 
 
