@@ -16,7 +16,7 @@ CONSTRAINTS ?= constraints.txt
 # the many processes of the suite compile no source that another has compiled
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help setup demo test numbers fuzz lint format new generate constraints docs dist conformance bench claim clean
+.PHONY: help setup demo test numbers fuzz lint format new generate constraints docs dist conformance bench reproduce clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
@@ -61,13 +61,8 @@ new: setup  ## begin a method: make new KIND=router NAME=relu PAPER=2412.14711
 	$(BIN)/python scripts/new_method.py $(KIND) $(NAME) --paper $(PAPER)
 
 generate: setup  ## write the files that are generated from the methods' cards, and the names of claims
-	$(BIN)/python -m intarsia_lab.pages.claims
-	$(BIN)/python -m intarsia_lab.pages.methods
-	$(BIN)/python -m intarsia_lab.pages.composition
-	$(BIN)/python -m intarsia_lab.pages.hosts
-	$(BIN)/python -m intarsia_lab.pages.settings
-	$(BIN)/python -m intarsia.cli.names
-	$(BIN)/python -m intarsia_lab.cli.names
+	$(BIN)/python -m intarsia_lab.cli.generating
+	$(BIN)/python scripts/front_pages.py
 
 constraints: setup  ## write constraints.txt: the versions in .venv, once the suite has passed with them
 	$(BIN)/python scripts/constraints.py
@@ -90,12 +85,12 @@ fuzz: setup  ## COUNT malformed files of every kind: how each is opened; CASE=in
 conformance: setup  ## PEFT's own tests on every method
 	PEFT_TESTS="$$($(BIN)/python scripts/peft_tests.py)" $(BIN)/python -m pytest -n $(JOBS) -c tests/peft_suite/pytest.ini tests/peft_suite $(PYTEST_ARGS)
 
-bench: setup  ## a training step: speed and memory beside their bars and floors
+bench: setup  ## a training step: its speed and memory beside targets and lower bounds
 	$(BIN)/python benchmarks/train_step.py --write
 
-claim: setup  ## one paper's headline: make claim NAME=mosa
-	@[ -n "$(NAME)" ] || { echo "claim: got no name, want one. Call: make claim NAME=mosa"; exit 1; }
-	$(BIN)/intarsia claim $(NAME)
+reproduce: setup  ## one paper's headline: make reproduce NAME=mosa
+	@[ -n "$(NAME)" ] || { echo "reproduce: got no name, want one. Call: make reproduce NAME=mosa"; exit 1; }
+	$(BIN)/intarsia reproduce $(NAME)
 
 clean:  ## everything that can be made again, but .venv
 	rm -rf site build dist .cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

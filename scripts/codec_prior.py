@@ -1,4 +1,4 @@
-"""Train the prior that `intarsia encode` has: python scripts/codec_prior.py FOLDER.
+"""Train the prior that `intarsia codec encode` has: python scripts/codec_prior.py FOLDER.
 
 22 photographs at an eighth of their size, 64 parts of 2 x 2 patches; every fifth photograph is left
 out. FOLDER.training keeps the state, so that a killed training goes on.

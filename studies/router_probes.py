@@ -17,8 +17,9 @@ from dataclasses import replace
 from typing import Any
 
 from intarsia.routers import EvoMoe, Recurrent
-from intarsia_lab.claims.ledger import machine, markdown
+from intarsia_lab.claims.ledger import machine
 from intarsia_lab.kit.arms import threads
+from intarsia_lab.pages.claims import markdown
 from intarsia_lab.routing import TEXT, VARIANTS, RouterTrial, Start, Variant, cells
 from intarsia_lab.routing.contenders import CORPUS, Cell, information
 
@@ -39,8 +40,8 @@ EVOMOE = (
     evomoe("one expert for 30 % of the steps", first=0.3),
 )
 RMOE = (
-    VARIANTS["top-k"],
-    VARIANTS["rmoe"],
+    VARIANTS["topk"],
+    VARIANTS["recurrent"],
     Variant("rmoe, balance 0.01", Recurrent(8, 2, hidden=32, balance=0.01)),
 )
 

@@ -35,7 +35,7 @@ codes = {
                      "--seeds", "0", "--out", "compared")[0],
     "report": typed("report", "compared", "--out", "page.html")[0],
     "auto": typed("auto", pictures, *tiny, "--methods", "linear", "--minutes", "0.001")[0],
-    "claim": typed("claim", "mosa"),
+    "reproduce": typed("reproduce", "mosa"),
     "task": typed("fit", "mini/elpv", *quick),
     "nosuch": typed("nosuch")[0],
 }
@@ -74,7 +74,7 @@ def test_it_fits_compares_chooses_and_reports_without_the_laboratory(
     assert done.returncode == 0, done.stderr
     codes = json.loads(done.stdout.splitlines()[-1])
     assert codes.pop("laboratory") is False
-    refused, words_of_it = codes.pop("claim")
+    refused, words_of_it = codes.pop("reproduce")
     assert refused == 2 and "pip install ./lab" in words_of_it
     assert codes.pop("task")[0] == 2 and codes.pop("nosuch") == 2
     assert codes == dict.fromkeys(("fit", "predict", "compare", "report", "auto"), 0)

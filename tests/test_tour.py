@@ -1,4 +1,4 @@
-"""The four walks of docs/tour.md name what is there, and climb back up at most three times."""
+"""The four paths of docs/tour.md name what is there, and climb back up at most three times."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src" / "intarsia"
 LAB = ROOT / "lab" / "src" / "intarsia_lab"  # a file of it is written with lab/ before
 TOUR = (ROOT / "docs" / "tour.md").read_text()
-WALKS = dict(re.findall(r"^## (Walk \d)[^\n]*\n(.*?)(?=^## |\Z)", TOUR, re.M | re.S))
+PATHS = dict(re.findall(r"^## (Path \d)[^\n]*\n(.*?)(?=^## |\Z)", TOUR, re.M | re.S))
 STEP = re.compile(r"^\| `([\w/]+\.py)`( ↑)? \| `(\w+)` \|", re.M)
 MOST = 3
 
@@ -33,14 +33,14 @@ def climbs(steps: list[str]) -> list[bool]:
     return [False, *(b < a for a, b in zip(heights, heights[1:], strict=False))]
 
 
-def test_there_are_four_walks() -> None:
-    assert sorted(WALKS) == ["Walk 1", "Walk 2", "Walk 3", "Walk 4"]
+def test_there_are_four_paths() -> None:
+    assert sorted(PATHS) == ["Path 1", "Path 2", "Path 3", "Path 4"]
 
 
-@pytest.mark.parametrize("walk", sorted(WALKS))
-def test_a_walk_names_what_is_there(walk: str) -> None:
-    steps = STEP.findall(WALKS[walk])
-    assert len(steps) == WALKS[walk].count("\n| `") >= 10
+@pytest.mark.parametrize("title", sorted(PATHS))
+def test_a_path_names_what_is_there(title: str) -> None:
+    steps = STEP.findall(PATHS[title])
+    assert len(steps) == PATHS[title].count("\n| `") >= 10
     for file, _, name in steps:
         path = LAB / file[4:] if file.startswith("lab/") else SRC / file
         tree = ast.parse(path.read_text())
@@ -48,9 +48,9 @@ def test_a_walk_names_what_is_there(walk: str) -> None:
         assert name in {n.name for n in tree.body if isinstance(n, kinds)}, f"{file}: {name}"
 
 
-@pytest.mark.parametrize("walk", sorted(WALKS))
-def test_a_walk_climbs_at_most_three_times_and_says_where(walk: str) -> None:
-    steps = STEP.findall(WALKS[walk])
+@pytest.mark.parametrize("title", sorted(PATHS))
+def test_a_path_climbs_at_most_three_times_and_says_where(title: str) -> None:
+    steps = STEP.findall(PATHS[title])
     found = climbs([file for file, _, _ in steps])
     assert [bool(mark) for _, mark, _ in steps] == found
     assert sum(found) <= MOST

@@ -37,7 +37,7 @@ TAGS: Mapping[str, str] = MappingProxyType(
 
 COMMANDS: Mapping[str, tuple[Paper, str]] = MappingProxyType(
     {
-        "stack": (
+        "combine": (
             Paper(
                 "2412.14219",
                 2024,

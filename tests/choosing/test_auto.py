@@ -191,6 +191,7 @@ class Clock:
         self.labels = np.arange(n) % 2
         self.once, self.each, self.beside, self.fails = once, per_image, overhead, fails
         self.frozen: set[tuple[Any, ...]] = set()
+        self.batches: list[list[str]] = []
 
     def took(self, images: int, scored: int, epochs: int, *, fresh: bool = True) -> float:
         """Return the seconds of a training."""
@@ -198,6 +199,7 @@ class Clock:
         return training + fresh * (images + scored) * self.once
 
     def __call__(self, trials: Any, *_: Any, done: Any, **__: Any) -> None:
+        self.batches.append([trial.inputs["folder"] for trial in trials])
         for trial in trials:
             flat, fold = trial.inputs["experiment"], trial.inputs["fold"]
             n = flat["images"] or len(self.labels)
@@ -222,10 +224,12 @@ class Clock:
             done(TrialEnd(trial, result, "no" if bad else "", seconds + self.beside))
 
 
-def searched(clock: Clock, test: int, minutes: float, folder: str, lines: list[str]) -> Any:
+def searched(
+    clock: Clock, test: int, minutes: float, folder: str, lines: list[str], jobs: int = 1
+) -> Any:
     """Return a search that has run on a clock."""
     start = Experiment(Pictures("x")).changed(size=32)
-    trainer = folded.Folded(start, clock.labels, test, Path(folder), {})
+    trainer = folded.Folded(start, clock.labels, test, Path(folder), {}, jobs)
     arms = [arm("linear"), arm("adaptformer")]
     search = choosing.Search(trainer, arms, [32], 6, 60 * minutes, lines.append)
     with pytest.MonkeyPatch.context() as patch:
@@ -275,6 +279,38 @@ def test_the_minutes_hold_and_are_used(
     if 5 < seconds / dearest < 15 and not fails:
         event("the minutes are used")
         assert search.folded.spent + dearest >= seconds
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 3])
+def test_so_many_candidates_are_trained_at_a_time_and_no_part_twice(
+    jobs: int, tmp_path: Path
+) -> None:
+    clock, lines = Clock(460, 0.001, 0.001, 0.5, False), list[str]()
+    search = searched(clock, 100, 10, str(tmp_path), lines, jobs)
+    folders = [folder for batch in clock.batches for folder in batch]
+    assert len(folders) == len(set(folders)) > 10
+    # the first look at the two methods is as wide as there are methods
+    assert len(clock.batches[1]) == min(jobs, 2) and max(map(len, clock.batches)) == jobs
+    assert search.ranked()[0].parts >= search.full
+
+
+def test_candidates_in_processes_of_their_own_are_judged_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choosing, "MOST_EPOCHS", 1)
+    monkeypatch.setattr(choosing, "RATE_REACH", (1e-2, 1e-2))
+    options = SETTINGS | {"minutes": 5, "seed": 3}
+    data = photos(tmp_path / "photos")
+    one = auto(data, out=tmp_path / "one", **options)
+    two = auto(data, out=tmp_path / "two", jobs=2, threads=1, **options)
+    assert {row.name for row in two.rows} == {"linear", "adaptformer"}
+    scored = [{row.name: (row.parts, dict(row.val)) for row in run.rows} for run in (one, two)]
+    assert scored[0].keys() == scored[1].keys() and two.choice.pictures == one.choice.pictures
+    for name, (parts, val) in scored[0].items():
+        assert parts == scored[1][name][0]
+        assert val["accuracy"] == pytest.approx(scored[1][name][1]["accuracy"], abs=0.1)
+    with refused(ConfigError, what="jobs", got=0):
+        auto(data, out=tmp_path / "none", jobs=0, **options)
 
 
 def test_what_a_run_costs() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 from typer import testing
 from typer.testing import CliRunner
@@ -45,6 +46,20 @@ class Said:
 Intarsia = Callable[..., Said]
 
 
+def commands() -> Iterator[tuple[str, Any]]:
+    """Yield every command with its name, those of groups as "codec encode"."""
+
+    def below(group: Any, name: str) -> Iterator[tuple[str, Any]]:
+        for word in group.list_commands(None):
+            command = group.get_command(None, word)
+            if hasattr(command, "list_commands"):
+                yield from below(command, f"{name}{word} ")
+            else:
+                yield f"{name}{word}", command
+
+    return below(typer.main.get_group(app), "")
+
+
 def call(*words: object) -> Said:
     result = CliRunner().invoke(app, [str(w) for w in words])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
@@ -61,12 +76,16 @@ def intarsia() -> Intarsia:
 @pytest.fixture(scope="session")
 def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a random Mixtral whose tokens are bytes."""
+    return mixtral(tmp_path_factory.mktemp("mixture"))
+
+
+def mixtral(folder: Path) -> Path:
+    """Write a random Mixtral whose tokens are bytes."""
     import torch
     from transformers import MixtralConfig, MixtralForCausalLM
 
     from .test_sparse import bytes_tokenizer
 
-    folder = tmp_path_factory.mktemp("mixture")
     words = bytes_tokenizer(folder)
     torch.manual_seed(0)
     config = MixtralConfig(

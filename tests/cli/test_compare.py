@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from intarsia import Bottleneck, Lora, Mosa, TopK
-from intarsia.cli import demo_steps
-from intarsia.core.errors import ConfigError, TrainingError
+from intarsia.cli import demo_steps, exporting
+from intarsia.core.errors import ConfigError, DataError, TrainingError
 from intarsia.experiments import matrix, rates
 from intarsia.experiments.experiment import Adapted, Experiment, Pictures
 from intarsia.experiments.matrix import PlannedRun, by_method, on_one_adapter, planned, run_all
@@ -79,11 +79,22 @@ def test_compare_gives_one_table_and_one_page(
     settings = [json.loads((tmp_path / "c" / n / "run.json").read_text())["record"]["method"]
                 for n in ("mosa-0", "bottleneck-0")]  # fmt: skip
     assert settings[0]["over"] == settings[1]
+    # the run that validation chooses is named in all forms, and exported by that
+    chosen = said.json["chosen"]
+    assert chosen["validation"].keys() == rows.keys() and chosen["method"] in rows
+    assert "Chosen on the validation part" in (tmp_path / "c" / "report.html").read_text()
+    exported = intarsia("export", tmp_path / "c", "--chosen", "--json")
+    assert exported.code == 0, exported.err
+    assert exported.json["path"] == str(tmp_path / "c" / "export")
+    assert f"Its best run there is {Path(chosen['folder']).name}." in exported.words
+    said = intarsia("export", chosen["folder"], "--chosen")
+    assert said.code == 2 and "Leave --chosen out" in said.words
     # nothing is done twice; one that is gone is made again
     assert len(started) == 6
     said = intarsia(*words)
     assert said.code == 0 and "6 of 6 runs are there already" in said.words and len(started) == 6
     assert "linear probe" in said.out and "Report:" in said.out
+    assert "--chosen --format timm" in said.out
     (tmp_path / "c" / "mosa-1" / "run.json").unlink()
     assert intarsia(*words).code == 0
     assert len(started) == 7 and started[-1] == "mosa-1"
@@ -131,6 +142,11 @@ def test_a_comparison_without_a_probe(
     said = intarsia(*words, "--set", "lora.lr=0.02", "--out", tmp_path / "c", "--json")
     assert said.code == 0 and started == ["lora-0"]
     assert [(row["method"], row["lr"]) for row in said.json["rows"]] == [("lora", 0.02)]
+    # without a validation part there is nothing to choose by, and the test part does not stand in
+    said = intarsia(*words, "--val", "0", "--out", tmp_path / "d")
+    assert said.code == 0 and "--chosen" not in said.out
+    with refused(DataError, what=f"choice in {tmp_path / 'd'}"):
+        exporting._chosen_run(tmp_path / "d")
 
 
 def test_a_text_s_rate_is_the_one_of_lowest_perplexity(
@@ -138,7 +154,7 @@ def test_a_text_s_rate_is_the_one_of_lowest_perplexity(
 ) -> None:
     data = tmp_path / "notes.txt"
     data.write_text("the cat sat on the mat. " * 60)
-    words = ("compare", data, "-m", mixture, "--methods", "lora", "--seeds", "0", "--size", "16")
+    words = ("compare", data, "-m", mixture, "--methods", "lora", "--seeds", "0", "--length", "16")
     words = (*words, "--epochs", "1", "--rates", "1e-3,1e-1", "--out", tmp_path / "c", "--json")
     said = intarsia(*words)
     assert said.code == 0, said.err
@@ -383,18 +399,18 @@ def test_claims_are_run_kept_and_published(
     monkeypatch.setattr("intarsia_lab.claims.claims", fake_claims)
     monkeypatch.setattr(lab_words, "CLAIMS", ("small", "tiny"))
     page = tmp_path / "claims.md"
-    said = intarsia("claim", "small", "--page", page, "--seeds", "4,5")
+    said = intarsia("reproduce", "small", "--out", page, "--seeds", "4,5")
     assert said.code == 0, said.err
     assert "holds" in said.out and "target <= 1" in said.out and "ours" in said.out
-    said = intarsia("claim", "--all", "--page", page, "--json")
+    said = intarsia("reproduce", "--all", "--out", page, "--json")
     assert [record["verdict"] for record in said.json] == ["holds", "fails"]
     assert said.json[0]["seeds"] == [0, 1, 2]
     text = next((tmp_path / "claims").glob("*.md")).read_text()
     assert ">holds<" in text and ">fails<" in text and "0 of 2 hold" not in page.read_text()
     assert {p.name for p in (tmp_path / "claims").glob("*.json")} == {"small.json", "tiny.json"}
-    assert ": fails" in intarsia("claim", "tiny", "--page", page).out
-    assert [c["name"] for c in intarsia("claim", "--json").json] == ["small", "tiny"]
-    assert "It is small." in intarsia("claim").out
+    assert ": fails" in intarsia("reproduce", "tiny", "--out", page).out
+    assert [c["name"] for c in intarsia("reproduce", "--json").json] == ["small", "tiny"]
+    assert "It is small." in intarsia("reproduce").out
 
 
 def test_wrong_claims(intarsia: Intarsia, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -402,12 +418,12 @@ def test_wrong_claims(intarsia: Intarsia, monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr("intarsia_lab.claims.claims", lambda: fake_claims("long"))
     monkeypatch.setattr(lab_words, "CLAIMS", ("small", "tiny"))
     page = tmp_path / "claims.md"
-    assert "Did you mean small" in intarsia("claim", "smal", "--page", page).words
-    assert "one of them" in intarsia("claim", "small", "--all", "--page", page).words
-    assert "several with commas" in intarsia("claim", "small", "--seeds", "x").words
-    said = intarsia("claim", "--all", "--page", page, "--json")
+    assert "Did you mean small" in intarsia("reproduce", "smal", "--out", page).words
+    assert "one of them" in intarsia("reproduce", "small", "--all", "--out", page).words
+    assert "several with commas" in intarsia("reproduce", "small", "--seeds", "x").words
+    said = intarsia("reproduce", "--all", "--out", page, "--json")
     assert said.json == [] and "small is left out" in said.words and not page.exists()
-    assert len(intarsia("claim", "--all", "--long", "--page", page, "--json").json) == 2
+    assert len(intarsia("reproduce", "--all", "--long", "--out", page, "--json").json) == 2
 
 
 def test_auto_chooses_and_says_what_else(
@@ -435,7 +451,7 @@ def test_a_folder_in_use_is_refused(
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     data, options = folder, (*TINY, *QUICK)
     if verb == "compare-routers":
-        data, options = "austen", ("--routers", "top-k,switch")
+        data, options = "austen", ("--routers", "topk,switch")
     with subprocess.Popen(command, **pipes) as other:
         assert other.stdout is not None and other.stdout.readline() == b"held\n"
         said = intarsia(verb, data, *options, "--seeds", "0", "--out", tmp_path / "runs")

@@ -65,7 +65,7 @@ def test_every_word_that_is_offered_is_taken() -> None:
 
 
 def test_every_setting_with_words_of_its_own_is_completed() -> None:
-    parameters = {p.name: p for p in GROUP.commands["fit"].params}
+    parameters = {p.name: p for p in GROUP.get_command(None, "fit").params}
     for name, (item, _) in FIELDS.items():
         declared = item.metadata[METADATA]
         if declared.choices or declared.offers or name in completing.OF_OPTION:
@@ -76,7 +76,7 @@ def test_every_setting_with_words_of_its_own_is_completed() -> None:
 WORDS = {
     ("fit", "precision"): "bf16",
     ("fit", "objective"): "two_pass",
-    ("fit", "schedule"): "fixed-mask",
+    ("fit", "schedule"): "fixed_mask",
     ("fit", "augment"): "crop",
     ("fit", "select"): "val",
     ("fit", "device"): "mps",
@@ -120,7 +120,7 @@ WORDS = {
 
 @pytest.mark.parametrize(("verb", "name"), WORDS, ids=" ".join)
 def test_a_word_of_a_closed_list_is_completed(verb: str, name: str) -> None:
-    command = GROUP.commands[verb]
+    command = GROUP.get_command(None, verb)
     (option,) = (p for p in command.params if p.name == name)
     word = WORDS[verb, name]
     items = option.shell_complete(typer.Context(command), word[:-1])

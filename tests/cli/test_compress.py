@@ -49,7 +49,7 @@ def test_a_model_is_compressed_saved_and_opened(
     intarsia: Intarsia, model: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "fast"
-    given = ("compress", str(model), "--values", "int8", "--save", str(out), "--json")
+    given = ("compress", str(model), "--values", "int8", "--out", str(out), "--json")
     said = intarsia(*given, "--force")
     assert said.code == 0, said.err
     assert said.json["layers"] == 14 and said.json["format"] == "Bitmask(values='int8')"
@@ -74,14 +74,14 @@ def test_a_slower_model_and_settings_that_cannot_be_are_refused(
 ) -> None:
     monkeypatch.setattr(timing, "pass_seconds", lambda *_: (0.001, 0.002))
     monkeypatch.setattr(rivals, "advice", lambda *given: f"rather than {given}")
-    out = ("--save", str(tmp_path / "out"))
+    out = ("--out", str(tmp_path / "out"))
     for more, says in (
         ((*out,), "--force"),
         ((*out, "--format", "bitmap"), "Did you mean bitmask"),
         ((*out, "--format", "columns", "--bits", "4"), "columns with {'bits': 4}"),
         ((*out, "--values", "int7"), "int7"),
         ((*out, "--density", "2"), "--density"),
-        ((), "--save"),
+        ((), "--out"),
     ):
         said = intarsia("compress", str(model), *more)
         assert said.code == 2 and says in " ".join(said.err.split()), said.err
@@ -112,14 +112,14 @@ def test_groups_and_experts_are_packed_by_what_they_see(
             **sizes,
         )
     ).save_pretrained(mixture)
-    how = ("--calib", str(text), "--rows", "8", "--size", "40", "--force", "--json")
+    how = ("--calib", str(text), "--rows", "8", "--length", "40", "--force", "--json")
     untrained = ("--steps", "0,0")
     for source, name, what, more in (
         (model, "gqsa", "layers", untrained),
         (mixture, "ternary", "stacks of experts", ()),
     ):
         out = tmp_path / name
-        said = intarsia("compress", str(source), "--format", name, *how, *more, "--save", str(out))
+        said = intarsia("compress", str(source), "--format", name, *how, *more, "--out", str(out))
         assert said.code == 0, said.err
         assert not out.with_name(f"{name}.walk").exists()
         assert said.json[what] == (14 if name == "gqsa" else 2)
@@ -129,7 +129,7 @@ def test_groups_and_experts_are_packed_by_what_they_see(
         opened, tokenizer = open_language_model(str(out))
         ids = tokenizer("a text", return_tensors="pt").input_ids
         assert torch.isfinite(opened(ids).logits).all()
-    out = ("--save", str(tmp_path / "other"))
+    out = ("--out", str(tmp_path / "other"))
     method = Gqsa(tuning=Tuning(blocks=0, model=0))
     compress(
         open_language_model(str(model))[0], method, rows_of(), force=True, out=f"{out[1]}.walk"
@@ -205,7 +205,7 @@ def test_a_run_of_a_convolutional_net_is_packed_into_a_run(
     rest = ("--method", "full", "--schedule", "gradual:layers=1x1", "--density", "0.3")
     said = intarsia("fit", str(folder), *net, *rest, *QUICK, "--split-seed", "0", "--out", str(run))
     assert said.code == 0, said.err
-    told = intarsia("compress", str(run), "--format", "chw", "--force", "--save", str(out))
+    told = intarsia("compress", str(run), "--format", "chw", "--force", "--out", str(out))
     assert told.code == 0 and "layers in CHW" in told.out, told.err
     one, fast = open_run(run, as_trained=False), open_run(out)
     assert any(isinstance(m, ChwCluster) for m in fast.model.modules())
@@ -221,7 +221,7 @@ def test_a_run_of_a_convolutional_net_is_packed_into_a_run(
         ((str(model),), "intarsia.sparse.Chw()"),
         (("tf_efficientnet_lite0",), "intarsia.sparse.Chw()"),
     ):
-        said = intarsia("compress", *words, "--format", "chw", "--save", str(tmp_path / "no"))
+        said = intarsia("compress", *words, "--format", "chw", "--out", str(tmp_path / "no"))
         assert said.code == 2 and says in said.words, said.err
     assert not (tmp_path / "no").exists()
 
@@ -232,5 +232,5 @@ def test_a_run_of_a_convolutional_net_is_packed_into_a_run(
 def test_a_format_that_is_nearly_right_is_suggested(
     intarsia: Intarsia, tmp_path: Path, written: str, meant: str
 ) -> None:
-    said = intarsia("compress", "smollm2", "--format", written, "--save", tmp_path / "new")
+    said = intarsia("compress", "smollm2", "--format", written, "--out", tmp_path / "new")
     assert said.code == 2 and f"Did you mean {meant}?" in said.words

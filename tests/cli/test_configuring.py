@@ -40,6 +40,46 @@ def test_what_is_given_overrides_the_file_and_is_said(
     assert said.code == 2 and "it alone" in said.words
 
 
+def test_a_toml_file_has_the_same_options(intarsia: Intarsia, folder: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text(
+        f"""data = "{folder}"  # pictures
+method = "lora"
+settings = ["rank=2"]
+model = "test_vit"
+pretrained = false
+size = 32
+epochs = 1
+lr = 1e-2
+images = 0.5
+"""
+    )
+    said = intarsia("fit", "--config", own, "--batch-size", "8", "--out", tmp_path / "r")
+    assert said.code == 0, said.err
+    kept = json.loads((tmp_path / "r" / "experiment.json").read_text())
+    assert kept["settings"] == ["rank=2"] and kept["lr"] == 1e-2 and kept["images"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "error", "got"),
+    [
+        ("own.toml", "epochs = ", CheckpointError, None),
+        ("own.toml", "a" + ".a" * 10_000 + " = 1", CheckpointError, None),
+        ("own.toml", "a = " + "[" * 100_000, CheckpointError, None),
+        ("own.toml", 'epochs = "3"', ConfigError, "'3'"),
+        ("own.toml", "epochs = 2026-11-29", ConfigError, None),
+        ("own.yaml", "epochs: 3", ConfigError, "YAML"),
+        ("own.YML", "epochs: 3", ConfigError, "YAML"),
+    ],
+)
+def test_toml_is_checked_as_json_is_and_yaml_is_refused(
+    tmp_path: Path, name: str, text: str, error: type[ConfigError], got: str | None
+) -> None:
+    (tmp_path / name).write_text(text)
+    with refused(error, **({} if got is None else {"got": got})):
+        read_config(tmp_path / name)
+
+
 def test_settings_go_with_their_method() -> None:
     told, file = list[str](), Path("own.json")
     found = {"method": "mosa", "settings": ["experts=4"], "epochs": 3}

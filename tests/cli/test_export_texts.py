@@ -41,7 +41,7 @@ def run(intarsia: Intarsia, model: Path, tmp_path_factory: pytest.TempPathFactor
     out = folder / "run"
     said = intarsia(
         "fit", text, "--model", model, "--method", "lora", "--epochs", "1", "--batch-size", "8",
-        "--lr", "1e-2", "--size", "64", "--out", out,
+        "--lr", "1e-2", "--length", "64", "--out", out,
     )  # fmt: skip
     assert said.code == 0, said.err
     return out
@@ -62,7 +62,7 @@ def test_a_folder_and_a_packed_one(intarsia: Intarsia, model: Path, tmp_path: Pa
     assert "Q8_0" in said.json["checks"][0]
     assert read(tmp_path / "m.gguf")[0]["general.file_type"] == 7
     packed = tmp_path / "packed"
-    assert not intarsia("compress", model, "--values", "fp32", "--force", "--save", packed).code
+    assert not intarsia("compress", model, "--values", "fp32", "--force", "--out", packed).code
     said = intarsia("export", packed, "--format", "gguf", "--quant", "f32")
     assert said.code == 0, said.err
     _, tensors = read(packed / "export.gguf")

@@ -19,13 +19,13 @@ def test_a_mixture_is_traced_placed_and_simulated(
 ) -> None:
     text, trace, placed = tmp_path / "a.txt", tmp_path / "t.safetensors", tmp_path / "p.json"
     text.write_text("".join(f"Line {i} of a plain text, which says {i * i}.\n" for i in range(80)))
-    given = ("--rows", "12", "--size", "16")
-    said = intarsia("trace", mixture, text, *given, "--save", trace, "--json")
+    given = ("--rows", "12", "--length", "16")
+    said = intarsia("trace", mixture, text, *given, "--out", trace, "--json")
     assert said.code == 0, said.err
     assert said.json["tokens"] == 192 and len(said.json["layer"]) == 2
     assert len(Trace.load_file(trace)) == 192
     out = ("--checkpoint", mixture, "--write", tmp_path / "new", "--sglang", tmp_path / "s.json")
-    said = intarsia("place", trace, "--devices", 4, "--save", placed, *out, "--json")
+    said = intarsia("place", trace, "--devices", 4, "--out", placed, *out, "--json")
     assert said.code == 0, said.err
     quality = said.json["quality"]
     assert quality["moetuner"]["train"]["imbalance"] < quality["contiguous"]["train"]["imbalance"]
@@ -38,7 +38,7 @@ def test_a_mixture_is_traced_placed_and_simulated(
     topology, line = tmp_path / "a.json", tmp_path / "line.json"
     topology.write_text('{"nodes": 2, "each": 2, "intra": {"gbps": 300}, "inter": {"gbps": 25}}')
     for plan in ("ep", "stay"):
-        more = ("--plan", plan, "--placement", placed, "--backward", "--save", line, "--json")
+        more = ("--plan", plan, "--placement", placed, "--backward", "--out", line, "--json")
         said = intarsia("simulate", trace, "--topology", topology, *more)
         assert said.code == 0, said.err
         assert said.json["seconds"] > 0 and json.loads(line.read_text())["traceEvents"]
@@ -46,14 +46,14 @@ def test_a_mixture_is_traced_placed_and_simulated(
         more = ("--slots", 4, "--policy", policy, "--streams", 2, "--json")
         said = intarsia("simulate", trace, "--topology", topology, *more)
         assert 0 <= said.json["hit_rate"] < 1 and said.json["floor_seconds"] > 0
-    said = intarsia("pack", mixture, tmp_path / "store")
+    said = intarsia("offload", mixture, "--out", tmp_path / "store")
     assert said.code == 0 and "16 experts" in said.out, said.err
-    for by in ("eplb", "joint_home", "exflow"):
+    for by in ("eplb", "joint_swaps-home", "exflow"):
         more = ("--redundant", 4) if by == "eplb" else ()
-        said = intarsia("place", trace, "--devices", 4, "--by", by, *more, "--save", placed)
+        said = intarsia("place", trace, "--devices", 4, "--by", by, *more, "--out", placed)
         assert said.code == 0 and by in said.out, said.err
     page = tmp_path / "page.html"
-    more = ("--devices", 4, "--placement", placed, "--report", page)
+    more = ("--devices", 4, "--placement", placed, "--out", page)
     said = intarsia("simulate", trace, *more)
     assert said.code == 0 and str(page) in said.out, said.err
     text = page.read_text()
@@ -64,19 +64,19 @@ def test_a_mixture_is_traced_placed_and_simulated(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("trace", "m", "nothing.txt", "--save", "t"), "Check the path"),
-        (("trace", "m", "elpv", "--save", "t"), "a corpus"),
-        (("trace", "m", "austen"), "--save t.safetensors"),
-        (("place", "t"), "--save p.json"),
-        (("place", "t", "--by", "moe-tuner", "--save", "p"), "Did you mean moetuner"),
-        (("place", "t", "--redundant", "2", "--save", "p"), "--by eplb"),
-        (("place", "t", "--write", "p", "--save", "p"), "--checkpoint"),
-        (("place", "t", "--devices", "2", "--save", "p"), "intarsia trace"),
+        (("trace", "m", "nothing.txt", "--out", "t"), "Check the path"),
+        (("trace", "m", "elpv", "--out", "t"), "a corpus"),
+        (("trace", "m", "austen"), "--out t.safetensors"),
+        (("place", "t"), "--out p.json"),
+        (("place", "t", "--by", "moe-tuner", "--out", "p"), "Did you mean moetuner"),
+        (("place", "t", "--redundant", "2", "--out", "p"), "--by eplb"),
+        (("place", "t", "--write", "p", "--out", "p"), "--checkpoint"),
+        (("place", "t", "--devices", "2", "--out", "p"), "intarsia trace"),
         (("simulate", "t", "--plan", "tp"), "unknown --plan"),
         (("simulate", "t", "--tokens", "0"), "at least 1"),
         (("simulate", "t", "--slots", "1"), "2 or more"),
         (("simulate", "t", "--policy", "fifo"), "unknown --policy"),
-        (("pack", "nothing", "out"), "nothing there"),
+        (("offload", "nothing", "--out", "out"), "nothing there"),
     ],
 )
 def test_what_cannot_be_is_refused(

@@ -32,7 +32,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_one_table_one_page_and_cells_that_are_kept(intarsia: Intarsia, tmp_path: Path) -> None:
-    words = ("compare-routers", "toy", "--routers", "dense,top-k,switch", "--seeds", "0,1",
+    words = ("compare-routers", "toy", "--routers", "dense,topk,switch", "--seeds", "0,1",
              "--budget", "both", "--out", tmp_path / "c")  # fmt: skip
     said = intarsia(*words)
     assert said.code == 0, said.err
@@ -47,7 +47,7 @@ def test_one_table_one_page_and_cells_that_are_kept(intarsia: Intarsia, tmp_path
     again = intarsia(*words, "--json")
     assert again.code == 0 and "test loss" not in again.err  # nothing runs twice
     rows = again.json["rows"]
-    assert len(rows) == 12 and {row["baseline"] for row in rows} == {"top-k"}
+    assert len(rows) == 12 and {row["baseline"] for row in rows} == {"topk"}
     spent = [row["operations_ratio"] for row in rows if row["budget"] == "flops"]
     assert all(0.8 < ratio < 1.2 for ratio in spent)
 
@@ -65,15 +65,15 @@ def test_steps_and_baseline(intarsia: Intarsia, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("--routers top-k,comett", "Did you mean comet"),
-        ("--routers top-k,top-k", "each once"),
-        ("--routers top-k --seeds 0,0", "each once"),
-        ("--routers top-k --seeds 0,x", "several with commas"),
-        ("--routers top-k --budget time", "one of ('steps', 'flops', 'both')"),
-        ("--routers top-k,dense --baseline hash", "unknown baseline"),
-        ("--routers expert-choice", "--sees-later"),
-        ("--routers top-k --steps 0", "scale"),
-        ("--routers top-k --jobs 0", "--jobs"),
+        ("--routers topk,comett", "Did you mean comet"),
+        ("--routers topk,topk", "each once"),
+        ("--routers topk --seeds 0,0", "each once"),
+        ("--routers topk --seeds 0,x", "several with commas"),
+        ("--routers topk --budget time", "one of ('steps', 'flops', 'both')"),
+        ("--routers topk,dense --baseline hash", "unknown baseline"),
+        ("--routers expert_choice", "--sees-later"),
+        ("--routers topk --steps 0", "scale"),
+        ("--routers topk --jobs 0", "--jobs"),
         ("--routers ,", "at least one"),
     ],
 )
@@ -87,7 +87,7 @@ def test_what_cannot_be_runs_nothing(
 
 
 def test_unknown_data(intarsia: Intarsia) -> None:
-    said = intarsia("compare-routers", "austin", "--routers", "top-k")
+    said = intarsia("compare-routers", "austin", "--routers", "topk")
     assert said.code == 2 and "Did you mean austen" in said.words
 
 
@@ -96,5 +96,5 @@ def test_ctrl_c_says_how_to_go_on(intarsia: Intarsia, monkeypatch: pytest.Monkey
         raise KeyboardInterrupt
 
     monkeypatch.setattr(routing, "cells", stopped)
-    said = intarsia("compare-routers", "toy", "--routers", "top-k")
+    said = intarsia("compare-routers", "toy", "--routers", "topk")
     assert said.code == 130 and "same command again" in said.words

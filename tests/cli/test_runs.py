@@ -79,7 +79,7 @@ def test_predict_tells_pictures_apart(intarsia: Intarsia, run: Path, tmp_path: P
         assert sum(row["classes"].values()) == pytest.approx(1, abs=1e-5)
         assert row["probability"] == max(row["classes"].values()) and row["error"] is None
     page = tmp_path / "page.html"
-    table = intarsia("predict", run, tmp_path / "new", "--page", page)
+    table = intarsia("predict", run, tmp_path / "new", "--out", page)
     assert table.code == 0 and all(word in page.read_text() for word in ("a.png", "dark", "b.jpg"))
     assert "a.png" in table.out and "dark" in table.out
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from intarsia.cli import app, searching
+from intarsia.cli import app, index_steps
 from intarsia.cli.search_page import answers, page_of
 from intarsia.models.retrieve.sparse_index import SparseIndex
 from intarsia.reports.local_page import LocalPage, running
@@ -60,7 +60,7 @@ def test_stems_are_searched_and_said_too(folder: Path, tmp_path: Path) -> None:
 
 def test_queries_of_a_file_become_a_run(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "q.txt").write_text("cat\nzzz\ndog\n")
-    done = _call(folder, "--queries", tmp_path / "q.txt", "--run", tmp_path / "r.trec", "-k", 1)
+    done = _call(folder, "--queries", tmp_path / "q.txt", "--out", tmp_path / "r.trec", "-k", 1)
     assert done.exit_code == 0
     assert [r.split()[:3] for r in (tmp_path / "r.trec").read_text().splitlines()] == [
         ["q1", "Q0", "a"], ["q3", "Q0", "b"]
@@ -69,7 +69,7 @@ def test_queries_of_a_file_become_a_run(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [(), ("cat", "--serve"), ("--queries", "q.txt"), ("cat", "--run", "r")],
+    [(), ("cat", "--serve"), ("--queries", "q.txt"), ("cat", "--out", "r")],
     ids=["nothing", "both", "no run", "no queries"],
 )
 def test_unclear_questions_are_refused(folder: Path, words: tuple[str, ...]) -> None:
@@ -85,19 +85,19 @@ def test_indexing_refuses_what_it_could_not_write(tmp_path: Path, folder: Path) 
     def index(*words: object) -> Any:
         return CliRunner().invoke(app, ["index", *map(str, words)])
 
-    wrong = [("d.jsonl",), ("d.jsonl", "--save", folder), ("d.jsonl", "--append", tmp_path)]
-    wrong += [(folder, "--form", "lucene", "--save", "x"), (folder, "--form", "trec")]
+    wrong = [("d.jsonl",), ("d.jsonl", "--out", folder), ("d.jsonl", "--append", tmp_path)]
+    wrong += [(folder, "--form", "lucene", "--out", "x"), (folder, "--form", "trec")]
     for words in wrong:
         assert index(*words).exit_code == 2
-    done = index(folder, "--form", "qdrant", "--save", tmp_path / "points.jsonl")
+    done = index(folder, "--form", "qdrant", "--out", tmp_path / "points.jsonl")
     points = [json.loads(line) for line in (tmp_path / "points.jsonl").read_text().splitlines()]
     assert done.exit_code == 0 and len(points) == 6 and points[0]["payload"]["id"] == "a"
 
 
 def test_training_refuses_options_of_another_task(folder: Path) -> None:
     task = ("--task", "sparse-retrieval")
-    for words in (task, (*task, "--save", folder), (*task, "--save", "x", "--epochs", 3),
-                  ("--save", "x"), ("--teachers", "bm25")):  # fmt: skip
+    for words in (task, (*task, "--out", folder), (*task, "--out", "x", "--epochs", 3),
+                  ("--out", "x"), ("--teachers", "bm25")):  # fmt: skip
         done = CliRunner().invoke(app, ["fit", "d.jsonl", *map(str, words)])
         assert done.exit_code == 2 and "want" in done.output
 
@@ -148,13 +148,13 @@ def test_a_begun_index_goes_on_with_the_same_documents_only(
     toys: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(toys)
     monkeypatch.setattr(InferenceFree, "from_pretrained", lambda *_, **__: toys.Toy())
-    monkeypatch.setattr(searching, "BLOCK", 1)
+    monkeypatch.setattr(index_steps, "BLOCK", 1)
     for name, words in (("a", ("the cat", "a dog", "a tree")), ("b", ("a mouse", "a house"))):
         rows = [json.dumps({"id": f"{name}{i}", "text": text}) for i, text in enumerate(words)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
 
     def index(name: str, *words: object) -> Any:
-        asked = (tmp_path / f"{name}.jsonl", "--save", tmp_path / "idx", *words)
+        asked = (tmp_path / f"{name}.jsonl", "--out", tmp_path / "idx", *words)
         return CliRunner().invoke(app, ["index", *map(str, asked)])
 
     append = SparseIndex.append
@@ -192,6 +192,6 @@ def test_training_begins_without_what_an_earlier_one_left(
     monkeypatch.setattr(learning, "fit_retriever", fit)
     for more in (["--resume"], []):
         (tmp_path / ".enc.training" / "checkpoint-240").mkdir(parents=True, exist_ok=True)
-        words = [tmp_path / "d.jsonl", "--task", "sparse-retrieval", "--save", tmp_path / "enc"]
+        words = [tmp_path / "d.jsonl", "--task", "sparse-retrieval", "--out", tmp_path / "enc"]
         CliRunner().invoke(app, ["fit", *map(str, words), *more])
     assert seen == [True, False]

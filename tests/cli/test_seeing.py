@@ -78,7 +78,7 @@ def test_a_run_from_the_command_line(
         "--tokens",
         "2",
         "--json",
-        "--page",
+        "--out",
         tmp_path / "a.html",
     )
     assert said.code == 0 and said.json["question"] == "which?"
@@ -121,7 +121,7 @@ def test_a_large_picture_within_a_budget(
     done = intarsia(*fit, "--epochs", "1", "--batch-size", "4", "--json")
     assert done.code == 0, done.err
     said = intarsia("predict", out, "what?", "--image", tmp_path / "wide.png", "--tokens", "2",
-                    "--page", tmp_path / "a.html")  # fmt: skip
+                    "--out", tmp_path / "a.html")  # fmt: skip
     assert "7 views, 4 + 1 + 7 vectors: 7 of 24 local ones" in said.words
     assert "7 of 24 vectors of tiles" in (tmp_path / "a.html").read_text()
     assert "--hear" in intarsia(*fit[:-6], "--hear", "log-mel", "--out", tmp_path / "b").words

@@ -13,27 +13,38 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from intarsia.cli import serving
+from intarsia.formats import BlockInt
+from intarsia.hosts.opened import save_language_model
 from intarsia.hosts.serving import running
+from intarsia.hosts.swap.compress import compress
+from intarsia.kernels import native
 
 from .conftest import Intarsia
 
+ALPHABET = ("<end>", *sorted(pre_tokenizers.ByteLevel.alphabet()))
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "serve-a-mixture.md"
 
 
 def asked(app: running.Application, listening: Any, said: Any) -> int:
-    """In the place of `run`: one request over a real socket, then the end."""
+    """In the place of `run`: a request over a real socket, whole and as a stream, then the end."""
     server = running.Server(app)
     port = listening.getsockname()[1]
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
     try:
-        to = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        body = json.dumps({"model": "mix", "prompt": "Once", "max_tokens": 4})
-        to.request("POST", "/v1/completions", body, {"content-type": "application/json"})
-        said(to.getresponse().read().decode())
-        to.close()
+        (name,) = app.served_models.models
+        for stream in (True, False):
+            to = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            body = {"model": name, "prompt": "Once", "max_tokens": 4, "stream": stream}
+            kind = {"content-type": "application/json"}
+            to.request("POST", "/v1/completions", json.dumps(body), kind)
+            said(to.getresponse().read().decode())
+            to.close()
     finally:
         server.should_exit = True
         thread.join(30)
@@ -61,6 +72,32 @@ def test_the_page_s_five_commands_run(
         assert said.code == 0, said.err
     answer = json.loads(said.out.splitlines()[-1])  # pyright: ignore[reportPossiblyUnboundVariable]
     assert answer["model"] == "mix" and answer["usage"]["completion_tokens"] == 4
+
+
+@pytest.mark.skipif(native.load() is None, reason="no C compiler here, or off")
+def test_a_folder_that_compress_wrote_is_served_by_native_steps(
+    intarsia: Intarsia, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "run", asked)
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+    sizes = {"vocab_size": 257, "hidden_size": 48, "intermediate_size": 67, "num_hidden_layers": 2}
+    config = LlamaConfig(**sizes, **settings, num_attention_heads=4, num_key_value_heads=2)
+    letters = Tokenizer(models.BPE({c: i for i, c in enumerate(ALPHABET)}, []))
+    letters.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    letters.decoder = decoders.ByteLevel()
+    packed = compress(LlamaForCausalLM(config).eval(), BlockInt(8), force=True)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters)
+    save_language_model(packed, tmp_path / "small", tokenizer=tokenizer)
+    said = intarsia("serve", str(tmp_path / "small"), "--port", "0")
+    assert said.code == 0 and "small: native steps, one call a token" in said.err
+    *events, end, answer = [
+        line for line in said.out.splitlines() if line.startswith(("data", "{"))
+    ]
+    parts = [json.loads(event.removeprefix("data: ")) for event in events]
+    whole = json.loads(answer)
+    assert end == "data: [DONE]" and whole["usage"]["completion_tokens"] == 4
+    assert "".join(p["choices"][0]["text"] for p in parts) == whole["choices"][0]["text"] != ""
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def test_spans_are_chosen_drawn_and_decoded_with(
     tmp_path: Path,
 ) -> None:
     file, page = tmp_path / "spans.json", tmp_path / "page.html"
-    said = intarsia("spans", model, "--calib", text, *SMALL, "--save", file, "--json")
+    said = intarsia("spans", model, "--calib", text, *SMALL, "--out", file, "--json")
     assert said.code == 0, said.err
     assert said.json["density"] == pytest.approx(0.5, abs=0.05)
     assert len(said.json["spans"]) == 2
@@ -46,12 +46,12 @@ def test_spans_are_chosen_drawn_and_decoded_with(
 @pytest.mark.parametrize(
     ("words", "what"),
     [
-        (("spans", "smollm2"), "--save spans.json"),
-        (("spans", "smollm2", "--save", "out"), ".json file"),
-        (("spans", "smollm2", "--save", "a.json", "--lengths", "1k"), "whole numbers"),
-        (("spans", "smollm2", "--save", "a.json", "--density", "2"), "0.001 ... 1"),
-        (("spans", "smollm2", "--save", "a.json", "--rows", "4"), "at least 5"),
-        (("spans", "smollm2", "--save", "a.json", "--calib", "elpv"), "corpus"),
+        (("spans", "smollm2"), "--out spans.json"),
+        (("spans", "smollm2", "--out", "out"), ".json file"),
+        (("spans", "smollm2", "--out", "a.json", "--lengths", "1k"), "whole numbers"),
+        (("spans", "smollm2", "--out", "a.json", "--density", "2"), "0.001 ... 1"),
+        (("spans", "smollm2", "--out", "a.json", "--rows", "4"), "at least 5"),
+        (("spans", "smollm2", "--out", "a.json", "--calib", "elpv"), "corpus"),
         (("generate", "smollm2", " "), "Once upon"),
         (("generate", "smollm2", "a", "--tokens", "1"), "at least 2"),
         (("generate", "smollm2", "a", "--dtype", "fp8"), "float32 or auto"),

@@ -56,8 +56,8 @@ def test_a_model_is_pruned_saved_packed_and_converted(
     intarsia: Intarsia, model: Path, text: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    given = ("sparsify", str(model), "--calib", str(text), "--rows", "8", "--size", "64")
-    said = intarsia(*given, "--method", "dsnot", "--save", str(out), "--errors", "--json")
+    given = ("sparsify", str(model), "--calib", str(text), "--rows", "8", "--length", "64")
+    said = intarsia(*given, "--method", "dsnot", "--out", str(out), "--errors", "--json")
     assert said.code == 0, said.err
     assert said.json["density"] == pytest.approx(0.5, abs=0.01)
     assert "block 2/2 model.layers.1 density 0.500" in said.words
@@ -76,8 +76,8 @@ def test_a_model_is_pruned_saved_packed_and_converted(
     found = AutoModelForCausalLM.from_pretrained(out)
     assert float((found.model.layers[0].mlp.up_proj.weight == 0).float().mean()) == 0.5
     packed, again = tmp_path / "packed", tmp_path / "again"
-    assert intarsia("convert", str(out), str(packed), "--layout", "bitmask").code == 0
-    assert intarsia("convert", str(packed), str(again)).code == 0
+    assert intarsia("convert", str(out), "--out", str(packed), "--layout", "bitmask").code == 0
+    assert intarsia("convert", str(packed), "--out", str(again)).code == 0
     state = AutoModelForCausalLM.from_pretrained(again).state_dict()
     assert all(torch.equal(t, state[n]) for n, t in found.state_dict().items())
     assert (packed / "sparse.safetensors").stat().st_size < (
@@ -94,7 +94,7 @@ def test_a_model_is_pruned_saved_packed_and_converted(
         (("--rows", "3"), "got 3"),
         (("--calib", "elpv"), "got elpv"),
         ((), "got nothing"),
-        (("--save", "."), "other files in it"),
+        (("--out", "."), "other files in it"),
     ],
 )
 def test_what_cannot_be_is_refused(intarsia: Intarsia, words: tuple[str, ...], what: str) -> None:
@@ -103,7 +103,7 @@ def test_what_cannot_be_is_refused(intarsia: Intarsia, words: tuple[str, ...], w
 
 
 def test_converting_nothing_is_refused(intarsia: Intarsia, tmp_path: Path) -> None:
-    said = intarsia("convert", str(tmp_path / "no"), str(tmp_path / "new"))
+    said = intarsia("convert", str(tmp_path / "no"), "--out", str(tmp_path / "new"))
     assert said.code == 2 and "nothing there" in said.words
 
 
@@ -150,10 +150,10 @@ def test_a_training_with_n_of_m_weights_and_its_cycles(
         no = ("--out", str(tmp_path / "no"), "--schedule")
         said = intarsia("fit", str(folder), *TINY, *QUICK, *no, *words)
         assert said.code == 2 and what in said.words, said.err
-    said = intarsia("sat", "test_vit", "--pattern", "1:4", "--json")
+    said = intarsia("cycles", "test_vit", "--pattern", "1:4", "--json")
     found = json.loads(said.out)
     assert found["times"] == pytest.approx(found["dense"] / found["cycles"]) and found["layers"]
-    said = intarsia("sat", "test_vit", "--size", "32")
+    said = intarsia("cycles", "test_vit", "--size", "32")
     assert said.code == 0 and "blocks.0.mlp.fc1" in said.out and "times as fast" in said.out
 
 
@@ -162,10 +162,10 @@ def test_a_sparse_model_follows_its_dense_one(
 ) -> None:
     pruned, run, other = (tmp_path / name for name in ("pruned", "run", "other"))
     given = ("sparsify", str(model), "--method", "magnitude", "--calib", str(text))
-    assert intarsia(*given, "--rows", "8", "--size", "32", "--save", str(pruned)).code == 0
-    given = ("fit", str(text), "--model", str(pruned), "--method", "full", "--size", "32")
+    assert intarsia(*given, "--rows", "8", "--length", "32", "--out", str(pruned)).code == 0
+    given = ("fit", str(text), "--model", str(pruned), "--method", "full", "--length", "32")
     given += ("--epochs", "1", "--batch-size", "8", "--images", "16", "--objective")
-    sparse = ("--schedule", "fixed-mask", "--out")
+    sparse = ("--schedule", "fixed_mask", "--out")
     said = intarsia(*given, "squarehead:kl=0.5", "--teacher", str(model), *sparse, str(run))
     assert said.code == 0, said.err
     record = json.loads((run / "run.json").read_text())
@@ -174,8 +174,8 @@ def test_a_sparse_model_follows_its_dense_one(
     # a run may teach as well
     said = intarsia(*given, "squarehead", "--teacher", str(run), *sparse, str(other))
     assert said.code == 0, said.err
-    out = ("--save", str(tmp_path / "soup"), "--json")
-    said = intarsia("soup", str(run), str(other), *out)
+    out = ("--out", str(tmp_path / "merged"), "--json")
+    said = intarsia("merge", str(run), str(other), *out)
     assert said.code == 0, said.err
     assert said.json["results"]["test"]["loss"] > 0
     for words in (("plain", "--teacher", str(model)), ("squarehead",), ("squarehed",)):
@@ -197,7 +197,9 @@ def test_a_sparse_picture_model_follows_a_run(
     assert said.code == 2 and "--frozen-once with it" in said.words
 
 
-@pytest.mark.parametrize("words", [("sparsify", "smollm2", "--save", "out"), ("convert", ".", "b")])
+@pytest.mark.parametrize(
+    "words", [("sparsify", "smollm2", "--out", "out"), ("convert", ".", "--out", "b")]
+)
 def test_a_layout_of_a_library_that_is_missing_is_refused_before_the_work(
     intarsia: Intarsia, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:

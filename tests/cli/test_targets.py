@@ -28,35 +28,35 @@ with ExitStack() as stack:
 """
 T = "TARGET"
 VERBS: dict[str, tuple[str, ...]] = {
-    "trace": ("trace", "model", "austen", "--save", T),
-    "place": ("place", "t", "--devices", "4", "--save", T),
+    "trace": ("trace", "model", "austen", "--out", T),
+    "place": ("place", "t", "--devices", "4", "--out", T),
     "place --write": (
-        *("place", "t", "--devices", "4", "--save", "p", "--checkpoint", "m", "--write", T),
+        *("place", "t", "--devices", "4", "--out", "p", "--checkpoint", "m", "--write", T),
     ),
-    "place --sglang": ("place", "t", "--devices", "4", "--save", "p", "--sglang", T),
-    "unlearn": ("unlearn", "m", "--forget", "austen", "--retain", "wordnet", "--save", T),
-    "simulate --save": ("simulate", "t", "--devices", "4", "--save", T),
-    "simulate --report": ("simulate", "t", "--devices", "4", "--report", T),
-    "pack": ("pack", "photos", T),
-    "encode": ("encode", "photos/a.png", "-o", T),
-    "decode": ("decode", "a.irc", "-o", T),
-    "prior": ("prior", "photos", "--save", T),
-    "compress": ("compress", "m", "--save", T),
-    "sparsify": ("sparsify", "m", "--save", T),
-    "convert": ("convert", "photos", T),
-    "soup": ("soup", "run", "run", "--save", T),
-    "fit --task": ("fit", "docs.jsonl", "--task", "sparse-retrieval", "--save", T),
-    "index": ("index", "docs.jsonl", "--save", T),
-    "index --form": ("index", "idx", "--form", "trec", "--save", T),
-    "search --run": ("search", "idx", "--queries", "q.txt", "--run", T),
-    "spans": ("spans", "m", "--save", f"{T}.json"),
-    "stack": ("stack", "m", "austen", "prune:0.25", "--save", T),
+    "place --sglang": ("place", "t", "--devices", "4", "--out", "p", "--sglang", T),
+    "unlearn": ("unlearn", "m", "--forget", "austen", "--retain", "wordnet", "--out", T),
+    "simulate": ("simulate", "t", "--devices", "4", "--out", f"{T}.json"),
+    "simulate page": ("simulate", "t", "--devices", "4", "--out", f"{T}.html"),
+    "offload": ("offload", "photos", "--out", T),
+    "codec encode": ("codec", "encode", "photos/a.png", "-o", T),
+    "codec decode": ("codec", "decode", "a.irc", "-o", T),
+    "codec train": ("codec", "train", "photos", "--out", T),
+    "compress": ("compress", "m", "--out", T),
+    "sparsify": ("sparsify", "m", "--out", T),
+    "convert": ("convert", "photos", "--out", T),
+    "merge": ("merge", "run", "run", "--out", T),
+    "fit --task": ("fit", "docs.jsonl", "--task", "sparse-retrieval", "--out", T),
+    "index": ("index", "docs.jsonl", "--out", T),
+    "index --form": ("index", "idx", "--form", "trec", "--out", T),
+    "search --queries": ("search", "idx", "--queries", "q.txt", "--out", T),
+    "spans": ("spans", "m", "--out", f"{T}.json"),
+    "combine": ("combine", "m", "austen", "prune:0.25", "--out", T),
     "components": ("components", "run", "-o", T),
     "components --fit": ("components", T, "--fit", "photos"),
     "export": ("export", "run", "--out", T),
     "export onnx": ("export", "run", "--format", "onnx", "--out", T),
     "report": ("report", "run", "--out", T),
-    "predict --page": ("predict", "run", "photos", "--page", T),
+    "predict --out": ("predict", "run", "photos", "--out", T),
 }
 
 
@@ -76,7 +76,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def other(place: Path) -> Iterator[None]:
     """Another process, which works on both targets."""
-    names = [str(place / "busy"), str(place / "busy.json")]
+    names = [str(place / f"busy{suffix}") for suffix in ("", ".json", ".html")]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", HELD, *names], **pipes) as process:
         assert process.stdout is not None and process.stdout.readline() == b"held\n"
@@ -94,15 +94,14 @@ def test_a_file_of_somebody_is_not_replaced(
     intarsia: Intarsia, verb: str, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(place)
-    files = place / "thesis", place / "thesis.json"
+    files = [place / f"thesis{suffix}" for suffix in ("", ".json", ".html")]
     for file in files:
         file.write_text("years of work")
     said = called(intarsia, verb, files[0])
     assert said.code == 2 and "a file that was not written like this" in said.words
     assert all(file.read_text() == "years of work" for file in files)
-    assert {p.name for p in place.iterdir()} - {".busy.lock", ".busy.json.lock"} == {
-        "photos", "run", "a.irc", "thesis", "thesis.json"
-    }  # fmt: skip
+    names = {path.name for path in place.iterdir() if not path.name.endswith(".lock")}
+    assert names == {"photos", "run", "a.irc", *(file.name for file in files)}
 
 
 @pytest.mark.usefixtures("other")
@@ -119,5 +118,5 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(
     intarsia: Intarsia, place: Path
 ) -> None:
     for target in (place / "a.irc" / "new", Path("/proc/new")):
-        said = intarsia("encode", place / "photos" / "a.png", "-o", target)
+        said = intarsia("codec", "encode", place / "photos" / "a.png", "-o", target)
         assert said.code == 2 and "writing to" in said.words

@@ -16,8 +16,8 @@ def test_a_text_is_unlearned(intarsia: Intarsia, mixture: Path, tmp_path: Path) 
     a, b, out = tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / "out"
     a.write_text("".join(f"Line {i} of a plain text, which says {i * i}.\n" for i in range(20)))
     b.write_text("".join(f"and so on, {i} times over;\n" for i in range(40)))
-    given = ("--forget", a, "--retain", b, "--rows", 8, "--size", 16, "--steps", 5, "--lr", 0.1)
-    said = intarsia("unlearn", mixture, *given, "--by", "lift", "--save", out, "--json")
+    given = ("--forget", a, "--retain", b, "--rows", 8, "--length", 16, "--steps", 5, "--lr", 0.1)
+    said = intarsia("unlearn", mixture, *given, "--by", "lift", "--out", out, "--json")
     assert said.code == 0, said.err
     path, (layer, expert) = said.json["path"], said.json["at"]
     assert path[-1]["forget"] > path[0]["forget"] and "tokens" in said.json["doubts"][0]
@@ -28,7 +28,7 @@ def test_a_text_is_unlearned(intarsia: Intarsia, mixture: Path, tmp_path: Path) 
         if f"layers.{layer}.mlp" not in name:
             assert torch.equal(new.state_dict()[name], weight), name
     assert f"layers.{other}.mlp.gate.weight" in str(list(old.state_dict()))
-    more = ("--at", f"{layer},{expert}", "--loss", "ga", "--save", tmp_path / "two")
+    more = ("--at", f"{layer},{expert}", "--loss", "ga", "--out", tmp_path / "two")
     said = intarsia("unlearn", mixture, *given, *more)
     assert said.code == 0 and f"expert {expert} of layer {layer}" in said.out, said.err
     assert said.out.rstrip().endswith("two")  # the folder that was written
@@ -39,12 +39,12 @@ def test_a_text_is_unlearned(intarsia: Intarsia, mixture: Path, tmp_path: Path) 
     [
         (("--loss", "nop"), "Did you mean npo"),
         (("--by", "left"), "Did you mean lift"),
-        (("--save", "out"), "--loss ga"),
-        (("--retain", "elpv", "--save", "out"), "a corpus"),
-        (("--loss", "ga", "--at", "3", "--save", "out"), "--at 3,7"),
-        (("--loss", "ga", "--steps", "0", "--save", "out"), "at least 1"),
-        (("--loss", "ga"), "--save out"),
-        (("--loss", "ga", "--save", "out"), "language model"),
+        (("--out", "out"), "--loss ga"),
+        (("--retain", "elpv", "--out", "out"), "a corpus"),
+        (("--loss", "ga", "--at", "3", "--out", "out"), "--at 3,7"),
+        (("--loss", "ga", "--steps", "0", "--out", "out"), "at least 1"),
+        (("--loss", "ga"), "--out out"),
+        (("--loss", "ga", "--out", "out"), "language model"),
     ],
 )
 def test_what_cannot_be_is_refused(

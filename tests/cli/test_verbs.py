@@ -15,34 +15,41 @@ from PIL import Image
 
 from intarsia.catalog import cards
 from intarsia.cli import app, listing, shell
+from intarsia.cli.groups import HOMES
 from intarsia.cli.simulating import PLANS, POLICIES
 from intarsia.core.errors import ConfigError
 from intarsia.experiments.stack_entries import ENTRIES
 from intarsia.experiments.stack_entries import POLICIES as CACHES
 from intarsia.placement.topology import KEYS
 
-from .conftest import Intarsia
+from .conftest import Intarsia, commands
 
 GROUP: Any = typer.main.get_group(app)
 VERBS = sorted(GROUP.list_commands(None))
+ALL = dict(commands())
+EXAMPLE = re.compile(r"^\s*(?:Example:)?\s+((?:intarsia|torchrun) .*)", re.MULTILINE)
 
 
 def test_the_verbs_of_the_design_are_there() -> None:
-    wanted = {"list", "show", "fit", "evaluate", "predict", "compare", "export", "claim", "report"}
-    assert wanted | {"demo"} <= set(VERBS)
+    wanted = {"list", "show", "fit", "evaluate", "predict", "compare", "export", "report"}
+    assert wanted | {"demo", "reproduce"} <= set(VERBS)
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_help_has_an_example_that_parses(intarsia: Intarsia, verb: str) -> None:
-    said = intarsia(verb, "--help")
-    assert said.code == 0 and intarsia(verb, "-h").out == said.out
-    command = GROUP.get_command(None, verb)
-    found = re.search(r"Example:\s+(intarsia .*)", str(command.help))
-    assert found, "no example"
-    program, name, *words = shlex.split(found[1].partition(" > ")[0])
-    assert (program, name) == ("intarsia", verb)
-    # the parser alone: nothing runs, unknown options and missing arguments are refused
-    command.make_context(verb, words)
+@pytest.mark.parametrize("command", ALL)
+def test_help_has_examples_that_parse(intarsia: Intarsia, command: str) -> None:
+    name = command.split()
+    help = intarsia(*name, "--help")
+    assert help.code == 0 and intarsia(*name, "-h").out == help.out
+    text = str(ALL[command].help)
+    assert "Example:" in text
+    for example in re.findall(
+        r"^\s*(?:Example:)?\s+((?:intarsia|torchrun) .*)", text, re.MULTILINE
+    ):
+        words = shlex.split(example.partition(" > ")[0])
+        begin = words.index("intarsia") + 1
+        assert words[begin : begin + len(name)] == name
+        # the parser alone: nothing runs, unknown options and missing arguments are refused
+        ALL[command].make_context(command, words[begin + len(name) :])
 
 
 # what is refused, too: a typing error costs no eight seconds
@@ -67,12 +74,12 @@ LIGHT = (
     "predict nosuch x.png",
     "export nosuch",
     "bench nosuch",
-    "claim nosuch",
+    "reproduce nosuch",
     "auto",
     "auto nosuch",
     "auto elpv --methods nosuch",
     "auto elpv --device gpu",
-    "claim mosa --seeds x",
+    "reproduce mosa --seeds x",
     "compare elpv --seeds 0;1",
     "compare-routers austen --routers nosuch",
     "demo --seeds x",
@@ -101,6 +108,24 @@ def test_start_imports_nothing_heavy() -> None:
     words = [sys.executable, "-c", TRIED, *LIGHT]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_verb_is_imported_when_it_is_called() -> None:
+    code = "import sys; from intarsia.cli import app; app(['fit', 'elpv', '--epochs', '0'])"
+    modules = "sorted(m for m in sys.modules if m.startswith('intarsia.cli.'))"
+    words = [
+        sys.executable,
+        "-c",
+        f"import atexit, sys; atexit.register(lambda: print({modules})); {code}",
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "'intarsia.cli.training'" in done.stdout
+    assert not any(f"intarsia.cli.{m}'" in done.stdout for m in ("searching", "placing", "demo"))
+
+
+def test_every_home_of_a_verb_is_a_function_of_its_module() -> None:
+    for name in HOMES:
+        assert GROUP.get_command(None, name).name == name
 
 
 def test_the_module_is_the_command() -> None:
@@ -194,7 +219,7 @@ def test_show_tells_paper_settings_tags_and_an_example(intarsia: Intarsia) -> No
         assert text in out
     example = re.search(r"intarsia fit (.*)", out)
     assert example
-    GROUP.commands["fit"].make_context("fit", shlex.split(example[1]))
+    GROUP.get_command(None, "fit").make_context("fit", shlex.split(example[1]))
     assert "intarsia.Mosa(experts=4)" in out
     assert "In Python: intarsia.Mosa\n" in out
 
@@ -206,7 +231,7 @@ def test_show_names_the_class_where_it_can_be_imported(intarsia: Intarsia) -> No
 
 
 def test_help_says_what_an_option_means_to_its_verb(intarsia: Intarsia) -> None:
-    assert "A setting of one method" in intarsia("compare", "--help").out
+    assert "Setting of one method" in intarsia("compare", "--help").out
     assert "over.bottleneck=16" in intarsia("fit", "--help").out
     assert "'intarsia[ray]'" in intarsia("bench", "--help").out
 
@@ -234,9 +259,9 @@ def test_a_text_in_bytes_that_are_no_utf8_is_refused(
 
 def test_the_list_knows_the_survey_whose_techniques_a_command_stacks(intarsia: Intarsia) -> None:
     (row,) = intarsia("list", "2412.14219", "--json").json
-    assert (row["name"], row["kind"], row["paper"]["arxiv"]) == ("stack", "command", "2412.14219")
-    assert row["name"] in VERBS and "stack" in intarsia("list", "inference optimization").out
-    rows = intarsia("list", "stack", "--kind", "change", "--json").json
+    assert (row["name"], row["kind"], row["paper"]["arxiv"]) == ("combine", "command", "2412.14219")
+    assert row["name"] in VERBS and "combine" in intarsia("list", "inference optimization").out
+    rows = intarsia("list", "combine", "--kind", "change", "--json").json
     assert "command" not in {row["kind"] for row in rows}
 
 
@@ -244,10 +269,10 @@ def test_the_list_knows_the_survey_whose_techniques_a_command_stacks(intarsia: I
     "words",
     [
         ("components", "photos"),
-        ("encode", "signal", "--prior", "photos"),
+        ("codec", "encode", "signal", "--prior", "photos"),
         ("evaluate", "photos"),
         ("generate", "photos", "hello"),
-        ("pack", "photos", "new"),
+        ("offload", "photos", "--out", "new"),
         ("predict", "photos", "signal"),
         ("search", "photos", "cat"),
     ],
@@ -268,12 +293,15 @@ def test_what_is_no_signal_is_told_which_signals_there_are(
     intarsia: Intarsia, tmp_path: Path
 ) -> None:
     (tmp_path / "docs.jsonl").write_text("{}")
-    assert "a .wav, or a .npy" in intarsia("encode", tmp_path / "docs.jsonl").words
+    assert "a .wav, or a .npy" in intarsia("codec", "encode", tmp_path / "docs.jsonl").words
 
 
 @pytest.mark.parametrize(
     ("verb", "words"),
-    [("simulate", [*PLANS, *POLICIES, *KEYS]), ("stack", [*ENTRIES, *CACHES, "w2", "w3", "stay"])],
+    [
+        ("simulate", [*PLANS, *POLICIES, *KEYS]),
+        ("combine", [*ENTRIES, *CACHES, "w2", "w3", "stay"]),
+    ],
 )
 def test_the_help_has_every_word_that_is_taken(
     verb: str, words: list[str], intarsia: Intarsia

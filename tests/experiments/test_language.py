@@ -62,7 +62,7 @@ Carry = Callable[..., Run]
 def carry(model: str, answers: str) -> Carry:
     def run(data: str = answers, out: Path | None = None, score: bool = True, **values: Any) -> Run:
         start = Experiment(Pictures(data, val=0)).changed(
-            model=model, size=32, method="lora", epochs=2, batch_size=8, lr=3e-2,
+            model=model, length=32, method="lora", epochs=2, batch_size=8, lr=3e-2,
             settings=("rank=4", "roles=qkv,mlp_linear"),
         )  # fmt: skip
         return carry_out(start.changed(**values), Running(out=out), lambda _: None, score=score)
@@ -109,7 +109,7 @@ def test_a_text_file_needs_no_more_than_its_path(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("notes.txt").write_text("to be or not to be, that is the question. " * 40)
-    words = ["fit", "notes.txt", "-m", model, "--size", "32", "--epochs", "1", "--lr", "1e-2"]
+    words = ["fit", "notes.txt", "-m", model, "--length", "32", "--epochs", "1", "--lr", "1e-2"]
     said = CliRunner().invoke(app, words)
     assert said.exit_code == 0, said.output
     assert "test, before" in said.stdout and "exact match" in said.stdout

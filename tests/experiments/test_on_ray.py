@@ -8,12 +8,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
-from intarsia.core.errors import ConfigError
+from intarsia.cli import early
+from intarsia.core.errors import ConfigError, MissingExtra
+from intarsia.experiments import matrix, rates
+from intarsia.experiments.experiment import Experiment, Pictures
 from intarsia.experiments.on_ray import threads_on
 from intarsia.experiments.pool import Trial, TrialEnd, run_trials
 
@@ -96,7 +100,8 @@ def work(inputs: Mapping[str, Any]) -> dict[str, Any]:
 def run(*inputs: Mapping[str, Any], **how: Any) -> list[TrialEnd]:
     found: list[TrialEnd] = []
     trials = [Trial(str(n), given) for n, given in enumerate(inputs)]
-    run_trials(trials, work, done=found.append, executor="ray", **{"jobs": 1, "threads": 1} | how)
+    options = {"executor": "ray", "jobs": 1, "threads": 1} | how
+    run_trials(trials, work, done=found.append, **options)
     return sorted(found, key=lambda end: end.trial.name)
 
 
@@ -116,6 +121,41 @@ def test_a_dead_worker_costs_its_own_trial_only(ray: Ray, death: str, says: str)
     assert first.result and last.result and dead.result is None
     assert "its worker was lost" in dead.error and says in dead.error
     assert ray.made == ray.killed == 2  # a new one for the last trial
+
+
+def test_a_comparison_has_a_worker_for_each_run(ray: Ray) -> None:
+    assert all(end.result for end in run({}, {}, {}, executor="fresh on ray"))
+    assert ray.made == ray.killed == 3
+    assert all(end.result for end in run({}, {}, {}))
+    assert ray.made == 4  # one worker takes all trials of a search
+
+
+def test_a_comparison_and_its_search_run_on_ray(
+    ray: Ray, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    executors: list[str] = []
+
+    def carried(trials: Any, work: Any, *, executor: str, **_: Any) -> None:
+        executors.append(executor)
+        assert not any(trial.inputs.get("quiet") is False for trial in trials)
+
+    for module in (matrix, rates):
+        monkeypatch.setattr(module, "run_told", carried)
+    start = Experiment(Pictures("elpv"))
+    runs = matrix.planned(start, ["linear"], [0], {}, tmp_path)
+    matrix.run_all(runs, jobs=1, report=print, ray=True)
+    with pytest.raises(KeyError):  # nothing was carried out, so nothing is kept
+        rates.RateSearch(ray=True).find(runs, tmp_path, print)
+    assert executors == ["fresh on ray", "ray"]
+
+
+def test_without_ray_nothing_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(early, "find_spec", lambda _: None)
+    with refused(MissingExtra):
+        early.check_jobs(1, True)
+    with refused(ConfigError, what="--jobs", got=0):
+        early.check_jobs(0, False)
+    early.check_jobs(2, False)
 
 
 @pytest.mark.parametrize("busy", [False, True])

@@ -17,11 +17,11 @@ from intarsia.experiments.searching import (
     best_of,
     carry_missing,
     extended,
-    score_of,
     scores_by,
     smoothed,
     winning_edge,
 )
+from intarsia.reports.runs.reading import score_of
 
 REACH = (1e-6, 1.0)
 

@@ -18,7 +18,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from intarsia.cli.coding import _read  # pyright: ignore[reportPrivateUsage]
+from intarsia.cli.signal_files import read_signal
 from intarsia.conformance.senses import Letters
 from intarsia.core.pictured import lists_pictures
 from intarsia.data import load_data
@@ -215,7 +215,7 @@ KINDS = (
     Kind("events.parquet", _event_blocks, lambda f: vars(load_interactions(f / "events.parquet"))),
     Kind("questions", _questions, _open_questions),
     Kind("sound", lambda f: _wave(f / "a.wav"), lambda f: read_sound(f / "a.wav")),
-    Kind("signal.wav", lambda f: _wave(f / "a.wav"), lambda f: _read(f / "a.wav")),
-    Kind("signal.npy", lambda f: _array(f / "a.npy"), lambda f: _read(f / "a.npy")),
+    Kind("signal.wav", lambda f: _wave(f / "a.wav"), lambda f: read_signal(f / "a.wav")),
+    Kind("signal.npy", lambda f: _array(f / "a.npy"), lambda f: read_signal(f / "a.npy")),
     Kind("onnx", _onnx, lambda f: read_onnx(f / "model.onnx")),
 )

@@ -17,8 +17,8 @@ import intarsia
 from intarsia.choosing import auto
 from intarsia.cli import app, begun_index
 from intarsia.cli import recommending as cli_recommending
-from intarsia.cli.coding import _there  # pyright: ignore[reportPrivateUsage]
 from intarsia.cli.configuring import read_config
+from intarsia.cli.signal_files import check_signal
 from intarsia.conformance.made import torch_seed
 from intarsia.core.files import write_json
 from intarsia.core.reading import read_bytes
@@ -183,7 +183,7 @@ def _codec(folder: Path) -> None:
 
 def _open_codec(folder: Path) -> Any:
     codec = Recombiner.load(folder / "prior")
-    _there(folder / "a.irc")
+    check_signal(folder / "a.irc")
     return codec.decode(read_bytes(folder / "a.irc"))
 
 

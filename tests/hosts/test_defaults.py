@@ -157,7 +157,8 @@ def test_roles_leave_the_head_out_and_targets_do_not() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_the_page_is_what_is_tried_now() -> None:
+def test_the_page_is_what_is_tried_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTARSIA_HOME", str(tmp_path))  # no stored trials
     assert page() == PAGE.read_text()
 
 

@@ -241,7 +241,7 @@ def test_a_short_missing_or_foreign_file_is_refused(store: Path, tmp_path: Path)
     with torch.no_grad(), refused(CheckpointError, got="2972 bytes"):
         model(IDS)
     file.unlink()
-    with pytest.raises(CheckpointError, match="intarsia pack"):
+    with pytest.raises(CheckpointError, match="intarsia offload"):
         intarsia.offload(copy, slots=4)
     file.write_bytes(whole)
     config = copy / "config.json"

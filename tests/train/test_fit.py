@@ -7,7 +7,9 @@ import math
 import os
 import random
 import signal
+import sys
 import threading
+import traceback
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,25 @@ def test_it_learns_and_leaves_the_trunk_alone() -> None:
         assert parameter.requires_grad or parameter.grad is None
     # batches of 64 here, of 32 in the loop: equal to rounding, not to the bit
     assert evaluate(model, pictures(40, seed=1)).scores() == pytest.approx(run.val.scores())
+
+
+def test_a_traceback_from_a_cell_is_at_most_fifteen_calls_of_ours_deep() -> None:
+    """From `fit` to the innermost forward of MoSA on a timm model."""
+    model = intarsia.adapt(timm.create_model("test_vit", num_classes=CLASSES, img_size=32), "mosa")
+    depths: list[int] = []
+
+    def watch(frame: Any, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_name == "forward" and model.training:
+            files = (f.f_code.co_filename for f, _ in traceback.walk_stack(frame))
+            depths.append(sum(Path(intarsia.__file__).parent in Path(f).parents for f in files))
+
+    images = TensorDataset(torch.randn(4, 3, 32, 32), torch.arange(4) % CLASSES)
+    sys.setprofile(watch)
+    try:
+        fit(model, images, epochs=1, batch_size=4, trackers=())
+    finally:
+        sys.setprofile(None)
+    assert 10 < max(depths) <= 15
 
 
 def test_every_trained_parameter_can_be_trained_not_only_adapters() -> None:

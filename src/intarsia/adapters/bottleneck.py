@@ -77,6 +77,7 @@ class Bottleneck(Method):
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        """Check each setting, or the value that the placement gives it.  Raises: ConfigError."""
         if self.placement is not None:
             one_of("placement", self.placement, PLACEMENTS)
         one_of("activation", self.resolved("activation"), ACTIVATIONS)
@@ -95,8 +96,8 @@ class Bottleneck(Method):
     def norm_at(self, site: Site) -> str:
         """Return the kind of norm (one of NORMS) for the cell at `site`.
 
-        A norm that was left to the placement, where no LayerNorm feeds the site, is of the host's
-        own kind.
+        Where norm is None, so that the placement decides, and no LayerNorm feeds the site, it is of
+        the kind that the host's own norms have.
         """
         norm = str(self.resolved("norm"))
         by_host = self.norm is None and norm == "residual" and site.norm is None
@@ -136,6 +137,11 @@ class ResidualNorm(nn.Module):
     host_bias: Tensor
 
     def __init__(self, site: Site) -> None:
+        """Copy the host's LayerNorm (gamma_f, beta_f) as constants; gamma begins as 1, beta as 0.
+
+        site: where the cell sits; site.norm holds (gamma_f, beta_f), (d,) each.
+        Raises: TargetError, see the class.
+        """
         super().__init__()
         name, fix = f"norm='residual' at {site.path!r}", "Use norm='layer' or norm='none'."
         if site.norm is None:
@@ -166,6 +172,11 @@ class BottleneckCell(Cell):
     """s * up(act(down(norm(x)))).  x: (..., d_in) -> (..., d_out)."""
 
     def __init__(self, config: Bottleneck, site: Site, *, generator: torch.Generator) -> None:
+        """Build norm, down, activation, dropout, up and scale, and draw the first weights.
+
+        config: the settings, see `Bottleneck`. site: the host's module; site.reads is the width of
+          x, site.outputs that of the result.
+        """
         super().__init__()
         self.config = config
         width = site.reads
@@ -187,11 +198,15 @@ class BottleneckCell(Cell):
         else:
             self.scale = float(scale)
         init = str(config.resolved("init"))
+        # names of the maps that are zero at the start: the model is then unchanged
         self.zero_sides = frozenset({"up"}) if init == "zero" else frozenset[str]()
         self._reset(init, generator)
 
     def _reset(self, init: str, generator: torch.Generator) -> None:
-        """Initialise the weights as `init` says, from `generator`; biases are 0."""
+        """Draw the weights from `generator`; all biases become 0.
+
+        init: "houlsby" (both maps normal, sigma 0.01) or "zero" (Kaiming down, zero up).
+        """
         for layer in (self.down, self.up):
             nn.init.zeros_(layer.bias)
         if init == "houlsby":
@@ -202,13 +217,18 @@ class BottleneckCell(Cell):
             nn.init.zeros_(self.up.weight)
 
     def compute(self, x: Tensor, down: Linear, up: Linear) -> Tensor:
-        """Return the cell's output for x with these projections in place of its own."""
+        """Return the cell's output for x, with these projections in place of its own.
+
+        x: (..., d_in). down: d_in -> r, up: r -> d_out. Mixtures of adapters pass an expert's maps
+          here.
+        """
         return self.scale * up(self.dropout(self.act(self._normed(x, down))))
 
     def _normed(self, x: Tensor, down: Linear) -> Tensor:
-        """Return down(norm(x)), with an affine norm folded into the small weight.
+        """Return down(norm(x)).  x: (..., d_in) -> (..., r).
 
-        This is faster than a norm of every token, and the backward keeps no second copy of x.
+        An affine norm is folded into down's weight, which is small: this is faster than a norm of
+        every token, and the backward keeps no second copy of x.
         """
         if isinstance(self.norm, ResidualNorm) and type(down) is nn.Linear:
             gain, shift = self.norm.affine()
@@ -225,8 +245,11 @@ class BottleneckCell(Cell):
     def units(self) -> Units:
         """Return the cell as plain hidden units, which can be appended to the host's MLP.
 
-        down' = Wd diag(g), Wd b + bd and up' = s Wu, s bu, with g x + b the norm and s the scale.
-        Raises: FoldError for a norm that is no affine map of its input.
+        Wd, bd and Wu, bu are weight and bias of down and up, s is the scale, and the norm is the
+        affine map x -> g x + b. The units have rows Wd diag(g), bias Wd b + bd, columns s Wu and
+        shift s bu.
+        norm="residual" recovers the residual stream from the output of the host's LayerNorm.
+        Raises: FoldError for a norm that is no affine map of its input, or cannot be inverted.
         """
         down, up = self.down.weight, self.up.weight
         gain, shift = torch.ones_like(down[0]), torch.zeros_like(down[0])

@@ -28,7 +28,8 @@ def is_coded(name: str, parameter: Tensor) -> bool:
 def stored(body: nn.Module, *, biases: bool) -> dict[str, tuple[Tensor, bool]]:
     """Return the tensors of a cell that a file must store, sorted by name.
 
-    name -> (tensor, True if it is quantised).  biases: also store those of the linear maps.
+    name -> (tensor, True if it is quantised).  body: the cell, a small trained module beside a
+    host's. biases: also store those of the linear maps.
     """
     weights = {n for n, p in body.named_parameters() if is_coded(n, p)}
     linear = {n.rpartition(".")[0] for n in weights}
@@ -43,6 +44,7 @@ class _MethodCall(nn.Module):
     """A method of a cell as the forward of a module, for functional_call."""
 
     def __init__(self, body: Cell, method: str) -> None:
+        """Remember the cell and the name of its method that `forward` calls."""
         super().__init__()
         self.body, self.method = body, method
 
@@ -69,8 +71,14 @@ class CodedCell(Cell):
         start: float = 1e-3,
         generator: torch.Generator,
     ) -> None:
+        """Drop the body's biases unless `biases`, and redraw constant weights if there is a format.
+
+        body: the cell whose weight matrices are quantised; biases: keep them, in float; start:
+          sigma of the redrawn weights; generator: draws them.
+        """
         super().__init__()
         self.body, self.format = body, format
+        # a whole cell computes the host's output, too, by `around`
         self.whole = body.whole  # pyright: ignore[reportAttributeAccessIssue]
         weights = {n: p for n, p in body.named_parameters() if is_coded(n, p)}
         if not weights:
@@ -99,7 +107,10 @@ class CodedCell(Cell):
         }
 
     def _call(self, method: str, *args: Any) -> Tensor:
-        """Call a method of the body with the quantised weights in place of the float ones."""
+        """Return body.method(*args), computed with the quantised weights, not the float ones.
+
+        method: a name, "forward" or "around".
+        """
         weights = {f"body.{name}": weight for name, weight in self.weights().items()}
         return functional_call(_MethodCall(self.body, method), weights, args)
 
@@ -116,6 +127,7 @@ class CodedCell(Cell):
         """Return a float copy of the body that holds the quantised weights."""
         plain = copy.deepcopy(self.body)
         with torch.no_grad():
+            # what was quantised in each forward is now quantised for good
             for name, weight in self.weights().items():
                 plain.get_parameter(name).copy_(weight)
         return plain.merged()

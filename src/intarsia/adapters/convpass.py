@@ -64,6 +64,11 @@ class ConvpassCell(Cell):
     """The addition of all tokens.  x: (B, T, d), or (B, rows, columns, d) -> the same, d' wide."""
 
     def __init__(self, config: Convpass, site: Site, *, generator: torch.Generator) -> None:
+        """Build down (d -> h), a 3 x 3 convolution of h channels and up (h -> d').
+
+        config: the settings, see `Convpass`. site: the host's module; site.reads is d, site.outputs
+          d'. The convolution is the identity and up is zero at first.
+        """
         super().__init__()
         self.config = config
         with torch.random.fork_rng(devices=[]):  # overwritten below
@@ -81,28 +86,34 @@ class ConvpassCell(Cell):
         return self.compute(self.cast(x), self.down, self.up)
 
     def compute(self, x: Tensor, down: Linear, up: Linear) -> Tensor:
-        """Return the cell's output for x with these projections in place of its own."""
+        """Return the cell's output for x, with these projections in place of its own.
+
+        x: (B, T, d) or (B, rows, columns, d). down: d -> h, up: h -> d'.
+        """
         return self.scale * up(self.dropout(_act(self._convolved(_act(down(x))))))
 
     def _convolved(self, x: Tensor) -> Tensor:
-        """Convolve the patches; apply the kernel's middle to other tokens.  (B, ..., h), same."""
+        """Convolve the patches; apply only the kernel's middle to other tokens.
+
+        x: (B, ..., h) -> same.
+        """
         if x.dim() == 4:  # a map, as of Swin
             return self._patches(x)
         if x.dim() != 3:
-            return self._each_alone(x)
+            return self._pixelwise(x)
         rows, columns = self._grid(x.shape[1])
         if not rows:
-            return self._each_alone(x)
+            return self._pixelwise(x)
         # the tokens before the patches, such as the class token
         prefix = x.shape[1] - rows * columns
         patches = self._patches(x[:, prefix:].unflatten(1, (rows, columns))).flatten(1, 2)
-        return torch.cat([self._each_alone(x[:, :prefix]), patches], 1) if prefix else patches
+        return torch.cat([self._pixelwise(x[:, :prefix]), patches], 1) if prefix else patches
 
     def _patches(self, x: Tensor) -> Tensor:
         """Convolve a grid of patches.  (B, rows, columns, h) -> the same shape."""
         return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
-    def _each_alone(self, x: Tensor) -> Tensor:
+    def _pixelwise(self, x: Tensor) -> Tensor:
         """Apply the middle of the kernel to each token as an image of one pixel.  (..., h), same.
 
         The zero padding around the pixel adds nothing, so that the rest of the kernel is not read.
@@ -111,8 +122,9 @@ class ConvpassCell(Cell):
         return F.linear(x, middle, self.conv.bias)
 
     def _grid(self, tokens: int) -> tuple[int, int]:
-        """Return rows and columns of the grid of patches that ends a sequence of `tokens`.
+        """Return rows and columns of the grid of patches, the last tokens of a sequence.
 
+        tokens: the length of the sequence. (0, 0) = the sequence has no patches.
         Raises: ShapeError where the grid of the settings has more patches than there are tokens.
         """
         side = isqrt(tokens)

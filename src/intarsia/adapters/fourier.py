@@ -59,6 +59,11 @@ class FourierCell(Cell):
     place: Tensor
 
     def __init__(self, config: Fourier, site: Site, *, generator: torch.Generator) -> None:
+        """Draw the n places in C from the settings' seed, the coefficients from `generator`.
+
+        config: see `Fourier`. site: the host's linear layer; C is (site.outputs, site.reads).
+        Raises: ConfigError for more entries than the layer has weights.
+        """
         super().__init__()
         self.config, self.shape = config, (site.outputs, site.reads)
         weights = site.outputs * site.reads
@@ -76,6 +81,7 @@ class FourierCell(Cell):
         self.coefficients = nn.Parameter(config.std * torch.randn(entries, generator=generator))
 
     def delta(self) -> Tensor:
+        """Return the change of the weight, alpha Re(IDFT2(C)).  (outputs, reads)."""
         # half precision has no Fourier transform
         values = self.coefficients.to(torch.promote_types(self.coefficients.dtype, torch.float32))
         flat = values.new_zeros(self.shape[0] * self.shape[1])

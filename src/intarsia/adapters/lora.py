@@ -40,6 +40,7 @@ class Lora(Method):
         below_one("dropout", self.dropout)
 
     def build(self, site: Site, *, generator: torch.Generator) -> LoraCell:
+        """Return the cell for `site`; a fused qkv layer with the role "qv" gets two LoRAs."""
         fused = site.path.rpartition(".")[2] == "qkv"
         cell = QueryValueCell if fused and "qv" in self.roles else LoraCell
         return cell(self, site, generator=generator)
@@ -49,6 +50,11 @@ class LoraCell(Cell):
     """(alpha / r) B A x.  x: (..., d_in) -> (..., d_out)."""
 
     def __init__(self, config: Lora, site: Site, *, generator: torch.Generator) -> None:
+        """Build A (r, d_in), Kaiming, and B (d_out, r), zero.
+
+        config: rank r, alpha and dropout, see `Lora`. site: the host's layer, d_in = site.reads and
+          d_out = site.outputs.
+        """
         super().__init__()
         self.config = config
         rows, columns = self.sizes(config.rank, site.outputs)
@@ -62,17 +68,25 @@ class LoraCell(Cell):
         nn.init.zeros_(self.up.weight)
 
     def sizes(self, rank: int, outputs: int) -> tuple[int, int]:
-        """Return the rows of A and of B for a layer with so many outputs."""
+        """Return the rows of A and the rows of B.
+
+        rank: r; outputs: the width of the host's output.
+        """
         return rank, outputs
 
     def compute(self, x: Tensor, down: Linear, up: Linear) -> Tensor:
-        """Return the cell's output for x with these projections in place of its own."""
+        """Return (alpha / r) up(down(x)), with these projections in place of the cell's own.
+
+        x: (..., d_in). down: d_in -> r, up: r -> d_out. Mixtures of LoRAs pass an expert's maps
+          here.
+        """
         return up(self.scale * down(self.dropout(x)))  # eq. 3; scaling the r values is cheapest
 
     def forward(self, x: Tensor) -> Tensor:
         return self.compute(self.cast(x), self.down, self.up)
 
     def weighted(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Compute weight_n cell(x_n).  x: (N, d_in), weight: (N,) -> (N, d_out)."""
         down = self.down  # weighting its r outputs is cheapest
         return self.compute(self.cast(x), lambda x: down(x) * weight[:, None], self.up)
 
@@ -88,6 +102,11 @@ class QueryValueCell(LoraCell):
     """
 
     def sizes(self, rank: int, outputs: int) -> tuple[int, int]:
+        """Return 2 r, the rows of A_q and A_v, and 2 d, those of B_q and B_v.
+
+        rank: r; outputs: 3 d, the width of the fused layer's output. Raises: TargetError, see the
+          class.
+        """
         if outputs % 3:
             name = "role 'qv' in a fused qkv layer"
             got, want = f"{outputs} outputs", "equally many queries, keys and values"
@@ -95,6 +114,10 @@ class QueryValueCell(LoraCell):
         return 2 * rank, 2 * outputs // 3
 
     def compute(self, x: Tensor, down: Linear, up: Linear) -> Tensor:
+        """Return the change of queries, keys (zero) and values.  x: (..., d_in) -> (..., 3 d).
+
+        down: d_in -> 2 r and up: r -> 2 d, in place of the cell's own.
+        """
         rank = self.config.rank
         # both rows pass through all of B, so that `up` can be any linear map; r is small
         y = up((self.scale * down(self.dropout(x))).unflatten(-1, (2, rank)))  # (..., 2, 2d)
@@ -103,6 +126,7 @@ class QueryValueCell(LoraCell):
         return torch.cat([query, torch.zeros_like(query), value], -1)
 
     def delta(self) -> Tensor:
+        """Return the change of the fused weight, (3 d, d_in); the rows of the keys are zero."""
         rank = self.config.rank
         # A_q and A_v are stacked, and so are B_q and B_v: both products in one batched call
         up, down = self.up.weight.unflatten(0, (2, -1)), self.down.weight.unflatten(0, (2, rank))

@@ -51,6 +51,7 @@ class Mos(Method):
     position = "parallel"
 
     def __post_init__(self) -> None:
+        """Check the settings against each other.  Raises: ConfigError."""
         object.__setattr__(self, "roles", tuple(self.roles))
         rank = PUBLISHED if self.rank is None else self.rank
         at_least("rank", rank, 1, "Try rank=8, e=2, l=4.")
@@ -68,15 +69,20 @@ class Mos(Method):
         return True
 
     def shared_state(self, sites: Sequence[Site], *, generator: torch.Generator) -> Shards:
-        """Return the pools for all sites of a model, one pair for each type of layer."""
+        """Return the pools of all layers of a model, one pair for each type of layer.
+
+        sites: the layers that get a cell; generator: draws the first weights.
+        """
         return Shards(self, sites, generator=generator)
 
     def build(
         self, site: Site, *, generator: torch.Generator, shared: nn.Module | None = None
     ) -> MosCell:
-        """Return the cell for `site`.
+        """Return the low-rank cell for `site`, one adapted layer of the host.
 
-        shared: the result of `shared_state` for all sites; None = pools for this site alone.
+        generator: draws which rows of the shared pools the cell uses. shared: the pools that
+          `shared_state` made for all layers, a `Shards`; anything else = the cell gets pools for
+          itself alone.
         """
         if isinstance(shared, Shards):
             return MosCell(self, site, shared, generator=generator)
@@ -97,6 +103,13 @@ class Pool(nn.Module):
     """The shards of one type of layer.  a: (n, d_in / l), b: (n, d_out / l)."""
 
     def __init__(self, config: Mos, sites: Sequence[Site], *, generator: torch.Generator) -> None:
+        """Allocate a pool's rows, the shards that the layers `sites`, all of one type, share.
+
+        config: rank r, equivalent rank e, l shards a vector and p private vectors, see `Mos`. With
+          L layers there are e l L rows of A and of B: the common ones first, then p l private ones
+          for each layer. B's are zero at first.
+        Raises: ConfigError for a rank that needs more rows than there are.
+        """
         super().__init__()
         shards_per_vector, first = config.shards_per_vector, sites[0]
         # rows of a pool: the common ones first, then each layer's private ones (section 3)
@@ -121,7 +134,8 @@ class Pool(nn.Module):
     ) -> Tensor:
         """Draw the pool's rows for the layer at `path`: distinct common ones, then its private.
 
-        rank: r, shards_per_vector: l.  Returns (r l,) int32.
+        path: the layer's name in the host. rank: r, the vectors to assemble. shards_per_vector: l.
+        Returns (r l,) int32.
         """
         common_count = rank * shards_per_vector - self.private
         common = torch.randperm(self.common, generator=generator, device="cpu")[:common_count]
@@ -134,6 +148,10 @@ class Shards(nn.Module):
     """The pools of a model, by the type of layer."""
 
     def __init__(self, config: Mos, sites: Sequence[Site], *, generator: torch.Generator) -> None:
+        """Group the layers by type and make a pool for each.
+
+        config: see `Mos`; sites: the layers.
+        """
         super().__init__()
         _check_divisible(config.shards_per_vector, sites)
         kinds: dict[str, list[Site]] = {}
@@ -145,7 +163,10 @@ class Shards(nn.Module):
 
 
 def _check_divisible(shards_per_vector: int, sites: Sequence[Site]) -> None:
-    """Raise ShapeError for a site whose width is no multiple of shards_per_vector."""
+    """Raise ShapeError for a layer with a width that shards_per_vector does not divide.
+
+    sites: the adapted layers.
+    """
     common = math.gcd(*(width for site in sites for width in (site.inputs, site.outputs)))
     for site in sites:
         for width in (site.inputs, site.outputs):
@@ -171,6 +192,11 @@ class MosCell(Cell):
     def __init__(
         self, config: Mos, site: Site, shared: Shards, *, generator: torch.Generator
     ) -> None:
+        """Draw which rows of the shared pools make up A and B of this layer.
+
+        config: see `Mos`. site: the adapted layer. shared: the pools of all layers; a row is a
+          shard, 1 / l of one of the r vectors of A or B.
+        """
         super().__init__()
         self.config = config
         self.path, self.inputs, self.outputs = site.path, site.inputs, site.outputs
@@ -180,6 +206,7 @@ class MosCell(Cell):
         self.dropout = nn.Dropout(config.dropout)
         self.rank, rank, shards_per_vector = pool.rank, pool.rank, config.shards_per_vector
         self.scale = (rank if config.alpha is None else config.alpha) / rank
+        # the r l shards of A, and for B the same or a draw of its own (`dissociate`)
         a_rows = pool.draw(site.path, rank, shards_per_vector, generator)
         b_rows = a_rows.clone()
         if config.dissociate:
@@ -212,6 +239,7 @@ class MosCell(Cell):
         site = Site(self.path, self.inputs, self.outputs)
         plain = LoraCell(settings, site, generator=torch.Generator())
         with torch.no_grad():
+            # copies: the pools belong to other layers, too
             a, b = self.sides()
             plain.down.weight = nn.Parameter(a.clone())
             plain.up.weight = nn.Parameter(b.T.contiguous())

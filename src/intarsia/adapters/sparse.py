@@ -64,6 +64,11 @@ class Sparse(Method):
         return counts
 
     def build(self, site: Site, *, generator: torch.Generator) -> SparseCell:
+        """Draw the places of a site's entries and return its cell, whose values begin at 0.
+
+        site: the host's linear layer; D is (site.outputs, site.reads).
+        Raises: ConfigError for more entries than the layer has weights.
+        """
         weights = site.outputs * site.reads
         count = self.counts().get(site.path, max(1, round(self.density * weights)))
         if count > weights:
@@ -89,6 +94,10 @@ class SparseCell(Cell):
     index: Tensor
 
     def __init__(self, site: Site, index: Tensor, values: Tensor) -> None:
+        """Remember the trained values of D at the places `index`, both (n,).
+
+        site: the host's linear layer; D is (site.outputs, site.reads).
+        """
         super().__init__()
         self.shape = site.outputs, site.reads
         self.values = nn.Parameter(values)
@@ -100,12 +109,16 @@ class SparseCell(Cell):
         return self.values.numel() == math.prod(self.shape)
 
     def places(self) -> Tensor:
-        """Return the flat place in D of each value.  (n,) int64."""
+        """Return the flat index in D, the change of the weight, of each trained value.
+
+        (n,) int64.
+        """
         if self.full:
             return torch.arange(self.values.numel(), device=self.values.device)
         return self.index
 
     def delta(self) -> Tensor:
+        """Return D (outputs, reads), with the trained values at their places and 0 elsewhere."""
         if self.full:
             return self.values.view(self.shape)
         flat = self.values.new_zeros(math.prod(self.shape))

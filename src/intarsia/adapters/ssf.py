@@ -42,6 +42,10 @@ class SsfCell(Cell):
     """(gamma - 1) * y + beta, with scale = gamma - 1 and shift = beta.  (..., d) -> (..., d)."""
 
     def __init__(self, config: Ssf, site: Site, *, generator: torch.Generator) -> None:
+        """Build scale = gamma - 1 and shift = beta, (d,) each, ~ N(0, config.std).
+
+        site: the host's layer; site.outputs is d. generator: draws the noise.
+        """
         super().__init__()
         self.config = config
         self.scale = nn.Parameter(torch.zeros(site.outputs))

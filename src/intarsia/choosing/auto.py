@@ -101,6 +101,9 @@ def auto(
     resume: bool = False,
     methods: Sequence[str] | None = None,
     seed: int = 0,
+    jobs: int = 1,
+    threads: int | None = None,
+    ray: bool = False,
     device: str | None = None,
     report: Report = announce,
     **options: Any,
@@ -118,6 +121,9 @@ def auto(
       on with the search in that folder, with its settings.
     methods: arms of `intarsia bench` or methods of `intarsia fit`; None = METHODS, or
       AMONG_BATCH_NORMS for a network with batch norms.
+    jobs: candidates that are trained at a time.  threads: of torch in each, where there are
+      several.  ray: on a Ray cluster, whose machines see the folders at the same paths; the choice
+      is trained on this machine.
     options: of an `Experiment` by name, as model, size (then no other is tried), images, test,
       batch_size, precision, class_weights.
     Raises: ConfigError for texts, fewer than ten training pictures, a folder in use, a setting that
@@ -128,17 +134,26 @@ def auto(
     began = time.perf_counter()
     above("minutes", minutes, 0, fix="Try 10.")
     device_named(device)
+    at_least("jobs", jobs, 1, fix="Leave it out.")
+    running = {"jobs": jobs, "threads": threads, "ray": ray, "running": {"device": device}}
     request = {"minutes": minutes, "seed": seed, "methods": list(methods or ()), **options}
     out, request = _open_folder(data, None if out is None else Path(out), request, resume)
     with alone(out):
-        return _search_and_score(request, out, device, began, report)
+        return _search_and_score(request, out, running, began, report)
 
 
 def _search_and_score(
-    request: Mapping[str, Any], out: Path, device: str | None, began: float, report: Report
+    request: Mapping[str, Any],
+    out: Path,
+    running: Mapping[str, Any],
+    began: float,
+    report: Report,
 ) -> AutoRun:
-    """Search, and train and score the best candidate.  began: time.perf_counter at the start."""
-    search = _prepare_search(request, out, device, report)
+    """Search, and train and score the best candidate.
+
+    running: jobs, threads, ray and running of `Folded`.  began: time.perf_counter at the start.
+    """
+    search = _prepare_search(request, out, running, report)
     if not (
         out / REQUEST
     ).exists():  # before the pictures were read there was nothing to go on with
@@ -151,7 +166,7 @@ def _search_and_score(
     rows = search.run()
     best, certainty = rows[0], Certainty.of(rows)
     report(f"{certainty.statement} Training it on all pictures, to score it on the test part.")
-    results, spent = _score_choice(best, certainty, out, device, report)
+    results, spent = _score_choice(best, certainty, out, running["running"], report)
     # Shared features and training states are large, and no one reads them again.
     shutil.rmtree(out / "shared", ignore_errors=True)
     shutil.rmtree(out / CHOICE / STATE, ignore_errors=True)
@@ -164,7 +179,7 @@ def _search_and_score(
 
 
 def _prepare_search(
-    request: Mapping[str, Any], out: Path, device: str | None, report: Report
+    request: Mapping[str, Any], out: Path, running: Mapping[str, Any], report: Report
 ) -> Search:
     """Read the pictures and return the search.  Raises: ConfigError for too few pictures."""
     start = _common_settings(request)
@@ -177,7 +192,7 @@ def _prepare_search(
         splits = pictures_of(start, report)
     at_least("training pictures", len(splits.train), FEWEST, fix="Add pictures.")
     model = _model_outline(start)
-    folded = Folded(start, splits.train.labels, len(splits.test), out, {"device": device})
+    folded = Folded(start, splits.train.labels, len(splits.test), out, **running)
     arms, sizes = _starting_arms(model, request["methods"]), _sizes_to_try(start, model)
     depth, seconds = (
         len(dict(model.named_children()).get("blocks", nn.Identity())._modules),
@@ -300,7 +315,7 @@ def _sizes_to_try(start: Experiment, model: nn.Module) -> list[int]:
 
 
 def _score_choice(
-    best: Row, certainty: Certainty, out: Path, device: str | None, report: Report
+    best: Row, certainty: Certainty, out: Path, running: Mapping[str, Any], report: Report
 ) -> tuple[dict[str, Any], float]:
     """Train the choice on all training pictures; return its test scores and the seconds it took."""
     folder = out / CHOICE
@@ -313,7 +328,7 @@ def _score_choice(
         "folder": str(folder.absolute()),
         "shared": str((out / "shared").absolute()),
         "choice": {"label": best.name, **certainty.record()},
-        "running": {"device": device},
+        "running": dict(running),
     }
     trial = Trial("the choice", inputs)
     run_trials([trial], one_run, jobs=1, executor="here", done=ends.append)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -85,6 +86,8 @@ class Folded:
 
     start: what all candidates share.  labels: of the training pictures.  test: number of test
     pictures.  out: where all of it is kept, so that a search goes on.  running: of `Running`.
+    jobs: candidates that are trained at a time.  threads: of torch in each, where there are
+    several.  ray: on a Ray cluster.
     """
 
     start: Experiment
@@ -92,6 +95,9 @@ class Folded:
     test: int
     out: Path
     running: Mapping[str, Any]
+    jobs: int = 1
+    threads: int | None = None
+    ray: bool = False
 
     def __post_init__(self) -> None:
         self.store = Store(self.out, "search.jsonl")
@@ -124,13 +130,18 @@ class Folded:
             )
         return self.answers_read[keys]
 
-    def answer(self, row: Row) -> Row:
-        """Train a candidate without the next fold and return it with its answers to that fold."""
-        key = self._part_key(row.experiment, row.parts)
-        if key not in self.store:
-            self._train_part(row, key)
-        record = self.store[key]
-        self.spent += record["seconds"]
+    def answer(self, rows: Sequence[Row]) -> list[Row]:
+        """Train candidates, at the same time, each without its next fold.
+
+        Returned with their answers to that fold.  rows: as many as there are jobs, or fewer.
+        """
+        self._train_parts([row for row in rows if self._next_key(row) not in self.store])
+        return [self._answered(row) for row in rows]
+
+    def _answered(self, row: Row) -> Row:
+        """Return a candidate with its stored answers to its next fold."""
+        record = self.store[self._next_key(row)]
+        self.spent += record["elapsed"]
         self._record_cost(row, record)
         advanced = replace(row, seconds=row.seconds + record["seconds"], error=record["error"])
         if not record["error"]:
@@ -184,11 +195,10 @@ class Folded:
                 break
             experiment = arm.settings.into(self.start.changed(size=size, epochs=PILOT_EPOCHS))
             row = Row("pilot", experiment.changed(images=images, shots=None))
-            key = self._part_key(row.experiment, 0)
-            if key not in self.store:
-                self._train_part(row, key)
+            if (key := self._next_key(row)) not in self.store:
+                self._train_parts([row])
             record = self.store[key]
-            self.spent += record["seconds"]
+            self.spent += record["elapsed"]
             if record["error"]:
                 raise TrainingError("pilot", got=record["error"], want="a run", fix="Mend that.")
             seconds_per_image = (
@@ -219,9 +229,31 @@ class Folded:
         """Return what frozen features depend on beside the pictures: size and depth."""
         return experiment.adapted.size, experiment.adapted.last_blocks
 
-    def _train_part(self, row: Row, key: str) -> None:
-        """Train one part; store its seconds, and its answers in a file."""
-        folder = (self.out / "search" / key).absolute()
+    def _train_parts(self, rows: Sequence[Row]) -> None:
+        """Train the next part of each candidate; store their seconds, and their answers in files.
+
+        elapsed: the share that a part has in the time of all of them, which ran beside each other.
+        """
+        began, ends = time.perf_counter(), list[TrialEnd]()
+        # A forked process has everything imported; one alone shares this one's memory.
+        local = "here" if self.jobs == 1 else "fresh"
+        run_trials(
+            [self._next_trial(row) for row in rows],
+            one_run,
+            jobs=self.jobs,
+            threads=self.threads,
+            executor="ray" if self.ray else local,
+            done=ends.append,
+        )
+        elapsed, total = time.perf_counter() - began, sum(end.seconds for end in ends)
+        for end in ends:
+            share = end.seconds / total if total else 1 / len(ends)
+            own = end.seconds if len(ends) == 1 else share * elapsed
+            self._store_end(end, own)
+
+    def _next_trial(self, row: Row) -> Trial:
+        """Return the training of a candidate without its next fold."""
+        folder = (self.out / "search" / self._next_key(row)).absolute()
         seed, fold = divmod(row.parts, FOLDS)
         experiment = row.experiment
         if seed:
@@ -237,22 +269,26 @@ class Folded:
             "evaluate_every": experiment.training.epochs,
             "running": self.running,
         }
+        return Trial(f"{row.name}, {describe_settings(experiment)}", inputs)
 
-        def done(end: TrialEnd) -> None:
-            """Store the end of a training: its times, and its answers or its error."""
-            record: dict[str, Any] = {"seconds": end.seconds, "error": end.error}
-            if end.result is not None:
-                results = end.result["results"]
-                record["error"] = searching.unusable(results["val"], "val")
-                record |= {"trained": results["seconds"], "once": results.get("seconds_once", 0.0)}
-                if not record["error"]:
-                    # The answers alone are stored; weights of candidates are not needed again.
-                    shutil.move(folder / PREDICTIONS, self._answers_file(key))
-            shutil.rmtree(folder, ignore_errors=True)
-            self.store.add(key, record)
+    def _store_end(self, end: TrialEnd, elapsed: float) -> None:
+        """Store the end of a training: its times, and its answers or its error."""
+        folder = Path(end.trial.inputs["folder"])
+        key = folder.name
+        record: dict[str, Any] = {"seconds": end.seconds, "elapsed": elapsed, "error": end.error}
+        if end.result is not None:
+            results = end.result["results"]
+            record["error"] = searching.unusable(results["val"], "val")
+            record |= {"trained": results["seconds"], "once": results.get("seconds_once", 0.0)}
+            if not record["error"]:
+                # The answers alone are stored; weights of candidates are not needed again.
+                shutil.move(folder / PREDICTIONS, self._answers_file(key))
+        shutil.rmtree(folder, ignore_errors=True)
+        self.store.add(key, record)
 
-        trial = Trial(f"{row.name}, {describe_settings(experiment)}", inputs)
-        run_trials([trial], one_run, jobs=1, executor="here", done=done)
+    def _next_key(self, row: Row) -> str:
+        """Return the key of a candidate's next part in the store."""
+        return self._part_key(row.experiment, row.parts)
 
     def _part_key(self, experiment: Experiment, part: int) -> str:
         """Return the key of a candidate's part in the store."""

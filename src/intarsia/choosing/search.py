@@ -11,7 +11,7 @@ it begins, from what was measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..core.checks import RATE_REACH
@@ -34,6 +34,8 @@ EXPLORING = 0.67  # of the minutes, before the finalists are trained again
 FINALISTS, REPEATS = 3, 4  # and how many seeds they have at most
 
 Report = Callable[[str], None]
+Move = tuple[Candidate, int]
+"""A candidate, and up to which part it is to be trained."""
 
 
 @dataclass
@@ -65,13 +67,12 @@ class Search:
         # A linear probe computes its features once, and would tell nothing about an epoch's cost.
         pilot = next((arm for arm in self.arms if arm.name != "linear"), self.arms[0])
         self.folded.time_sizes(pilot, self.sizes, SCREENING * self.seconds)
-        for candidate in self._first_look():
-            self._advance(candidate, self.screen)
+        self._advance((candidate, self.screen) for candidate in self._first_look())
         ranked = self.ranked()
         # The better half of the methods answers all folds.
-        for row in ranked[: -(-len(ranked) // 2)]:
-            self._advance(row.candidate, self.full)
-        while any(self._advance(*move) for move in self._next_steps()):
+        self._advance((row.candidate, self.full) for row in ranked[: -(-len(ranked) // 2)])
+        # What comes next depends on the answers, so no more than one for each job is begun.
+        while self._advance(self._next_steps(), most=self.folded.jobs):
             pass
         if not (ranked := self.ranked()):
             fix, want = "Mend that, or leave --methods out.", "one candidate that trains"
@@ -120,7 +121,7 @@ class Search:
         start = self.folded.start.changed(size=size, epochs=epochs)
         return [(arm.name, arm.settings.into(start)) for arm in self.arms]
 
-    def _next_steps(self) -> Iterator[tuple[Candidate, int]]:
+    def _next_steps(self) -> Iterator[Move]:
         """Yield candidates to train next and up to which part, the most promising first."""
         ranked = self.ranked()
         # Neighbours first, then candidates that have not answered all folds yet.
@@ -156,29 +157,57 @@ class Search:
             for size in (*sizes[position + 1 : position + 2], *sizes[:position][-1:]):
                 yield row.name, experiment.changed(size=size)
 
-    def _advance(self, candidate: Candidate, parts: int) -> bool:
-        """Train a candidate until it has answered so many parts; tell whether it was trained.
+    def _advance(self, moves: Iterable[Move], most: int | None = None) -> bool:
+        """Train candidates until each has answered so many parts; tell whether any was trained.
 
-        Not if there is no time for all of them, and no longer than it keeps up with the leader.
+        As many at a time as there are jobs.  most: of candidates that are begun; None = all.
+        Not those for which there is no time, and none longer than it keeps up with the leader.
         """
-        name, experiment = candidate
-        # Without one candidate there is no result: the first is shortened, never refused.
-        if not any(row.parts for row in self.rows.values()):
-            experiment = self._shorten_first(name, experiment)
-            parts = parts if self._fits(name, experiment, parts) else 1
-        elif not self._fits(name, experiment, parts):
-            return False
-        spent_before = self.folded.spent
-        while not (row := self._row_of(name, experiment)).error and row.parts < parts:
-            if row.parts >= self.screen and self._may_give_up(row):
-                break
-            self.rows[key_of(experiment.flat())] = self.folded.answer(row)
+        waiting, working, begun = iter(moves), list[Move](), 0
+        while True:
+            while len(working) < self.folded.jobs and begun != most:
+                if (move := self._next_to_begin(waiting, working)) is None:
+                    break
+                working.append(move)
+                begun += 1
+            if not working:
+                return begun > 0
+            rows = [self._row_of(*candidate) for candidate, _ in working]
+            for row in self.folded.answer(rows):
+                self.rows[key_of(row.experiment.flat())] = row
             self.order = None
-        if self.folded.spent > spent_before:
-            elapsed, total = map(numbers.seconds, (self.folded.spent, self.seconds))
-            line = f"{name}, {describe_settings(experiment)}: {_describe_result(row)}"
-            self.report(f"{line}; {elapsed} of {total} gone.")
-        return self.folded.spent > spent_before
+            ended = [move for move in working if not self._goes_on(*move)]
+            working = [move for move in working if move not in ended]
+            for candidate, _ in ended:
+                self._report_end(*candidate)
+
+    def _next_to_begin(self, waiting: Iterator[Move], working: Sequence[Move]) -> Move | None:
+        """Return the next of the waiting moves that has something to train and time for it."""
+        for (name, experiment), parts in waiting:
+            if any((name, experiment) == candidate for candidate, _ in working):
+                continue
+            # Without one candidate there is no result: the first is shortened, never refused.
+            if not working and not any(row.parts for row in self.rows.values()):
+                experiment = self._shorten_first(name, experiment)
+                parts = parts if self._fits(name, experiment, parts) else 1
+            elif not self._fits(name, experiment, parts):
+                continue
+            if self._goes_on((name, experiment), parts):
+                return (name, experiment), parts
+        return None
+
+    def _goes_on(self, candidate: Candidate, parts: int) -> bool:
+        """Decide whether a candidate is to be trained for its next part, of `parts` in all."""
+        row = self._row_of(*candidate)
+        if row.error or row.parts >= parts:
+            return False
+        return row.parts < self.screen or not self._may_give_up(row)
+
+    def _report_end(self, name: str, experiment: Experiment) -> None:
+        elapsed, total = map(numbers.seconds, (self.folded.spent, self.seconds))
+        line = f"{name}, {describe_settings(experiment)}: "
+        line += _describe_result(self._row_of(name, experiment))
+        self.report(f"{line}; {elapsed} of {total} gone.")
 
     def _may_give_up(self, row: Row) -> bool:
         """Decide whether a candidate may be given up, on the parts that it and the leader answered.

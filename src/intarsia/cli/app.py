@@ -1,4 +1,4 @@
-"""The verbs by name, and the console's entry point."""
+"""The command line: what stands before the verb, and the console's entry point."""
 
 from __future__ import annotations
 
@@ -9,33 +9,13 @@ import typer
 
 from ..core.interrupts import never_lost
 from ..core.quiet import kept_quiet
-from . import searching
-from .choosing import auto
-from .coding import decode, encode, prior
-from .comparing import compare, report
-from .components import components
-from .compressing import compress, doctor
-from .cycles import sat
-from .decoding import generate, spans
-from .demo import demo
-from .exporting import export
-from .listing import list_methods, show
-from .placing import place, trace
-from .recommending import recommend
-from .scoring import evaluate, predict
-from .serving import serve
+from .groups import overview
 from .shell import Verbs, arguments, say
-from .simulating import pack, simulate
-from .souping import soup
-from .sparsifying import convert, sparsify
-from .stacking import stack
 from .targets import holding
-from .training import fit
-from .unlearning import unlearn
 
 app = typer.Typer(
     cls=Verbs,
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -69,40 +49,8 @@ def options(
     ctx.with_resource(holding())
     if quiet:
         ctx.with_resource(kept_quiet())
-
-
-app.command("list")(list_methods)
-app.command("show")(show)
-app.command("index")(searching.index)
-app.command("search")(searching.search)
-app.command("fit")(fit)
-app.command("auto")(auto)
-app.command("evaluate")(evaluate)
-app.command("predict")(predict)
-app.command("recommend")(recommend)
-app.command("compare")(compare)
-app.command("components")(components)
-app.command("export")(export)
-app.command("serve")(serve)
-app.command("sparsify")(sparsify)
-app.command("convert")(convert)
-app.command("compress")(compress)
-app.command("doctor")(doctor)
-app.command("soup")(soup)
-app.command("spans")(spans)
-app.command("generate")(generate)
-app.command("trace")(trace)
-app.command("pack")(pack)
-app.command("place")(place)
-app.command("simulate")(simulate)
-app.command("stack")(stack)
-app.command("unlearn")(unlearn)
-app.command("encode")(encode)
-app.command("decode")(decode)
-app.command("prior")(prior)
-app.command("sat")(sat)
-app.command("report")(report)
-app.command("demo")(demo)
+    if ctx.invoked_subcommand is None:
+        say(overview())
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ def known_by(docs: str) -> list[Any]:
     return [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns]
 
 
-def check_same(partial: Path, settings: dict[str, Any], save: Path) -> None:
+def check_same(partial: Path, settings: dict[str, Any], out: Path) -> None:
     """Raises: ConfigError where an index was begun by another command."""
     try:
         before = read_json(settings_file(partial))
@@ -35,4 +35,4 @@ def check_same(partial: Path, settings: dict[str, Any], save: Path) -> None:
     if before != settings:
         got = "an index that was begun of other documents, or with other options"
         fix = f"Repeat that command, or begin anew: rm -r {shlex.quote(str(partial))}"
-        raise ConfigError(f"--save {save}", got=got, want="the same command again", fix=fix)
+        raise ConfigError(f"--out {out}", got=got, want="the same command again", fix=fix)

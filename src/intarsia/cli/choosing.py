@@ -11,10 +11,20 @@ import typer
 from ..core.errors import ConfigError
 from ..core.folders import data_name
 from . import completing
-from .early import ARMS, check_data, method_key
-from .options import Data, Json, allow_pixels, given_in_words, row, with_options
+from .early import ARMS, check_data, check_jobs, method_key
+from .options import (
+    Data,
+    Jobs,
+    Json,
+    Ray,
+    allow_pixels,
+    given_in_words,
+    row,
+    use_threads,
+    with_options,
+    writes,
+)
 from .shell import note, say, show_json, show_rich
-from .training import use_threads
 from .values import check_options
 
 if TYPE_CHECKING:
@@ -42,20 +52,20 @@ OPTIONS = (
 def auto(
     ctx: typer.Context,
     data: Annotated[str | None, Data.__metadata__[0]] = None,  # pyright: ignore
-    minutes: Annotated[float, typer.Option(help="Of everything.")] = 10,
+    minutes: Annotated[float, typer.Option(help="Minutes that everything takes, at most.")] = 10,
     methods: Annotated[
         str | None,
         typer.Option(
             autocompletion=completing.METHODS,
-            help="To choose among, with commas; the leaders of the benchmarks if not given.",
+            help="Methods to choose among, with commas; the benchmarks' leaders if not given.",
         ),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="The folder; runs/auto-DATA if not given.")
-    ] = None,
+    out: Annotated[Path | None, writes("The folder to write; runs/auto-DATA if not given.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the search in --out, as it was started.")
     ] = False,
+    jobs: Jobs = 1,
+    ray: Ray = False,
     as_json: Json = False,
     **arguments: Any,
 ) -> None:
@@ -69,6 +79,7 @@ def auto(
     """
     words = given_in_words(ctx)
     check_options(arguments)
+    check_jobs(jobs, ray)
     if data is not None:
         # Names are checked before torch is imported, which takes seconds.
         check_data(data)
@@ -81,7 +92,8 @@ def auto(
         raise ConfigError("DATA", got="nothing", want=want, fix=fix)
     from ..choosing.auto import auto as choose
 
-    use_threads(arguments.pop("threads"))
+    threads = arguments.pop("threads")
+    use_threads(threads)
     allow_pixels(ctx, arguments.pop("max_pixels"))
     # These say where and how the search runs; all others describe the runs.
     device = arguments.pop("device")
@@ -89,6 +101,7 @@ def auto(
     # Only what stands on the command line is fixed; all other settings are the search's to choose.
     options = {name: value for name, value in arguments.items() if name in words}
     common: dict[str, Any] = {"out": out, "resume": resume, "device": device, "report": note}
+    common |= {"jobs": jobs, "threads": threads, "ray": ray}
     try:
         search = choose(data, minutes=minutes, methods=names, seed=seed, **common, **options)
     except KeyboardInterrupt as stop:

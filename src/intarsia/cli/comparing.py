@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core.checks import at_least
 from ..core.errors import ConfigError
 from ..core.folders import data_name
 from ..core.locks import alone
@@ -17,6 +17,7 @@ from ..data.corpora import is_text
 from . import completing
 from .early import (
     check_data,
+    check_jobs,
     check_rates,
     learning_rates,
     method_key,
@@ -24,25 +25,30 @@ from .early import (
 )
 from .options import (
     Data,
+    Jobs,
     Json,
+    Ray,
     allow_pixels,
     given_in_words,
     option_row,
     row,
     shared,
+    use_threads,
     with_options,
+    writes,
 )
 from .shell import note, say, show_json, show_rich
 from .targets import PAGE, REPORTS, target
-from .training import FOR_TEXTS, use_threads
+from .training import FOR_TEXTS
 from .values import check_options, experiment_values, running_values
 
 if TYPE_CHECKING:
     from ..reports.report import Report
+    from ..reports.runs import Comparison
 
 TEXT_METHODS = "lora,mixlora"  # where nothing is said
 PROBE = "linear"
-OF_METHODS = "A setting of one method: METHOD.name=value, as lora.rank=8; may be repeated."
+OF_METHODS = "Setting of one method: METHOD.name=value, as lora.rank=8; may be repeated."
 LR = (
     "One learning rate for all methods; if not given, each has the one that is best for it on "
     "validation. --set METHOD.lr=value fixes that of one method."
@@ -53,7 +59,10 @@ RATES = (
 )
 NO_LINEAR = "Do not put a linear probe beside methods for pictures where --methods has none."
 Baseline = Annotated[
-    str | None, typer.Option(help="Label of the method the others are held against; the first.")
+    str | None,
+    typer.Option(
+        help="Label of the method that the others are compared with; the first if not given."
+    ),
 ]
 
 
@@ -61,7 +70,7 @@ Baseline = Annotated[
     (
         *shared(without=("method", "seed", "settings", "split_seed", "lr")),
         row("settings", help=OF_METHODS),
-        row("split_seed", help="Of the split; each run's own seed if not given."),
+        row("split_seed", help="Seed of the split; each run's own seed if not given."),
         row("lr", kind=float | None, default=None, help=LR),
         option_row("Training", "rates", str | None, None, Setting(help=RATES)),
         option_row("Model", "no_linear", bool, False, Setting(help=NO_LINEAR)),
@@ -74,14 +83,15 @@ def compare(
         str,
         typer.Option(
             autocompletion=completing.METHODS,
-            help="With commas; as for `intarsia fit`. Of texts lora,mixlora if not given.",
+            help="Methods with commas, as for `intarsia fit`; for texts lora,mixlora if not given.",
         ),
     ] = "linear,lora,bottleneck,mosa",
-    seeds: Annotated[str, typer.Option(help="With commas.")] = "0,1,2",
+    seeds: Annotated[str, typer.Option(help="Seeds of the runs, with commas.")] = "0,1,2",
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the runs; runs/compare-DATA if not given.")
+        Path | None, writes("The folder of the runs; runs/compare-DATA if not given.")
     ] = None,
-    jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
+    jobs: Jobs = 1,
+    ray: Ray = False,
     baseline: Baseline = None,
     as_json: Json = False,
     **arguments: Any,
@@ -90,8 +100,9 @@ def compare(
 
     Each method has a learning rate of its own: the best of one grid for all, on validation, at a
     seed that no run has; --lr fixes one for all. Settings of a method are given as --set
-    METHOD.name=value. Called again, it keeps the runs that are finished and goes on with one that
-    was stopped.
+    METHOD.name=value. The method and the run of the highest validation score are named as chosen,
+    and `intarsia export FOLDER --chosen` takes them. Called again, it keeps the runs that are
+    finished and goes on with one that was stopped.
 
     Example:  intarsia compare elpv --size 70 -n 200 --epochs 40 --seeds 0,1 --set lora.rank=8
     """
@@ -113,7 +124,7 @@ def _compare_methods(request: dict[str, Any], arguments: dict[str, Any], words: 
     grid, no_linear = arguments.pop("rates"), arguments.pop("no_linear")
     check_data(data)
     check_options(arguments)
-    at_least("--jobs", request["jobs"], 1)
+    check_jobs(request["jobs"], request["ray"])
     check_rates(arguments["lr"], grid)
     if is_text(data):
         arguments |= {"model": FOR_TEXTS["model"]} if "model" not in words else {}
@@ -145,6 +156,7 @@ def _compare_methods(request: dict[str, Any], arguments: dict[str, Any], words: 
         "jobs": request["jobs"],
         "threads": arguments["threads"],
         "running": running_values(arguments),
+        "ray": request["ray"],
     }
     use_threads(arguments["threads"])
     # Two commands in the same folder would run the same runs and write over each other.
@@ -160,7 +172,10 @@ def _compare_methods(request: dict[str, Any], arguments: dict[str, Any], words: 
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt("Call the same command again to go on.") from stop
         page = folder / "report.html"
-        show_comparison([e.folder for e in runs], page, baseline, request["as_json"])
+        comparison = show_comparison([e.folder for e in runs], page, baseline, request["as_json"])
+        if comparison.chosen is not None and not request["as_json"]:
+            form = "gguf" if is_text(data) else "timm"
+            say(f"Next:  intarsia export {shlex.quote(str(folder))} --chosen --format {form}")
 
 
 def _named(methods: str, settings: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -180,7 +195,7 @@ def _by_key(settings: Sequence[str], keys: Mapping[str, str]) -> Iterator[str]:
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some.")],
     out: Annotated[
-        Path, typer.Option(help="The page to write; a name in .md or .tex gives that form.")
+        Path, writes("The page to write; a name in .md or .tex gives that form.")
     ] = Path("report.html"),
     baseline: Baseline = None,
     as_json: Json = False,
@@ -192,7 +207,7 @@ def report(
 
     Example:  intarsia report runs/compare-elpv --out page.html
     """
-    target(out, "page.html", option="--out", mark=REPORTS.get(out.suffix.lower(), PAGE))
+    target(out, "page.html", mark=REPORTS.get(out.suffix.lower(), PAGE))
     if len(runs) == 1 and runs[0].suffix == ".json":
         _show_spans(runs[0], out, baseline, as_json)
     # The kind of a folder is known by the record that its verb wrote.
@@ -226,13 +241,14 @@ def _show_sparse(folders: Sequence[Path], page: Path, baseline: str | None, as_j
 
 def show_comparison(
     folders: Sequence[Path], page: Path, baseline: str | None, as_json: bool
-) -> None:
-    """Print the table of runs and write their page."""
-    from ..reports.runs import comparison_of, gather, json_rows, report_of
+) -> Comparison:
+    """Print the table of runs and write their page; return what they are as a comparison."""
+    from ..reports.runs import comparison_of, gather, json_choice, json_rows, report_of
 
     comparison = comparison_of(gather(folders), baseline)
-    rows = {"rows": json_rows(comparison)} if as_json else None
-    _show_report(report_of(comparison), page, rows)
+    content = {"chosen": json_choice(comparison), "rows": json_rows(comparison)}
+    _show_report(report_of(comparison), page, content if as_json else None)
+    return comparison
 
 
 def _show_report(report: Report, out: Path, content: Mapping[str, Any] | None) -> None:

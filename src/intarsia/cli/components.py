@@ -13,7 +13,7 @@ from ..core.checks import at_least, one_of
 from ..core.errors import ConfigError, ShapeError
 from ..core.folders import check_kind
 from .completing import among
-from .options import Json
+from .options import Json, Seed, writes
 from .shell import note, say, show_json
 from .targets import target
 
@@ -21,25 +21,33 @@ MODELS = ("bsc", "dsc", "gsc", "mca", "mmca", "mog", "mop", "tsc")
 NOT_NEGATIVE = ("mca", "mop")
 
 
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="The PNG; RUN.png if not given.")]
+Out = Annotated[Path | None, writes("The PNG to write; RUN.png if not given.")]
 Fit = Annotated[
-    Path | None, typer.Option(help="A picture, or a folder of them, to learn from first.")
+    Path | None, typer.Option(help="Picture, or folder of them, to learn RUN from first.")
 ]
 Model = Annotated[
-    str, typer.Option(help=f"Of --fit: {', '.join(MODELS)}.", autocompletion=among(MODELS))
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help=f"Model to learn by --fit: {', '.join(MODELS)}.",
+        autocompletion=among(MODELS),
+    ),
 ]
 
 
 def components(
-    run: Annotated[Path, typer.Argument(help="A folder of `save`; with --fit the one to write.")],
+    run: Annotated[
+        Path, typer.Argument(help="Model: a folder of its `save`; a new one with --fit.")
+    ],
     out: Out = None,
     fit: Fit = None,
     model: Model = "gsc",
-    atoms: Annotated[int, typer.Option(help="Of --fit: components.")] = 64,
-    side: Annotated[int, typer.Option(help="Of --fit: px of a patch's side.")] = 8,
-    patches: Annotated[int, typer.Option(help="Of --fit: patches.")] = 5000,
-    steps: Annotated[int, typer.Option(help="Of --fit: EM steps.")] = 60,
-    seed: Annotated[int, typer.Option(help="Of --fit: of patches and start.")] = 0,
+    atoms: Annotated[int, typer.Option(help="Components to learn by --fit.")] = 64,
+    side: Annotated[int, typer.Option(help="Side of a patch for --fit, in pixels.")] = 8,
+    patches: Annotated[int, typer.Option(help="Patches to learn from by --fit.")] = 5000,
+    steps: Annotated[int, typer.Option(help="Steps of EM in --fit.")] = 60,
+    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Draw the components of a sparse coding model as tiles, those on most often first.
@@ -61,7 +69,7 @@ def components(
     from ..models.saved import CARD, TENSORS
 
     picture = run.with_name(run.name + ".png") if out is None else out
-    target(picture, "atoms.png", option="--out", mark=SOFTWARE)
+    target(picture, "atoms.png", mark=SOFTWARE)
     if fit is None:
         want = "the folder of a sparse coding model"
         source = shlex.quote(str(run)) if run.is_dir() else "photos/"

@@ -1,4 +1,4 @@
-"""`intarsia compress` and `intarsia doctor`: packed weights, and what runs them here."""
+"""`intarsia compress`: a model whose layers are stored packed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ..core.checks import at_least, between
 from ..core.errors import ConfigError, UnknownName
 from .completing import among
 from .early import FORMATS, check_calibration, numbers
-from .options import Calibration, Json
-from .shell import note, say, show_json, show_table, warn
+from .options import Calibration, Json, Length, OutFolder, Rows, Seed, Threads, use_threads
+from .shell import note, say, show_json, warn
 from .targets import target
 
 RECORD = "compress.json"
@@ -22,25 +22,30 @@ METHODS = {"gqsa": "gqsa", "qmoe": "qmoe", "ternary": "qmoe"}  # of layers, and 
 NETS = "chw"  # of a convolutional net, whole
 
 
-Model = Annotated[str, typer.Argument(help="smollm2, a folder of save_pretrained, or a run (chw).")]
+Model = Annotated[
+    str,
+    typer.Argument(help="Language model: smollm2 or a folder of save_pretrained; for chw a run."),
+]
 Format = Annotated[
     str,
     typer.Option(
-        help="bitmask, columns, blockint, gqsa, ternary, chw, ...",
+        help="Format of the layers: bitmask, columns, blockint, gqsa, ternary, chw, ...",
         autocompletion=among(FORMATS),
     ),
 ]
 Values = Annotated[
-    str | None, typer.Option(help="Of bitmask: same, fp32, bf16, int8; of columns not int8.")
+    str | None, typer.Option(help="Type of the kept values: same, fp32, bf16 or, of bitmask, int8.")
 ]
 Density = Annotated[
-    float | None, typer.Option(help="Of formats that prune: the share that is kept.")
+    float | None, typer.Option(help="Share of weights that is kept, for formats that prune.")
 ]
 Steps = Annotated[
-    str | None, typer.Option(help="Of gqsa: of each block, and of all scales. 0,0 = none.")
+    str | None,
+    typer.Option(help="Steps of gqsa's tuning, for each block and for all scales; 0,0 = none."),
 ]
 Layers = Annotated[
-    list[str] | None, typer.Option(help="A glob of layers, as 'mlp.*'; may be repeated.")
+    list[str] | None,
+    typer.Option(help="Glob of the layers to pack, such as 'mlp.*'; may be repeated."),
 ]
 
 
@@ -49,16 +54,24 @@ def compress(
     format: Format = "bitmask",
     values: Values = None,
     density: Density = None,
-    bits: Annotated[int | None, typer.Option(help="Of formats that round: bits a weight.")] = None,
+    bits: Annotated[
+        int | None, typer.Option(help="Bits of a weight, for formats that round.")
+    ] = None,
     steps: Steps = None,
     layers: Layers = None,
     calib: Calibration = "mixed",
-    rows: Annotated[int, typer.Option(help="Calibration rows.")] = 64,
-    size: Annotated[int, typer.Option(help="Tokens of a row.")] = 512,
-    seed: Annotated[int, typer.Option(help="Of what a format draws.")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Also where dense is faster.")] = False,
-    save: Annotated[Path | None, typer.Option(help="The folder to write.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Of gqsa, ternary: go on.")] = False,
+    rows: Rows = 64,
+    length: Length = 512,
+    seed: Seed = 0,
+    force: Annotated[
+        bool, typer.Option("--force", help="Pack also where dense is faster here.")
+    ] = False,
+    out: OutFolder = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with a gqsa or ternary packing that was stopped."),
+    ] = False,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Keep a language model's linear layers packed, and multiply with what is stored.
@@ -66,31 +79,32 @@ def compress(
     Prune first (`intarsia sparsify`): a bitmask of a dense model saves nothing. Refused where this
     machine would be slower than with the model as it is. gqsa prunes groups of weights and stores
     the others in 4 bits; ternary packs the experts of a mixture; both read --calib, and keep
-    finished blocks beside --save: killed at any moment, the same command with --resume ends in the
+    finished blocks beside --out: killed at any moment, the same command with --resume ends in the
     same bits. The folder opens with `intarsia generate`, `intarsia bench sparse --model` and
     intarsia.load. chw takes a run of `intarsia fit` with a convolutional net, for one picture at a
     time, and writes a run, for `intarsia predict` and `evaluate`.
 
-    Example:  intarsia compress pruned --format bitmask --values int8 --save fast
-              intarsia compress smollm2 --format gqsa --density 0.5 --save small
-              intarsia compress runs/pruned --format chw --save fast
+    Example:  intarsia compress pruned --format bitmask --values int8 --out fast
+              intarsia compress smollm2 --format gqsa --density 0.5 --out small
+              intarsia compress runs/pruned --format chw --out fast
     """
-    _check(format, density, bits, rows, calib, save)
-    assert save is not None
+    _check(format, density, bits, rows, calib, out)
+    assert out is not None
+    use_threads(threads)
     settings = {"values": values, "density": density, "bits": bits, "tuning": _tuning(steps)}
     if format == NETS:
-        _net(model, settings | {"layers": layers, "resume": resume or None}, force, save, as_json)
+        _net(model, settings | {"layers": layers, "resume": resume or None}, force, out, as_json)
         return
     options = {"layers": layers, "force": force, "seed": seed, "resume": resume}
     stored = chosen_format(format, settings)
-    record = _packed(model, stored, (calib, rows, size), options, save, format)
+    record = _packed(model, stored, (calib, rows, length), options, out, format)
     if as_json:
-        show_json({"folder": str(save), **record})
+        show_json({"folder": str(out), **record})
         return
     before, after = (record["bytes"][moment] / 1e6 for moment in ("before", "after"))
     count = record["layers"] or record["stacks of experts"]
     first = f"{count} layers as {record['format']}, {record['seconds']} s"
-    say(f"{first}\n{before:.1f} MB -> {after:.1f} MB\n{save}")
+    say(f"{first}\n{before:.1f} MB -> {after:.1f} MB\n{out}")
 
 
 def _packed(
@@ -98,7 +112,7 @@ def _packed(
     stored: Any,
     text: tuple[str, int, int],
     options: dict[str, Any],
-    save: Path,
+    out: Path,
     format: str,
 ) -> dict[str, Any]:
     """Open, pack and write a model; returns the record.  text: corpus, rows, tokens of a row.
@@ -127,11 +141,11 @@ def _packed(
     packs_itself = isinstance(stored, Change)
     # Only methods that calibrate need texts.
     if packs_itself or stored.needs:
-        corpus, rows, size = text
-        texts = load_calibration(corpus, tokenizer, rows=rows, length=size, progress=note)
+        corpus, rows, length = text
+        texts = load_calibration(corpus, tokenizer, rows=rows, length=length, progress=note)
         calibration, read = texts.train, texts.record["rows"]
-    started, walk = time.perf_counter(), save.with_name(f"{save.name}.walk")
-    # Finished blocks lie beside --save: --resume goes on with them.
+    started, walk = time.perf_counter(), out.with_name(f"{out.name}.walk")
+    # Finished blocks lie beside --out: --resume goes on with them.
     if packs_itself and stored.walks:
         options |= {"out": walk, "progress": note}
     host = pack(host, stored, calibration, **options)
@@ -150,12 +164,12 @@ def _packed(
         + sum(m.weights for m in stacks),
         "seconds": round(time.perf_counter() - started, 1),
     }
-    save_language_model(host, save, tokenizer=tokenizer, record={RECORD: record})
+    save_language_model(host, out, tokenizer=tokenizer, record={RECORD: record})
     shutil.rmtree(walk, ignore_errors=True)
     return record
 
 
-def _net(run: str, options: dict[str, Any], force: bool, save: Path, as_json: bool) -> None:
+def _net(run: str, options: dict[str, Any], force: bool, out: Path, as_json: bool) -> None:
     """Compress a run's net to CHW.  options: those of other formats, refused if not None."""
     from ..experiments.experiment import FILE
     from ..experiments.packing import compress_run
@@ -169,14 +183,14 @@ def _net(run: str, options: dict[str, Any], force: bool, save: Path, as_json: bo
         want = "a run of `intarsia fit` with a convolutional net"
         raise ConfigError(f"net {run!r}", got="no run", want=want, fix=fix)
     _warn_of_rivals("picture", NETS)
-    report = compress_run(run, save, Chw(force=force), report=note)
+    report = compress_run(run, out, Chw(force=force), report=note)
     if as_json:
-        show_json({"folder": str(save), **report})
+        show_json({"folder": str(out), **report})
         return
     times = report["milliseconds"]
     took = [f"{times['before']:.2f} ms -> {times['after']:.2f} ms a picture"] if times else []
     notes = [f"in torch as before: {', '.join(report['left'])}"] if report["left"] else []
-    say("\n".join([f"{len(report['layers'])} layers in CHW", *took, *notes, str(save)]))
+    say("\n".join([f"{len(report['layers'])} layers in CHW", *took, *notes, str(out)]))
 
 
 def _warn_of_rivals(kind: str, format: str) -> None:
@@ -231,7 +245,7 @@ def _check(
     bits: int | None,
     rows: int,
     calib: str,
-    save: Path | None,
+    out: Path | None,
 ) -> None:
     """Refuse what can be refused before torch is imported."""
     if format not in FORMATS:
@@ -242,46 +256,4 @@ def _check(
         between("--bits", bits, 1, 8, "Try 4.")
     at_least("--rows", rows, 8, fix="Try 64.")
     check_calibration(calib, rows)
-    target(save, "fast")
-
-
-def doctor(as_json: Json = False) -> None:
-    """Say what runs sparse weights here: compiler, instruction set, kernels, speed of memory.
-
-    And where another runtime is the better choice, with the command that writes a model for it.
-    Works without a compiler, too: products then run dense, as it says.
-
-    Example:  intarsia doctor
-    """
-    from ..formats.rivals import KINDS, advice
-    from ..kernels.native import diagnosis
-    from ..kernels.native.floor import measure
-
-    machine = diagnosis.examine()
-    floor = measure()
-    record = {
-        **machine,
-        "threads": floor.threads,
-        "read GB/s": round(floor.read / 1e9, 2),
-        "matmul GFLOP/s": {name: round(f / 1e9, 1) for name, f in floor.matmul.items()},
-    }
-    lines = [line for kind in KINDS if (line := advice(kind))]
-    if as_json:
-        show_json(record | {"better elsewhere": lines})
-        return
-    # Both go into lines of their own below the table.
-    kernels, missing = record.pop("kernels"), record.pop("why not")
-    rows = [(name, _plain(value)) for name, value in record.items()]
-    show_table(
-        "This machine", ("what", "found"), [*rows, ("kernels", ", ".join(kernels) or "none")]
-    )
-    if not kernels:
-        say(f"Sparse weights are decoded once and run dense: {missing}")
-    for line in lines:
-        say(line)
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {number}" for name, number in value.items())
-    return str(value) if value not in (None, "") else "-"
+    target(out, "fast")

@@ -7,19 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import CheckpointError, ConfigError, UnknownName
-from ..core.files import read_json
+from ..core.files import read_json, read_toml
 from ..core.schema import fits, in_words
 from .early import method_key
 from .options import FIELDS, OF_RUN, flag
 
 FILES = ("experiment.json", "run.json")
+TOML = ".toml"
+YAML = (".yaml", ".yml")  # refused: its 1e-3 is a text and its `no` is false
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """Read the values of a run folder, its experiment.json or run.json, or a file like the former.
 
-    Raises: ConfigError for a file that is not there or not of a run, and for a value of another
-    type; UnknownName for a name that is no option; CheckpointError for what is no JSON.
+    The file is JSON, or TOML if its name ends so.
+    Raises: ConfigError for a file that is not there, not of a run or of another form, and for a
+    value of another type; UnknownName for a name that is no option; CheckpointError for a file that
+    cannot be parsed.
     """
     # A folder, or one of its two files, or any file like them.
     file = next((path / name for name in FILES if (path / name).is_file()), path)
@@ -27,11 +31,15 @@ def read_config(path: Path) -> dict[str, Any]:
         got = "a folder without one" if path.is_dir() else "no such file"
         fix = "For example: --config runs/first/run.json"
         raise ConfigError(f"--config {path}", got=got, want=" or ".join(FILES), fix=fix)
+    if (form := file.suffix.lower()) in YAML:
+        fix = 'Write it as TOML, a line an option: method = "lora", lr = 1e-3.'
+        raise ConfigError(f"--config {file}", got="YAML", want="JSON or TOML", fix=fix)
     try:
-        values = read_json(file)
+        values = read_toml(file) if form == TOML else read_json(file)
     except (OSError, ValueError) as error:
-        subject, fix = f"--config {file}", "Restore it from a copy."
-        raise CheckpointError(subject, got=error, want="a JSON object", fix=fix) from error
+        want = "a TOML file" if form == TOML else "a JSON object"
+        subject, fix = f"--config {file}", "Mend it, or restore it from a copy."
+        raise CheckpointError(subject, got=error, want=want, fix=fix) from error
     # run.json holds the experiment inside its record; experiment.json is the experiment.
     if isinstance(values, dict) and isinstance(values.get("record"), dict):  # run.json
         values = values["record"].get("experiment")

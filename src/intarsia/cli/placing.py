@@ -13,61 +13,66 @@ from ..core.errors import ConfigError, UnknownName
 from ..core.sealing import sealed_names
 from ..data.corpora import is_text
 from .completing import among
+from .devices import language_model_on, rows_on
 from .early import check_data
-from .options import Json
+from .options import Device, Json, Length, OutFile, Seed, SparseModel, Threads, use_threads
 from .shell import note, say, show_json, show_table
 from .targets import target
 
 RECORD = "placement.json"  # of a checkpoint in a placement's order
-SEARCHES = ("eplb", "exflow", "joint_home", "joint_stay", "moetuner")
+SEARCHES = ("eplb", "exflow", "joint_swaps-home", "joint_swaps-stay", "moetuner")
 WORTH = (
     "imbalance: largest load of a device over the mean; cross: share of transitions that change\n"
     "the device; destinations: devices of a token's experts in a layer."
 )
 
 TraceFile = Annotated[Path, typer.Argument(help="A file that `intarsia trace` wrote.")]
-Devices = Annotated[int | None, typer.Option(help="So many alike ones.")]
+Devices = Annotated[int | None, typer.Option(help="Number of devices, all alike.")]
 TopologyFile = Annotated[
     Path | None,
     typer.Option(
         "--topology",
-        help="JSON of nodes, each, intra, inter, flops, load, memory, as "
+        help="JSON file of nodes, each, intra, inter, flops, load, memory, as "
         '{"nodes": 2, "each": 4, "intra": {"gbps": 300, "us": 2}}.',
     ),
 ]
 
 
 def trace(
-    model: Annotated[str, typer.Argument(help="A folder of save_pretrained with experts.")],
-    text: Annotated[str, typer.Argument(help="A text: a corpus, or a file.")],
-    save: Annotated[Path | None, typer.Option(help="The file to write.")] = None,
-    rows: Annotated[int, typer.Option(help="Sequences.")] = 128,
-    size: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 128,
+    model: SparseModel,
+    text: Annotated[str, typer.Argument(help="Text that is read: a corpus, or a file.")],
+    out: OutFile = None,
+    rows: Annotated[int, typer.Option(help="Rows of text.")] = 128,
+    length: Length = 128,
+    seed: Seed = 0,
+    device: Device = None,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Record which experts each token of a text has in every layer of a sparse model.
 
     The model says what it says without. The file has one byte for each choice.
 
-    Example:  intarsia trace my-mixtral austen --save t.safetensors
+    Example:  intarsia trace my-mixtral austen --out t.safetensors
     """
     check_data(text)
     if not is_text(text):
         want, fix = "a corpus, or a .txt, .md or .jsonl file", "For example: austen"
         raise ConfigError("TEXT", got=text, want=want, fix=fix)
     at_least("--rows", rows, 1)
-    at_least("--size", size, 2)
-    file = target(save, "t.safetensors", mark="intarsia trace")
-    from ..data.language_models import language_model
+    at_least("--length", length, 2)
+    file = target(out, "t.safetensors", mark="intarsia trace")
+    use_threads(threads)
     from ..data.texts import load_texts
     from ..hosts.tracing import trace as record
     from ..placement.describe import describe_layers
 
-    host, tokenizer = language_model(model)
-    texts = load_texts(text, tokenizer, length=size, train=rows, progress=note).train
+    host, tokenizer = language_model_on(model, device)
+    counts = {"length": length, "train": rows, "seed": seed}
+    texts = load_texts(text, tokenizer, progress=note, **counts).train
     started = time.perf_counter()
     # One sequence at a time, so that a long text needs no more memory than a short one.
-    routed = record(host, (texts[i] for i in range(len(texts))), progress=note)
+    routed = record(host, rows_on(texts, host.device), progress=note)
     seconds = time.perf_counter() - started
     routed.save(file)
     summary = {"tokens": len(routed), "layers": routed.layers, "experts": routed.experts}
@@ -84,22 +89,33 @@ def trace(
     )
 
 
+By = Annotated[
+    str,
+    typer.Option(
+        help=f"Method that places: {', '.join(SEARCHES)}.", autocompletion=among(SEARCHES)
+    ),
+]
+Redundant = Annotated[int, typer.Option(help="Places for copies of experts in all, for eplb.")]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(help="Stock model whose experts are put into the order of the placement."),
+]
+Sglang = Annotated[
+    Path | None,
+    typer.Option(help="The JSON file to write for SGLang's --init-expert-location."),
+]
+
+
 def place(
     trace: TraceFile,
     devices: Devices = None,
     topology: TopologyFile = None,
-    by: Annotated[
-        str, typer.Option(help=f"One of {', '.join(SEARCHES)}.", autocompletion=among(SEARCHES))
-    ] = "moetuner",
-    redundant: Annotated[int, typer.Option(help="Of eplb: places for copies, in all.")] = 0,
-    save: Annotated[Path | None, typer.Option(help="The file to write.")] = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="A stock model, to be written with this placement.")
-    ] = None,
-    write: Annotated[Path | None, typer.Option(help="The folder for that model.")] = None,
-    sglang: Annotated[
-        Path | None, typer.Option(help="A JSON file for SGLang's --init-expert-location.")
-    ] = None,
+    by: By = "moetuner",
+    redundant: Redundant = 0,
+    out: OutFile = None,
+    checkpoint: Checkpoint = None,
+    write: Annotated[Path | None, typer.Option(help="The folder to write that model to.")] = None,
+    sglang: Sglang = None,
     as_json: Json = False,
 ) -> None:
     """Place the experts of a trace on devices, and say what it is worth on text it did not see.
@@ -108,7 +124,7 @@ def place(
     experts of a stock model are put into the order in which engines lay them out; copies need an
     engine that knows them.
 
-    Example:  intarsia place t.safetensors --devices 8 --save p.json
+    Example:  intarsia place t.safetensors --devices 8 --out p.json
     """
     if by not in SEARCHES:
         raise UnknownName("--by", by, SEARCHES)
@@ -118,7 +134,7 @@ def place(
     if (checkpoint is None) != (write is None):
         fix = "For example: --checkpoint my-mixtral --write placed"
         raise ConfigError("--write", got="one of the two", want="--checkpoint, too", fix=fix)
-    file = target(save, "p.json", mark="intarsia placement")
+    file = target(out, "p.json", mark="intarsia placement")
     if write is not None:
         target(write, "placed", option="--write", written_names=sealed_names(write, RECORD))
     if sglang is not None:
@@ -192,12 +208,11 @@ def topology_of(devices: int | None, file: Path | None) -> Any:
 def _search(search: str, redundant: int) -> Any:
     from ..core.registry import card
 
-    # joint_home and joint_stay are one search with two engines.
-    key, _, variant = search.partition("_")
-    if key == "joint":
-        return card("joint_swaps").config(variant)
+    key, _, engine = search.partition("-")
+    if engine:  # of joint_swaps: the one search with two engines
+        return card(key).config(engine)
     # Only eplb knows copies of experts.
-    return card(search).config(**({"redundant": redundant} if redundant else {}))
+    return card(key).config(**({"redundant": redundant} if redundant else {}))
 
 
 def _shown(value: Any) -> str:

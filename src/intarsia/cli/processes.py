@@ -6,7 +6,7 @@ from typing import Any
 
 from ..core.errors import ConfigError
 from ..core.registry import listed
-from ..core.schema import check, option_name, setting, settings_of
+from ..core.schema import option_name, setting, settings_of
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,12 @@ class ProcessOptions:
     )
     plan: str | None = setting(
         None,
-        "How the experts are shared out: auto measures the links and simulates the others for each "
-        "layer. ep: rows go to their experts; fssdp: and copies of the busiest experts come "
-        "(Hecate); tutel: rows, or slices of weights; coordinated: tables of rows (DeepSpeed-MoE).",
+        "Plan by which the experts are shared out: auto measures the links and simulates the "
+        "others for each layer. ep: rows go to their experts; fssdp: and copies of the busiest "
+        "experts come (Hecate); tutel: rows, or slices of weights; coordinated: tables of rows "
+        "(DeepSpeed-MoE).",
         choices=lambda: listed("plan"),
     )
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 def plan_of(arguments: dict[str, Any]) -> str | None:

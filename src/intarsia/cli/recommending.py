@@ -14,7 +14,7 @@ from ..core.errors import CheckpointError, ConfigError, DataError, UnknownName
 from ..core.folders import data_name
 from ..core.registry import find
 from .early import RECOMMENDERS, check_settings
-from .options import Json, flag
+from .options import Json, Threads, flag, use_threads
 from .shell import note, say, show_json, show_table, warn
 from .values import check_options, with_density
 
@@ -51,14 +51,11 @@ def fit_recommender(arguments: Mapping[str, Any], words: set[str]) -> None:
     )
     request, out = _request_of(arguments, words)
     note("Loading PyTorch.")
-    import torch
-
     from ..core.files import write_json
     from ..data.atomic_files import load_interactions
     from ..experiments import recommending, settings
 
-    if arguments["threads"]:
-        torch.set_num_threads(arguments["threads"])
+    use_threads(arguments["threads"])
     data = load_interactions(request["data"])
     method = settings.method(
         request["method"], request["settings"], among=RECOMMENDERS[request["task"]]
@@ -169,29 +166,38 @@ def say_data(data: Any) -> None:
     )
 
 
+History = Annotated[
+    str | None, typer.Option(help="Ids of items with commas, oldest first: a session.")
+]
+New = Annotated[Path | None, typer.Option(help="File (.item) of new items, without any event.")]
+Seen = Annotated[
+    bool, typer.Option("--seen", help="Recommend also items that the user has taken before.")
+]
+Why = Annotated[
+    bool, typer.Option("--why", help="Show the score that each field of an item adds (m2trec).")
+]
+Session = Annotated[
+    bool,
+    typer.Option("--session", help="Recommend a whole session in its order, at once (onerec)."),
+]
+Serve = Annotated[
+    bool,
+    typer.Option("--serve", help="Serve a page of recommendations, on this machine alone."),
+]
+
+
 def recommend(
-    run: Annotated[Path, typer.Argument(help="A run folder of `intarsia fit --task ...`.")],
-    user: Annotated[str | None, typer.Option(help="A user's id, as the data have it.")] = None,
-    history: Annotated[
-        str | None, typer.Option(help="Ids of items with commas, oldest first: a session.")
-    ] = None,
-    k: Annotated[int, typer.Option("-k", help="How many items.")] = 10,
-    new: Annotated[
-        Path | None, typer.Option(help="A .item file of items that nobody has taken yet.")
-    ] = None,
-    seen: Annotated[
-        bool, typer.Option("--seen", help="Items that were taken may come again.")
-    ] = False,
-    why: Annotated[
-        bool, typer.Option("--why", help="What each field adds to an item's score (m2trec).")
-    ] = False,
-    session: Annotated[
-        bool, typer.Option("--session", help="A whole session in its order, at once (onerec).")
-    ] = False,
-    serve: Annotated[
-        bool, typer.Option("--serve", help="A page of recommendations, on this machine alone.")
-    ] = False,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the page; 0 = any.")] = 0,
+    run: Annotated[Path, typer.Argument(help="Run folder of `intarsia fit --task ...`.")],
+    user: Annotated[str | None, typer.Option(help="Id of a user, as in the data.")] = None,
+    history: History = None,
+    k: Annotated[int, typer.Option("-k", help="Number of items.")] = 10,
+    new: New = None,
+    seen: Seen = False,
+    why: Why = False,
+    session: Session = False,
+    serve: Serve = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0 = any.")] = 0,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Rank all items by what a user is likely to take next, items without any event among them.
@@ -205,6 +211,7 @@ def recommend(
         got = "several" if (user is not None) + (history is not None) + serve else "neither"
         fix = "For example: --user 42, or --history 50,181"
         raise ConfigError("--user, --history, --serve", got=got, want="one of them", fix=fix)
+    use_threads(threads)
     from ..data.atomic_files import read_items
     from ..experiments.recommending import open_recommender
     from ..models.recommend.showing import RecommenderPage, item_rows, recommend_with_warnings

@@ -9,14 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError, UnknownName
-from .options import flag
+from .options import flag, use_threads
 from .shell import note, say, show_json
 from .targets import target
 
-OWN = ("data", "task", "teachers", "save", "model", "seed", "settings", "resume", "as_json")
+OWN = (
+    "data",
+    "task",
+    "teachers",
+    "out",
+    "model",
+    "seed",
+    "settings",
+    "resume",
+    "threads",
+    "as_json",
+)
 
 
-def fit_task(options: Mapping[str, Any], words: set[str], teachers: str, save: Path | None) -> None:
+def fit_task(options: Mapping[str, Any], words: set[str], teachers: str) -> None:
     """Carry out `intarsia fit DOCS --task sparse-retrieval`.
 
     options: the options of `fit`; words: names of those on the command line.
@@ -24,12 +35,14 @@ def fit_task(options: Mapping[str, Any], words: set[str], teachers: str, save: P
     # An option that would be ignored is refused.
     if strange := sorted(words - {*OWN, "ctx"}):
         got = ", ".join(flag(name) for name in strange)
-        want = "--model, --teachers, --save, --seed, --resume, --set steps=300 and the like"
+        want = "--model, --teachers, --out, --seed, --threads, --resume, --set steps=300 ..."
         raise ConfigError("options of --task", got=got, want=want, fix="Leave it out.")
-    if save is None or options["data"] is None:
-        fix = "For example: intarsia fit docs.jsonl --task sparse-retrieval --save enc"
-        raise ConfigError("documents and --save", got="not both", want="both", fix=fix)
-    target(save, "enc")
+    out: Path | None = options["out"]
+    if out is None or options["data"] is None:
+        fix = "For example: intarsia fit docs.jsonl --task sparse-retrieval --out enc"
+        raise ConfigError("documents and --out", got="not both", want="both", fix=fix)
+    target(out, "enc")
+    use_threads(options["threads"])
     note("Loading PyTorch and sentence-transformers.")
     from ..data.collections import load_collection
     from ..models.retrieve.inference_free import InferenceFree
@@ -50,23 +63,23 @@ def fit_task(options: Mapping[str, Any], words: set[str], teachers: str, save: P
     note("Queries are drawn from the documents." if drawn else f"{len(pairs):,} judged queries.")
     name = options["model"] if "model" in words else "splade-tiny"
     model = InferenceFree.from_pretrained(name, texts, report=note)
-    out = save.with_name(f".{save.name}.training")
+    state = out.with_name(f".{out.name}.training")
     if not options["resume"]:  # what an earlier run left is no part of this one
-        shutil.rmtree(out, ignore_errors=True)
-    running: dict[str, Any] = {"seed": options["seed"], "out": out, "resume": options["resume"]}
+        shutil.rmtree(state, ignore_errors=True)
+    running: dict[str, Any] = {"seed": options["seed"], "out": state, "resume": options["resume"]}
     try:
         fit_retriever(model, texts, pairs, recipe, report=note, **running)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt("Go on: the same command with --resume.") from stop
-    model.save(save)
-    shutil.rmtree(out, ignore_errors=True)
-    record = {"folder": str(save), "queries": len(pairs), "drawn": drawn, "documents": len(texts)}
+    model.save(out)
+    shutil.rmtree(state, ignore_errors=True)
+    record = {"folder": str(out), "queries": len(pairs), "drawn": drawn, "documents": len(texts)}
     if options["as_json"]:
         show_json(record)
         return
-    say(f"{save}: {recipe.steps} steps on {len(pairs):,} queries of {len(texts):,} documents.")
-    say(f"Next:  intarsia index {shlex.quote(options['data'])} --model {shlex.quote(str(save))} "
-        "--save idx")  # fmt: skip
+    say(f"{out}: {recipe.steps} steps on {len(pairs):,} queries of {len(texts):,} documents.")
+    say(f"Next:  intarsia index {shlex.quote(options['data'])} --model {shlex.quote(str(out))} "
+        "--out idx")  # fmt: skip
 
 
 def _recipe(options: Mapping[str, Any], teachers: str) -> Any:

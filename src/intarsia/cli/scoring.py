@@ -14,7 +14,17 @@ import typer
 from ..core.errors import ConfigError
 from .completing import among
 from .early import check_run
-from .options import Device, Json, MaxPixels, RunFolder, Side, allow_pixels
+from .options import (
+    Device,
+    Json,
+    MaxPixels,
+    RunFolder,
+    Size,
+    Threads,
+    allow_pixels,
+    use_threads,
+    writes,
+)
 from .seeing import evaluate_seeing, is_seeing, predict_seeing
 from .shell import note, say, show_json, show_table, warn
 from .targets import page_target
@@ -31,18 +41,19 @@ def evaluate(
     ctx: typer.Context,
     run: RunFolder,
     data: Annotated[
-        str | None, typer.Argument(help="Other data with the same classes; the run's own if none.")
+        str | None, typer.Argument(help="Data with the same classes, in place of the run's own.")
     ] = None,
     part: Annotated[
         str | None,
         typer.Option(
-            help="train, val or test; all, of texts and of other pictures without parts. If not "
-            "given, test where there is one, and of other texts all.",
+            help="Part of the data: train, val, test; or all, of texts and of other pictures "
+            "without parts. If not given, test where there is one, and of other texts all.",
             autocompletion=among(("train", "val", "test", "all")),
         ),
     ] = None,
     device: Device = None,
-    size: Side = None,
+    threads: Threads = None,
+    size: Size = None,
     max_pixels: MaxPixels = None,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave damaged pictures of other data out.")
@@ -53,6 +64,7 @@ def evaluate(
 
     Example:  intarsia evaluate runs/elpv-lora-0 --part val
     """
+    use_threads(threads)
     if is_seeing(run):
         evaluate_seeing(run, data, part, device, as_json)
         return
@@ -115,36 +127,42 @@ def _show_labels(scores: dict[str, Any]) -> None:
     show_table("", columns, rows, right=",".join(columns[1:]))
 
 
+Files = Annotated[
+    list[str],
+    typer.Argument(
+        help="Picture files, or folders of them; for a run on texts .jsonl or text files of "
+        "prompts, - for standard input; for a model that sees or hears, the question."
+    ),
+]
+Image = Annotated[
+    list[Path] | None, typer.Option(help="Picture that the question is about; may be repeated.")
+]
+Audio = Annotated[
+    list[Path] | None, typer.Option(help="Sound that the question is about; may be repeated.")
+]
+Out = Annotated[
+    Path | None,
+    writes(
+        "The page to write, of pictures with the answers; for a union of experts with the "
+        "patches that experts take."
+    ),
+]
+Tokens = Annotated[int | None, typer.Option(help="Tokens of an answer, at most; 64 if not given.")]
+
+
 def predict(
     ctx: typer.Context,
     run: RunFolder,
-    files: Annotated[
-        list[str],
-        typer.Argument(
-            help="Picture files, or folders of them; for a run on texts .jsonl or text files of "
-            "prompts, - for standard input; for a model that sees or hears, the question."
-        ),
-    ],
-    image: Annotated[
-        list[Path] | None, typer.Option(help="A picture that a question is about.")
-    ] = None,
-    audio: Annotated[
-        list[Path] | None, typer.Option(help="A sound that a question is about.")
-    ] = None,
-    page: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write a page of the pictures with the answers, and with the patches that experts "
-            "take where the model is a union of experts."
-        ),
-    ] = None,
+    files: Files,
+    image: Image = None,
+    audio: Audio = None,
+    out: Out = None,
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")] = False,
-    tokens: Annotated[
-        int | None, typer.Option(help="At most so many tokens of a completion; 64 if not given.")
-    ] = None,
+    tokens: Tokens = None,
     device: Device = None,
-    size: Side = None,
+    threads: Threads = None,
+    size: Size = None,
     max_pixels: MaxPixels = None,
 ) -> None:
     """Say what pictures show, or go on from prompts, as JSON lines, the likeliest token at a time.
@@ -155,8 +173,9 @@ def predict(
     Example:  intarsia predict runs/elpv-lora-0 new_photos/ --csv > answers.csv
     Example:  intarsia predict runs/pairs-uni_moe-0 "What is this?" --image a.png
     """
-    page_target(page, "--page")
-    senses = {"image": image, "audio": audio, "page": page}
+    page_target(out)
+    use_threads(threads)
+    senses = {"image": image, "audio": audio, "page": out}
     if predict_seeing(run, files, senses, tokens=tokens, device=device, as_json=as_json):
         return
     if as_json and as_csv:
@@ -171,10 +190,10 @@ def predict(
     opened = open_run(run, size=size, report=note)
     opened.model.to(device_named(device))
     if isinstance(opened, TextRun):
-        _predict_texts(opened, [*map(Path, files)], page, as_csv=as_csv, tokens=tokens)
+        _predict_texts(opened, [*map(Path, files)], out, as_csv=as_csv, tokens=tokens)
         return
     _check_no_tokens(tokens)
-    _predict_pictures(opened, [*map(Path, files)], page, as_json=as_json, as_csv=as_csv)
+    _predict_pictures(opened, [*map(Path, files)], out, as_json=as_json, as_csv=as_csv)
 
 
 def _check_no_tokens(tokens: int | None) -> None:
@@ -236,7 +255,7 @@ def _predict_texts(
 
     if page is not None:
         got, want = "a run on texts", "one on pictures"
-        raise ConfigError("--page", got=got, want=want, fix="Leave it out.")
+        raise ConfigError("--out", got=got, want=want, fix="Leave it out.")
     if as_csv:
         got, want = "a run on texts", "JSON lines, which they are"
         raise ConfigError("--csv", got=got, want=want, fix="Leave it out.")

@@ -10,7 +10,7 @@ from typing import Any
 from ..core.errors import ConfigError, DataError
 from ..core.folders import data_name
 from .early import check_settings, method_key
-from .options import flag
+from .options import flag, use_threads
 from .shell import note, say, show_json, show_table
 from .values import check_options
 
@@ -49,7 +49,6 @@ def fit_seeing(arguments: Mapping[str, Any], words: set[str]) -> None:
     request, out = _request_of(arguments, words)
     note("Loading PyTorch and transformers.")
     from ..experiments import seeing
-    from .training import use_threads
 
     use_threads(arguments["threads"])
     settings = seeing.Seeing(**request) if request else seeing.read_asked(out)

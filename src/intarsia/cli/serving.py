@@ -13,6 +13,7 @@ import typer
 from ..core.checks import one_of
 from ..core.errors import ConfigError, MissingExtra, UnknownName
 from .completing import among
+from .options import Threads, use_threads
 from .shell import note, say, warn
 
 if TYPE_CHECKING:
@@ -26,50 +27,61 @@ NEEDS = ("starlette", "uvicorn", "prometheus_client")
 Models = Annotated[
     list[str],
     typer.Argument(
-        help="Folders of save_pretrained, `pack`, `compress` or `sparsify`, or NAME=FOLDER."
+        help="Folders of models from save_pretrained, `offload`, `compress` or `sparsify`, or "
+        "NAME=FOLDER."
     ),
 ]
 Adapter = Annotated[
     list[str] | None,
-    typer.Option(help="NAME=FOLDER of an adapter or a change: a model of that name."),
+    typer.Option(
+        help="Adapter or change as NAME=FOLDER, served as a model of that name; may be repeated."
+    ),
 ]
 Slots = Annotated[
     str | None,
-    typer.Option(help="Experts in memory: a number, or a share below 1; writes FOLDER-experts."),
+    typer.Option(help="Experts in memory: a number, or a share below 1; makes FOLDER-experts."),
 ]
 Memory = Annotated[
-    str | None, typer.Option(help="The same as a size, such as 8GB; the others stay on disk.")
+    str | None,
+    typer.Option(help="Memory for experts, such as 8GB, in place of --slots; others stay on disk."),
 ]
 Dtype = Annotated[
     str,
     typer.Option(
-        help="Of weights in memory; auto: that of their file.", autocompletion=among(DTYPES)
+        help="Type of the weights in memory; auto: that of their file.",
+        autocompletion=among(DTYPES),
     ),
 ]
 Policy = Annotated[
-    str, typer.Option(help=f"Of the slots: {', '.join(POLICIES)}.", autocompletion=among(POLICIES))
+    str,
+    typer.Option(
+        help=f"Policy by which experts leave memory: {', '.join(POLICIES)}.",
+        autocompletion=among(POLICIES),
+    ),
 ]
-Host = Annotated[str, typer.Option(help="Others than loopback let others in.")]
-Port = Annotated[int, typer.Option(help="0: any that is free.")]
-Tokens = Annotated[int, typer.Option(help="New ones of an answer, at most.")]
+Host = Annotated[
+    str, typer.Option(help="Address to listen on; any but loopback lets other machines in.")
+]
+Port = Annotated[int, typer.Option(help="Port to listen on; 0 = any that is free.")]
+Tokens = Annotated[int, typer.Option(help="Tokens of an answer, at most.")]
 Context = Annotated[int, typer.Option(help="Tokens of prompt and answer, at most.")]
-AtOnce = Annotated[int, typer.Option(help="Requests in the works.")]
-Queue = Annotated[int, typer.Option(help="Requests that wait; the next one gets 429.")]
+AtOnce = Annotated[int, typer.Option(help="Requests that are answered at once.")]
+Queue = Annotated[int, typer.Option(help="Requests that may wait; the next one gets 429.")]
 Body = Annotated[int, typer.Option(help="Bytes of a request, at most.")]
-Seconds = Annotated[float, typer.Option(help="Of a request, waiting included.")]
+Seconds = Annotated[float, typer.Option(help="Seconds for a request, waiting included.")]
 Drain = Annotated[float, typer.Option(help="Seconds to finish in, after SIGTERM.")]
 Arrival = Annotated[float, typer.Option(help="Seconds for a request to come; then 408.")]
 Batching = Annotated[
     str,
     typer.Option(
-        help="continuous, or none: one request after another.",
+        help="Batching of requests: continuous, or none, one after another.",
         autocompletion=among(("continuous", "none")),
     ),
 ]
 Engine = Annotated[
     str,
     typer.Option(
-        help="transformers, or vllm: hand a stock checkpoint over to it.",
+        help="Engine: transformers, or vllm, to which a stock checkpoint is handed over.",
         autocompletion=among(ENGINES),
     ),
 ]
@@ -94,6 +106,7 @@ def serve(
     arrival: Arrival = 10.0,
     batching: Batching = "continuous",
     engine: Engine = "transformers",
+    threads: Threads = None,
 ) -> None:
     """Serve language models and their adapters over HTTP, as OpenAI's clients ask for them.
 
@@ -114,6 +127,7 @@ def serve(
     if engine == "vllm":
         _to_vllm(models, adapter or [], room, host, port)
         return
+    use_threads(threads)
     # Found without importing them: importing takes seconds.
     if missing := next((name for name in NEEDS if find_spec(name) is None), None):
         raise MissingExtra(missing, "serve")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
+from pkgutil import resolve_name
+from typing import Any, cast
 
 import typer
 from rich.console import Console, RenderableType
@@ -19,6 +20,7 @@ from ..core.errors import ConfigError, printable
 from ..core.plugins import LABORATORY, VERBS, plugins
 from ..core.quiet import quiet
 from ..experiments import INTERRUPTED
+from .groups import GROUPS, HOMES, group_of
 
 SOME_FAILED, USER_ERROR = 1, 2
 WORDS = "intarsia.words"
@@ -128,27 +130,37 @@ def show_error(error: Exception) -> None:
 class Verbs(TyperGroup):
     """The verbs, with those of other distributions that are installed.
 
-    Errors of the library become one panel and exit code 2, Ctrl-C a clean stop.
+    A verb is imported when it is called. Errors of the library become one panel and exit code 2,
+    Ctrl-C a clean stop.
     """
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        # typer suggests one of these names for a mistyped one
+        self.commands = cast(Any, dict.fromkeys(HOMES))
+
     def list_commands(self, ctx: Any) -> list[str]:
-        return [*super().list_commands(ctx), *plugins(VERBS)]
+        there = (*HOMES, *plugins(VERBS))
+        # Grouped as the help shows them, those of further distributions last.
+        grouped = [name for names in GROUPS.values() for name in names if name in there]
+        return [*grouped, *(name for name in there if name not in grouped)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Raises: ConfigError for a verb of the laboratory where it is not installed."""
-        if (command := super().get_command(ctx, cmd_name)) is not None:
+        if (command := self.commands.get(cmd_name)) is not None:
             return command
-        if cmd_name in plugins(VERBS):
-            # A verb of another distribution becomes a command of its own, imported only when it is
-            # called.
-            added = typer.Typer(add_completion=False, rich_markup_mode="rich")
-            added.command(cmd_name)(plugins(VERBS)[cmd_name].load())
-            return typer.main.get_command(added)
-        if cmd_name in LABORATORY:
+        if cmd_name in HOMES:
+            function = resolve_name(f"{__package__}.{HOMES[cmd_name]}")
+        elif cmd_name in plugins(VERBS):
+            function = plugins(VERBS)[cmd_name].load()
+        elif cmd_name in LABORATORY:
             got, want = "intarsia alone", "the distribution intarsia-lab beside it"
             fix = "In a clone of the repository: pip install ./lab"
             raise ConfigError(f"verb {cmd_name!r}", got=got, want=want, fix=fix)
-        return None
+        else:
+            return None
+        self.commands[cmd_name] = _command_of(cmd_name, function)
+        return self.commands[cmd_name]
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Keep the words of a verb, for the error of one that is no value of its option."""
@@ -174,6 +186,16 @@ class Verbs(TyperGroup):
                 Console(stderr=True).print_exception()
             show_error(error)
             raise typer.Exit(USER_ERROR) from error
+
+
+def _command_of(name: str, function: Any) -> Any:
+    """Return typer's command of a function, or of the group of functions in a `typer.Typer`."""
+    holder = typer.Typer(add_completion=False, rich_markup_mode="rich")
+    if isinstance(function, typer.Typer):
+        holder.add_typer(function, name=name, rich_help_panel=group_of(name))
+    else:
+        holder.command(name, rich_help_panel=group_of(name))(function)
+    return typer.main.get_group(holder).commands[name]
 
 
 def _word(words: Sequence[str], names: Sequence[str]) -> str:

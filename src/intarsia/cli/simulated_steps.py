@@ -1,4 +1,4 @@
-"""What `intarsia simulate --report` puts together for its page."""
+"""The page of `intarsia simulate`: traffic, loads, hit rates and the timeline."""
 
 from __future__ import annotations
 

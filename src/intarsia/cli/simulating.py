@@ -1,7 +1,8 @@
-"""`intarsia simulate` and `pack`: what a placement takes, and experts on disk."""
+"""`intarsia simulate`: the time that a batch takes on devices by a placement."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,38 +11,49 @@ import typer
 from ..core.checks import at_least
 from ..core.errors import ConfigError, UnknownName
 from .completing import among
-from .options import Json
+from .options import Json, writes
 from .placing import Devices, TopologyFile, TraceFile, topology_of
-from .shell import note, say, show_json
+from .shell import say, show_json
 from .targets import page_target, target
 
 ENGINES = {"ep": "home", "stay": "stay"}  # plans that know of placements
 STRATEGIES = ("deepspeed", "fssdp", "semoe", "tutel")
 PLANS = ("auto", *ENGINES, *STRATEGIES)
-TIMELINE = '{"otherData": {"by": "intarsia"}'  # where a file of --save begins
+TIMELINE = '{"otherData": {"by": "intarsia"}'  # where a timeline begins
 WINDOW = 5  # batches that a strategy may have seen before
 POLICIES = ("belady", "expected", "expertflow", "lfu", "lru")
 Plan = Annotated[
     str,
     typer.Option(
-        help=f"One of {', '.join(PLANS)}; auto compares them.", autocompletion=among(PLANS)
+        help=f"Plan of the devices: {', '.join(PLANS)}; auto compares them.",
+        autocompletion=among(PLANS),
     ),
 ]
 PlacementOption = Annotated[
-    Path | None, typer.Option(help="Of `intarsia place`; experts in order if not given.")
+    Path | None, typer.Option(help="Placement of `intarsia place`; experts in order if not given.")
 ]
 Expert = Annotated[
-    str | None, typer.Option(help="d x h, as 4096x14336; the trace's own if not given.")
+    str | None,
+    typer.Option(
+        help="Size of an expert, d x h, such as 4096x14336; the trace's own if not given."
+    ),
 ]
-Slots = Annotated[int | None, typer.Option(help="Also: a cache of so many experts while decoding.")]
+Slots = Annotated[
+    int | None,
+    typer.Option(help="Experts in a cache while decoding, which is then simulated, too."),
+]
 Policy = Annotated[
     str,
-    typer.Option(help=f"Of the cache: {', '.join(POLICIES)}.", autocompletion=among(POLICIES)),
+    typer.Option(
+        help=f"Policy of the cache: {', '.join(POLICIES)}.", autocompletion=among(POLICIES)
+    ),
 ]
-Save = Annotated[Path | None, typer.Option(help="A timeline for Perfetto or chrome://tracing.")]
-Report = Annotated[
-    Path | None,
-    typer.Option(help="A page to write: traffic, loads, hit rates, the timeline."),
+Out = Annotated[
+    list[Path] | None,
+    writes(
+        "The file to write: a timeline for Perfetto or chrome://tracing (.json), or a page of "
+        "traffic, loads, hit rates and the timeline (.html); may be repeated."
+    ),
 ]
 
 
@@ -52,24 +64,25 @@ def simulate(
     plan: Plan = "ep",
     placement: PlacementOption = None,
     expert: Expert = None,
-    tokens: Annotated[int, typer.Option(help="Of one batch, from the trace's first.")] = 4096,
+    tokens: Annotated[
+        int, typer.Option(help="Tokens of one batch, from the trace's first.")
+    ] = 4096,
     slots: Slots = None,
     policy: Policy = "expected",
     streams: Annotated[int, typer.Option(help="Sequences that are decoded at once.")] = 1,
-    backward: Annotated[bool, typer.Option("--backward", help="With the gradients.")] = False,
-    save: Save = None,
-    report: Report = None,
+    backward: Annotated[bool, typer.Option("--backward", help="Add the backward pass.")] = False,
+    out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Say how long a batch takes on devices, what binds, and whether moving experts would pay.
 
     A model of time, not a measurement: products at the device's full rate, links at theirs.
 
-    Example:  intarsia simulate t.safetensors --topology a.json --plan ep --save timeline.json
-    Example:  intarsia simulate t.safetensors --devices 8 --placement p.json --report page.html
+    Example:  intarsia simulate t.safetensors --topology a.json --plan ep --out timeline.json
+    Example:  intarsia simulate t.safetensors --devices 8 --placement p.json --out page.html
     """
     _check(plan, policy, tokens, streams, slots, placement)
-    _hold(save, report)
+    timeline, page = _hold(out or [])
     from ..placement.trace import Trace
 
     routed, links = Trace.load_file(trace), topology_of(devices, topology)
@@ -83,27 +96,37 @@ def simulate(
     if slots is not None:
         record |= _decoded(routed, slots, policy, streams, record["expert_bytes"], links)
     parts = routed.rows(slice(tokens)), links, record.get("plan", plan), devices_plan, line
-    _written(save, report, parts, placement, expert, streams, backward)
+    _written(timeline, page, parts, placement, expert, streams, backward)
     if as_json:
         show_json(record)
         return
     _show_simulated(record)
     if slots is not None:
         _show_decoded(record, slots, policy, streams)
-    for file in filter(None, (save, report)):
+    for file in out or []:
         say(str(file))
 
 
-def _hold(save: Path | None, report: Path | None) -> None:
-    """Check the timeline and the page, and keep other processes from them."""
-    if save is not None:
-        target(save, "timeline.json", mark=TIMELINE)
-    page_target(report, "--report")
+def _hold(files: Sequence[Path]) -> tuple[Path | None, Path | None]:
+    """Return the timeline and the page to write, held until the command ends.
+
+    Raises: ConfigError for another suffix, and for two files with one; as `target`.
+    """
+    by_suffix = {file.suffix.lower(): file for file in files}
+    if by_suffix.keys() - {".json", ".html"} or len(by_suffix) < len(files):
+        got, want = ", ".join(map(str, files)), "one .json, one .html, or one of both"
+        fix = "For example: --out timeline.json --out page.html"
+        raise ConfigError("--out", got=got, want=want, fix=fix)
+    timeline, page = by_suffix.get(".json"), by_suffix.get(".html")
+    if timeline is not None:
+        target(timeline, "timeline.json", mark=TIMELINE)
+    page_target(page)
+    return timeline, page
 
 
 def _written(
-    save: Path | None,
-    report: Path | None,
+    timeline: Path | None,
+    page: Path | None,
     parts: tuple[Any, ...],
     placement: Path | None,
     expert: str | None,
@@ -111,16 +134,16 @@ def _written(
     backward: bool,
 ) -> None:
     """Write the timeline and the page.  parts: batch, topology, plan's name, plan, timeline."""
-    if save is not None:
+    if timeline is not None:
         from ..core.files import write_text
 
-        write_text(save, parts[-1].chrome())
-    if report is not None:
+        write_text(timeline, parts[-1].chrome())
+    if page is not None:
         from .simulated_steps import write_report
 
         size = None if expert is None else _size(expert)
         write_report(
-            report, *parts, placement=placement, size=size, streams=streams, backward=backward
+            page, *parts, placement=placement, size=size, streams=streams, backward=backward
         )
 
 
@@ -228,31 +251,6 @@ def _decoded(
         "bytes_a_step": bytes_a_step,
         "floor_seconds": bytes_a_step / float(links.load[0]),
     }
-
-
-def pack(
-    model: Annotated[Path, typer.Argument(help="A folder of save_pretrained with experts.")],
-    out: Annotated[Path, typer.Argument(help="The folder to write.")],
-) -> None:
-    """Write a sparse model's experts as records that `intarsia.offload` reads one by one.
-
-    Needs the memory of one expert beside the other weights, however many experts there are.
-
-    Example:  intarsia pack my-mixtral my-mixtral-experts
-    """
-    if not model.is_dir():
-        fix = "Give the folder that holds config.json and *.safetensors."
-        raise ConfigError(f"folder {str(model)!r}", got="nothing there", want="a folder", fix=fix)
-    target(out, "my-mixtral-experts", option="OUT")
-    from ..hosts.offload.store import ExpertStore, pack_experts
-    from ..reports.numbers import prefixed
-
-    store = ExpertStore(pack_experts(model, out, progress=note))
-    count = sum(len(layer["sha256"]) for layer in store.layers)
-    size = store.bytes
-    store.close()
-    say(f"{count} experts of {prefixed(size, 'B')} each\n{out}")
-    say(f"Next:  intarsia.offload({str(out)!r}, slots={max(2, count // 4)})")
 
 
 def _simulated(

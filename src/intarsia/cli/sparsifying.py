@@ -15,8 +15,20 @@ import typer
 from ..core.checks import at_least, between
 from ..core.errors import ConfigError, MissingExtra, UnknownName
 from .completing import among
+from .devices import language_model_on, rows_on
 from .early import check_calibration
-from .options import Calibration, Json
+from .options import (
+    Calibration,
+    Device,
+    Json,
+    LanguageModel,
+    Length,
+    OutFolder,
+    Rows,
+    Seed,
+    Threads,
+    use_threads,
+)
 from .shell import note, say, show_json
 from .targets import target
 
@@ -29,88 +41,100 @@ ORDERS = ("block", "layer")
 
 
 Method = Annotated[
-    str, typer.Option(help=f"One of {', '.join(METHODS)}.", autocompletion=among(METHODS))
+    str,
+    typer.Option(help=f"Method of pruning: {', '.join(METHODS)}.", autocompletion=among(METHODS)),
 ]
 Base = Annotated[
     str,
-    typer.Option(help="Of dsnot: whose mask is made better.", autocompletion=among(METHODS[1:])),
+    typer.Option(help="Method whose mask dsnot improves.", autocompletion=among(METHODS[1:])),
 ]
-Pattern = Annotated[str | None, typer.Option(help="As 2:4; unstructured if not given.")]
+Pattern = Annotated[
+    str | None,
+    typer.Option(help="Pattern n:m of the zeros, such as 2:4; unstructured if not given."),
+]
 Layers = Annotated[
-    list[str] | None, typer.Option(help="A glob of layers, as 'mlp.*'; may be repeated.")
+    list[str] | None,
+    typer.Option(help="Glob of the layers to prune, such as 'mlp.*'; may be repeated."),
 ]
 Layout = Annotated[
-    str, typer.Option(help=f"One of {', '.join(SAVED)}.", autocompletion=among(SAVED))
+    str,
+    typer.Option(help=f"Layout of the weights: {', '.join(SAVED)}.", autocompletion=among(SAVED)),
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on with a run to --save that was stopped.")
+    bool, typer.Option("--resume", help="Go on with a run to --out that was stopped.")
 ]
-Errors = Annotated[bool, typer.Option("--errors", help="Measure layers' errors.")]
+Errors = Annotated[
+    bool, typer.Option("--errors", help="Measure the error of each layer's outputs.")
+]
 Sequential = Annotated[
-    str, typer.Option(help="block, or layer: slower.", autocompletion=among(ORDERS))
+    str,
+    typer.Option(
+        help="Order of the pruning: block by block, or layer by layer, which is slower.",
+        autocompletion=among(ORDERS),
+    ),
 ]
+
+
+Test = Annotated[int, typer.Option(help="Further rows, on which the perplexity is measured.")]
 
 
 def sparsify(
-    model: Annotated[str, typer.Argument(help="smollm2, or a folder of save_pretrained.")],
+    model: LanguageModel,
     method: Method = "wanda",
     base: Base = "wanda",
-    density: Annotated[float, typer.Option(help="The share of weights that is kept.")] = 0.5,
+    density: Annotated[float, typer.Option(help="Share of the weights that is kept.")] = 0.5,
     pattern: Pattern = None,
     layers: Layers = None,
     calib: Calibration = "mixed",
-    rows: Annotated[int, typer.Option(help="Calibration rows.")] = 128,
-    size: Annotated[int, typer.Option(help="Tokens of a row.")] = 512,
-    seed: Annotated[int, typer.Option(help="Of what a method draws.")] = 0,
-    save: Annotated[Path | None, typer.Option(help="The folder to write.")] = None,
+    rows: Rows = 128,
+    length: Length = 512,
+    seed: Seed = 0,
+    out: OutFolder = None,
     layout: Layout = "dense",
     resume: Resume = False,
-    test: Annotated[int, typer.Option(help="Other rows, for the perplexity.")] = 16,
+    test: Test = 16,
     errors: Errors = False,
     sequential: Sequential = "block",
+    device: Device = None,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Prune a pretrained language model block by block; no gradient is computed.
 
-    Finished blocks are kept beside --save: killed at any moment, --resume ends in the same bits.
+    Finished blocks are kept beside --out: killed at any moment, --resume ends in the same bits.
     The folder opens with from_pretrained (dense, or int4: pack-quantized; intarsia[hf-int4]), or is
     smaller (bitmask), which `intarsia convert` turns into a dense one. `report` draws it.
 
-    Example:  intarsia sparsify smollm2 --method dsnot --density 0.5 --save out
+    Example:  intarsia sparsify smollm2 --method dsnot --density 0.5 --out pruned
     """
-    _check((method, base, layout, sequential), density, rows, calib, save)
+    _check((method, base, layout, sequential), density, rows, calib, out)
     at_least("--test", test, 0)
+    use_threads(threads)
     from ..data.calibration import load_calibration
-    from ..data.language_models import language_model
     from ..hosts.prune.files import save_sparse
 
-    assert save is not None
+    assert out is not None
     pruner = _method(method, base, density, pattern, tuple(layers or ()))
-    walk = save.with_name(f"{save.name}.walk")
-    host, tokenizer = language_model(model)
-    texts = load_calibration(calib, tokenizer, rows=rows, length=size, test=test, progress=note)
-    options = {
-        "out": walk,
-        "resume": resume,
-        "seed": seed,
-        "errors": errors,
-        "sequential": sequential,
-    }
+    walk = out.with_name(f"{out.name}.walk")
+    host, tokenizer = language_model_on(model, device)
+    texts = load_calibration(calib, tokenizer, rows=rows, length=length, test=test, progress=note)
+    options = {"out": walk, "resume": resume, "seed": seed}
+    options |= {"errors": errors, "sequential": sequential}
     done, perplexities = _pruned(host, pruner, texts, test, options)
     record = {
         "model": model,
         "method": method,
         "seed": seed,
-        "calibration": {"data": calib, "rows": rows, "tokens": size, "of": texts.record["rows"]},
+        "calibration": {"data": calib, "rows": rows, "tokens": length, "of": texts.record["rows"]},
         **perplexities,
         "layers": list(done.table),
     }
-    save_sparse(host, save, layout=layout, tokenizer=tokenizer, record={RECORD: record})
+    save_sparse(host, out, layout=layout, tokenizer=tokenizer, record={RECORD: record})
     shutil.rmtree(walk, ignore_errors=True)
     if as_json:
-        show_json({"folder": str(save), **record})
+        show_json({"folder": str(out), **record})
     else:
-        say(f"{_said(done, perplexities)}\n{save}")
+        say(f"{_said(done, perplexities)}\n{out}")
 
 
 def _said(done: Any, record: dict[str, Any]) -> str:
@@ -131,7 +155,7 @@ def _pruned(
     dense = _perplexity(host, texts.test) if test else None
     # The pruning alone is timed, not the two measurements around it.
     started = time.perf_counter()
-    done = sparsify(host, method, texts.train, progress=note, **options)
+    done = sparsify(host, method, rows_on(texts.train, host.device), progress=note, **options)
     seconds = round(time.perf_counter() - started, 1)
     pruned = _perplexity(host, texts.test) if test else None
     return done, {
@@ -147,26 +171,31 @@ def _pruned(
 
 def convert(
     old: Annotated[Path, typer.Argument(help="A folder of sparse weights.")],
-    new: Annotated[Path, typer.Argument(help="The folder to write.")],
+    out: OutFolder = None,
     layout: Annotated[
-        str, typer.Option(help=f"One of {', '.join(SAVED)}.", autocompletion=among(SAVED))
+        str,
+        typer.Option(
+            help=f"Layout of the weights: {', '.join(SAVED)}.", autocompletion=among(SAVED)
+        ),
     ] = "dense",
+    as_json: Json = False,
 ) -> None:
-    """Write sparse weights in another layout; old sparse-bitmask folders open again.
+    """Write sparse weights in another layout.
 
-    Example:  intarsia convert sparse-llama dense-llama
+    Example:  intarsia convert sparse-llama --out dense-llama
     """
     _check_layout(layout)
     if not old.is_dir():
         fix = "Give the folder that holds config.json and *.safetensors."
         raise ConfigError(f"folder {str(old)!r}", got="nothing there", want="a folder", fix=fix)
-    target(new, "dense-llama", option="NEW")
+    out = target(out, "dense-llama")
     from ..hosts.prune.files import convert_sparse
 
-    say(str(convert_sparse(old, new, layout=layout)))
+    folder = convert_sparse(old, out, layout=layout)
+    show_json({"folder": str(folder), "layout": layout}) if as_json else say(str(folder))
 
 
-def _check(names: Sequence[str], density: float, rows: int, calib: str, save: Path | None) -> None:
+def _check(names: Sequence[str], density: float, rows: int, calib: str, out: Path | None) -> None:
     """Refuse wrong words before torch is imported.  names: method, base, layout, sequential."""
     # Options whose values are closed lists; all are checked alike.
     closed = {"--method": METHODS, "--base": METHODS[1:], "--layout": SAVED, "--sequential": ORDERS}
@@ -177,7 +206,7 @@ def _check(names: Sequence[str], density: float, rows: int, calib: str, save: Pa
     between("--density", density, 0.001, 1, "Try 0.5.")
     at_least("--rows", rows, 8, fix="Try 128.")
     check_calibration(calib, rows)
-    target(save, "out")
+    target(out, "out")
 
 
 def _check_layout(layout: str) -> None:

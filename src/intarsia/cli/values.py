@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError
-from ..core.registry import find, index
+from ..core.registry import index
 from ..core.schema import METADATA, options_of
 from ..experiments.experiment import Experiment, schedules
 from ..train.settings import Running
@@ -37,10 +37,10 @@ def _check_density(schedule: str | None) -> None:
     dense = [
         name
         for name in schedules()
-        if any(s["name"] == "density" for s in index()[find(name, "schedule")]["settings"])
+        if any(s["name"] == "density" for s in index()[name]["settings"])
     ]
-    # A schedule is NAME:setting=value,...; its name may have underscores.
-    name = (schedule or "").partition(":")[0].replace("_", "-")
+    # A schedule is NAME:setting=value,...
+    name = (schedule or "").partition(":")[0]
     if name not in dense:
         fix = "Try --schedule rigl --density 0.25."
         if name == "bdwp":

@@ -26,7 +26,10 @@ from .verdict import (
 
 
 def builds_a_cell(card: Card) -> None:
-    """Check that roles, position and build are as `Method` says, at sites of both shapes."""
+    """Check that the method's roles, position and `build` are as `Method` says.
+
+    card: the method's entry in the catalogue. Two sites are tried: of equal and of two widths.
+    """
     config = tiny(card)
     holds = bool(config.roles) and config.position in ("parallel", "sequential")
     got = f"roles {config.roles}, position {config.position!r}"
@@ -40,7 +43,10 @@ def builds_a_cell(card: Card) -> None:
 
 
 def maps_the_widths(card: Card) -> None:
-    """Check (..., reads) -> (..., outputs) for any leading axes, in training and evaluation."""
+    """Check that the method's cell maps (..., reads) to (..., outputs), in both modes.
+
+    card: the method's entry in the catalogue.
+    """
     for mode in (True, False):
         cell = trained(card).train(mode)
         # tokens, images as maps, and plain vectors reach a cell
@@ -62,24 +68,25 @@ def leaves_its_input_alone(card: Card) -> None:
 
 
 def depends_on_its_seed_only(card: Card) -> None:
-    """Check that first weights and draws follow from the generator, not from torch's own."""
+    """Check that the cell's first weights and draws follow from its generator, not torch's."""
 
-    def made() -> list[Tensor]:
+    def weights_and_draws() -> list[Tensor]:
         cell = trained(card).train()
         drawn = [cell(inputs(card)).detach() for _ in range(4)]
         return [*cell.state_dict().values(), *drawn]
 
     got = "weights or draws that follow torch's global generator"
-    require_own_draws(made, got, "Pass generator= on, also to the routers.")
+    require_own_draws(weights_and_draws, got, "Pass generator= on, also to the routers.")
 
 
 def trains_every_parameter(card: Card) -> None:
-    """Check that a finite gradient reaches every entry of every parameter, over many draws."""
+    """Check that over many draws a finite gradient reaches every entry of the cell's weights."""
     cell = trained(card).train()
     generator = seeded(5)
     reached = {n: torch.zeros_like(p, dtype=torch.bool) for n, p in cell.named_parameters()}
     # one draw does not reach every expert of a mixture
     for draw in range(DRAWS):
+        # a random direction, because a sum of outputs may have no gradient
         y = cell(inputs(card, 8, seed=draw))
         cell.zero_grad()
         (y * torch.randn(y.shape, generator=generator)).sum().backward()
@@ -94,7 +101,7 @@ def trains_every_parameter(card: Card) -> None:
 
 
 def survives_safetensors(card: Card) -> None:
-    """Check that the state dict holds all that decides the outputs, and only tensors."""
+    """Check that the cell's state dict holds all that decides its outputs, and only tensors."""
     cell, x = trained(card).eval(), inputs(card)
     # another seed, so that equal outputs can only come from the file
     again = build(card, seed=9).eval()
@@ -105,16 +112,16 @@ def survives_safetensors(card: Card) -> None:
 
 
 def copies_deeply(card: Card) -> None:
-    """Check that a deep copy computes the same, and does not change with its original."""
+    """Check that a deep copy of the cell computes the same, and does not change with it."""
     cell, x = trained(card).eval(), inputs(card)
-    twin = copy.deepcopy(cell)
+    copied = copy.deepcopy(cell)
     with torch.no_grad():
         # a copy that shares a tensor follows the original to zero
         before = cell(x)
         for parameter in cell.parameters():
             parameter.zero_()
         fix = "Share no tensor between a cell and its copy."
-        require_close(twin(x), before, "outputs of a deep copy", fix)
+        require_close(copied(x), before, "outputs of a deep copy", fix)
 
 
 def follows_dtype_and_device(card: Card) -> None:
@@ -136,7 +143,7 @@ def follows_dtype_and_device(card: Card) -> None:
 
 
 def takes_one_sample(card: Card) -> None:
-    """Check that a batch of one sample, and an empty one, give as many outputs."""
+    """Check that the cell gives as many outputs for a batch of one sample, and for an empty one."""
     for mode in (True, False):
         # an empty batch comes from a mixture whose expert has no token
         for count in (1, 0):
@@ -145,7 +152,7 @@ def takes_one_sample(card: Card) -> None:
 
 
 def treats_samples_apart(card: Card) -> None:
-    """Check that a sample's output in evaluation does not depend on the rest of its batch."""
+    """Check that the cell's output for a sample, in evaluation, does not depend on its batch."""
     cell, x = trained(card).eval().double(), inputs(card).double()
     with torch.no_grad():
         alone = torch.cat([cell(row[None]) for row in x])
@@ -154,7 +161,7 @@ def treats_samples_apart(card: Card) -> None:
 
 
 def works_under_autocast(card: Card) -> None:
-    """Check that bf16 autocast gives outputs near the full ones, and finite float32 gradients."""
+    """Check that under bf16 autocast the cell's outputs are close, its gradients finite."""
     cell, x = trained(card).eval(), inputs(card)
     full = cell(x).detach()
     with torch.autocast("cpu", torch.bfloat16):
@@ -172,7 +179,7 @@ def works_under_autocast(card: Card) -> None:
 
 
 def merges_into_one_cell(card: Card) -> None:
-    """Check that merged() computes what the cell does in evaluation, and is no view of it."""
+    """Check that the cell's merged() computes what it does in evaluation, and is no view of it."""
     cell, x = trained(card).double().eval(), inputs(card).double()
     with torch.no_grad():
         want = cell(x)
@@ -190,7 +197,7 @@ def merges_into_one_cell(card: Card) -> None:
 
 
 def evaluates_without_chance(card: Card) -> None:
-    """Check that forwards in evaluation give the same bits, whatever was drawn before."""
+    """Check that the cell's outputs in evaluation have the same bits, whatever was drawn before."""
     cell, x = trained(card), inputs(card)
     with torch.no_grad():
         first = cell.eval()(x)
@@ -201,7 +208,7 @@ def evaluates_without_chance(card: Card) -> None:
 
 
 def zero_start_exactly_when_tagged(card: Card) -> None:
-    """Check "zero_start": before training the cell adds nothing but rounding."""
+    """Check that the card has the tag "zero_start" exactly if the untrained cell adds nothing."""
     with torch.no_grad():
         # both modes: some cells scale their output in training alone
         outputs = [build(card).train(mode)(inputs(card)) for mode in (True, False)]
@@ -210,7 +217,10 @@ def zero_start_exactly_when_tagged(card: Card) -> None:
 
 
 def linear_exactly_when_tagged(card: Card) -> None:
-    """Check "linear": delta() is the matrix (outputs, reads) by which the cell acts, else None."""
+    """Check that the card has the tag "linear" exactly if the cell has a delta().
+
+    delta() is then the matrix (outputs, reads) by which the cell multiplies.
+    """
     cell = trained(card).double().eval()
     delta, x = cell.delta(), inputs(card).double()
     require_tag(card, "linear", delta is not None, "a delta()")
@@ -221,7 +231,7 @@ def linear_exactly_when_tagged(card: Card) -> None:
 
 
 def stochastic_exactly_when_tagged(card: Card) -> None:
-    """Check "stochastic": two forwards in training differ."""
+    """Check that the card has the tag "stochastic" exactly if forwards in training differ."""
     cell, x = trained(card).train(), inputs(card)
     with torch.no_grad():
         first = cell(x)
@@ -230,7 +240,7 @@ def stochastic_exactly_when_tagged(card: Card) -> None:
 
 
 def folds_exactly_when_tagged(card: Card) -> None:
-    """Check "folds": the cell can be folded into the weights of its host."""
+    """Check that the card has the tag "folds" exactly if the cell becomes weights of its host."""
     # an MLP or a linear layer, as the method's roles say
     place = site(card)
     host: nn.Module = nn.Linear(INPUTS, OUTPUTS)

@@ -26,6 +26,7 @@ class Toy:
     """ReLU experts for a router that reads its experts: their encoder alone."""
 
     def __init__(self, experts: int, like: Tensor) -> None:
+        """Draw W (E, UNITS, WIDTH) and b (E, UNITS), on the device and of the dtype of `like`."""
         draw = seeded(5)
         shapes = (experts, UNITS, WIDTH), (experts, UNITS)
         self.weight, self.bias = (
@@ -37,7 +38,10 @@ class Toy:
 
 
 def build(card: Card, seed: int = 0, **sizes: int) -> nn.Module:
-    """Return a router of the card's tiny settings or of other sizes, with experts to read."""
+    """Return the router that a card stands for, with its tiny settings and experts to read.
+
+    card: the router's entry in the catalogue. sizes: settings that replace tiny ones.
+    """
     router = dataclasses.replace(tiny(card), **sizes).build(WIDTH, generator=seeded(seed))
     return shown(router, torch.empty(()))
 
@@ -55,7 +59,7 @@ def tokens(count: int = TOKENS, seed: int = 1) -> Tensor:
 
 
 def route(router: nn.Module, x: Tensor) -> Routing:
-    """Route x, and check that the result is a Routing of its tokens."""
+    """Route x (T, d), and check that the result is a Routing of its T tokens.  Raises: Broken."""
     routing: Any = router(x)
     fix = "Build it with Routing.from_topk or Routing.from_dense."
     require(isinstance(routing, Routing), type(routing).__name__, "a Routing", fix)
@@ -73,8 +77,11 @@ def gates(router: nn.Module, x: Tensor) -> Tensor:
     return route(router, x).dense().detach()
 
 
-def _survives(call: Callable[[], Routing], condition: str) -> Routing:
-    """Return the routing of a call that must not fail, with finite weights and losses."""
+def _checked_routing(call: Callable[[], Routing], condition: str) -> Routing:
+    """Return the routing of `call`, checked to have finite weights and losses.
+
+    condition: describes the batch in an error. Raises: Broken if the call fails.
+    """
     try:
         routing = call()
     except Broken:
@@ -89,32 +96,32 @@ def _survives(call: Callable[[], Routing], condition: str) -> Routing:
 
 
 def routes_an_empty_batch(card: Card) -> None:
-    """Check that no token gives no pair and finite losses, in training and evaluation."""
+    """Check that the router gives no pair for no token, with finite losses, in both modes."""
     # a loss that divides by the number of tokens, or a maximum over none, fails here
     for training in (True, False):
         router = build(card).train(training)
-        routing = _survives(lambda r=router: route(r, tokens(0)), "an empty batch")
+        routing = _checked_routing(lambda r=router: route(r, tokens(0)), "an empty batch")
         require(not len(routing.token), "pairs of no tokens", "none", "Count the rows.")
 
 
 def routes_padding_alone(card: Card) -> None:
-    """Check that a batch of padding alone has no expert, and finite losses.
+    """Check that the router gives a batch of padding no expert, and finite losses.
 
-    Whether routers of samples, which draw, leave it out is theirs to say.
+    Routers that draw for whole samples may give padding an expert.
     """
     router = build(card).train()
     if not isinstance(router, Router):
         return
     router.context.valid = torch.zeros(1, TOKENS, dtype=torch.bool)
-    routing = _survives(lambda: route(router, tokens()), "padding alone")
+    routing = _checked_routing(lambda: route(router, tokens()), "padding alone")
     none = not len(routing.token) or "stochastic" in card.tags
     require(none, "experts for padding", "none", "Heed `valid`.")
 
 
 def keeps_a_nan_in_its_row(card: Card) -> None:
-    """Check that a token of NaN has experts that exist, and that others are routed as before.
+    """Check that a token of NaN gets an expert that exists, and others are routed as before.
 
-    Where tokens compete ("non_causal"), it may lose its place; the others' weights are numbers.
+    Where tokens compete (tag "non_causal"), it may lose its place, but other weights stay finite.
     """
     # token 2 of 5: rows before and behind it must both stay
     x, bad = tokens(), 2
@@ -138,7 +145,7 @@ def keeps_a_nan_in_its_row(card: Card) -> None:
 
 
 def counts_a_logit_of_zero(card: Card) -> None:
-    """Check that tokens of zeros, whose logits may all be 0, have experts like any other."""
+    """Check that the router gives tokens of zeros, whose logits may all be 0, experts as others."""
     # ReLU gates and top-p have ties at zero
     has_expert = gates(build(card).eval(), torch.zeros(TOKENS, WIDTH)).sum(1) > 0
     holds = bool(has_expert.any() if "non_causal" in card.tags else has_expert.all())
@@ -147,9 +154,9 @@ def counts_a_logit_of_zero(card: Card) -> None:
 
 
 def evaluates_as_it_trains(card: Card) -> None:
-    """Check that pairs and weights are the same in both modes, but for those that capacity drops.
+    """Check that the router gives the same pairs and weights in both modes, but for capacity.
 
-    Not asked of routers that draw.
+    Routers that draw are left out.
     """
     if "stochastic" in card.tags:
         return
@@ -162,7 +169,7 @@ def evaluates_as_it_trains(card: Card) -> None:
 
 
 def heeds_no_autocast(card: Card) -> None:
-    """Check that weights under autocast have the same bits as without."""
+    """Check that the router's weights under autocast have the same bits as without."""
     want = gates(build(card).eval(), tokens())
     with torch.autocast("cpu", torch.bfloat16):
         got = gates(build(card).eval(), tokens())
@@ -178,6 +185,7 @@ class _Largest(TorchDispatchMode):
         self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator of torch, and note the bytes of its results."""
         # every operator of the forward is seen, also those inside other libraries
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, tuple | list) else (result,):
@@ -187,7 +195,7 @@ class _Largest(TorchDispatchMode):
 
 
 def grows_with_tokens_alone(card: Card) -> None:
-    """Check that twice the tokens at most double the largest tensor: none is of T x T numbers."""
+    """Check that twice the tokens at most double the router's largest tensor: none is T x T."""
     sizes: list[int] = []
     # a one-hot of (T, E, C) places grows with T x T, as C grows with T
     for count in (MANY, 2 * MANY):
@@ -201,7 +209,10 @@ def grows_with_tokens_alone(card: Card) -> None:
 
 
 def forgets_the_batch_before(card: Card) -> None:
-    """Check that no earlier batch leaves a trace after `gating.start`; routers that draw may."""
+    """Check that after `gating.start` the router's routing does not depend on earlier batches.
+
+    Routers that draw are left out.
+    """
     if "stochastic" in card.tags:
         return
     used, fresh = build(card), build(card)
@@ -214,7 +225,7 @@ def forgets_the_batch_before(card: Card) -> None:
 
 
 def gives_as_many_if_it_says_so(card: Card) -> None:
-    """Check that with `equal_counts` each token has as many experts as any other."""
+    """Check that a router with `equal_counts` gives each token as many experts as any other."""
     # zeros, normal numbers, and logits so large that others round to 0
     for scale in (0.0, 1.0, 1e4):
         router = build(card).train()
@@ -226,7 +237,7 @@ def gives_as_many_if_it_says_so(card: Card) -> None:
 
 
 def comes_back_from_its_state(card: Card) -> None:
-    """Check that the state dict holds everything that decides in evaluation."""
+    """Check that the router's state dict holds everything that decides in evaluation."""
     saved, fresh = build(card).eval(), build(card, seed=5).eval()
     if not isinstance(saved, Router):
         return
@@ -237,7 +248,7 @@ def comes_back_from_its_state(card: Card) -> None:
 
 
 def remembers_its_steps(card: Card) -> None:
-    """Check that the state dict holds what `before_step` changes, so that a run can resume."""
+    """Check that the router's state dict holds what `before_step` changes, for a resumed run."""
     run, resumed = build(card).train(), build(card, seed=5).train()
     if not isinstance(run, ChangesByStep) or not isinstance(resumed, ChangesByStep):
         return
@@ -258,7 +269,7 @@ def remembers_its_steps(card: Card) -> None:
 
 
 def says_what_width_it_takes(card: Card) -> None:
-    """Check that tokens of another width are routed, or refused with an error of this library."""
+    """Check that the router takes tokens of another width, or raises an error of this library."""
     try:
         route(build(card), torch.ones(TOKENS, WIDTH + 1))
     except (Broken, IntarsiaError) as error:

@@ -17,7 +17,10 @@ LAYERS, EXPERTS, STEPS = 3, 6, 40
 
 
 def asked(seed: int = 0) -> list[list[Key]]:
-    """Return the experts that each step needs, two or three a layer, some much more often."""
+    """Return the experts that each of STEPS steps needs: lists of (layer, expert).
+
+    Two or three of each layer, some experts much more often than others.
+    """
     draws = seeded(seed)
     # popular experts make the policies differ; noise makes every expert appear
     popularity = 2 * torch.rand(LAYERS, EXPERTS, generator=draws)
@@ -30,18 +33,24 @@ def asked(seed: int = 0) -> list[list[Key]]:
 
 
 def _policy(card: Card) -> Policy:
-    """Build the card's policy with its tiny settings."""
+    """Build the policy that a card stands for, with its tiny settings.
+
+    card: the policy's entry in the catalogue.
+    """
     config: Any = tiny(card)
     return config.build(LAYERS, EXPERTS)
 
 
 def _run(card: Card, slots: int, demand: list[list[Key]] | None = None) -> Residency:
-    """Replay a demand, by default `asked()`, with so many slots."""
+    """Replay a demand with room for `slots` experts; return what was loaded and hit.
+
+    demand: the experts of each step; None = `asked()`.
+    """
     return replay(asked() if demand is None else demand, _policy(card), slots)
 
 
 def serves_every_ask(card: Card) -> None:
-    """Check that hits + loads = requests, with two slots, a few, and one for every expert."""
+    """Check that under the policy hits + loads = requests, with few slots and with one for each."""
     all_experts = [
         [(layer, e) for layer in range(LAYERS) for e in range(EXPERTS)] for _ in range(3)
     ]
@@ -53,14 +62,14 @@ def serves_every_ask(card: Card) -> None:
 
 
 def loads_each_once_where_all_fit(card: Card) -> None:
-    """Check that with a slot for each expert, each is loaded once, when first needed."""
+    """Check that with a slot for each expert the policy loads each once, when first needed."""
     want = len({key for step in asked() for key in step})
     loads = _run(card, LAYERS * EXPERTS).loads
     require_equal(loads, want, "Evict nothing while there is room.")
 
 
 def chooses_what_it_is_offered(card: Card) -> None:
-    """Check that `victim` returns one of the experts that may be evicted."""
+    """Check that the policy's `victim` returns one of the experts that may be evicted."""
     policy = _policy(card)
     offered: list[list[Key]] = []
     victims: list[Key] = []
@@ -79,7 +88,7 @@ def chooses_what_it_is_offered(card: Card) -> None:
 
 
 def decides_alike(card: Card) -> None:
-    """Check that the same demand gives the same loads in the same order: nothing is drawn."""
+    """Check that the policy loads the same experts in the same order each time."""
     runs: list[list[Key]] = []
     for _ in range(2):
         # a draw from torch's generator would change the second run
@@ -100,7 +109,7 @@ def decides_alike(card: Card) -> None:
 
 
 def survives_steps_of_one_layer(card: Card) -> None:
-    """Check that a model of one layer, and steps that skip layers, are served."""
+    """Check that the policy serves a model of one layer, and steps that skip layers."""
     config: Any = tiny(card)
     one_layer = [[(0, e) for _, e in step if e < EXPERTS][:2] for step in asked()]
     for layers in (1, LAYERS):

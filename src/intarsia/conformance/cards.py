@@ -17,12 +17,15 @@ ARXIV = re.compile(r"\d{4}\.\d{4,5}")
 
 
 def tiny(card: Card) -> Any:
-    """Return the card's config with its settings for tests."""
+    """Return the settings that a card names for tests, as its config class.
+
+    card: a method's entry in the catalogue.
+    """
     return _config(card, card.tiny, "tiny settings that work", "Correct the card's tiny={...}.")
 
 
 def _config(card: Card, settings: Mapping[str, Any], want: str, fix: str) -> Any:
-    """Build the card's config with these settings.  Raises: Broken with `want` and `fix`."""
+    """Build the card's config from these settings.  Raises: Broken with `want` and `fix`."""
     try:
         return card.config(**settings)
     except (TypeError, IntarsiaError) as error:
@@ -62,7 +65,7 @@ def has_defaults(card: Card) -> None:
 
 
 def is_frozen(card: Card) -> None:
-    """Check that a config cannot be changed after it was validated."""
+    """Check that the card's config cannot be changed after it was validated."""
     config = tiny(card)
     name = next((f.name for f in dataclasses.fields(config)), "setting")
     try:
@@ -75,7 +78,7 @@ def is_frozen(card: Card) -> None:
 
 
 def survives_json(card: Card) -> None:
-    """Check that a saved config is equal to itself when it is read again."""
+    """Check that the card's config is equal to itself after it was written to JSON and read."""
     config = tiny(card)
     try:
         # tuples become lists in JSON, and listed methods become their keys

@@ -16,9 +16,10 @@ DRAWS = 40  # forwards after which no expert of a tiny mixture is still unseen
 
 
 def site(card: Card, *, square: bool = False) -> Site:
-    """Return a site with a LayerNorm that feeds it, in the position that the method wants.
+    """Return a place for the cell of a method, with a LayerNorm that feeds it.
 
-    An MLP where the method's roles say so, else a linear layer.
+    card: the method's entry in the catalogue; its settings say the position and whether it is an
+      MLP or a linear layer. square: outputs as wide as inputs.
     """
     position, outputs = tiny(card).position, INPUTS if square else OUTPUTS
     place = Site("block.mlp", INPUTS, outputs, position)
@@ -39,6 +40,7 @@ class Beside(Cell):
     """A cell with the addition of a `whole` cell to an MLP of random weights."""
 
     def __init__(self, cell: Cell) -> None:
+        """Wrap a `whole` cell, which computes its host's output, too."""
         super().__init__()
         self.cell = cell
 
@@ -49,13 +51,16 @@ class Beside(Cell):
 
 
 def host() -> nn.Module:
-    """Return the MLP of `site`."""
+    """Return the MLP of `site`, frozen, with the same weights each time."""
     with torch_seed(0):
         return Mlp(INPUTS, HIDDEN, OUTPUTS).requires_grad_(False)
 
 
 def build(card: Card, seed: int = 0) -> Cell:
-    """Return a cell with the card's tiny settings, as it is before training."""
+    """Return a cell with the card's tiny settings, as it is before training.
+
+    seed: of the generator that draws its weights.
+    """
     cell = tiny(card).build(site(card), generator=seeded(seed))
     return Beside(cell) if isinstance(cell, Cell) and cell.whole else cell
 

@@ -80,7 +80,7 @@ def reads_tokens(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def outputs(model: nn.Module) -> Tensor:
-    """Compute the model in evaluation on tokens, or on pictures, all of them of task 0."""
+    """Compute a model in evaluation on fixed tokens, or on fixed pictures of task 0."""
     if reads_tokens(model):
         return model.eval()(input_ids=tokens()).logits
     with task_ids(model, torch.zeros(BATCH, dtype=torch.int64)):
@@ -88,7 +88,10 @@ def outputs(model: nn.Module) -> Tensor:
 
 
 def batches_for(change: Change, host: nn.Module) -> list[Any]:
-    """Return the batches that a change may look at, with labels if it needs them."""
+    """Return the batches that a change may look at, with labels if it needs them.
+
+    host: a model of tokens or of pictures.
+    """
     if reads_tokens(host):
         return [tokens()]
     labelled = "labels" in change.needs
@@ -106,13 +109,16 @@ def changed(host: nn.Module, change: Change, seed: int = 0) -> nn.Module:
 
 
 def host_of(card: Card) -> Callable[[], nn.Module]:
-    """Return the function of HOSTS whose host the change takes.  Raises: Broken without one."""
+    """Return the first function of HOSTS whose model the card's change accepts.
+
+    Raises: Broken if there is none.
+    """
     return _host_for(change_of(card))
 
 
 @lru_cache(maxsize=4)  # the laws of one card ask one after the other
 def _host_for(change: Change) -> Callable[[], nn.Module]:
-    """Return the first of HOSTS that the change accepts."""
+    """Return the first function of HOSTS whose model the change accepts.  Raises: Broken."""
     refused: list[str] = []
     for make in HOSTS:
         try:
@@ -127,13 +133,13 @@ def _host_for(change: Change) -> Callable[[], nn.Module]:
 
 
 def takes_a_host(card: Card) -> None:
-    """Check that a tiny host can be changed, and that its outputs are finite."""
+    """Check that the card's change can be applied to a tiny host, with finite outputs."""
     model = changed(host_of(card)(), change_of(card))
     require_finite(outputs(model), "outputs", "Look at the start.")
 
 
 def plans_without_a_trace(card: Card) -> None:
-    """Check that planning leaves the host alone, and that equal seeds give equal models."""
+    """Check that the change's plan leaves the host alone, and equal seeds give equal models."""
     make = host_of(card)
     host = make()
     change = change_of(card)
@@ -159,9 +165,11 @@ class _Fails(Change):
         return frozenset()
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
+        """Plan the change inside.  batches, seed: see `Change.plan`."""
         return Plan(replace(self, planned=self.inside.plan(host, batches, seed=seed)), seed)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        """Apply the change inside, then raise KeyError."""
         assert self.planned is not None
         self.planned.change.apply(host, self.planned, name=name)
         raise KeyError("planted")
@@ -171,7 +179,7 @@ class _Fails(Change):
 
 
 def leaves_no_trace_of_an_error(card: Card) -> None:
-    """Check that an error after the change restores modules, weights, flags and hooks."""
+    """Check that an error after the change restores the host: modules, weights, flags, hooks."""
     make = host_of(card)
     host = make()
     try:
@@ -183,7 +191,7 @@ def leaves_no_trace_of_an_error(card: Card) -> None:
 
 
 def preserves_what_it_says(card: Card) -> None:
-    """Check that `preserves` has "outputs" and "shape" exactly where the change keeps them."""
+    """Check that the change's `preserves` has "outputs" and "shape" exactly if it keeps them."""
     make, change = host_of(card), change_of(card)
     before, after = make(), changed(make(), change)
     equal = bool((outputs(after) - outputs(before)).abs().max() <= 1e-4)
@@ -195,7 +203,7 @@ def preserves_what_it_says(card: Card) -> None:
 
 
 def comes_back_from_its_folder(card: Card) -> None:
-    """Check that a trained model that is saved and loaded has the same outputs."""
+    """Check that a changed and trained model has the same outputs after it was saved and loaded."""
     make = host_of(card)
     # moved weights: an adapter that starts at zero would fold and load trivially
     model = moved(changed(make(), change_of(card)))
@@ -207,7 +215,7 @@ def comes_back_from_its_folder(card: Card) -> None:
 
 
 def folds_or_refuses(card: Card) -> None:
-    """Check that `fold` gives a model with the same outputs, or raises FoldError."""
+    """Check that the change's `fold` gives a model with the same outputs, or raises FoldError."""
     change = change_of(card)
     model = moved(changed(host_of(card)(), change))
     want = outputs(model)
@@ -223,7 +231,10 @@ def folds_or_refuses(card: Card) -> None:
 
 
 def _require_as_before(model: nn.Module, reference: nn.Module, moment: str) -> None:
-    """Require a model with the modules, weights, flags and hooks of `reference`."""
+    """Require a model with the modules, weights, flags and hooks of `reference`.
+
+    moment: when it is compared, for the error.
+    """
     for name, read in (
         ("modules", lambda m: [(n, type(x)) for n, x in m.named_modules()]),
         ("flags", lambda m: [(n, p.requires_grad) for n, p in m.named_parameters()]),

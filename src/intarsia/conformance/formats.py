@@ -42,7 +42,7 @@ def is_a_format(card: Card) -> None:
 
 
 def keeps_shape_and_dtype(card: Card) -> None:
-    """Check that decode gives the shape and dtype of the weight, also of odd and empty ones."""
+    """Check that the format's decode gives the weight's shape and dtype, also if it is empty."""
     for shape in SHAPES:
         for dtype in DTYPES:
             w = weight(shape, dtype)
@@ -53,7 +53,7 @@ def keeps_shape_and_dtype(card: Card) -> None:
 
 
 def leaves_the_weight_alone(card: Card) -> None:
-    """Check that encode does not write to the weight, and keeps no view of it."""
+    """Check that the format's encode does not write to the weight, and keeps no view of it."""
     w = weight()
     stored = tiny(card).encode(w)
     require(torch.equal(w, weight()), "a weight written to", "it as given", "Copy it.")
@@ -64,13 +64,13 @@ def leaves_the_weight_alone(card: Card) -> None:
 
 
 def exact_exactly_when_tagged(card: Card) -> None:
-    """Check "exact": decode(encode(w)) is w."""
+    """Check that the card has the tag "exact" exactly if the format gives every weight back."""
     exact = all(torch.equal(_round(tiny(card), w).to(w), w) for w in _weights())
     require_tag(card, "exact", exact, "every weight given back")
 
 
 def errs_less_than_a_constant(card: Card) -> None:
-    """Check that sum (w - decode(encode(w)))^2 is at most that of the mean in place of w."""
+    """Check that the format's squared error is at most that of the mean in place of the weight."""
     for w in _weights():
         off = float((_round(tiny(card), w).to(w) - w).square().sum())
         # a format that stores nothing but the mean errs as much as this
@@ -94,7 +94,7 @@ def moves_less_the_second_time(card: Card) -> None:
 
 
 def survives_safetensors(card: Card) -> None:
-    """Check that stored tensors decode to the same bits after a safetensors file."""
+    """Check that the format's tensors decode to the same bits after a safetensors file."""
     for shape in SHAPES:
         stored = tiny(card).encode(weight(shape))
         again = tiny(card).decode(read_again(stored), shape)
@@ -103,7 +103,7 @@ def survives_safetensors(card: Card) -> None:
 
 
 def counts_the_bytes_of_its_file(card: Card) -> None:
-    """Check that nbytes(stored) is the size of the file without its header."""
+    """Check that nbytes of the format's tensors is the size of their file without its header."""
     stored: Stored = tiny(card).encode(weight())
     file = safetensors.torch.save(dict(stored))
     # the file's header is no part of the weight
@@ -115,7 +115,7 @@ def counts_the_bytes_of_its_file(card: Card) -> None:
 
 
 def multiplies_as_it_decodes(card: Card) -> None:
-    """Check matmul and its gradient in x against x decode(stored)^T; x may be empty."""
+    """Check the format's matmul and its gradient in x against x decode(stored)^T."""
     w = weight()
     stored, plain = tiny(card).encode(w), _round(tiny(card), w)
     for rows in ((3,), (2, 0), (2, 4)):
@@ -131,7 +131,7 @@ def multiplies_as_it_decodes(card: Card) -> None:
 
 
 def keeps_what_it_is_told_or_refuses(card: Card) -> None:
-    """Check that weights outside `keep` are 0, or that the format refuses a mask."""
+    """Check that the format decodes weights outside `keep` to 0, or refuses a mask."""
     w = weight()
     keep = torch.rand(w.shape, generator=seeded(3)) < 0.5
     try:
@@ -145,7 +145,7 @@ def keeps_what_it_is_told_or_refuses(card: Card) -> None:
 
 
 def refuses_another_shape(card: Card) -> None:
-    """Check that a stored weight is not decoded to another size."""
+    """Check that the format does not decode a stored weight to another size."""
     stored = tiny(card).encode(weight())
     # ten times as many rows, so that every stored tensor is too short
     call, fix = lambda: tiny(card).decode(stored, (50, 7)), "Compare the sizes in decode."
@@ -158,7 +158,7 @@ def _weights() -> list[Tensor]:
 
 
 def _round(stores: Format, w: Tensor) -> Tensor:
-    """Encode and decode a weight."""
+    """Encode and decode a weight with the format `stores`."""
     return stores.decode(stores.encode(w), w.shape)
 
 

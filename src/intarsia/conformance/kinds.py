@@ -32,18 +32,29 @@ from .verdict import Checks, Law, checks
 
 
 def adapter_laws(card: Card) -> tuple[Law, ...]:
-    """Return the laws of a cell; for a listed adapter, which PEFT can hold, also of a change."""
+    """Return the laws (functions that test a method by its card) of an adapter.
+
+    card: the adapter's entry in the catalogue. A listed one, which PEFT can hold, also gets the
+      laws of a change.
+    """
     return adapters.LAWS + (changes.CHANGE_LAWS if card.key in registry.index() else ())
 
 
 def change_laws(card: Card) -> tuple[Law, ...]:
-    """Return the laws of a `Change`, and those of a `Sparsifier` if it is one."""
+    """Return the laws (functions that test a method by its card) of a `Change`.
+
+    card: the change's entry in the catalogue. A `Sparsifier` also gets its own laws.
+    """
     is_sparsifier = isinstance(card.config(**card.tiny), Sparsifier)
     return changes.LAWS + (sparsifiers.SPARSIFIER_LAWS if is_sparsifier else ())
 
 
 def schedule_laws(card: Card) -> tuple[Law, ...]:
-    """Return the laws of a schedule of steps, a `SparseSchedule` or a `LayerSchedule`."""
+    """Return the laws (functions that test a method by its card) of a schedule.
+
+    card: the schedule's entry in the catalogue. Which laws depends on its type: a `LayerSchedule`,
+      a `SparseSchedule`, or a function of steps.
+    """
     schedule = card.config(**card.tiny)
     if isinstance(schedule, LayerSchedule):
         return layer_schedules.LAWS
@@ -76,7 +87,8 @@ SUITES: Mapping[str, Callable[[Card], tuple[Law, ...]]] = MappingProxyType(
 def check(card: Card) -> Checks:
     """Return a check for each law of the card's kind.
 
-    Each is called without arguments and raises ConformanceError where the law is broken; a law that
-    the card declares an exception to returns the reason, see `Card.exceptions`.
+    card: a method's entry in the catalogue. A check is called without arguments and raises
+      ConformanceError if the method breaks the law; where the card declares an exception to a law,
+      it returns the reason, see `Card.exceptions`.
     """
     return checks(card, SUITES[card.kind](card))

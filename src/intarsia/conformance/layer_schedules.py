@@ -26,7 +26,7 @@ def _outputs(model: nn.Module) -> Tensor:
 
 
 def ends_with_what_it_computed(card: Card) -> None:
-    """Check that outputs stay the same when the schedule ends, once or twice."""
+    """Check that outputs stay the same when the schedule's training ends, once or twice."""
     schedule: Any = tiny(card)
     model = _dense()
     with schedule.training(model) as end:
@@ -43,7 +43,7 @@ def ends_with_what_it_computed(card: Card) -> None:
 
 
 def computes_something_else(card: Card) -> None:
-    """Check that outputs differ from the dense model's while the schedule is on."""
+    """Check that layers compute other outputs than the dense model while the schedule is on."""
     schedule: Any = tiny(card)
     model = _dense()
     before = _outputs(model)
@@ -53,7 +53,7 @@ def computes_something_else(card: Card) -> None:
 
 
 def trains_all_weights_of_a_plain_model(card: Card) -> None:
-    """Check that parameters stay, all get gradients, and layers are plain afterwards."""
+    """Check that under the schedule all parameters get gradients, and layers are plain after it."""
     schedule: Any = tiny(card)
     model = _dense()
     before = {n: t.clone() for n, t in model.state_dict().items()}

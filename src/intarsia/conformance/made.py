@@ -31,6 +31,7 @@ def moved(model: M, scale: float = 0.1, seed: int = 2) -> M:
     generator = seeded(seed)
     for parameter in model.parameters():
         if parameter.requires_grad:
+            # a start at zero would hide what the rest of a method does
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=scale)
     return model
 
@@ -51,7 +52,10 @@ def torch_seed(seed: int) -> Iterator[None]:
 
 
 def require_own_draws(make: Callable[[], Iterable[Tensor]], got: str, fix: str) -> None:
-    """Require the same bits of two calls of `make`, whatever torch's own generator does."""
+    """Require the same bits of two calls of `make`, whatever torch's own generator does.
+
+    make: returns tensors. got, fix: the error's text where they differ.
+    """
     runs: list[list[Tensor]] = []
     # the method's own generator has one seed; torch's has two
     for seed in (3, 4):

@@ -27,6 +27,7 @@ class Stream(nn.Module):
     """Two equal blocks in a row under an update: what each of them adds and carries."""
 
     def __init__(self, update: Any) -> None:
+        """Build the block, a linear map of random weights.  update: the rule that is tried."""
         super().__init__()
         self.update = update
         self.block: Any = nn.utils.skip_init(nn.Linear, WIDTH, WIDTH, dtype=torch.float64)
@@ -35,13 +36,17 @@ class Stream(nn.Module):
             self.block.bias.copy_(stream(9)[0])
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        """Return what two blocks in a row add to x and carry on, without what is None."""
         first, m = self.update.step(self.block, x, None)
         values = first, m, *self.update.step(self.block, x + first, m)
         return [tensor for tensor in values if tensor is not None]
 
 
 def _module(card: Card) -> nn.Module:
-    """Return the card's layer with random weights, or two blocks under its update."""
+    """Return the card's layer of experts with random weights, or two blocks under its update.
+
+    card: the method's entry in the catalogue.
+    """
     settings = tiny(card)
     if isinstance(settings, Update):
         return Stream(settings)
@@ -53,34 +58,34 @@ def _module(card: Card) -> nn.Module:
     return module
 
 
-def _ran(module: nn.Module, x: Tensor) -> list[Tensor]:
+def _outputs_of(module: nn.Module, x: Tensor) -> list[Tensor]:
     """Return the outputs of a module as a list, without their graph."""
     output = module(x)
     return [tensor.detach() for tensor in (output if isinstance(output, list) else [output])]
 
 
 def keeps_shape_and_dtype(card: Card) -> None:
-    """Check that outputs, or what is added and carried, have x's shape, dtype and device."""
+    """Check that the method's outputs have x's shape, dtype and device."""
     # float64, half precision, no values, and no rows
     for x in (stream(0), stream(0, torch.bfloat16), stream(0).to("meta"), stream(0)[:0]):
         module = _module(card).to(x.device, x.dtype)
         want = x.shape, x.dtype, x.device.type
         for training in (True, False):
-            for y in _ran(module.train(training), x):
+            for y in _outputs_of(module.train(training), x):
                 require_equal((y.shape, y.dtype, y.device.type), want, "Compute in the dtype of x.")
 
 
 def keeps_rows_apart(card: Card) -> None:
-    """Check that a row's values in evaluation depend on no other row if there is room."""
+    """Check that a row's outputs in evaluation depend on no other row if there is room."""
     rows, module = stream(1), _module(card).double().eval()
-    alone = zip(*(_ran(module, row[None]) for row in rows), strict=True)
+    alone = zip(*(_outputs_of(module, row[None]) for row in rows), strict=True)
     fix = "Take no sum over rows; give the tiny settings room for all."
-    for together, apart in zip(_ran(module, rows), alone, strict=True):
+    for together, apart in zip(_outputs_of(module, rows), alone, strict=True):
         require_close(together, torch.cat(apart), "rows together and alone", fix)
 
 
 def teaches_the_block(card: Card) -> None:
-    """Check that the first block gets a gradient from what it adds."""
+    """Check that under the update the first block gets a gradient from what it adds."""
     blocks = Stream(tiny(card))
     added = blocks(stream(2))[0]
     if added.requires_grad:
@@ -93,7 +98,7 @@ def teaches_the_block(card: Card) -> None:
 
 
 def layer_learns(card: Card) -> None:
-    """Check that the gradient of outputs and losses reaches every parameter."""
+    """Check that the layer's parameters all get a gradient from its outputs and losses."""
     layer = _module(card).double().train()
     (layer(stream(2)).mul(stream(3)).sum() + aux_loss(layer)).backward()
     idle = [n for n, p in layer.named_parameters() if p.grad is None or not bool(p.grad.any())]
@@ -102,6 +107,9 @@ def layer_learns(card: Card) -> None:
 
 
 def laws(card: Card) -> tuple[Law, ...]:
-    """Return the laws of a layer if the config offers `build`, else those of an update."""
+    """Return the laws (functions that test a method by its card) of a layer or an update.
+
+    card: the method's entry in the catalogue; with a `build` it is a layer.
+    """
     learns = teaches_the_block if isinstance(tiny(card), Update) else layer_learns
     return (*CARD_LAWS, keeps_shape_and_dtype, keeps_rows_apart, learns)

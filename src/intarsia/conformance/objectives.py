@@ -43,6 +43,7 @@ class SideBySide(nn.Module):
         self.blocks = nn.ModuleList(DropoutBlock() for _ in range(3))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return logits (B, T, WORDS).  attention_mask: unused; the objective reads it."""
         h = self.embed(input_ids)
         # blocks in parallel: their order in the list means nothing
         return self.head(torch.stack([block(h) for block in self.blocks]).sum(0))
@@ -55,7 +56,10 @@ def net(seed: int) -> nn.Module:
 
 
 def batch(padding: int = 0) -> tuple[dict[str, Tensor], TargetLoss]:
-    """Return rows of several lengths and their loss; padding: the token after their ends."""
+    """Return rows of several lengths, as keywords of the model, and their loss.
+
+    padding: the token id behind the end of shorter rows.
+    """
     # the last tokens of short rows are padding, whose labels do not count
     mask = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]
     ids = (normal(*mask.shape, seed=3) * 7).long().abs() % WORDS
@@ -69,7 +73,10 @@ def batch(padding: int = 0) -> tuple[dict[str, Tensor], TargetLoss]:
 
 
 def outcome(card: Card, student: nn.Module, teacher: nn.Module, padding: int = 0) -> Outcome:
-    """Compute the objective on a batch."""
+    """Compute the objective that a card stands for on a batch.
+
+    card: its entry in the catalogue; padding: see `batch`.
+    """
     objective: Any = replace(tiny(card), teacher=teacher)
     return objective(student, *batch(padding))
 
@@ -81,7 +88,7 @@ def _gradients(result: Outcome, model: nn.Module) -> Mapping[str, Tensor]:
 
 
 def asks_nothing_of_its_teacher_s_copy(card: Card) -> None:
-    """Check that with student = teacher loss and gradient are those of the labels alone."""
+    """Check that with its own copy as teacher a student has the labels' loss and gradient."""
     student = net(0)
     distilled = outcome(card, student, copy.deepcopy(student))
     alone = plain(student, *batch())
@@ -94,7 +101,7 @@ def asks_nothing_of_its_teacher_s_copy(card: Card) -> None:
 
 
 def follows_another_teacher(card: Card) -> None:
-    """Check that another teacher makes the loss larger, and the gradients others."""
+    """Check that under the objective another teacher gives a larger loss and other gradients."""
     student = net(0)
     distilled, alone = outcome(card, student, net(1)), plain(student, *batch())
     require(
@@ -106,7 +113,7 @@ def follows_another_teacher(card: Card) -> None:
 
 
 def ignores_padding(card: Card) -> None:
-    """Check that tokens outside the attention mask change nothing."""
+    """Check that tokens outside the attention mask do not change the objective."""
     student, teacher = net(0), net(1)
     # two padding tokens: an objective that reads them gives two losses
     first, second = (outcome(card, student, teacher, token).loss.detach() for token in (0, 7))
@@ -114,7 +121,7 @@ def ignores_padding(card: Card) -> None:
 
 
 def counts_blocks_in_any_order(card: Card) -> None:
-    """Check that parallel blocks may be listed in any order."""
+    """Check that the objective does not depend on the order in which parallel blocks are listed."""
     student, teacher = net(0), net(1)
     first = outcome(card, student, teacher).loss.detach()
     for model in (student, teacher):
@@ -124,7 +131,7 @@ def counts_blocks_in_any_order(card: Card) -> None:
 
 
 def leaves_its_teacher_alone(card: Card) -> None:
-    """Check that the teacher evaluates, gets no gradient, and is unchanged afterwards."""
+    """Check that the objective's teacher evaluates, gets no gradient, and is unchanged after it."""
     # a teacher in training mode has dropout, so that its losses would differ
     student, teacher = net(0), net(1).train()
     before = {n: t.clone() for n, t in teacher.state_dict().items()}
@@ -142,7 +149,7 @@ def leaves_its_teacher_alone(card: Card) -> None:
 
 
 def keeps_zeros(card: Card) -> None:
-    """Check that a sparse student of a dense teacher keeps its zeros while the rest moves."""
+    """Check that a sparse student keeps its zeros under the objective while its weights learn."""
     student, teacher = net(0), moved(net(0))
     with torch.no_grad():
         for block in student.get_submodule("blocks").children():

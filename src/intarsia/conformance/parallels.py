@@ -33,15 +33,21 @@ def processes() -> Processes:
 
 
 def _strategy(card: Card) -> Strategy:
-    """Return the card's strategy with its tiny settings.  Raises: Broken if it is none."""
+    """Return the strategy that a card stands for, with its tiny settings.
+
+    card: its entry in the catalogue. Raises: Broken if it is no `Strategy`.
+    """
     config: Any = tiny(card)
     want, fix = "rows, plan and shard", "See intarsia.parallel.Strategy."
     require(isinstance(config, Strategy), type(config).__name__, want, fix)
     return config
 
 
-def _compared(card: Card, *trials: ExpertTrial) -> None:
-    """Compare the strategy in four processes with one process, for each trial."""
+def _compare(card: Card, *trials: ExpertTrial) -> None:
+    """Compare the strategy in four processes with one process, for each trial.
+
+    Raises: Broken where outputs, gradients or bytes differ.
+    """
     for trial in trials:
         try:
             processes().run(compare_with_one, _strategy(card), trial)
@@ -53,29 +59,29 @@ def _compared(card: Card, *trials: ExpertTrial) -> None:
 
 
 def is_one_process(card: Card) -> None:
-    """Check outputs and gradients against one process, integers exactly, and the bytes sent."""
+    """Check the strategy's outputs and gradients against one process, and the bytes it sends."""
     # the integer trial has no rounding, so that equality is exact
-    _compared(card, ExpertTrial(past=1))
+    _compare(card, ExpertTrial(past=1))
 
 
 def is_close_where_sums_are_rounded(card: Card) -> None:
-    """Check the same in float64 within 1e-12, with gated experts and biases."""
-    _compared(card, ExpertTrial(whole=False, bias=True, layers=1))
+    """Check the strategy against one process in float64 within 1e-12, gated experts with biases."""
+    _compare(card, ExpertTrial(whole=False, bias=True, layers=1))
 
 
 def takes_whoever_has_nothing(card: Card) -> None:
-    """Check a process without tokens, and an expert without tokens."""
+    """Check the strategy with a process without tokens, and with an expert without tokens."""
     names = ("a process without tokens", "an expert without tokens")
-    _compared(card, *(ExpertTrial(name, layers=1) for name in names))
+    _compare(card, *(ExpertTrial(name, layers=1) for name in names))
 
 
 def takes_tokens_of_all_experts_and_of_one(card: Card) -> None:
-    """Check k = E, the dense mixture, and k = 1 where all tokens have the same expert."""
-    _compared(card, *(ExpertTrial(name, layers=1) for name in ("k = E", "one expert")))
+    """Check the strategy with k = E, the dense mixture, and k = 1 for one and the same expert."""
+    _compare(card, *(ExpertTrial(name, layers=1) for name in ("k = E", "one expert")))
 
 
 def plans_the_same_each_time(card: Card) -> None:
-    """Check that a plan is deterministic, can be written as JSON, and takes time."""
+    """Check that the strategy's plan is deterministic, can be written as JSON, and takes time."""
     trial, strategy = ExpertTrial(), _strategy(card)
     size = size_of(trial.layers_of()[0])
     first = strategy.plan(trial.trace(), size, LINKS, backward=True)
@@ -90,8 +96,9 @@ def plans_the_same_each_time(card: Card) -> None:
 
 
 def deals_out_every_row(card: Card) -> None:
-    """Check that each row has a device, or several that hold the same rows."""
+    """Check that the strategy gives each row a device, or several that hold the same rows."""
     rows = _strategy(card).rows(ExpertTrial().trace(), LINKS.devices)
+    # several devices may hold the same rows, as tensor parallelism has it
     fits = rows.shape[0] == LINKS.devices and bool(rows.any(0).all())
     require(fits, "rows of no device", "each on one or more", "Deal out all sequences.")
 

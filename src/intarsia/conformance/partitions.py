@@ -36,17 +36,20 @@ def scores(shapes: Mapping[str, tuple[int, ...]] = SHAPES[0]) -> dict[str, Tenso
     return {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}
 
 
-def _chosen(card: Card, weight_scores: Mapping[str, Tensor], seed: int = 0) -> Partition:
-    """Return the partition that the card's config selects."""
+def _choose(card: Card, weight_scores: Mapping[str, Tensor], seed: int = 0) -> Partition:
+    """Return the partition that the card's config selects by these scores.
+
+    weight_scores: by parameter name; seed: of the generator.
+    """
     config: Chooser = tiny(card)
     return config.build(weight_scores, generator=seeded(seed))
 
 
 def gives_each_weight_a_label(card: Card) -> None:
-    """Check that every weight has a label, and that the scores are left alone."""
+    """Check that the choice gives every weight a label, and leaves the scores alone."""
     for shapes in SHAPES:
         weight_scores = scores(shapes)
-        partition = _chosen(card, weight_scores)
+        partition = _choose(card, weight_scores)
         labels = {name: tuple(label.shape) for name, label in partition.label.items()}
         require_equal(labels, shapes, "Label every weight.")
         unchanged = all(torch.equal(weight_scores[n], s) for n, s in scores(shapes).items())
@@ -54,10 +57,10 @@ def gives_each_weight_a_label(card: Card) -> None:
 
 
 def chooses_as_many_as_asked(card: Card) -> None:
-    """Check that `density` of all weights is selected, within one weight a parameter."""
+    """Check that the choice selects `density` of all weights, within one weight a parameter."""
     density = tiny(card).density
     for shapes in SHAPES:
-        partition = _chosen(card, scores(shapes))
+        partition = _choose(card, scores(shapes))
         weights = sum(label.numel() for label in partition.label.values())
         got, want = int(partition.sizes().sum()), density * weights
         holds, target = abs(got - want) <= len(shapes), f"{want:.1f}, density {density}"
@@ -67,31 +70,28 @@ def chooses_as_many_as_asked(card: Card) -> None:
 def keeps_its_pattern(card: Card) -> None:
     """Check that the pattern which the partition names holds everywhere."""
     for shapes in SHAPES:
-        _chosen(card, scores(shapes)).check()
+        _choose(card, scores(shapes)).check()
 
 
 def depends_on_its_generator_only(card: Card) -> None:
     """Check that one seed gives one choice, whatever torch's own generator does."""
     fix = "Draw from `generator`."
-    require_own_draws(lambda: _chosen(card, scores()).label.values(), "choices that differ", fix)
+    require_own_draws(lambda: _choose(card, scores()).label.values(), "choices that differ", fix)
 
 
 def balances_its_parts(card: Card) -> None:
-    """Check that parts of a parameter differ by no more than one unit: a weight, row or column."""
-    sizes = _chosen(card, scores({"a": (12, 12)})).sizes()
+    """Check that the choice's parts differ by one unit at most: a weight, a row or a column."""
+    sizes = _choose(card, scores({"a": (12, 12)})).sizes()
     off = int(sizes.max() - sizes.min())
     require(off <= 12, f"parts of {sizes.tolist()}", "even ones", "Deal like cards.")
 
 
 def follows_the_scores_or_ignores_them(card: Card) -> None:
-    """Check that permuted scores give the permuted choice, if scores are read at all.
-
-    A choice that draws does not depend on the scores at all.
-    """
+    """Check that permuted scores give the permuted choice, or the same one if none are read."""
     weight_scores = scores({"a": (6, 4)})
-    want = _chosen(card, weight_scores)["a"]
+    want = _choose(card, weight_scores)["a"]
     # flipped scores tell a choice by score from one by place
-    flipped = _chosen(card, {"a": weight_scores["a"].flip(0)})["a"]
+    flipped = _choose(card, {"a": weight_scores["a"].flip(0)})["a"]
     followed = torch.equal(flipped.flip(0), want)
     ignored = torch.equal(flipped, want)
     fix = "Rank by the scores alone, or by the generator alone."

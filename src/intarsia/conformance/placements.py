@@ -20,7 +20,7 @@ LAYERS, EXPERTS, DEVICES, TOKENS = 3, 8, 4, 48
 
 
 def routed(seed: int = 5, experts: int = EXPERTS) -> Trace:
-    """Return a trace of tokens with two experts a layer, some much more often than others."""
+    """Return a trace (which experts each token had) of two experts a layer, some more often."""
     draws = seeded(seed)
     popularity = 2 * torch.rand(LAYERS, experts, generator=draws)
     scores = popularity + torch.randn(TOKENS, LAYERS, experts, generator=draws)
@@ -30,13 +30,13 @@ def routed(seed: int = 5, experts: int = EXPERTS) -> Trace:
 
 
 def _placed(card: Card, trace: Trace, links: Topology) -> Placement:
-    """Place the experts of a trace by the card's config."""
+    """Place the experts of a trace by the search that the card stands for."""
     config: Any = tiny(card)
     return config.place(trace, links)
 
 
 def places_every_expert(card: Card) -> None:
-    """Check that an owner holds each expert, and that devices have as many places each."""
+    """Check that the search gives each expert an owner, and devices as many places each."""
     for links in (Topology.uniform(DEVICES), Topology.two_level(2, 2), Topology.uniform(1)):
         placement = _placed(card, routed(), links)
         shape = placement.layers, placement.experts, placement.devices
@@ -51,7 +51,7 @@ def places_every_expert(card: Card) -> None:
 
 
 def places_the_same_each_time(card: Card) -> None:
-    """Check that two searches give one placement, whatever torch's own generator does."""
+    """Check that the search finds one placement, whatever torch's own generator does."""
     first = _placed(card, routed(), Topology.uniform(DEVICES))
     torch.rand(3)
     again = _placed(card, routed(), Topology.uniform(DEVICES))
@@ -60,7 +60,7 @@ def places_the_same_each_time(card: Card) -> None:
 
 
 def leaves_the_trace_alone(card: Card) -> None:
-    """Check that a search does not write to the trace."""
+    """Check that the search does not write to the trace."""
     trace = routed()
     _placed(card, trace, Topology.uniform(DEVICES))
     unchanged = torch.equal(trace.expert, routed().expert)
@@ -68,7 +68,7 @@ def leaves_the_trace_alone(card: Card) -> None:
 
 
 def takes_layers_without_tokens(card: Card) -> None:
-    """Check that experts without tokens, and a trace of one layer, are placed."""
+    """Check that the search places experts without tokens, and takes a trace of one layer."""
     trace = routed()
     # no token has an expert in this layer
     trace.expert[:, 1] = -1
@@ -79,7 +79,7 @@ def takes_layers_without_tokens(card: Card) -> None:
 
 
 def gives_each_expert_one_home(card: Card) -> None:
-    """Check that owners hold their experts, and that a plan sends rows to holders alone."""
+    """Check that owners hold their experts, and that a plan sends rows to their holders alone."""
     trace, links, size = routed(), Topology.uniform(DEVICES), ExpertSize(3, 2, 4)
     placement, home = _placed(card, trace, links), homes(trace, DEVICES)
     owners_hold = bool(placement.holds.gather(1, placement.owner[:, None]).all())
@@ -99,6 +99,7 @@ def gives_each_expert_one_home(card: Card) -> None:
         for source, devices in zip(home.tolist(), targets, strict=True):
             for device in set(devices) - {source}:
                 want[device, source] += size.row
+    # the plan counts the same rows
     got = expert_parallel(trace, placement, size, nodes=links.nodes()).bytes(["combine"])
     require(torch.equal(got, want), got.tolist(), want.tolist(), "Hold what `holds` says.")
 

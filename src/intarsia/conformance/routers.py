@@ -19,7 +19,10 @@ DRAWS = 20
 
 
 def returns_a_routing(card: Card) -> None:
-    """Check for a Routing with finite weights and scalar losses; x stays as it was."""
+    """Check that the router returns a Routing, with finite weights and scalar losses.
+
+    The input must stay as it was. card: the router's entry in the catalogue.
+    """
     x = tokens()
     before = x.clone()
     routing = route(build(card), x)
@@ -36,7 +39,7 @@ def routes_one_token(card: Card) -> None:
 
 
 def follows_device_and_dtype(card: Card) -> None:
-    """Check that weights have the device and the dtype of x."""
+    """Check that the router's weights have the device and the dtype of x."""
     for x in (tokens().double(), tokens().to("meta")):
         router = shown(build(card).to(x.device, x.dtype), x)
         weight = route(router, x).weight
@@ -48,7 +51,7 @@ def follows_device_and_dtype(card: Card) -> None:
 
 
 def _resized(card: Card, **sizes: int) -> nn.Module | None:
-    """Return a tiny router of other sizes; None if its config has no such settings."""
+    """Return the card's router with other sizes; None if its config has no such settings."""
     config = tiny(card)
     if not sizes.keys() <= {f.name for f in dataclasses.fields(config)}:
         return None
@@ -56,7 +59,7 @@ def _resized(card: Card, **sizes: int) -> nn.Module | None:
 
 
 def gives_one_expert_all(card: Card) -> None:
-    """Check that a single expert has every token, with weight 1."""
+    """Check that a router of one expert gives it every token, with weight 1."""
     # some configs fix k, and have no setting `active`
     router = _resized(card, experts=1, active=1) or _resized(card, experts=1)
     if router is None:
@@ -66,7 +69,7 @@ def gives_one_expert_all(card: Card) -> None:
 
 
 def leaves_nobody_out_at_k_of_k(card: Card) -> None:
-    """Check that with k = E every expert has every token."""
+    """Check that a router with k = E gives every expert every token."""
     experts = settings_to_dict(tiny(card)).get("experts", 0)
     router = _resized(card, experts=experts, active=experts)
     if router is None:
@@ -76,7 +79,7 @@ def leaves_nobody_out_at_k_of_k(card: Card) -> None:
 
 
 def stands_extreme_inputs(card: Card) -> None:
-    """Check that weights are finite and not negative at any scale of the input."""
+    """Check that the router's weights are finite and not negative for large inputs and zeros."""
     # exp(1e5) overflows without subtracting the largest logit
     for scale in (0.0, 1e5):
         weight = route(build(card), scale * tokens()).weight.detach()
@@ -86,9 +89,9 @@ def stands_extreme_inputs(card: Card) -> None:
 
 
 def leaves_padding_out(card: Card) -> None:
-    """Check that padding gets no expert, and changes neither other tokens nor losses.
+    """Check that the router gives padding no expert, and other tokens and losses do not change.
 
-    Not asked of routers that draw: they draw for whole samples.
+    Routers that draw are left out: they draw for whole samples.
     """
     router = build(card)
     if "stochastic" in card.tags or not isinstance(router, Router):
@@ -110,7 +113,7 @@ def leaves_padding_out(card: Card) -> None:
 
 
 def evaluates_without_chance(card: Card) -> None:
-    """Check that a learned router is deterministic in evaluation."""
+    """Check that a learned router gives the same bits each time in evaluation."""
     router = build(card).eval()
     if isinstance(router, Router):
         drawn = _drawn(router, tokens())
@@ -119,7 +122,10 @@ def evaluates_without_chance(card: Card) -> None:
 
 
 def capacity_exactly_when_tagged(card: Card) -> None:
-    """Check "capacity": experts depend on the order of tokens.  Not for routers that draw."""
+    """Check that the card has the tag "capacity" exactly if experts depend on the tokens' order.
+
+    Routers that draw are left out.
+    """
     if "stochastic" in card.tags:
         return
     differ = False
@@ -137,26 +143,29 @@ def _drawn(router: nn.Module, x: Tensor) -> Tensor:
 
 
 def draws_from_its_generator(card: Card) -> None:
-    """Check that one seed gives one sequence of draws, whatever torch's own generator does."""
+    """Check that the router's draws follow from its generator, whatever torch's own does."""
     fix = "Draw from the generator that build was given."
     require_own_draws(lambda: [_drawn(build(card), tokens())], "routings that differ", fix)
 
 
 def sparse_exactly_when_tagged(card: Card) -> None:
-    """Check "sparse": no token goes to every expert."""
+    """Check that the card has the tag "sparse" exactly if no token goes to every expert."""
     drawn = _drawn(build(card), tokens())
     sparse = bool(((drawn != 0).sum(-1) < drawn.shape[-1]).all())
     require_tag(card, "sparse", sparse, "routing that leaves some expert out for every token")
 
 
 def stochastic_exactly_when_tagged(card: Card) -> None:
-    """Check "stochastic": two forwards in training differ."""
+    """Check that the card has the tag "stochastic" exactly if two forwards in training differ."""
     drawn = _drawn(build(card).train(), tokens())
     require_tag(card, "stochastic", bool((drawn != drawn[0]).any()), "forwards that differ")
 
 
 def learned_exactly_when_tagged(card: Card) -> None:
-    """Check "learned": every parameter of the router, and of what it reads, gets a gradient."""
+    """Check that the card has the tag "learned" exactly if every parameter gets a gradient.
+
+    The parameters are the router's, and those of experts that it reads.
+    """
     router = build(card)
     routing = after_a_layer(router, tokens())
     read = [t for reader in expert_readers(router) for t in reader.encoder() if t is not None]
@@ -171,7 +180,10 @@ def learned_exactly_when_tagged(card: Card) -> None:
 
 
 def after_a_layer(router: nn.Module, x: Tensor, seed: int = 4) -> Routing:
-    """Return the routing of x after a random state of the layer before, if the router reads one."""
+    """Return the routing of x after a random state of the layer before, if the router reads one.
+
+    seed: of the state.
+    """
     routing = route(router, x)
     if routing.state is None or not isinstance(router, PassesState):
         return routing
@@ -181,7 +193,7 @@ def after_a_layer(router: nn.Module, x: Tensor, seed: int = 4) -> Routing:
 
 
 def stateful_exactly_when_tagged(card: Card) -> None:
-    """Check "stateful": the state of the layer before changes the routing."""
+    """Check that the card is tagged "stateful" exactly if the layer before changes routing."""
     if "stochastic" in card.tags:
         return
     weights = [after_a_layer(build(card).eval(), tokens(), s).dense() for s in range(DRAWS)]
@@ -190,7 +202,7 @@ def stateful_exactly_when_tagged(card: Card) -> None:
 
 
 def non_causal_exactly_when_tagged(card: Card) -> None:
-    """Check "non_causal": another last token changes where earlier ones go."""
+    """Check that the card has the tag "non_causal" exactly if a later token moves earlier ones."""
     differ = False
     for seed in range(DRAWS):
         x = tokens(seed=seed)

@@ -44,7 +44,11 @@ def model() -> nn.Module:
 
 
 def moves(card: Card, steps: int = STEPS) -> list[Move]:
-    """Return the calls of a run, in order: (model, step, steps), or `follow(model, accuracies)`."""
+    """Return the calls that a schedule makes in a training of `steps` steps, in order.
+
+    Each takes a model and changes it: schedule(model, step, steps), or `follow` with the accuracies
+      so far. card: the schedule's entry in the catalogue.
+    """
     schedule: Any = tiny(card)
     if isinstance(schedule, ByFit):
         lengths = range(len(ACCURACIES) + 1)
@@ -53,7 +57,7 @@ def moves(card: Card, steps: int = STEPS) -> list[Move]:
 
 
 def state(module: nn.Module) -> dict[str, Any]:
-    """Return everything that decides about a module: plain attributes, parameters and buffers."""
+    """Return, by name, everything that decides about a module: attributes, parameters, buffers."""
     plain = (bool, int, float, str)
     attributes: dict[str, Any] = {}
     for path, part in module.named_modules():
@@ -64,7 +68,7 @@ def state(module: nn.Module) -> dict[str, Any]:
 
 
 def _after(calls: list[Move], start: nn.Module | None = None) -> nn.Module:
-    """Return a model after these calls.  start: None = a fresh one."""
+    """Return a model after these calls.  start: the model, which is changed; None = a fresh one."""
     module = model() if start is None else start
     for call in calls:
         call(module)
@@ -83,7 +87,7 @@ def _differ(first: nn.Module, second: nn.Module) -> list[str]:
 
 
 def _require_same(first: nn.Module, second: nn.Module, name: str, fix: str) -> None:
-    """Require that two models have the same state."""
+    """Require that two models have the same state.  name, fix: of an error."""
     differ = _differ(first, second)
     require(not differ, f"{name} that differ in {differ}", "the same", fix)
 
@@ -96,7 +100,7 @@ def sets_something(card: Card) -> None:
 
 
 def depends_on_the_step_alone(card: Card) -> None:
-    """Check that a model at a step does not depend on the calls of the steps before."""
+    """Check that the schedule sets a model the same, whatever calls came before the step's."""
     calls = moves(card)
     fix = "Remember nothing between the steps."
     for n, call in enumerate(calls):
@@ -107,7 +111,7 @@ def depends_on_the_step_alone(card: Card) -> None:
 
 
 def resumes_from_a_state_dict(card: Card) -> None:
-    """Check that a fresh model with the saved tensors goes on like the saved one."""
+    """Check that under the schedule a model loaded from saved tensors goes on as the saved one."""
     calls = moves(card)
     for n in range(1, len(calls)):
         run, again = _after(calls[:n]), _after([])
@@ -117,7 +121,7 @@ def resumes_from_a_state_dict(card: Card) -> None:
 
 
 def ends_alike(card: Card) -> None:
-    """Check that the end does not depend on the number of steps."""
+    """Check that the schedule's last step gives the same model for any number of steps."""
     short, long = (_after(moves(card, steps)[-1:]) for steps in (7, 70))
     for end in (short, long):
         end.get_buffer("gate.clock").zero_()  # it counts the steps themselves
@@ -125,7 +129,7 @@ def ends_alike(card: Card) -> None:
 
 
 def refuses_a_step_outside(card: Card) -> None:
-    """Check that steps count from 0 to steps - 1; a schedule by fit has none."""
+    """Check that the schedule takes steps 0 to steps - 1 alone; one by fit has no steps."""
     schedule: Any = tiny(card)
     if isinstance(schedule, ByFit):
         return
@@ -135,7 +139,7 @@ def refuses_a_step_outside(card: Card) -> None:
 
 
 def draws_nothing_of_torch_s(card: Card) -> None:
-    """Check that torch's own generator is not used."""
+    """Check that the schedule does not use torch's own generator."""
     with torch_seed(0):
         fresh = _after([])
         before = torch.get_rng_state()

@@ -36,62 +36,65 @@ def rows(count: int = ROWS) -> Tensor:
 
 
 def _scored(card: Card, w: Tensor, statistics: Statistics) -> Tensor:
-    """Return the config's `score(weight, statistics)`.  (out, in) -> (out, in)."""
+    """Return the scores of the weight w (out, in) by the card's config, same shape.
+
+    statistics: of the layer's inputs.
+    """
     config: Any = tiny(card)
     return config.score(w, statistics)
 
 
-def _seen(x: Tensor) -> Statistics:
+def _statistics_of(x: Tensor) -> Statistics:
     """Return all statistics of these inputs."""
     return Statistics.of(x, hessian=True)
 
 
 def scores_each_weight(card: Card) -> None:
-    """Check for a finite score of each weight, of empty layers and of inputs of 0 or none, too."""
+    """Check that the score is finite for each weight, also for empty layers and zero inputs."""
     for w in (weight(), weight(1), weight(0)):
         # inputs of 0 and no input at all make a division by their norm fail
         for x in (rows(), 0 * rows(), rows(0), 1e4 * rows()):
             before = w.clone()
-            score = _scored(card, w, _seen(x))
+            score = _scored(card, w, _statistics_of(x))
             require_equal(tuple(score.shape), tuple(w.shape), "Score every weight.")
             require_finite(score, "scores", "Guard the division.")
             require(torch.equal(w, before), "a weight written to", "it", "Copy it.")
 
 
 def splits_batches_as_it_likes(card: Card) -> None:
-    """Check that statistics of parts, added up, give the score of all rows."""
-    want = _scored(card, weight(), _seen(rows()))
+    """Check that statistics of parts, added up, give the score of all rows together."""
+    want = _scored(card, weight(), _statistics_of(rows()))
     for cut in (1, 5):
-        parts = _seen(rows()[:cut]) + _seen(rows()[cut:])
+        parts = _statistics_of(rows()[:cut]) + _statistics_of(rows()[cut:])
         score = _scored(card, weight(), parts)
         require_close(score, want, "scores of batches split", "Read sums alone.")
 
 
 def is_the_same_each_time(card: Card) -> None:
     """Check that two calls give one score, whatever torch's own generator does."""
-    score = partial(_scored, card, weight(), _seen(rows()))
+    score = partial(_scored, card, weight(), _statistics_of(rows()))
     require_own_draws(lambda: [score()], "scores that differ", "Draw nothing.")
 
 
 def permutes_with_its_columns(card: Card) -> None:
-    """Check that permuted inputs give permuted scores."""
+    """Check that permuted inputs give the score's columns in the permuted order."""
     order = torch.arange(IN - 1, -1, -1)
-    want = _scored(card, weight(), _seen(rows()))[:, order]
-    score = _scored(card, weight()[:, order], _seen(rows()[:, order]))
+    want = _scored(card, weight(), _statistics_of(rows()))[:, order]
+    score = _scored(card, weight()[:, order], _statistics_of(rows()[:, order]))
     require_close(score, want, "scores of permuted inputs", "Treat every column alike.")
 
 
 def reads_what_it_needs(card: Card) -> None:
     """Check that the score reads no statistics outside `needs`."""
     needs = tiny(card).needs
-    want = _scored(card, weight(), _seen(rows()))
+    want = _scored(card, weight(), _statistics_of(rows()))
     score = _scored(card, weight(), Statistics.of(rows(), needs=needs))
     require_equal(score.tolist(), want.tolist(), "Say all that is read.")
 
 
 def monotone_exactly_when_tagged(card: Card) -> None:
-    """Check "monotone": with all else as it was, a larger |w| never has a lower score."""
-    monotone, statistics = True, _seen(rows())
+    """Check that the card has the tag "monotone" exactly if a larger |w| never scores lower."""
+    monotone, statistics = True, _statistics_of(rows())
     before = _scored(card, weight(), statistics)
     for row in range(OUT):
         for column in range(IN):

@@ -28,7 +28,7 @@ class Letters:
 
 
 def decoder(width: int = 32, layers: int = 2) -> nn.Module:
-    """A Llama of random weights, the same each time, whose vocabulary is that of `Letters`."""
+    """Return a Llama of random weights, the same each time, for the tokens of `Letters`."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -64,7 +64,7 @@ WORDS = ("red", "blue", "dark", "pale")
 
 
 def questions(count: int = 4) -> list[Question]:
-    """Return `count` questions of each modality; picture, sound or word decides the answer."""
+    """Return 3 * count questions: of pictures, of sounds and of words, which decide the answer."""
     rows: list[Question] = []
     for i in range(count):
         word, next_word = WORDS[i % len(WORDS)], WORDS[(i + 1) % len(WORDS)]

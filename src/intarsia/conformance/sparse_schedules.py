@@ -48,11 +48,16 @@ class MaskedRun:
     """A training of `net` in steps, as the loop does them."""
 
     def __init__(self, schedule: Any, model: nn.Module, seed: int = 0) -> None:
+        """Begin a training of `model` with a mask schedule.  seed: of the schedule's draws."""
         self.model, self.masking = model, Masking(schedule, model, seed)
         self.optimizer = self.masking.masked.optimizer(adamw)(model, 0.05, 0.1)
 
     def step(self, step: int) -> None:
-        """Make one step of the training, as the loop does."""
+        """Make step number `step` of the training, as the training loop does.
+
+        A schedule that reads gradients changes the masks in the place of the optimiser's step:
+        `replaces` is then True, and `regrow` changes them.
+        """
         # the order of the training loop: masks, forward, backward, then a change of masks or a step
         with self.masking.masked.training():
             self.masking.before(step, STEPS)
@@ -64,7 +69,7 @@ class MaskedRun:
             self.optimizer.zero_grad()
 
     def to(self, stop: int, start: int = 0) -> MaskedRun:
-        """Make the steps from `start` up to `stop`; return the run."""
+        """Make the steps from `start` up to `stop`, `stop` excluded; return the run."""
         for step in range(start, stop):
             self.step(step)
         return self
@@ -80,7 +85,7 @@ def _differ(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> list[s
 
 
 def is_as_dense_as_it_says(card: Card) -> None:
-    """Check the density at the end, within one weight a layer, and that masks change when due."""
+    """Check that the schedule ends with its density, and changes masks only when they are due."""
     schedule = tiny(card)
     run = MaskedRun(schedule, net())
     before = {n: k.clone() for n, k in run.masking.masked.kept.items()}
@@ -94,13 +99,17 @@ def is_as_dense_as_it_says(card: Card) -> None:
     density = settings_to_dict(schedule).get("density")
     if density is not None:
         count, total = (sum(int(f(k)) for k in before.values()) for f in (torch.sum, torch.numel))
+        # each layer rounds its own number of weights
         off = abs(count - density * total)
         got, want = f"{count} of {total} kept", f"density {density}"
         require(off <= len(before), got, want, "Round once a layer.")
 
 
 def keeps_zeros_everywhere(card: Card) -> None:
-    """Check after each step that weights and moments outside the masks are 0, others move."""
+    """Check that after each step of the schedule weights and moments outside the masks are 0.
+
+    The others must move.
+    """
     run = MaskedRun(tiny(card), net())
     for step in range(STEPS):
         run.step(step)
@@ -116,7 +125,7 @@ def keeps_zeros_everywhere(card: Card) -> None:
 
 
 def stores_vectors_alike(card: Card) -> None:
-    """Check that store="vectors" trains the same, up to rounding."""
+    """Check that the schedule trains the same with store="vectors", up to rounding."""
     dense = MaskedRun(tiny(card), net()).to(STEPS).weights()
     vectors = MaskedRun(replace(tiny(card), store="vectors"), net()).to(STEPS).weights()
     for name, value in dense.items():
@@ -124,7 +133,7 @@ def stores_vectors_alike(card: Card) -> None:
 
 
 def resumes_from_its_state(card: Card) -> None:
-    """Check that a run that is resumed from its state ends in the same bits."""
+    """Check that the schedule's training, resumed from its state, ends in the same bits."""
     for store in ("dense", "vectors"):
         schedule = replace(tiny(card), store=store)
         uninterrupted = MaskedRun(schedule, net()).to(STEPS).weights()
@@ -142,7 +151,10 @@ def resumes_from_its_state(card: Card) -> None:
 
 
 def leaves_a_dense_run_alone(card: Card) -> None:
-    """Check that density=1 is the plain training, bit for bit; one without a density refuses."""
+    """Check that the schedule with density=1 is the plain training, bit for bit.
+
+    A schedule without a density is left out.
+    """
     if "density" not in settings_to_dict(tiny(card)):
         return
     weights = MaskedRun(replace(tiny(card), density=1.0), net(sparse=False)).to(STEPS).weights()
@@ -157,7 +169,7 @@ def leaves_a_dense_run_alone(card: Card) -> None:
 
 
 def draws_of_its_own_generator(card: Card) -> None:
-    """Check that one seed gives one run, whatever torch's own generator does."""
+    """Check that the schedule gives one training for one seed, whatever torch's generator does."""
     runs: list[dict[str, Tensor]] = []
     for seed in (1, 2):
         with torch_seed(seed):

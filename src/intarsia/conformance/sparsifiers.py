@@ -30,7 +30,10 @@ def rows() -> Tensor:
 
 
 def _edit(card: Card, statistics: Statistics | None = None, w: Tensor | None = None) -> Any:
-    """Return mask and weight as the card's config edits a layer; None = the default inputs."""
+    """Return mask and new weight of a layer that the card's config prunes.
+
+    statistics: of the layer's inputs, None = those of `rows()`; w: the weight, None = `weight()`.
+    """
     config: Any = tiny(card)
     statistics = Statistics.of(rows(), needs=NEEDS) if statistics is None else statistics
     result: tuple[Partition, Tensor] = config.edit(
@@ -40,7 +43,7 @@ def _edit(card: Card, statistics: Statistics | None = None, w: Tensor | None = N
 
 
 def prunes_to_its_density(card: Card) -> None:
-    """Check that `density` of a layer is kept, within a weight a row, and the rest is 0."""
+    """Check that the method keeps `density` of a layer, to a weight a row, and the rest is 0."""
     original = weight()
     mask, new = _edit(card, w=original)
     off = abs(int(mask.sum()) - tiny(card).density * mask.numel())
@@ -51,14 +54,14 @@ def prunes_to_its_density(card: Card) -> None:
 
 
 def compensates_exactly_when_tagged(card: Card) -> None:
-    """Check that kept weights change exactly if the card is tagged "compensates"."""
+    """Check that the card has the tag "compensates" exactly if kept weights change."""
     mask, new = _edit(card)
     changed = not torch.equal(new[mask], weight()[mask])
     require_tag(card, "compensates", changed, "kept weights that change")
 
 
 def prunes_by_what_it_needs(card: Card) -> None:
-    """Check that statistics outside `needs` are not read."""
+    """Check that the method reads no statistics outside `needs`."""
     want = _edit(card)
     for got, expected in zip(
         _edit(card, Statistics.of(rows(), needs=tiny(card).needs)), want, strict=True
@@ -82,7 +85,7 @@ def prunes_by_its_generator(card: Card) -> None:
 
 
 def leaves_a_dense_layer_dense(card: Card) -> None:
-    """Check that density 1 changes nothing but weights of inputs that are always 0."""
+    """Check that the method with density 1 changes only weights of inputs that are always 0."""
     config: Any = tiny(card)
     if "density" not in getattr(config, "__dataclass_fields__", {}):
         return

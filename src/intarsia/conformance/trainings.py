@@ -29,7 +29,10 @@ class _Watched:
         self.method, self.seen = method, list[Kept]()
 
     def phases(self, model: nn.Module, *, seed: int = 0) -> Generator[Phase, None, Any]:
-        """Run the method's phases, and record the masks before each."""
+        """Run the method's phases, and record the masks of the model's zeros before each.
+
+        seed: of the method's draws. Returns what the method's phases return.
+        """
         steps = self.method.phases(model, seed=seed)
         try:
             while True:
@@ -46,7 +49,7 @@ def kept_of(model: nn.Module) -> Kept:
 
 
 def trained(method: Any) -> tuple[nn.Module, PhasedRun]:
-    """Return a small net, dense at first, after the method's phases, and its run."""
+    """Train a small net, dense at first, by the method's phases; return the net and the run."""
     model = net(sparse=False)
     rows = TensorDataset(normal(16, 2, 4, 4), torch.arange(16) % 3)
     run = fit_in_phases(model, method, rows, epochs=1, batch_size=8, lr=0.05, trackers=())
@@ -59,7 +62,7 @@ def _count(masks: Kept) -> int:
 
 
 def ends_as_dense_as_it_says(card: Card) -> None:
-    """Check that `density` of the weights are not 0 at the end, and that the masks match."""
+    """Check that the method leaves `density` of the weights not 0, and returns their masks."""
     method = tiny(card)
     model, run = trained(method)
     masks = kept_of(model)
@@ -72,7 +75,7 @@ def ends_as_dense_as_it_says(card: Card) -> None:
 
 
 def never_fills_a_zero(card: Card) -> None:
-    """Check that a weight that is 0 when a phase begins stays 0."""
+    """Check that a weight that is 0 when a phase of the method begins stays 0."""
     watched = _Watched(tiny(card))
     model, _ = trained(watched)
     # the masks when a phase begins, and those of the final model
@@ -84,7 +87,7 @@ def never_fills_a_zero(card: Card) -> None:
 
 
 def is_one_training_for_one_seed(card: Card) -> None:
-    """Check that one seed gives the same bits, whatever torch's own generator does."""
+    """Check that the method gives the same bits for one seed, whatever torch's generator does."""
     runs: list[dict[str, Tensor]] = []
     for seed in (3, 4):
         with torch_seed(seed):
@@ -94,7 +97,7 @@ def is_one_training_for_one_seed(card: Card) -> None:
 
 
 def prunes_nothing_at_density_1(card: Card) -> None:
-    """Check that no weight becomes 0 at density 1."""
+    """Check that the method with density 1 makes no weight 0."""
     model, _ = trained(replace(tiny(card), density=1.0))
     zeros = sum(int((~k).sum()) for k in kept_of(model).values())
     require(not zeros, f"{zeros} weights pruned", "none", "Keep round(density n) of n.")

@@ -38,7 +38,7 @@ def mixture() -> nn.Module:
 
 
 def rows(seed: int) -> list[Tensor]:
-    """Return four rows that repeat two words."""
+    """Return four rows of token ids, (8,) each, that repeat two words.  seed: of the words."""
     pairs = (normal(4, 2, seed=seed) * 50).long().abs() % WORDS
     return list(pairs.repeat(1, 4))
 
@@ -47,7 +47,10 @@ def _nothing(_: str) -> None: ...
 
 
 def _run(card: Card, model: nn.Module, progress: Callable[[str], None] = _nothing) -> Any:
-    """Unlearn rows of seed 3 by the card's config, and keep those of seed 4."""
+    """Unlearn `rows(3)`, four rows of seed 3, and retain those of seed 4, by the card's config.
+
+    progress: called with a text after each step. Returns the method's result.
+    """
     config: Any = tiny(card)
     options = {"at": (1, 2), "steps": STEPS, "every": 1, "seed": 0, "progress": progress}
     return config.unlearn(model, rows(3), rows(4), **options)
@@ -55,7 +58,7 @@ def _run(card: Card, model: nn.Module, progress: Callable[[str], None] = _nothin
 
 @torch.no_grad()
 def _loss(model: Any) -> float:
-    """Return the cross-entropy of the rows to forget."""
+    """Return the cross-entropy of the four rows to forget, those of seed 3."""
     ids = torch.stack(rows(3))
     return float(
         F.cross_entropy(model(input_ids=ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
@@ -68,7 +71,7 @@ def _changed(model: nn.Module, before: dict[str, Tensor]) -> int:
 
 
 def forgets_what_it_is_told(card: Card) -> None:
-    """Check that the cross-entropy of the text to forget is higher afterwards."""
+    """Check that the unlearning raises the cross-entropy of the text to forget."""
     model = mixture()
     before = _loss(model)
     _run(card, model)
@@ -77,19 +80,20 @@ def forgets_what_it_is_told(card: Card) -> None:
 
 
 def changes_what_it_trains_alone(card: Card) -> None:
-    """Check that no more numbers change than are trained, and that flags stay."""
+    """Check that the unlearning changes no more numbers than it trains, and no flags."""
     model = mixture()
     before = {n: t.clone() for n, t in model.state_dict().items()}
     result = _run(card, model)
     changed, total = _changed(model, before), sum(t.numel() for t in before.values())
     fix = "Train parts as leaves of their own."
     require(changed <= result.trained < total, f"{changed} changed", f"{result.trained}", fix)
+    # the mixture was trainable before
     frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
     require(not frozen, f"frozen {frozen[:2]}", "gradients as before", "Ask for them again.")
 
 
 def undoes_what_an_error_stops(card: Card) -> None:
-    """Check that an exception on the way leaves the model as it was."""
+    """Check that an error during the unlearning leaves the model as it was."""
     model = mixture()
     before = {n: t.clone() for n, t in model.state_dict().items()}
 
@@ -103,7 +107,7 @@ def undoes_what_an_error_stops(card: Card) -> None:
 
 
 def is_one_unlearning_for_one_seed(card: Card) -> None:
-    """Check that one seed gives the same bits, whatever torch's own generator does."""
+    """Check that the unlearning gives one result for one seed, whatever torch's generator does."""
     runs: list[dict[str, Tensor]] = []
     for seed in (3, 4):
         model = mixture()

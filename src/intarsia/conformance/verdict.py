@@ -45,7 +45,10 @@ class Broken(Exception):
 
 
 def laws_of(module: str) -> tuple[Law, ...]:
-    """Return the laws of a module in order, its own public functions `(card: Card) -> None`."""
+    """Return the laws of a module: its public functions `(card: Card) -> None`, in order.
+
+    module: its name. A law tests the method that a card stands for, and raises Broken.
+    """
     law = {"card": "Card", "return": "None"}
     functions = [f for f in vars(sys.modules[module]).values() if isinstance(f, FunctionType)]
     functions = [f for f in functions if f.__module__ == module and f.__annotations__ == law]
@@ -53,23 +56,31 @@ def laws_of(module: str) -> tuple[Law, ...]:
 
 
 def checks(card: Card, laws: Iterable[Law]) -> Checks:
-    """Yield a check for each law, and one that the card's exceptions name laws."""
+    """Yield a check for each law, and first one that the card's exceptions name laws.
+
+    card: a method's entry in the catalogue.
+    """
     by_name = {law.__name__: law for law in laws}
     yield Check("names_its_exceptions", partial(_names_its_exceptions, card, by_name))
     for name, law in by_name.items():
-        yield Check(name, partial(_excepted if name in card.exceptions else _kept, card, law))
+        yield Check(
+            name, partial(_run_excepted_law if name in card.exceptions else _run_law, card, law)
+        )
 
 
-def _kept(card: Card, law: Law) -> None:
-    """Check a law.  Raises: ConformanceError if it is broken."""
+def _run_law(card: Card, law: Law) -> None:
+    """Call a law.  Raises: ConformanceError if the card's method breaks it."""
     try:
         law(card)
     except Broken as broken:
         raise _error(card, law.__name__, broken) from broken
 
 
-def _excepted(card: Card, law: Law) -> str:
-    """Return the declared reason, if the law is broken."""
+def _run_excepted_law(card: Card, law: Law) -> str:
+    """Return the declared reason if the method breaks the law, as its card says.
+
+    Raises: ConformanceError if it does not break it any more.
+    """
     reason = card.exceptions[law.__name__]
     try:
         law(card)
@@ -84,7 +95,10 @@ def _excepted(card: Card, law: Law) -> str:
 
 
 def _names_its_exceptions(card: Card, laws: Iterable[str]) -> None:
-    """Raise ConformanceError for an exception to no law, or without a reason."""
+    """Raise ConformanceError for an exception to no law, or without a reason.
+
+    laws: names of the laws of the card's kind.
+    """
     wrong = [name for name, reason in card.exceptions.items() if name not in laws or not reason]
     if wrong:
         want, fix = f"laws of a {card.kind}, each with a reason", f"They are {', '.join(laws)}."
@@ -104,17 +118,17 @@ def require(holds: bool, got: object, want: object, fix: str) -> None:
 
 
 def require_equal(got: object, want: object, fix: str) -> None:
-    """Require that two shapes, dtypes or names are equal."""
+    """Require that two values, such as shapes, dtypes or names, are equal.  fix: of an error."""
     require(got == want, got, want, fix)
 
 
 def require_finite(values: Tensor, name: str, fix: str) -> None:
-    """Require that no value is infinite or NaN.  name: what the values are."""
+    """Require that no value is infinite or NaN.  name, fix: of an error."""
     require(bool(values.isfinite().all()), f"{name} that are not finite", "numbers", fix)
 
 
 def require_refused(call: Callable[[], object], got: str, want: str, fix: str) -> None:
-    """Require that a call raises an error of this library."""
+    """Require that a call raises an error of this library.  got, want, fix: of an error."""
     try:
         call()
     except IntarsiaError:
@@ -123,7 +137,10 @@ def require_refused(call: Callable[[], object], got: str, want: str, fix: str) -
 
 
 def require_tag(card: Card, tag: str, observed: bool, behaviour: str) -> None:
-    """Require that the card has `tag` exactly when its behaviour was observed."""
+    """Require that the card has `tag` exactly when its behaviour was observed.
+
+    behaviour: describes it in an error.
+    """
     if tag in card.tags:
         fix = f"Take {tag!r} off the card's tags, or mend the method."
         require(observed, f"tag {tag!r}, but not {behaviour}", behaviour, fix)
@@ -133,12 +150,16 @@ def require_tag(card: Card, tag: str, observed: bool, behaviour: str) -> None:
 
 
 def require_close(got: Tensor, want: Tensor, quantity: str, fix: str) -> None:
-    """Require two tensors of one shape, dtype and device that are equal up to rounding."""
+    """Require two tensors of one shape, dtype and device that are equal up to rounding.
+
+    quantity, fix: of an error.
+    """
     for name in ("shape", "dtype", "device"):
         ours, theirs = getattr(got, name), getattr(want, name)
         require(ours == theirs, f"{quantity}: {name} {ours}", f"{name} {theirs}", fix)
     if not want.numel():
         return
+    # rounding grows with the largest value
     limit = CLOSE[want.dtype] * max(1.0, float(want.abs().max()))
     off = float((got - want).abs().max())
     require(off <= limit, f"{quantity} that differ by {off:.1e}", "equal", fix)

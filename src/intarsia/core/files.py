@@ -11,6 +11,7 @@ import signal
 import stat
 import tempfile
 import threading
+import tomllib
 from collections.abc import Callable, Collection, Generator, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -292,7 +293,12 @@ def parse_json(raw: str | bytes, pairs: Callable[[Any], Any] | None = None) -> A
         raise ValueError("nested too deeply") from error
     if HALVES.search(raw if isinstance(raw, bytes) else raw.encode("utf-8", "surrogatepass")):
         json.dumps(parsed, ensure_ascii=False).encode()  # of two halves that belong together is one
-    # level by level, without recursion, which deep JSON would exhaust
+    return _shallow(parsed)
+
+
+def _shallow(parsed: Any) -> Any:
+    """Return what was parsed.  Raises: ValueError for more than DEEP levels of it."""
+    # level by level, without recursion, which deep nesting would exhaust
     level: list[Any] = [parsed]
     for _ in range(DEEP):
         # numbers and texts end here; containers give the next level
@@ -310,3 +316,15 @@ def read_json(path: str | Path) -> Any:
     Raises: OSError if it cannot be read or is no regular file; ValueError as `parse_json` does.
     """
     return parse_json(read_bytes(path, LARGEST_JSON))
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Read a TOML file that anybody may have written.
+
+    Raises: as `read_json`.
+    """
+    text = read_bytes(path, LARGEST_JSON).decode()
+    try:
+        return _shallow(tomllib.loads(text))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error

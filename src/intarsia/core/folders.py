@@ -10,9 +10,9 @@ from .errors import CheckpointError
 MARKS = {
     "seeing.json": "a run of `intarsia fit` that sees or hears",
     "experiment.json": "a run of `intarsia fit`",
-    "experts.json": "experts on disk, of `intarsia pack`",
+    "experts.json": "experts on disk, of `intarsia offload`",
     "card.json": "an estimator, of its `save`",
-    "prior.json": "a prior, of `intarsia prior`",
+    "prior.json": "a prior, of `intarsia codec train`",
     "meta.json": "an index, of `intarsia index`",
     "adapter_config.json": "an adapter, of `intarsia.save` or PEFT",
     "intarsia.json": "a changed model, of `intarsia.save`",

@@ -1,7 +1,7 @@
 """What other distributions add to this one, by entry points: verbs, and suites of tasks.
 
 [project.entry-points."intarsia.verbs"]      # NAME = a function that typer can make a verb of
-claim = "intarsia_lab.cli.claiming:claim"
+bench = "intarsia_lab.cli.benching:bench"
 
 [project.entry-points."intarsia.tasks"]      # SUITE = spec -> data.tasks.PublishedTask
 mini = "intarsia_lab.materials.suites:published_task"
@@ -16,8 +16,8 @@ from importlib.metadata import EntryPoint, entry_points
 VERBS, TASKS = "intarsia.verbs", "intarsia.tasks"
 LABORATORY = (
     "bench",
-    "claim",
     "compare-routers",
+    "reproduce",
 )  # verbs of the distribution that is developed beside this one
 
 

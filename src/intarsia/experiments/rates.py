@@ -40,6 +40,7 @@ class RateSearch:
 
     rates: to begin with.  reach: the lowest and the highest rate that the grid may grow to.
     jobs: trials at a time.  threads: of torch in each.  running: other fields of `Running`.
+    ray: on a Ray cluster.
 
     Raises: ConfigError on a grid that cannot be.
     """
@@ -49,6 +50,7 @@ class RateSearch:
     jobs: int = 1
     threads: int | None = None
     running: Mapping[str, Any] = field(default_factory=lambda: dict[str, Any]())
+    ray: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rates", rate_grid("rates", self.rates))
@@ -119,11 +121,11 @@ class _Trials:
     def carry(self, rates: Sequence[float], seeds: Sequence[int]) -> None:
         """Carry out what is not kept yet."""
         trials = [self._trial(e) for m in self.bases for e in self.of(m, rates, seeds)]
-        jobs = self.how.jobs
         # one after the other they share what they have in memory with the trials of later rounds
+        here = "here" if self.how.jobs == 1 else "processes"
         pool_options: dict[str, Any] = {
-            "jobs": jobs,
-            "executor": "here" if jobs == 1 else "processes",
+            "jobs": self.how.jobs,
+            "executor": "ray" if self.how.ray else here,
         }
         pool_options |= {
             "threads": self.how.threads,

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..core.errors import DataError, TrainingError
 from ..core.store import Store
-from ..reports.runs.reading import measure
+from ..reports.runs.reading import score_of
 from .experiment import Experiment
 from .pool import Trial, TrialEnd
 
@@ -70,11 +70,6 @@ def unusable(scores: Mapping[str, Any], part: str) -> str:
             subject, fix = f"{name} of {part}", "The training went astray: lower the method's lr."
             return str(TrainingError(subject, got=value, want="a finite number", fix=fix))
     return ""
-
-
-def score_of(val: Mapping[str, float]) -> float:
-    """Return the validation score that decides, 0 ... 1: of a text 1 / perplexity."""
-    return 1 / val["perplexity"] if "perplexity" in val else val[measure(val)]
 
 
 def scores_by(

@@ -21,6 +21,7 @@ from ..train.batch_norms import has_batch_norms, recalibrate
 from ..train.evaluation import device_of
 from ..train.folder import owned, write_results
 from ..train.order import to_device
+from ..train.processes import device_named
 from ..train.record import shared_samples
 from ..train.scores import Scores
 from . import experiment as experiments
@@ -44,13 +45,14 @@ def soup_runs(
     weights: Sequence[float] | None = None,
     by_val: bool = False,
     line: bool = False,
+    device: str | None = None,
     report: Report = lambda _: None,
 ) -> dict[str, Any]:
     """Write the average of finished runs as a run: to evaluate, predict, report and export.
 
     weights: see `intarsia.soup`.  by_val: take candidates in, from the best on, as long as the
     score on the val part does not fall.  line: score 11 places on the way between the two
-    candidates that are farthest apart, on val, for the report.
+    candidates that are farthest apart, on val, for the report.  device: see `device_named`.
     Batch norms are counted anew on a fifth of the training part. Returns the contents of run.json.
     Raises: as `intarsia.soup` and `open_run` do; ConfigError for runs of another pretrained model
     or other data, for one run named twice, and for weights with by_val; DataError without a val
@@ -67,6 +69,8 @@ def soup_runs(
     out = Path(out)
     with owned(out, False):
         runs = [open_run(folder, report=report) for folder in folders]
+        for run in runs:
+            run.model.to(device_named(device))
         # an average keeps the zeros only if all candidates share one mask
         check_alike([run.model.state_dict() for run in runs], names)
         _check_same(runs, names)

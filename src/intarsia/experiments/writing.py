@@ -56,7 +56,7 @@ class TextRun:
         that of the training run.
         """
         if data is not None and part in (None, "all"):
-            length = language.length_of(self.experiment)
+            length = self.experiment.pictures.length
             texts = read_texts(data, self.tokenizer, length=length, progress=report)
         else:
             texts = _part(self, data, part or "test", report)

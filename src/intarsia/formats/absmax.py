@@ -36,7 +36,11 @@ class Absmax(Format):
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Encode a weight as codes (ceil(n b / 8),) uint8 and scales (rows, groups) float16."""
+        """Encode a weight as codes (ceil(n b / 8),) uint8 and scales (rows, groups) float16.
+
+        weight: any shape of n entries. keep: must be None, this format stores no mask.
+        moments: unused; other formats need it. Raises: ConfigError for a mask.
+        """
         if keep is not None:
             fix = "Use Bitmask, or encode the weight without a mask."
             raise ConfigError("keep", got="a mask", want="None", fix=fix)
@@ -44,7 +48,7 @@ class Absmax(Format):
         largest = 2 ** (self.bits - 1) - 1
         scales = (rows.abs().amax(2) / largest).clamp(max=65504).half()  # as stored: codes fit it
         # a group of tiny weights gets the smallest scale, not 0
-        scales = torch.where((scales == 0) & (rows.abs().amax(2) > 0), _least(), scales)
+        scales = torch.where((scales == 0) & (rows.abs().amax(2) > 0), _smallest_scale(), scales)
         divisor = torch.where(scales == 0, 1.0, scales.float())
         # codes are stored from 0, so that the middle one is 2^(b-1)
         codes = (rows / divisor[..., None]).round().clamp(-largest, largest).long() + largest + 1
@@ -52,7 +56,10 @@ class Absmax(Format):
         return {"codes": pack_bits(flat, self.bits), "scales": scales}
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return the weight in float32, of this shape."""
+        """Return the weight in float32.
+
+        stored: "codes" and "scales" of `encode`; shape: the weight's.
+        """
         width = self._width(shape)
         flat = unpack_bits(stored["codes"], self.bits, math.prod(shape))
         codes = flat.view(math.prod(shape[:-1]), width)
@@ -61,7 +68,7 @@ class Absmax(Format):
         return values.flatten(1)[:, :width].reshape(tuple(shape))
 
     def size(self, shape: Sequence[int]) -> int:
-        """Return the bytes of any tensor of that shape."""
+        """Return the bytes that a weight of this shape takes; they do not depend on its values."""
         rows = math.prod(shape) // max(1, self._width(shape))
         scales = rows * -(-self._width(shape) // self.group)
         return -(-math.prod(shape) * self.bits // 8) + 2 * scales
@@ -77,6 +84,6 @@ class Absmax(Format):
         return rows.view(len(rows), rows.shape[1] // self.group, self.group)
 
 
-def _least() -> Tensor:
+def _smallest_scale() -> Tensor:
     """Return the smallest scale that is not 0."""
     return torch.tensor(2.0**-24, dtype=torch.float16)

@@ -56,7 +56,11 @@ class Bitmask(Format):
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Encode the kept weights.  keep: True = kept, None = the weights that are not 0."""
+        """Encode the kept weights; the class lists the tensors that are returned.
+
+        keep: bool, True = kept, of the weight's shape; None = the weights that are not 0.
+        moments: unused; other formats need it.
+        """
         keep = kept_of(weight, keep)
         mask = matrix(keep)
         counts = mask.sum(1)
@@ -78,6 +82,11 @@ class Bitmask(Format):
         }
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
+        """Return the weight, 0 where it was not kept.
+
+        stored: the tensors of `encode`; shape: its shape.
+        Raises: ShapeError for tensors that do not fit the shape, or each other.
+        """
         values, bits = stored["compressed"], stored["bitmask"]
         scales = stored.get("scales")
         weight = values.new_zeros(tuple(shape))
@@ -96,7 +105,10 @@ class Bitmask(Format):
         return weight if scales is None else (matrix(weight) * scales[:, None]).view(tuple(shape))
 
     def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return x W^T.  x: (..., in) -> (..., out), see the class."""
+        """Return x W^T.  x: (..., in) -> (..., out).  stored: W by `encode`; shape: (out, in).
+
+        Up to 16 rows of x are multiplied in compiled code as the class says; others decode W.
+        """
         values, scales = stored["compressed"], stored.get("scales")
         parts = (stored["bitmask"], values, stored["row_offsets"], scales)
         if len(shape) != 2 or not kernels.runs(x, values):
@@ -109,7 +121,10 @@ class Bitmask(Format):
         return kernels.linear(x, *parts)
 
     def bound(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
-        """Return `matmul` with the least overhead for a few rows of x, see `Format`."""
+        """Return x -> x W^T for the stored W, with little overhead; None without a kernel.
+
+        stored: W by `encode`; shape: (out, in). For a few rows of x; see `Format`.
+        """
         names = ("bitmask", "compressed", "row_offsets")
         bits, values, offsets = (stored[name] for name in names)
         return kernels.bound(bits, values, offsets, stored.get("scales"), shape[1], MOST_ROWS)

@@ -20,9 +20,9 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
-    """Return the inverse of `pack_bits`.  (ceil(n b / 8),) uint8 -> (n,) int64.
+    """Return the numbers that `pack_bits` packed.  (ceil(n b / 8),) uint8 -> (n,) int64.
 
-    Raises: ShapeError for another number of bytes.
+    bits: b; count: n.  Raises: ShapeError if `packed` has another number of bytes.
     """
     if packed.shape != ((want := -(-count * bits // 8)),):
         got, fix = tuple(packed.shape), "Decode with the format and the shape of the encoding."

@@ -48,7 +48,11 @@ class BlockInt(Format):
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Encode a weight.  keep: True = kept, others become 0; None = all."""
+        """Encode a weight as "codes" and "scales", laid out as the class says.
+
+        keep: bool, False = the weight becomes 0; None = all are kept. moments: unused; other
+          formats need it. Raises: DataError for weights that are not finite.
+        """
         w = weight.detach().float()
         if not bool(torch.isfinite(w).all()):
             got = f"{int((~torch.isfinite(w)).sum())} not finite"
@@ -56,10 +60,13 @@ class BlockInt(Format):
         rows = matrix(w if keep is None else w.masked_fill(~kept_of(weight, keep), 0))
         padded = torch.nn.functional.pad(rows, (0, -rows.shape[1] % BLOCK))
         blocks = padded.view(len(rows), padded.shape[1] // BLOCK, BLOCK)
-        return self._stored(*self._rounded(blocks))
+        return self._bundle(*self._rounded(blocks))
 
     def _rounded(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
-        """Round to codes (R, K, 32) uint8 and scales (R, K) float16, as GGUF's own writers do."""
+        """Round to codes q (R, K, 32) uint8 and scales d (R, K) float16, as GGUF's own writers do.
+
+        blocks: (R, K, 32) weights: R rows of K blocks.
+        """
         sizes = blocks.abs()
         if self.bits == 8:
             d = sizes.amax(2) / 127
@@ -73,8 +80,12 @@ class BlockInt(Format):
         codes = codes.clamp(0, 2**self.bits - 1).to(torch.uint8)
         return codes, d.clamp(-LARGEST, LARGEST).half()
 
-    def _stored(self, codes: Tensor, scales: Tensor) -> dict[str, Tensor]:
-        """Lay codes and scales out in bundles of 16 rows, the last one filled up with zeros."""
+    def _bundle(self, codes: Tensor, scales: Tensor) -> dict[str, Tensor]:
+        """Lay codes and scales out in bundles of 16 rows, the last one filled up with zeros.
+
+        codes: (R, K, 32) uint8, scales: (R, K) float16. Returns "codes" and "scales", see the
+          class.
+        """
         missing = -len(codes) % BUNDLE
         # padding rows have the code of 0, and the scale 0
         zero = 2 ** (self.bits - 1)
@@ -84,34 +95,48 @@ class BlockInt(Format):
         return {"codes": kernels.bundled(codes, self.bits), "scales": side.contiguous()}
 
     def _rows(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return codes (R, K, 32) and scales (R, K) by row, the inverse of `_stored`."""
+        """Return codes (R, K, 32) and scales (R, K) by row, the inverse of `_bundle`.
+
+        stored: the bundles; shape: the weight's. Raises: ShapeError for bundles that do not fit it.
+        """
         out, width = matrix(torch.empty(tuple(shape), device="meta")).shape
         kernels.check(stored["codes"], stored["scales"], (out, width), self.bits)
         codes = kernels.unbundled(stored["codes"], self.bits)
         return codes[:out], stored["scales"].transpose(1, 2).flatten(0, 1)[:out]
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return the weight in float32, of this shape."""
+        """Return the weight in float32.
+
+        stored: "codes" and "scales" of `encode`; shape: the weight's.
+        """
         codes, scales = self._rows(stored, shape)
         rows = (codes.float() - 2 ** (self.bits - 1)) * scales.float()[..., None]
         width = torch.Size(shape[1:]).numel() if len(shape) > 1 else shape[0]
         return rows.flatten(1)[:, :width].reshape(tuple(shape))
 
     def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return x W^T.  x: (..., in) -> (..., out), see the class."""
+        """Return x W^T.  x: (..., in) -> (..., out).  stored: W by `encode`; shape: (out, in).
+
+        On the CPU and without gradients compiled code computes it, with x rounded to int8.
+        """
         learned = torch.is_grad_enabled() and x.requires_grad
         if learned or len(shape) != 2 or not kernels.runs(x):
             return super().matmul(x, stored, shape)
         return kernels.blockint(x, stored["codes"], stored["scales"], shape[0], self.bits)
 
     def bound(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
-        """Return `matmul` with the least overhead for a few rows of x, see `Format`."""
+        """Return x -> x W^T for the stored W, with little overhead; None without a kernel.
+
+        stored: W by `encode`; shape: (out, in). See `Format`.
+        """
         sides = shape[0], shape[1]
         return kernels.bound(stored["codes"], stored["scales"], sides, self.bits)
 
     def to_gguf(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return a matrix in the bytes of GGUF's Q4_0 or Q8_0: (out, K bytes a block) uint8.
+        """Return an encoded matrix in the bytes of GGUF's Q4_0 or Q8_0.
 
+        shape: (out, in). Returns (out, K size) uint8: K = in / 32 blocks a row, of size 18 bytes (4
+          bits a weight) or 34 (8 bits).
         Raises: ShapeError for rows that are no multiple of 32 weights, which GGUF cannot have.
         """
         if len(shape) != 2 or shape[1] % BLOCK:
@@ -125,9 +150,12 @@ class BlockInt(Format):
         return torch.cat([head, body], 2).flatten(1)
 
     def of_gguf(self, data: Tensor, shape: Sequence[int]) -> dict[str, Tensor]:
-        """Return what is stored for a matrix in the bytes of GGUF's Q4_0 or Q8_0, bit by bit.
+        """Convert a matrix from GGUF's Q4_0 or Q8_0 to this format's tensors, without a loss.
 
-        data: (out, K bytes a block) uint8.  Raises: ShapeError for another number of bytes.
+        data: (out, K size) uint8: K = in / 32 blocks a row, of size 18 bytes (4 bits) or 34 (8
+          bits).
+        shape: (out, in). Returns "codes" and "scales". Raises: ShapeError for another number of
+          bytes.
         """
         size = HEAD + BLOCK * self.bits // 8
         if len(shape) != 2 or data.shape != (shape[0], -(-shape[1] // BLOCK) * size):
@@ -136,8 +164,9 @@ class BlockInt(Format):
         blocks = data.view(shape[0], data.shape[1] // size, size)
         scales = blocks[..., :HEAD].contiguous().view(torch.float16)[..., 0]
         body = blocks[..., HEAD:]
+        # GGUF pairs columns j and j + 16 in one byte
         codes = torch.cat([body & 15, body >> 4], -1) if self.bits == 4 else body ^ 128
-        return self._stored(codes, scales)
+        return self._bundle(codes, scales)
 
 
 def _inverse(d: Tensor) -> Tensor:

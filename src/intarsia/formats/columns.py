@@ -52,7 +52,11 @@ class Columns(Format):
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Encode the kept weights.  keep: True = kept, None = the weights that are not 0."""
+        """Encode the kept weights as "values", "columns" and "row_offsets", see the class.
+
+        keep: bool, True = kept, of the weight's shape; None = the weights that are not 0.
+        moments: unused; other formats need it.
+        """
         keep = kept_of(weight, keep)
         mask, width = matrix(keep), matrix(weight).shape[1]
         counts = mask.sum(1)
@@ -68,6 +72,11 @@ class Columns(Format):
         }
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
+        """Return the weight, 0 where it was not kept.
+
+        stored: the tensors of `encode`; shape: its shape.
+        Raises: ShapeError for tensors that do not fit the shape, or each other.
+        """
         values, columns, offsets = (stored[n] for n in ("values", "columns", "row_offsets"))
         weight = values.new_zeros(tuple(shape))
         dense, columns = matrix(weight), columns.long()
@@ -84,7 +93,10 @@ class Columns(Format):
         return weight
 
     def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return x W^T.  x: (..., in) -> (..., out), see the class."""
+        """Return x W^T.  x: (..., in) -> (..., out).  stored: W by `encode`; shape: (out, in).
+
+        Up to 16 rows of x are multiplied in compiled code, others by decoding W.
+        """
         values, offsets = stored["values"], stored["row_offsets"]
         few_rows = x.shape[:-1].numel() <= MOST_ROWS
         few_rows = few_rows and len(shape) == 2 and x.shape[-1] == shape[-1]
@@ -93,7 +105,10 @@ class Columns(Format):
         return super().matmul(x, stored, shape)
 
     def bound(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
-        """Return `matmul` with the least overhead for a few rows of x, see `Format`."""
+        """Return x -> x W^T for the stored W, with little overhead; None without a kernel.
+
+        stored: W by `encode`; shape: (out, in). For a few rows of x; see `Format`.
+        """
         values, columns, offsets = (stored[n] for n in ("values", "columns", "row_offsets"))
         return kernels.bound(values, columns, offsets, shape[1], MOST_ROWS)
 

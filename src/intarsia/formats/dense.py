@@ -32,11 +32,16 @@ class Dense(Format):
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Encode a weight.  keep: True = kept, others become 0; None = all."""
+        """Encode a weight as "values" in bfloat16.
+
+        keep: bool, False = the weight becomes 0; None = all are kept. moments: unused; other
+          formats need it.
+        """
         masked = weight if keep is None else weight.masked_fill(~kept_of(weight, keep), 0)
         return {"values": masked.detach().to(torch.bfloat16, copy=True).contiguous()}
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
+        """Return a copy of the stored values.  Raises: ShapeError where they have another shape."""
         values = stored["values"]
         if values.shape != tuple(shape):
             fix = "Decode with the shape of the encoding."
@@ -44,7 +49,10 @@ class Dense(Format):
         return values.clone()
 
     def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return x W^T.  x: (..., in) -> (..., out), see the class."""
+        """Return x W^T.  x: (..., in) -> (..., out).  stored: W by `encode`; shape: (out, in).
+
+        Up to 16 rows of x without gradients run in compiled code, which sums in float32.
+        """
         values, few_rows = stored["values"], x.shape[:-1].numel() <= MOST_ROWS
         learned = torch.is_grad_enabled() and x.requires_grad
         if few_rows and not learned and values.shape == tuple(shape) and kernels.runs(x, values):

@@ -54,7 +54,11 @@ class Gaussian(Format):
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Encode as codes (ceil(n b / 8),) uint8 and moments (2,) float32, mean and std."""
+        """Encode as "codes" (ceil(n b / 8),) uint8 and "moments" (2,) float32: mean, std.
+
+        keep: must be None. moments: unused; other formats get second moments of the inputs by it.
+        Raises: ConfigError for a mask.
+        """
         if keep is not None:
             fix = "Use Bitmask, or encode the weight without a mask."
             raise ConfigError("keep", got="a mask", want="None: no level is 0", fix=fix)
@@ -64,7 +68,10 @@ class Gaussian(Format):
         return {"codes": pack_bits(codes, self.bits), "moments": torch.stack([mean, std])}
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return the weight in float32, of this shape, as `quantise` gives it."""
+        """Return the weight in float32, as `quantise` gives it.
+
+        stored: "codes" and "moments" of `encode`; shape: the weight's.
+        """
         mean, std = stored["moments"]
         codes = unpack_bits(stored["codes"], self.bits, math.prod(shape))
         return (self._levels(mean)[codes] * std + mean).view(*shape)
@@ -92,7 +99,10 @@ def _moments(w: Tensor) -> tuple[Tensor, Tensor]:
 
 @lru_cache
 def codebook(bits: int, kind: str = "median") -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the levels (2^b) for N(0, 1) and the thresholds (2^b - 1) between them, rising."""
+    """Return the levels (2^b) for N(0, 1) and the thresholds (2^b - 1) between them, rising.
+
+    bits: b. kind: "median" (each level is the median of its interval) or "lloyd" (the mean).
+    """
     count = 2**bits
     share = (torch.arange(count, dtype=torch.float64) + 0.5) / count
     levels = torch.special.ndtri(share)

@@ -59,7 +59,8 @@ class GroupSparse(Format):
     ) -> dict[str, Tensor]:
         """Encode a weight; a group with any kept weight is stored, its other weights as 0.
 
-        keep: True = kept, None = the weights that are not 0.
+        keep: bool, True = kept; None = the weights that are not 0. moments: unused; other formats
+          need it. Returns the tensors that the class lists.
         """
         keep = kept_of(weight, keep)
         w = weight.detach().float()
@@ -77,9 +78,10 @@ class GroupSparse(Format):
     def stored(
         self, codes: Tensor, scales: Tensor, zeros: Tensor, mask: Tensor
     ) -> dict[str, Tensor]:
-        """Return what is stored for codes that have been chosen.
+        """Return the tensors of the file for codes that have been chosen already.
 
-        codes: (K, group), scales, zeros: (K,), row by row; mask: (R, C) bool, the K kept groups.
+        codes: (K, group), scales, zeros: (K,), row by row; mask: (R, C) bool, which groups are
+          kept: R rows of C groups, K of them True. Raises: ShapeError for too many groups.
         """
         rows, across = mask.shape
         if across > MOST or len(codes) >= 2**31:
@@ -96,7 +98,7 @@ class GroupSparse(Format):
         }
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return the weight in float32, of this shape."""
+        """Return the weight in float32.  stored: the tensors of `encode`; shape: the weight's."""
         rows, width = sides(shape)
         across = self.across(width)
         self.check(stored, shape)
@@ -108,9 +110,13 @@ class GroupSparse(Format):
         return dense[:, :width].reshape(tuple(shape))
 
     def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return x W^T, by the kernel for few rows without gradient, else by decoding first."""
+        """Return x W^T.  x: (..., in) -> (..., out).  stored: W by `encode`; shape: (out, in).
+
+        A kernel computes up to 32 rows of x without gradients on the CPU; otherwise W is decoded.
+        """
         width = shape[-1] if len(shape) else 1
         flat = x.reshape(x.shape[:-1].numel(), width)
+        # the kernel was written for one layout, and has no backward
         fast = (self.bits, self.group) == FAST and len(shape) == 2 and x.device.type == "cpu"
         learned = torch.is_grad_enabled() and x.requires_grad
         if not fast or learned or len(flat) > FEW or x.dtype == torch.float64:
@@ -125,7 +131,10 @@ class GroupSparse(Format):
         return y.to(x.dtype).view(*x.shape[:-1], shape[0])
 
     def bound(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
-        """Return `matmul` with the least overhead for a few rows of x, see `Format`."""
+        """Return x -> x W^T for the stored W, with little overhead; None without a kernel.
+
+        stored: W by `encode`; shape: (out, in). For a few rows of x; see `Format`.
+        """
         if (self.bits, self.group) != FAST or len(stored["row_offsets"]) != shape[0] + 1:
             return None
         parts = tuple(stored[part] for part in PARTS)
@@ -137,6 +146,7 @@ class GroupSparse(Format):
         offsets, columns, scales = (stored[p] for p in ("row_offsets", "columns", "scales"))
         places, counts = columns.long(), offsets.long().diff()
         count = len(places)
+        # the kernel trusts offsets and places: wrong ones would read other memory
         fits = len(counts) == rows and len(scales) == count and int(offsets[-1]) == count
         fits = fits and not int(offsets[0]) and bool((counts >= 0).all())
         fits = fits and stored["codes"].shape == (-(-count * self.group * self.bits // 8),)
@@ -152,7 +162,7 @@ class GroupSparse(Format):
             raise ShapeError("groups", got=got, want=want, fix=fix)
 
     def across(self, width: int) -> int:
-        """Return the number of groups of a row."""
+        """Return the number of groups in a row of `width` weights, a short last one counted."""
         return -(-width // self.group)
 
     def padded(self, x: Tensor) -> Tensor:

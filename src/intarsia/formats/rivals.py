@@ -49,16 +49,17 @@ class Rivals:
     choices: Sequence[RuntimeFigures]
 
     def beats(self, runtime: RuntimeFigures, ours: RuntimeFigures) -> bool:
-        """Return True if a runtime is as fast as our format, and as good where it was measured."""
+        """Return True if a runtime is as fast as our format, and as good if both are measured."""
         if runtime.format is not None or runtime.ms > ours.ms or runtime.quality is None:
             return False
         sign = 1 if self.quality in LOWER else -1
         return ours.quality is None or sign * runtime.quality <= sign * ours.quality
 
     def better(self, format: str) -> tuple[RuntimeFigures, RuntimeFigures] | None:
-        """Return the fastest runtime that beats a format, and the format's mine figures.
+        """Return the fastest runtime of others that beats our format, and the format's own figures.
 
-        They are those of its best quality. None where nothing beats it, or it was not measured.
+        format: its name on the command line; of its rows the one with the best quality counts.
+        None where nothing beats it, or it was not measured.
         """
         sign = 1 if self.quality in LOWER else -1
         candidates = [c for c in self.choices if c.format == format]
@@ -73,7 +74,7 @@ class Rivals:
 
 @cache
 def rivals(kind: str) -> Rivals:
-    """Return the table of "text" or "picture" nets."""
+    """Read the table of measured runtimes.  kind: "text" or "picture", the sort of net."""
     content: Mapping[str, Any] = read_json(FILE)[kind]
     return Rivals(
         **{**content, "choices": tuple(RuntimeFigures(**row) for row in content["choices"])}
@@ -81,10 +82,10 @@ def rivals(kind: str) -> Rivals:
 
 
 def advice(kind: str, format: str | None = None) -> str | None:
-    """Return one line on the runtime that is the better choice than a format, with the command.
+    """Return a sentence on another runtime that is better than our format, with its command.
 
-    kind: "text" or "picture"; format: None = the fastest of ours.  Returns None where no other
-    runtime was measured to be better.
+    kind: "text" or "picture"; format: its name, None = the fastest of ours. Returns None where no
+      other runtime was measured to be better.
     """
     table = rivals(kind)
     ours = [choice for choice in table.choices if choice.format is not None]
@@ -98,12 +99,12 @@ def advice(kind: str, format: str | None = None) -> str | None:
     )
     return (
         f"{runtime.name} is the {'better' if measured else 'faster'} choice than {mine.name} for "
-        f"{table.net}: {runtime.ms:g} against {mine.ms:g} {table.unit}{qualities}{_where()}. "
+        f"{table.net}: {runtime.ms:g} against {mine.ms:g} {table.unit}{qualities}{_note()}. "
         f"{table.command}"
     )
 
 
-def _where() -> str:
-    """Describe the instructions of the measurement, where this machine has others."""
+def _note() -> str:
+    """Return a note for a machine with other CPU instructions than the measurement's, else ""."""
     then, now = read_json(FILE)["instructions"], native.instructions()
     return "" if now == then else f" (measured with {then}; here: {now})"

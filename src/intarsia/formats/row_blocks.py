@@ -45,7 +45,11 @@ class RowBlocks(Format):
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Encode the kept blocks.  keep: True = kept, None = the weights that are not 0."""
+        """Encode the kept blocks as "ptr", "channels" and "values", see the class.
+
+        keep: bool, True = kept, of the weight's shape; None = the weights that are not 0.
+        moments: unused; other formats need it.
+        """
         keep = kept_of(weight, keep)
         blocks = self._blocks(weight.detach().masked_fill(~keep, 0))
         # a channel is stored for a block if any of its weights is kept
@@ -58,6 +62,11 @@ class RowBlocks(Format):
         }
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
+        """Return the weight, 0 where it was not kept.
+
+        stored: the tensors of `encode`; shape: its shape.
+        Raises: ShapeError for tensors that do not fit the shape, or each other.
+        """
         ptr, channels, values = (stored[name] for name in ("ptr", "channels", "values"))
         blocks = self._blocks(values.new_zeros(tuple(shape)))
         counts, channels = ptr.long().diff(), channels.long()
@@ -68,13 +77,17 @@ class RowBlocks(Format):
             got = f"{len(counts)} blocks, {len(channels)} channels, {tuple(values.shape)} values"
             want, fix = f"what a weight of {tuple(shape)} becomes", "Decode with its own shape."
             raise ShapeError("row blocks", got=got, want=want, fix=fix)
+        # the number of the block that each stored channel belongs to
         block = torch.arange(len(blocks), device=values.device).repeat_interleave(counts)
         blocks[block, channels] = values
         rows = blocks.permute(0, 3, 1, 2).flatten(0, 1)  # (blocks * rows, in, k k)
         return rows[: shape[0] if len(shape) > 1 else 1].reshape(tuple(shape))
 
     def _blocks(self, weight: Tensor) -> Tensor:
-        """Cut the rows into blocks.  (out, in, ...) -> (blocks, in, k k, rows), filled with 0."""
+        """Cut the rows into blocks.  (out, in, k, k) or (out, in) -> (blocks, in, k k, rows).
+
+        The last block is filled up with 0.
+        """
         matrix = weight if weight.dim() > 1 else weight.reshape(1, -1)
         matrix = matrix.reshape(*matrix.shape[:2], matrix.shape[2:].numel())
         padded = torch.nn.functional.pad(matrix, (0, 0, 0, 0, 0, -len(matrix) % self.rows))
@@ -82,9 +95,9 @@ class RowBlocks(Format):
 
 
 def filled(weight: Tensor, rows: int) -> float:
-    """Return the share of the values that `RowBlocks(rows)` stores which are not 0.
+    """Return which share of the values that `RowBlocks(rows)` stores for `weight` is not 0.
 
-    1 for a weight of which nothing is stored.
+    rows: of a block. Returns 1 for a weight of which nothing is stored.
     """
     values = RowBlocks(rows).encode(weight)["values"]
     return float((values != 0).float().mean()) if values.numel() else 1.0

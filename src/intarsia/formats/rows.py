@@ -22,7 +22,7 @@ def sides(shape: Sequence[int]) -> tuple[int, int]:
 
 
 def kept_of(weight: Tensor, keep: Tensor | None) -> Tensor:
-    """Return the mask `keep`, or for None that of the weights that are not 0.
+    """Return the mask `keep`, or if it is None the mask of the weights that are not 0.
 
     Raises: ShapeError for a mask of another shape.
     """

@@ -46,14 +46,21 @@ class Ternary(Format):
 
     @classmethod
     def of(cls, digits: Tensor) -> Ternary:
-        """Return the format whose dictionary is made for the share of zeros among these digits."""
+        """Return the format whose dictionary is made for the share of zeros among these digits.
+
+        digits: 0 for a zero, else 1 or 2, any shape.
+        """
         share = float((digits == 0).double().mean()) if digits.numel() else 0.885
         return cls(min(0.995, max(0.4, round(share, 3))))
 
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Encode a weight, of which more may become 0.  keep: others are 0, None = all."""
+        """Round a weight to the three levels of its row and encode it; small weights become 0, too.
+
+        keep: bool, False = the weight becomes 0; None = all are kept. moments: unused; other
+          formats need it. Returns "codes", "row_offsets" and "levels", see the class.
+        """
         w = weight.detach().float()
         if not bool(torch.isfinite(w).all()):
             got = f"{int((~torch.isfinite(w)).sum())} not finite"
@@ -66,9 +73,10 @@ class Ternary(Format):
         return self.stored(nearest(rows, levels), levels)
 
     def stored(self, digits: Tensor, levels: Tensor) -> dict[str, Tensor]:
-        """Return what is stored for digits that have been chosen.
+        """Return the tensors of the file for digits that have been chosen already.
 
-        digits: (R, C) uint8, 0 for a zero, 1 for the least, 2 for the largest; levels: (R, 2).
+        digits: (R, C) uint8, 0 for a zero, 1 for the row's least level, 2 for its largest; levels:
+          (R, 2), least and largest. Returns "codes", "row_offsets" and "levels", see the class.
         """
         # words are pairs of digits, so that an odd row gets a zero behind
         even = torch.nn.functional.pad(digits, (0, digits.shape[1] % 2))
@@ -76,7 +84,11 @@ class Ternary(Format):
         return {"codes": codes, "row_offsets": offsets, "levels": levels.bfloat16()}
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return the weight in float32, of this shape."""
+        """Return the weight in float32.
+
+        stored: "codes" (words of the dictionary), "row_offsets" and "levels" of `encode`. shape:
+          the weight's. Raises: ShapeError for tensors that do not fit.
+        """
         self.check(stored, shape)
         rows, width = sides(shape)
         levels = stored["levels"].float()
@@ -85,13 +97,18 @@ class Ternary(Format):
         return level.gather(1, digits[:, :width]).reshape(tuple(shape))
 
     def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return x W^T, decoding in registers for few rows without gradient, else first."""
+        """Return x W^T.  x: (..., in) -> (..., out).  stored: W by `encode`; shape: (out, in).
+
+        Compiled code decodes as it multiplies up to 4 rows of x without gradients; otherwise W is
+        decoded first.
+        """
         width = shape[-1] if len(shape) else 1
         flat = x.reshape(x.shape[:-1].numel(), width)
         learned = torch.is_grad_enabled() and x.requires_grad
         suits = x.device.type == "cpu" and len(shape) == 2 and x.dtype != torch.float64
         if learned or not suits or len(flat) > FEW:
             return (flat @ self.decode(stored, shape).to(x).T).view(*x.shape[:-1], shape[0])
+        # a word is a pair of digits: rows of an odd width are stored with a 0 behind
         padded = torch.nn.functional.pad(flat.float(), (0, width % 2))
         codes, offsets, levels = (stored[part] for part in PARTS)
         if len(levels) != shape[0]:
@@ -100,7 +117,10 @@ class Ternary(Format):
         return y.to(x.dtype).view(*x.shape[:-1], shape[0])
 
     def bound(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
-        """Return `matmul` with the least overhead for a few rows of x, see `Format`."""
+        """Return x -> x W^T for the stored W, with little overhead; None without a kernel.
+
+        stored: W by `encode`; shape: (out, in). For a few rows of x; see `Format`.
+        """
         if len(shape) != 2 or len(stored["levels"]) != shape[0]:
             return None
         return bound(tuple(stored[part] for part in PARTS), shape[1], self.dictionary, FEW)
@@ -129,8 +149,12 @@ class Ternary(Format):
         return dictionary(self.zeros)
 
     def describe(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> str:
-        """Describe the bits that a weight takes, and a better dictionary if there is one."""
+        """Describe the bits that the encoded weight takes, and a better dictionary if there is one.
+
+        stored: the tensors of `encode`; shape: the weight's.
+        """
         decoded = matrix(self.decode(stored, shape))
+        # an entropy coder could not take fewer bits than `entropy(share)` for each weight
         size = max(1, decoded.numel())
         share = float((decoded == 0).sum()) / size
         bits = 16 * len(stored["codes"]) / size
@@ -143,7 +167,10 @@ class Ternary(Format):
 
 
 def levels_of(rows: Tensor) -> Tensor:
-    """Return min(w, 0) and max(w, 0) of each row, rounded to bfloat16.  (R, C) -> (R, 2)."""
+    """Return min(w, 0) and max(w, 0) of each row of a weight, rounded to bfloat16.
+
+    (R, C) -> (R, 2).
+    """
     if not rows.shape[1]:
         return rows.new_zeros(len(rows), 2)
     ends = torch.stack([rows.amin(1).clamp(max=0), rows.amax(1).clamp(min=0)], 1)
@@ -164,7 +191,7 @@ def nearest(rows: Tensor, levels: Tensor) -> Tensor:
 
 
 def entropy(zeros: float) -> float:
-    """Return the entropy in bits of a digit that is 0 with this probability, else 1 or 2."""
+    """Return the entropy in bits of a digit: 0 with probability `zeros`, else 1 or 2 alike."""
     rest = 1 - zeros
     parts = [(zeros, 1), (rest / 2, 2)]
     return -sum(n * p * math.log2(p) for p, n in parts if p > 0)

@@ -9,7 +9,11 @@ from ..core import Routing
 
 
 def _share(probs: Tensor, routing: Routing, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return f (pairs of each expert per token) and P (mean probability), both (E,)."""
+    """Return f (pairs of each expert for each token) and P (mean probability), both (E,).
+
+    probs: (N, E); routing: the pairs (token, expert) that were chosen; valid: (N,) bool, False =
+      padding, None = all are real.
+    """
     tokens = probs.new_tensor(len(probs)) if valid is None else valid.sum().to(probs.dtype)
     tokens = tokens.clamp(min=1)
     real_probs = probs if valid is None else probs * valid[:, None]

@@ -35,9 +35,9 @@ class LayerState:
         return self._left[layer][0] if layer in self._left else None
 
     def before(self, layer: int) -> Tensor | None:
-        """Return the state of the nearest layer before; None at the first.
+        """Return the state of the nearest layer before `layer`; None at the first.
 
-        Raises: ConfigError if it was made without a graph, though this layer has one.
+        Raises: ConfigError if that state has no gradient though this forward needs one.
         """
         # not always layer - 1: a layer in between may have left no state
         earlier = [number for number in self._left if number < layer]
@@ -83,6 +83,7 @@ class Context:
     """
 
     def __init__(self) -> None:
+        """Create an empty context; the class lists what the attributes hold."""
         self.valid: Tensor | None = None
         self.task_ids: Tensor | None = None
         self.input_ids: Tensor | None = None
@@ -96,7 +97,7 @@ class Context:
         self._computed: Tensor | None = None  # the task ids of the newest forward, if `hold`
 
     def start(self) -> None:
-        """Begin a forward: new draws, no states, no routings."""
+        """Begin a forward: forget draws, layer states and routings of the forward before."""
         self.redraw()
         for state in self.states:
             state.clear()
@@ -108,15 +109,18 @@ class Context:
         self._computed = None
 
     def tasks(self) -> Tensor | None:
-        """Return the task of each sample, also when checkpointing computes a block again."""
+        """Return the task of each sample, (B,) int64; None = no ids were set.
+
+        With `hold` (random draws stay until the next forward) the ids stay, too: gradient
+        checkpointing computes a block again after the `with task_ids` block has ended.
+        """
         # the newest ids stay for a block that checkpointing computes again
         if self.task_ids is not None and self.hold:
             self._computed = self.task_ids
         return self.task_ids if self.task_ids is not None else self._computed
 
     def check_task_ids(self, samples: int) -> None:
-        """Raise ShapeError if there are task ids for another number of samples."""
-        # only here: asking for the length would fix it in an exported program
+        """Raise ShapeError if there are task ids, but not one for each of `samples` samples."""
         # an exported program would fix the number of samples here, if every forward asked for it
         if self.task_ids is not None and len(self.task_ids) != samples:
             got = f"{len(self.task_ids)} for a batch of {samples}"
@@ -125,7 +129,7 @@ class Context:
 
     @contextmanager
     def having(self, **values: Any) -> Iterator[None]:
-        """Set these attributes to these values inside the `with` block."""
+        """Set these attributes to these values inside the `with` block; restore them after it."""
         before = {name: getattr(self, name) for name in values}
         vars(self).update(values)
         try:
@@ -160,8 +164,8 @@ class ChangesByStep(Protocol):
 
 
 def steps_with(module: nn.Module) -> bool:
-    """Return True for a module that changes along a training."""
-    # asked of the class: a module looks through its parameters for what is not there
+    """Return True for a module that has `before_step`, called before each training step."""
+    # ask the class: hasattr of a module would search its parameters first
     return issubclass(type(module), ChangesByStep)
 
 
@@ -177,8 +181,9 @@ def told_modules(model: nn.Module) -> Sequence[nn.Module]:
 def finding_once(*models: nn.Module) -> Iterator[None]:
     """Cache the `told_modules` of these models inside the `with` block, so that steps are faster.
 
-    A model with modules that have a `before_step` is not cached: its modules may come and go then.
-    Not for a model that gets modules which read a context inside the block.
+    They are the modules that read a `Context`. A model with modules that have a `before_step` is
+    not cached: its modules may come and go then. Not for a model that gets modules which read a
+    context inside the block.
     """
     with ExitStack() as stack:
         for model in dict.fromkeys(models):
@@ -197,7 +202,7 @@ def contexts(model: nn.Module) -> list[Context]:
 
 @contextmanager
 def having(model: nn.Module, **values: Any) -> Iterator[None]:
-    """Set these values in the model's `Context` inside the `with` block."""
+    """Set attributes in the model's `Context` inside the `with` block.  values: by name."""
     with ExitStack() as stack:
         for context in contexts(model):
             stack.enter_context(context.having(**values))
@@ -250,9 +255,9 @@ def set_ids(model: nn.Module, ids: Tensor | None) -> None:
 
 @contextmanager
 def of_samples(model: nn.Module, selected: Tensor) -> Iterator[None]:
-    """Cut the `Context` to some of the batch's samples inside the `with` block.
+    """Cut padding and ids in the model's `Context` to some samples inside the `with` block.
 
-    selected: (B,) bool, on the CPU.
+    selected: (B,) bool, on the CPU, which samples of the batch are computed.
     """
     names = ("valid", "task_ids", "input_ids", "modality", "ids")
     with ExitStack() as stack:

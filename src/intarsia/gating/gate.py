@@ -17,7 +17,7 @@ from ..core import Routing
 from ..core.checks import at_least, below_one
 from ..core.errors import ShapeError
 from .balance import balance, z_loss
-from .router import Router
+from .router import Router, check_counts
 from .settings import RouterConfig
 
 
@@ -25,10 +25,14 @@ from .settings import RouterConfig
 class Terms:
     """The settings that gates share.
 
-    std: of the first weights; bias: whether there is one; jitter: epsilon of the factors
-    U(1 - epsilon, 1 + epsilon) on the input while training; balance, z: coefficients of losses.
+    experts: E; active: k of them for a token; std: of the first weights; bias: whether there is
+    one; jitter: epsilon of the factors U(1 - epsilon, 1 + epsilon) on the input while training;
+    balance, z: coefficients of losses.
+    Raises: ConfigError for one out of range.
     """
 
+    experts: int = 1
+    active: int = 1
     std: float = 0.02
     bias: bool = False
     jitter: float = 0.0
@@ -36,15 +40,17 @@ class Terms:
     z: float = 0.0
 
     def __post_init__(self) -> None:
+        check_counts(self.experts, self.active)
         for name in ("std", "balance", "z"):
             at_least(name, getattr(self, name), 0, "Try 0.01.")
         below_one("jitter", self.jitter, fix="Try 0.01.")
 
     @classmethod
     def of(cls, config: object) -> Terms:
-        """Return the terms that a router's settings have among their fields.
+        """Read the settings that gates share from a router's settings, by field names.
 
-        Raises: ConfigError for one out of range.
+        config: a dataclass such as `TopK`; defaults where it lacks a field. Raises: ConfigError for
+          one out of range.
         """
         names = [f.name for f in fields(cls) if hasattr(config, f.name)]
         return cls(**{name: getattr(config, name) for name in names})
@@ -81,10 +87,14 @@ class ScoreRouter(Router, Generic[C]):
         """
 
     def limit(self, routing: Routing) -> Routing:
-        """Drop the pairs above a capacity, after the losses were computed from all of them."""
+        """Drop pairs above a capacity, after the losses were computed from all; here none."""
         return routing
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
+        """Choose experts for rows (N, d): jitter, logits, `choose`, losses, `limit`, in this order.
+
+        valid: (N,) bool, False = padding, which gets no expert; None = all rows are real.
+        """
         # a compiled graph has a fixed number of pairs: padding keeps its pairs, with weight 0
         if valid is not None and not (self.by_row and torch.compiler.is_compiling()):
             return of_real(rows, valid, lambda real: self.route(real, None))
@@ -104,7 +114,11 @@ class ScoreRouter(Router, Generic[C]):
         return replace(self.limit(routing), losses=losses)
 
     def _losses(self, logits: Tensor, routing: Routing, valid: Tensor | None) -> dict[str, Tensor]:
-        """Return the losses whose coefficient is not 0, by name."""
+        """Return the losses whose coefficient is not 0, by name ("balance", "z").
+
+        logits: (N, E); routing: the chosen pairs; valid: (N,) bool, False = padding, None = all
+          real.
+        """
         losses: dict[str, Tensor] = {}
         if self.terms.balance:
             losses["balance"] = self.terms.balance * balance(logits.softmax(-1), routing, valid)
@@ -119,6 +133,10 @@ class GateRouter(ScoreRouter[C]):
     by_expert = ("weight", "bias")
 
     def __init__(self, config: C, width: int, *, generator: torch.Generator) -> None:
+        """Draw W (E, width) from N(0, std) and set the bias, if there is one, to 0.
+
+        config: the router's settings, of which std and bias are read; width: of a token.
+        """
         super().__init__(config)
         self.weight = nn.Parameter(torch.empty(config.experts, width))
         nn.init.normal_(self.weight, std=self.terms.std, generator=generator)
@@ -129,10 +147,10 @@ class GateRouter(ScoreRouter[C]):
 
 
 def best(logits: Tensor, active: int) -> tuple[Tensor, Tensor, None]:
-    """Choose the `active` experts of largest logits, weighted by their softmax.
+    """Choose the `active` experts of largest logits and weigh them by the softmax over these alone.
 
-    This is their share of the softmax over all.  (N, E) -> index and weight, (N, active) both, and
-    None, as `choose` returns.
+    logits: (N, E). Returns the experts and their weights, (N, active) both, and None in the place
+      of a mask: all of them count.
     """
     top, index = logits.topk(active)
     return index, top.softmax(-1), None
@@ -141,7 +159,7 @@ def best(logits: Tensor, active: int) -> tuple[Tensor, Tensor, None]:
 def wide_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute rows W^T + b in float32 or better, also under autocast.  (N, d) -> (N, out).
 
-    Raises: ShapeError for rows of another width.
+    weight: W (out, d); bias: b (out,), or None.  Raises: ShapeError for rows of another width.
     """
     check_width(rows, weight.shape[1])
     dtype = torch.promote_types(rows.dtype, torch.float32)
@@ -151,7 +169,10 @@ def wide_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
 
 
 def wide_layer(rows: Tensor, layer: nn.Linear) -> Tensor:
-    """Apply a layer as `wide_linear` does; one with an adapter is called, in its own dtype."""
+    """Apply a linear layer in float32 or better, also under autocast.  (N, d) -> (N, out).
+
+    A layer of another type, such as one with an adapter, is called in its own dtype.
+    """
     if type(layer) is nn.Linear:
         return wide_linear(rows, layer.weight, layer.bias)
     with uncast(rows.device):
@@ -168,7 +189,10 @@ def uncast(device: torch.device) -> AbstractContextManager[object]:
 
 
 def room_for(factor: float, pairs: int, experts: int) -> int:
-    """Return the places of an expert, ceil(factor pairs / E)."""
+    """Return how many pairs one expert may take, ceil(factor pairs / E).
+
+    factor: the capacity, 1 = just enough if all experts have equally many; pairs: of all experts.
+    """
     # the product of floats may be a little above the whole number that it should be
     return math.ceil(factor * pairs / experts - 1e-9)
 
@@ -182,7 +206,7 @@ def check_width(rows: Tensor, width: int) -> None:
 
 
 def of_real(rows: Tensor, valid: Tensor, route: Callable[[Tensor], Routing]) -> Routing:
-    """Route the rows that are no padding by `route`; padding gets no expert.
+    """Route the rows that are no padding by calling `route` on them; padding gets no expert.
 
     rows: (N, d); valid: (N,) bool, False = padding.  Returns the routing of all N rows.
     """
@@ -192,9 +216,10 @@ def of_real(rows: Tensor, valid: Tensor, route: Callable[[Tensor], Routing]) -> 
 
 
 def gated(gates: Tensor, dtype: torch.dtype, keep: Tensor | None = None) -> Routing:
-    """Return the routing whose pairs are the gates (N, E) where `keep` (N, E) is True.
+    """Turn a dense matrix of gates into a `Routing`, with a pair for each gate that counts.
 
-    keep: None = the gates above 0, and those of NaN, so that a NaN is seen in the output.
+    gates: (N, E) weights; dtype: of the pairs' weights; keep: (N, E) bool, which gates count; None
+      = those above 0, and those of NaN, so that a NaN is seen in the output.
     """
     index = torch.arange(gates.shape[1], device=gates.device).expand_as(gates)
     all_pairs = Routing.from_topk(index, gates.to(dtype), gates.shape[1])
@@ -203,7 +228,10 @@ def gated(gates: Tensor, dtype: torch.dtype, keep: Tensor | None = None) -> Rout
 
 
 def keep_pairs(routing: Routing, keep: Tensor) -> Routing:
-    """Return the pairs where `keep` is True; on the meta device, which has no values, all."""
+    """Return the routing with the pairs where `keep` is True.  keep: bool, one entry for each pair.
+
+    On the meta device, which has no values, all pairs stay.
+    """
     if keep.is_meta:
         return routing
     token, expert, weight = (t[keep] for t in (routing.token, routing.expert, routing.weight))

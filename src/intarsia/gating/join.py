@@ -27,7 +27,12 @@ class BeforeForward:
         self.context, self.stays = context, stays
 
     def __call__(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """Start a forward and set padding and ids.  Raises: ShapeError for other task ids."""
+        """Run before model.forward(*args, **kwargs): start a new batch, set padding and token ids.
+
+        `attention_mask` becomes the padding mask and `input_ids`, or a first int64 argument, the
+        ids.
+        Raises: ShapeError if `task_ids` were set for another number of samples than this batch has.
+        """
         context = self.context
         context.start()
         if context.task_ids is not None:
@@ -46,15 +51,16 @@ class BeforeForward:
 
 
 def join(model: nn.Module) -> Context:
-    """Let the modules of a model share one `Context`, and those that pass a state on do so.
+    """Give all modules of a model one shared `Context`, and number those that pass a state on.
 
-    The encoder and the decoder of one model have a context each, and threads of their own.
-    A host calls it once, after it has put the modules in and before an optimiser sees them: what
-    the layers of a thread share is then the first one's. States go along the modules of equal kin,
-    in the order of the model. Modules that were joined before stay on their thread. Call it again
-    after you have put in more modules by hand.
+    Returns the context. A thread is a sequence of modules of one kind along the depth of the model,
+    each of which hands its state to the next (see `PassesState`); what they share belongs to the
+    first. The encoder and the decoder of one model have a context and threads each.
+    A host calls it once, after it has put the modules in and before an optimiser sees them. Modules
+    that were joined before stay on their thread. Call it again after you have put in more modules
+    by hand.
     """
-    if stacks := _stacks(model):
+    if stacks := _encoder_and_decoder(model):
         return [join(stack) for stack in stacks][-1]
     # layers of an earlier join keep their thread; only new ones get a number
     number_layers([m for m in model.modules() if isinstance(m, PassesState)])
@@ -72,7 +78,10 @@ def join(model: nn.Module) -> Context:
 
 
 def number_layers(modules: Sequence[PassesState]) -> None:
-    """Number the modules that are on no thread yet, in this order; each kin has one thread."""
+    """Number the modules that are on no thread yet, in this order; each kind has one thread.
+
+    A thread: modules with equal `kin`, which hand a state from one to the next.
+    """
     # a GRU cell of one width cannot serve a thread of another: one thread for each kin
     fresh: dict[Hashable, list[PassesState]] = {}
     for module in modules:
@@ -89,7 +98,7 @@ def _follow(layers: Sequence[PassesState]) -> None:
 
 
 def rejoin(model: nn.Module) -> Context:
-    """Number the layers anew after some were removed; each stays on its thread.
+    """Number the layers of each thread anew after some were removed; return the model's context.
 
     What the layers of a thread share belongs to its first one again.
     """
@@ -104,11 +113,10 @@ def rejoin(model: nn.Module) -> Context:
 
 
 def start(model: nn.Module) -> None:
-    """Begin a forward of a model with routers: new draws, no states of the batch before.
+    """Begin a forward of a model with routers: forget draws and states of the batch before.
 
-    `intarsia.adapt` and `intarsia.upcycle` see to it; a loop that calls layers by hand has to.
-
-    Raises: ConfigError for several modules of one kin that were never joined.
+    `intarsia.adapt` and `intarsia.upcycle` do it before every forward; a loop that calls layers by
+    hand has to. Raises: ConfigError for several modules of one kind that were never joined.
     """
     for context in contexts(model):
         context.start()
@@ -124,14 +132,13 @@ def start(model: nn.Module) -> None:
 
 
 def watch(model: nn.Module, *, stays: bool = False) -> Callable[[], None]:
-    """Join a model, and set its `Context` before every forward.
+    """Join a model, and register a hook that sets its `Context` before every forward.
 
     stays: the hook outlives the removal of adapters.  Returns a function that removes the hook.
-
-    Draws are then held until the next forward. A model that is watched is joined again, and has
-    the one hook. A model without modules that read a `Context` gets none.
+    Random draws are then kept until the next forward. A second call joins again and adds no hook. A
+    model without modules that read a `Context` gets none.
     """
-    if stacks := _stacks(model):  # each is called with a mask and ids of its own
+    if stacks := _encoder_and_decoder(model):  # each is called with a mask and ids of its own
         hooks = ExitStack()
         for stack in stacks:
             hooks.callback(watch(stack, stays=stays))
@@ -148,17 +155,18 @@ def watch(model: nn.Module, *, stays: bool = False) -> Callable[[], None]:
 
 
 def unwatch(model: nn.Module, *, all: bool = False) -> None:
-    """Remove the hook of `watch` from a model.  all: also a hook that stays."""
-    for stack in _stacks(model):
+    """Remove the hook of `watch` from a model.  all: also one registered with stays=True."""
+    for stack in _encoder_and_decoder(model):
         unwatch(stack, all=all)
     for key, hook in _hooks(model):
         if all or not hook.stays:
             del model._forward_pre_hooks[key]
+            # torch keeps in a second table that the hook takes keywords
             model._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
-def _stacks(model: nn.Module) -> list[nn.Module]:
-    """Return the encoder and the decoder of a transformers model that has both."""
+def _encoder_and_decoder(model: nn.Module) -> list[nn.Module]:
+    """Return [encoder, decoder] of a transformers model that has both, else []."""
     if not is_encoder_decoder(model):
         return []
     # the first module that holds both is the model itself; others are inside it

@@ -18,6 +18,7 @@ class PassesState(ReadsContext):
     """
 
     def __init__(self) -> None:
+        """Begin alone, as layer 0 of a new thread, the chain of layers that pass a state on."""
         super().__init__()
         self.thread, self.layer, self.joined = LayerState(), 0, False
         self.context.states.append(self.thread)
@@ -28,13 +29,13 @@ class PassesState(ReadsContext):
         return type(self)
 
     def follow(self, first: Self, layer: int) -> None:
-        """Become layer number `layer` on the thread of `first`."""
+        """Become layer number `layer` on the thread of `first`, the thread's layer 0."""
         self.thread, self.layer, self.joined = first.thread, layer, True
 
     def carried(self, rows: int) -> Tensor | None:
-        """Return the state of the layer before, (rows, ...); None at the first layer.
+        """Return the state that the layer before left, (rows, ...); None at the first layer.
 
-        Raises: ShapeError for a state of other rows.
+        rows: of this forward.  Raises: ShapeError for a state of another number of rows.
         """
         state = self.thread.before(self.layer)
         # other rows come from a forward that was never started

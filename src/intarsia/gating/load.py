@@ -42,6 +42,7 @@ class Load:
         """The entropy of the shares over its largest value log E: 1 = even, 0 = one has all."""
         if len(self.share) == 1:
             return 1.0
+        # the logarithm of E is the entropy of even shares
         return -sum(s * math.log(s) for s in self.share if s > 0) / math.log(len(self.share))
 
     @property
@@ -53,19 +54,19 @@ class Load:
 
 
 def loads(model: nn.Module) -> dict[str, Load]:
-    """Return the load of each learned router since `forget`, by path.
+    """Return the load (shares of the experts) of each learned router since `forget`, by path.
 
-    Routers without rows are left out. Counted while training, or inside `counting`: `received` of
-    `Router`.
+    Routers without rows are left out. Rows are counted while training, or inside `counting`.
     """
     by_path = {n: _load(r.received, r.served) for n, r in learned_routers(model).items()}
     return {name: load for name, load in by_path.items() if load is not None}
 
 
 def _load(received: Tensor, served: int) -> Load | None:
-    """Return the load of a router, None without pairs.
+    """Return the shares of a router's experts; None for a router without pairs.
 
-    received: (2, E), pairs and weight of each expert; served: rows that had an expert.
+    received: (2, E), number of pairs and sum of weights of each expert; served: rows that had an
+      expert. Where every expert has every row, shares of weight are returned, and active is 1.
     """
     # pairs say nothing where every expert has every row: count the weights instead
     pairs, weight = received
@@ -86,9 +87,10 @@ def forget(model: nn.Module) -> None:
 
 @contextmanager
 def counting(model: nn.Module) -> Iterator[None]:
-    """Let learned routers count their load from zero, in every mode, inside the `with` block.
+    """Let learned routers count their load from zero, also in evaluation, inside the `with` block.
 
-    `loads(model)`, or `received` of each router, is to be read inside.
+    `loads(model)`, or `received` of each router, is to be read inside: the counts before are
+    restored.
     """
     routers = learned_routers(model).values()
     before = [(router.received, router.served) for router in routers]
@@ -102,7 +104,10 @@ def counting(model: nn.Module) -> Iterator[None]:
 
 
 def summary(by_path: Mapping[str, Load]) -> dict[str, float]:
-    """Return the means of variation and entropy over the routers, for a curve."""
+    """Return the means of variation and entropy over the routers, as numbers for a training curve.
+
+    by_path: path of a router -> its load.
+    """
     if not by_path:
         return {}
     count = len(by_path)
@@ -113,13 +118,18 @@ def summary(by_path: Mapping[str, Load]) -> dict[str, float]:
 
 
 def warn_of_collapse(by_path: Mapping[str, Load]) -> bool:
-    """Warn, with the remedy, where a router has collapsed.  Returns True if one did."""
+    """Warn, with the remedy, if a router sends nearly all to few experts.
+
+    Returns True if one does.
+    by_path: path of a router -> its load.
+    """
     collapsed = [name for name, load in by_path.items() if load.collapsed]
     if collapsed:
         load = by_path[collapsed[0]]
         k = max(1, round(load.active))
         share = sum(sorted(load.share)[-k:])
         experts = "one expert" if k == 1 else f"the same {k} experts"
+        # name the first router alone: usually all collapse for one reason
         message = (
             f"{len(collapsed)} of {len(by_path)} routers collapsed; the first, {collapsed[0]}, "
             f"sends {share:.0%} to {experts} of {len(load.share)}. Raise the method's balance "

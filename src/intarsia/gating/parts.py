@@ -19,7 +19,7 @@ SMALL = 1e-6
 def smooth_step(u: Tensor, gamma: float) -> Tensor:
     """Return S(u): 0 up to -gamma / 2, 1 from gamma / 2, a cubic between them.
 
-    The cubic is -2 (u / gamma)^3 + 3/2 (u / gamma) + 1/2.
+    gamma: width of the band between 0 and 1. The cubic is -2 (u / gamma)^3 + 3/2 (u / gamma) + 1/2.
     Exactly 0 and 1 outside the band, where its gradient is 0: start inside.
     """
     # on [-1/2, 1/2] the cubic has slope 0 at both ends, so that S is smooth
@@ -28,15 +28,19 @@ def smooth_step(u: Tensor, gamma: float) -> Tensor:
 
 
 def entropy(p: Tensor) -> Tensor:
-    """Return the mean over rows of sum_t H(p_t) in nats.  p: (N, k, E) -> ()."""
+    """Return the mean over rows of the summed entropies of the parts in nats.
+
+    p: (N, k, E) -> ().
+    """
     # at p = 0 the gradient of p log p is infinite
     return -(p * (p + SMALL).log()).sum((-2, -1)).mean()
 
 
 def unsettled(p: Tensor) -> Tensor:
-    """Return the mean entropy of a part over log E: 1 = even, 0 = settled.  (N, k, E) -> ().
+    """Return the mean entropy of a part over log E: 1 = even, 0 = on one expert.  (N, k, E) -> ().
 
-    A share, not a sum over parts, so that a coefficient means the same at every k and E.
+    p: each part's distribution over the experts. A share and no sum, so that a coefficient means
+      the same at every k and E.
     """
     return entropy(p) / (p.shape[-2] * math.log(max(2, p.shape[-1])))
 
@@ -56,12 +60,13 @@ class PartsRouter(Router):
 
     @abc.abstractmethod
     def parts(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the gates g_t of each part, (N, k, E), and the losses by name.
+        """Return the gates g_t of each of the k parts, (N, k, E), and the losses by name.
 
         rows: (N, d), N may be 0.
         """
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
+        """Route rows (N, d) by the sum of the parts' gates.  valid: (N,) bool, False = padding."""
         # padding would count in the mean entropy
         if valid is not None:
             return of_real(rows, valid, lambda real: self.route(real, None))

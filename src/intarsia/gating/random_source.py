@@ -26,35 +26,40 @@ class RandomSource(ReadsContext):
     """
 
     def __init__(self, generator: torch.Generator, context: Context | None = None) -> None:
+        """Draw from `generator`.
+
+        context: one to share, such as that of the router; None = a new one.
+        """
         super().__init__()
         self.generator = generator
         if context is not None:
             self.context = context
-        self._enter()
+        self._register()
 
-    def _enter(self) -> None:
+    def _register(self) -> None:
         """Register the source under a number, by which a compiled graph finds its generator."""
         self._number = next(_NUMBERS)
         _SOURCES[self._number] = self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._enter()  # a copy has a generator, and so a number, of its own
+        self._register()  # a copy has a generator, and so a number, of its own
 
     def uniform(self, *shape: int) -> Tensor:
         """Draw new numbers from U(0, 1), on the CPU."""
-        return self._new("rand", shape)
+        return self._draw_new("rand", shape)
 
     def normal(self, *shape: int) -> Tensor:
         """Draw new numbers from N(0, 1), on the CPU."""
-        return self._new("randn", shape)
+        return self._draw_new("randn", shape)
 
     def gumbel(self, *shape: int) -> Tensor:
         """Draw new numbers from the standard Gumbel law, on the CPU."""
         # -log(-log u); the clamps keep both logarithms finite
         return -(-self.uniform(*shape).clamp_min(1e-20).log()).clamp_min(1e-20).log()
 
-    def _new(self, law: str, shape: Sequence[int]) -> Tensor:
+    def _draw_new(self, law: str, shape: Sequence[int]) -> Tensor:
+        """Draw numbers of a shape.  law: the name of torch's function, "rand" or "randn"."""
         if torch.compiler.is_compiling():  # a graph cannot hold a generator, but it can its number
             return _draw(self._number, law, shape)
         return getattr(torch, law)(shape, generator=self.generator)
@@ -65,11 +70,11 @@ class RandomSource(ReadsContext):
         return self.context.held.get(self) if self.context.hold else None
 
     def drawn(self, rows: int, draw: Callable[[int], Tensor]) -> Tensor:
-        """Return a random row for each sample, the held ones or new ones.  (rows, ...).
+        """Return a random row for each sample, (rows, ...): those of this batch again, or new ones.
 
-        draw: draw(n) gives n new rows.
-        Raises: ShapeError for rows that the stacked copies do not divide, or other rows than those
-        of the held draw.
+        draw: draw(n) gives n new rows. Draws of a batch are kept if the context's `hold` is set.
+        Raises: ShapeError for rows that the stacked copies of the batch do not divide, or for
+        another number of rows than the kept draw has.
         """
         context, held = self.context, self.held
         if held is None:

@@ -13,9 +13,10 @@ class Encoded(Protocol):
     """Experts whose hidden unit j of expert e is on exactly where (W_e x + b_e)_j > 0."""
 
     def encoder(self) -> tuple[Tensor, Tensor | None]:
-        """Return W (E, h, d), and b (E, h) or None, as they are now.
+        """Return the first layers' weights W (E, h, d) and biases b (E, h), or None.
 
-        Raises: ConfigError for experts whose units are not on or off.
+        E experts of h hidden units. Raises: ConfigError for experts without ReLU, whose units are
+        never exactly off.
         """
         ...
 
@@ -34,14 +35,17 @@ class ReadsExperts(nn.Module):
         self._seen: tuple[Encoded, ...] = ()  # a tuple: no second registration
 
     def see(self, experts: Encoded) -> None:
-        """Read these experts from now on.  Raises: ConfigError for experts that cannot be read."""
+        """Remember these experts, whose weights are read from now on.
+
+        Raises: ConfigError for experts that cannot be read.
+        """
         experts.encoder()
         self._seen = (experts,)
 
     def encoder(self) -> tuple[Tensor, Tensor | None]:
-        """Return W (E, h, d), and b (E, h) or None, of the experts that `see` was given.
+        """Return W (E, h, d), and b (E, h) or None, of the experts that `see` got.
 
-        Raises: ConfigError before that.
+        Raises: ConfigError if `see` was not called yet.
         """
         if not self._seen:
             name = f"experts of a {type(self).__name__}"

@@ -33,6 +33,7 @@ class Router(ReadsContext, abc.ABC):
     equal_counts: bool = False
 
     def __init__(self, experts: int) -> None:
+        """Begin with no load counted.  Raises: ConfigError for less than one expert."""
         super().__init__()
         check_counts(experts)
         self.experts = experts
@@ -49,11 +50,13 @@ class Router(ReadsContext, abc.ABC):
         """Return the routing of rows (N, d); valid: (N,) bool or None = all."""
 
     def forward(self, x: Tensor) -> Routing:
+        """Route all tokens of x, (..., d); padding is read from the context."""
+        # all leading axes are tokens
         rows = x.reshape(-1, x.shape[-1])
         return self.remember(self.route(rows, self._valid_rows(x)))
 
     def remember(self, routing: Routing) -> Routing:
-        """Record a routing as the newest one and count its load, while training; return it."""
+        """Record a routing as the newest one and add it to the load, while training; return it."""
         if self.training:
             self.context.routings[self] = routing
         # recomputed forwards and graphs of torch.compile must not count a second time
@@ -92,7 +95,10 @@ def check_counts(experts: int, active: int = 1) -> None:
 
 
 def check_renormalised(experts: int, active: int) -> None:
-    """Raise ConfigError as `check_counts`, or for one expert of several: its weight is always 1."""
+    """Raise ConfigError as `check_counts`, or for one active expert of several.
+
+    Weights that are divided by their sum are then always 1, so that the router learns nothing.
+    """
     check_counts(experts, active)
     if active == 1 < experts:
         got, want = "1, whose renormalised weight is 1 always", "a weight that teaches the router"
@@ -101,7 +107,10 @@ def check_renormalised(experts: int, active: int) -> None:
 
 @torch.no_grad()
 def received(routing: Routing) -> Tensor:
-    """Return pairs and weight of each expert, (2, E) float64 on the CPU."""
+    """Return number of pairs and sum of weights of each expert, (2, E) float64 on the CPU.
+
+    routing: the pairs (row, expert), with weights.
+    """
     pairs = routing.load().double()
     weight = pairs.new_zeros(routing.experts)
     weight.index_add_(0, routing.expert, routing.weight.double())
@@ -110,7 +119,7 @@ def received(routing: Routing) -> Tensor:
 
 @torch.no_grad()
 def served(routing: Routing) -> int:
-    """Return how many rows have an expert."""
+    """Return how many rows have an expert.  routing: pairs (row, expert) of N rows."""
     has_expert = torch.zeros(routing.tokens, dtype=torch.bool, device=routing.token.device)
     has_expert[routing.token] = True
     return int(has_expert.sum())
@@ -125,10 +134,10 @@ def aux_loss(model: nn.Module) -> Tensor:
     """Return the sum of all routers' losses of the newest forward, to be added to the task's loss.
 
     loss = criterion(model(x), y) + intarsia.gating.aux_loss(model)
-
-    The coefficients are those of the method's settings; 0 for a model without such losses. `fit`
-    adds it by itself.
+    The coefficients are already in the losses; the result is 0 for a model without them. `fit` adds
+    it by itself.
     """
+    # losses of several dtypes are added in float32
     newest = [router.last for router in learned_routers(model).values()]
     losses = [loss.float() for r in newest if r is not None for loss in r.losses.values()]
     return torch.stack(losses).sum() if losses else torch.zeros(())
@@ -137,8 +146,9 @@ def aux_loss(model: nn.Module) -> Tensor:
 def before_step(model: nn.Module, step: int, steps: int) -> None:
     """Call `before_step(step, steps)` of every module that has it; step: 0 ... steps - 1.
 
-    Modules that change along a training run define it: a temperature that falls, a search that
-    ends. `fit` calls it; a loop of your own has to. A `Context` has the step, too.
+    steps: of the whole training. Modules that change during training define it: a temperature that
+      falls, a search that ends. `fit` calls it; a loop of your own has to. The step is put into
+      each `Context`, too.
     """
     for module in told_modules(model):
         if isinstance(module, ReadsContext):

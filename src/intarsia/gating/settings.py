@@ -31,9 +31,10 @@ class LooksAhead(Protocol):
 
 
 def non_causal(config: object) -> bool:
-    """Return True if later tokens decide where earlier ones go.
+    """Return True for a router's settings if later tokens decide where earlier ones go.
 
-    The tag of its card says so, or that of a gate inside; without a card, see `LooksAhead`.
+    The method's card (its entry in the catalogue) has a tag for it, or that of a gate inside;
+    settings without a card may say it themselves, see `LooksAhead`.
     """
     if isinstance(config, LooksAhead) and config.non_causal:
         return True
@@ -47,7 +48,7 @@ def non_causal(config: object) -> bool:
 
 
 def with_experts(config: Any, experts: int) -> Any:
-    """Return the settings with another number of experts; of the gate inside, if there is one.
+    """Return a router's settings with another number of experts, also of a gate inside.
 
     Raises: ConfigError for settings that have no such number, or cannot have this one.
     """

@@ -15,7 +15,7 @@ from ..core.checks import at_least
 from ..core.errors import ShapeError
 from ..core.modes import evaluating
 from .fixed_cache import cache_name, fixed_cache
-from .native_decoder import SLOTS, NativeText, why_not
+from .native_decoder import SLOTS, NativeText, path_of, why_not
 from .one_token import one_token
 from .spans.head_spans import cache_bytes
 
@@ -83,22 +83,20 @@ def generate(
                 answer = answer[:, : position + 1]
                 break
     ended = time.perf_counter()
-    path = f"transformers' layers: {reason}" if reason else "native steps, one call a token"
-    return Generated(answer, clock - began, ended - clock, engine.nbytes, path)
+    return Generated(answer, clock - began, ended - clock, engine.nbytes, path_of(reason))
 
 
 class _Native:
     """Decoder of prompts by native steps; padding is left out of the rows."""
 
     def __init__(self, model: nn.Module, ids: Tensor, mask: Tensor | None, tokens: int) -> None:
-        keep = torch.ones_like(ids) if mask is None else mask
-        self.prompts = [row[some.bool()].tolist() for row, some in zip(ids, keep, strict=True)]
+        self.ids, self.mask = ids, torch.ones_like(ids) if mask is None else mask
         self.text = NativeText(model, slots=len(ids), length=ids.shape[1] + tokens)
         self.nbytes = self.text.nbytes
 
     def prompt(self) -> Tensor:
         """Compute the logits behind the prompts, (B, V)."""
-        return torch.stack([self.text.prefill(slot, row) for slot, row in enumerate(self.prompts)])
+        return self.text.prefill_rows(self.ids, self.mask)
 
     def step(self, new: Tensor) -> Tensor:
         """Add one token to each row, (B,), and compute its logits, (B, V)."""
@@ -166,7 +164,8 @@ def stock_generate(model: nn.Module, ids: Tensor, tokens: int) -> Generated:
     host: Any = model
     clock, began = _Clock(), time.perf_counter()
     with evaluating(model):
-        sequences = host.generate(
+        sequences = type(host).generate(  # a model may have `with_native_generate`
+            host,
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=tokens,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +55,23 @@ def why_not(model: nn.Module) -> str:
     except Unsuited as reason:
         return str(reason)
     return ""
+
+
+def path_of(reason: str) -> str:
+    """Name the code that computes a model's tokens, by the reason that `why_not` has."""
+    return f"transformers' layers: {reason}" if reason else "native steps, one call a token"
+
+
+class TakingTurns:
+    """Forward of a model that waits for those of other copies: processors and slots are shared."""
+
+    def __init__(self, forward: Callable[..., Any], lock: threading.Lock) -> None:
+        functools.update_wrapper(self, forward)  # `generate` reads the signature
+        self.forward, self.lock = forward, lock
+
+    def __call__(self, *args: Any, **settings: Any) -> Any:
+        with self.lock:
+            return self.forward(*args, **settings)
 
 
 class NativeText:
@@ -110,6 +129,14 @@ class NativeText:
             logits = self.program(block, [slot] * len(block), places, tail=TAIL)
             self.counts[slot] += len(block)
         return logits[0]
+
+    def prefill_rows(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Add a prompt to each slot; return the logits behind them, (B, V).
+
+        ids, mask: (B, T); tokens whose mask is 0 are padding, and are left out.
+        """
+        prompts = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
+        return torch.stack([self.prefill(slot, prompt) for slot, prompt in enumerate(prompts)])
 
     @torch.inference_mode()
     def _forward(self, slot: int, tokens: Sequence[int]) -> Tensor:
@@ -303,7 +330,8 @@ def _check_suited(model: nn.Module) -> None:
 
 def _objection(module: nn.Module) -> str:
     """Return the reason why native steps cannot compute a module; "" if they can."""
-    if module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module):
+    changed = "forward" in vars(module) and not isinstance(vars(module)["forward"], TakingTurns)
+    if module._forward_pre_hooks or module._forward_hooks or changed:
         return "a hook or another forward"
     if isinstance(module, PackedLinear):
         return "" if module.product is not None else f"no kernel for {module.form}"

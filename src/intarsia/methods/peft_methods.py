@@ -93,6 +93,9 @@ def of_settings(method: str, **settings: Any) -> PeftMethod:
     return PeftMethod(method, settings=settings, **placement)
 
 
+OURS = ("lora", "fourierft")
+"""Names of PEFT's methods that are also names of methods of ours, which a bare name stands for."""
+
 # name -> PEFT's type, what it is, arXiv number, year, title, settings that differ
 _METHODS: dict[str, tuple[str, str, str, int, str, dict[str, Any]]] = {
     "lora": (
@@ -218,6 +221,7 @@ CARDS = tuple(
         paper=Paper(arxiv, year, title),
         summary=f"{description}, by PEFT's own code, and the head.",
         family="peft",
+        names=() if name in OURS else (name,),
         tiny={"r": 8} if name == "miss" else {},
         exceptions={"documents_its_settings": "they are PEFT's, which documents them"},
     )

@@ -51,7 +51,11 @@ class Capacity:
         at_least("capacity least", self.least, 1, "4 is DeepSpeed's.")
 
     def room(self, routing: Routing, training: bool) -> int | None:
-        """Return C, how many pairs each expert may keep, or None for no limit."""
+        """Return C, how many pairs each expert may keep, or None for no limit.
+
+        routing: the pairs (token, expert) of a batch. training: use `factor`; otherwise
+          `evaluation`.
+        """
         factor = self.factor if training else self.evaluation
         if factor is None:
             return None
@@ -60,9 +64,10 @@ class Capacity:
     def limit(
         self, routing: Routing, *, training: bool, draws: RandomSource | None = None
     ) -> Routing:
-        """Return the routing without the pairs that full experts drop.
+        """Return the routing without the pairs (token, expert) that full experts drop.
 
-        draws: the source of the random order, needed to train with the policy "random".
+        training: as the module's. draws: the source of the random order, needed to train with the
+          policy "random". Raises: ConfigError without it.
         """
         room = self.room(routing, training)
         if room is None:
@@ -87,7 +92,7 @@ class Capacity:
 def _place(routing: Routing, first: Tensor) -> Tensor:
     """Return the place of each pair in its expert's queue, from 0.  (N,) int64.
 
-    first: (N,), the pairs in the order in which they queue.
+    routing: N pairs (token, expert). first: (N,) int64, the pairs in the order in which they queue.
     """
     pairs = by_expert(routing.expert[first], routing.experts)
     order = first[pairs.order]  # by expert, then as they came

@@ -72,7 +72,10 @@ class DeepSpeedMoE:
     def build(
         self, width: int, hidden: int, layer: int = 0, *, generator: torch.Generator
     ) -> ResidualMixture:
-        """Return layer number `layer`, of MLPs width -> hidden -> width."""
+        """Return the mixture for layer number `layer`, which has experts[layer] experts.
+
+        width, hidden: of each expert, an MLP width -> hidden -> width, and of the MLP beside them.
+        """
         count = self.experts[layer]
         experts = StackedExperts(count, width, hidden, bias=True, generator=generator)
         router = self._router(count).build(width, generator=generator)
@@ -91,6 +94,7 @@ class SharedMlp(nn.Module):
         self.mlp = mlp
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the one MLP to every token."""
         y = self.mlp.every(x.reshape(-1, x.shape[-1]))[:, 0]
         return y.view(*x.shape[:-1], y.shape[-1])
 

@@ -36,11 +36,14 @@ class Dialect:
         return {*self.linears} <= names <= {*self.linears, *self.between, *self.behind}
 
     def inner(self, module: Any, hidden: Sequence[Tensor]) -> Tensor:
-        """Compute the input of the last linear map.
+        """Compute the input of the MLP's last linear map from the outputs of its first ones.
 
-        module: the MLP; hidden: the outputs of `reads`, in their order.
+        module: the MLP; hidden: the outputs of the maps named in `reads`, (..., h) each.
+          Activation, gated factor, and then dropout or norm where the MLP has them (the names in
+          `between`).
         """
         # the activation comes first, then the gated factor, then dropout and norm
+        # `halves`: one map gives both, the activation's input and the factor
         y, *factors = hidden[0].chunk(2, -1) if self.halves else hidden
         act, *rest = (part for name in self.between if (part := getattr(module, name, None)))
         y = act(y) * factors[0] if factors else act(y)
@@ -56,7 +59,10 @@ class Dialect:
         return y
 
     def compute(self, module: Any, x: Tensor, add: Add) -> Tensor:
-        """Compute the MLP `module` on x, each linear map's y replaced by add(name, y, input)."""
+        """Compute the MLP `module` on x, with the output y of each linear map replaced.
+
+        add: add(name, y, input) returns what replaces y; an adapter adds to y there.
+        """
 
         def linear(name: str, x: Tensor) -> Tensor:
             return add(name, module.get_submodule(name)(x), x)

@@ -43,7 +43,7 @@ class Experts(nn.Module, abc.ABC):
     def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
         """Compute each row by its expert.  (N, d) -> (N, out).
 
-        expert: (N,) int64, ascending.
+        rows: sorted by expert; expert: (N,) int64, ascending.
         """
 
     @abc.abstractmethod
@@ -59,27 +59,29 @@ class Experts(nn.Module, abc.ABC):
         return outputs.new_zeros(len(x), outputs.shape[1]).index_add(0, token, outputs)
 
     def encoder(self) -> tuple[Tensor, Tensor | None]:
-        """Return the matrix and bias by which hidden units are on or off, for routers that read it.
+        """Return the weights and biases that say which hidden units are on, for routers.
 
-        See `intarsia.gating.reads_experts.Encoded`.
-
-        Raises: ConfigError for experts whose hidden units are not on or off.
+        See `intarsia.gating.reads_experts.Encoded`. Raises: ConfigError for experts whose hidden
+        units are never exactly off; here for all.
         """
         got, want = type(self).__name__, "StackedExperts(..., act='relu')"
         fix = "Use those, or another router."
         raise ConfigError("experts that a router reads", got=got, want=want, fix=fix)
 
     def keep(self, index: Tensor) -> None:
-        """Keep these experts, in this order.  index: (M,) int64.
+        """Keep these experts, in this order, in place.  index: (M,) int64, their numbers.
 
-        Of parameters of its own, the first axis is the experts.
+        The first axis of every parameter counts the experts.
         """
         for name, weight in list(self.named_parameters(recurse=False)):
             replace_rows(self, name, weight[index])
         self.experts = len(index)
 
     def append(self, experts: Experts) -> None:
-        """Append the experts of another module of the same shapes and type to its own."""
+        """Append the experts of another module of the same type and shapes to this one.
+
+        experts: they are copied, and left as they are.
+        """
         theirs = dict(experts.named_parameters(recurse=False))
         for name, weight in list(self.named_parameters(recurse=False)):
             replace_rows(self, name, torch.cat([weight, theirs[name].to(weight)]))
@@ -87,7 +89,10 @@ class Experts(nn.Module, abc.ABC):
 
 
 def replace_rows(module: nn.Module, name: str, rows: Tensor) -> None:
-    """Replace a parameter or buffer of a module by rows of another number."""
+    """Set a parameter or buffer of a module to another number of rows.
+
+    name: the attribute; rows: the new value, of which no gradient is kept.
+    """
     old = getattr(module, name)
     rows = rows.detach()
     new = nn.Parameter(rows, old.requires_grad) if isinstance(old, nn.Parameter) else rows
@@ -119,6 +124,11 @@ class StackedExperts(Experts):
         bias: bool = False,
         generator: torch.Generator,
     ) -> None:
+        """Draw the matrices of E experts; see the class for shapes.
+
+        experts: E; width: d; hidden: h; outputs: None = d; act: an activation's name or a module;
+          gated: with a second matrix Wg; bias: with biases.
+        """
         super().__init__()
         outputs = width if outputs is None else outputs
         sizes = {"experts": experts, "width": width, "hidden": hidden, "outputs": outputs}
@@ -128,6 +138,7 @@ class StackedExperts(Experts):
         self.act = activation(act) if isinstance(act, str) else act
 
         def drawn(rows: int, columns: int) -> nn.Parameter:
+            """Draw a matrix (rows, columns) for each expert, as nn.Linear draws its own."""
             # each expert is drawn like an nn.Linear of its own
             bound = 1 / math.sqrt(columns)
             weight = torch.empty(experts, rows, columns)
@@ -163,13 +174,17 @@ class StackedExperts(Experts):
         return self.gate, self.gate_bias
 
     def _hidden(self, rows: Tensor, linear: Linear) -> Tensor:
-        """Compute act(W1 x), gated act(Wg x) * W1 x.  linear: multiplies by stacked matrices."""
+        """Compute act(W1 x), gated act(Wg x) * W1 x.  rows: (..., d) -> (..., h).
+
+        linear: f(x, W, b) multiplies by stacked matrices (E, out, in), each row by its expert's.
+        """
         up = linear(rows, self.up, self.up_bias)
         if self.gate is None:
             return self.act(up)
         return self.act(linear(rows, self.gate, self.gate_bias)) * up
 
     def mix(self, x: Tensor, routing: Routing) -> Tensor:
+        """Return sum_e G_te expert_e(x_t), with G the routing.  (T, d) -> (T, out)."""
         # one kernel for both products of all experts, where it has the activation and no bias
         tensors = (x, routing.weight, self.up, self.gate, self.down)
         learned = torch.is_grad_enabled() and any(
@@ -185,6 +200,8 @@ class StackedExperts(Experts):
         return mixed_mlps(x, *pairs, up, gate, down, act, learned)[0]
 
     def every(self, x: Tensor) -> Tensor:
+        """Compute each row by all experts, slow and obvious.  (T, d) -> (T, E, out)."""
+
         def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             y = torch.einsum("tei,eoi->teo", x, weight)
             return y if bias is None else y + bias
@@ -193,9 +210,9 @@ class StackedExperts(Experts):
         return linear(self._hidden(all_x, linear), self.down, self.down_bias)
 
     def diversify(self, fraction: float, generator: torch.Generator) -> None:
-        """Set a random part of the weights of each expert's matrices to 0 (EvoMoE).
+        """Set a random part of the weights of each expert's matrices to 0, so that copies differ.
 
-        Raises: ConfigError unless 0 <= fraction < 1.
+        fraction: the share to set to 0 (EvoMoE). Raises: ConfigError unless 0 <= fraction < 1.
         """
         matrices = (w for w in (self.up, self.gate, self.down) if w is not None)
         drop_entries(matrices, fraction, generator)
@@ -213,6 +230,7 @@ def linear_of(expert: Tensor, experts: int) -> Linear:
     ends = ends_of(expert, experts)
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return x_n W_e^T + b_e for each row n, e its expert."""
         # custom operators do not see autocast: cast for them
         dtype = _dtype(x)
         y = grouped(x.to(dtype).contiguous(), weight.to(dtype), ends)
@@ -238,6 +256,7 @@ class ExpertList(Experts):
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
+        """Register the modules, expert 0 first.  Raises: ConfigError for none."""
         super().__init__()
         if not len(modules):
             raise ConfigError("experts", got="none", want="at least one module", fix="Give a list.")
@@ -245,6 +264,10 @@ class ExpertList(Experts):
         self.experts = len(modules)
 
     def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
+        """Compute each row by its expert.
+
+        rows: (N, d), sorted by expert (N,) int64 -> (N, out).
+        """
         # every expert must be called: ranks wait for a gradient of each
         loads = ends_of(expert, self.experts).diff(prepend=expert.new_zeros(1)).tolist()
         parts = rows.split(loads)

@@ -32,7 +32,10 @@ class StockExperts:
 
 
 def stock_experts(model: nn.Module) -> dict[str, StockExperts]:
-    """Return the experts that transformers calls through its interface, by path, in order."""
+    """Return the layers of experts that transformers calls through its interface, by path.
+
+    Raises: TargetError for experts that are not fused into one tensor for each matrix.
+    """
     stock: dict[str, StockExperts] = {}
     for path, module in model.named_modules():
         if all(hasattr(module, flag) for flag in FLAGS) and config_of(module) is not None:
@@ -41,7 +44,11 @@ def stock_experts(model: nn.Module) -> dict[str, StockExperts]:
 
 
 def _read(path: str, module: Any) -> StockExperts:
-    """Read the sizes of an experts module.  Raises: TargetError if it has no fused weights."""
+    """Read the sizes of a transformers experts module at `path`.
+
+    module: it has down_proj (E, d, h) or, transposed, (E, h, d). Raises: TargetError if it has no
+      fused weights, or has them on disk.
+    """
     down = getattr(module, "down_proj", None)
     if not isinstance(down, Tensor) or down.dim() != 3:
         got, want = f"{type(module).__name__} without a 3-D down_proj", "experts in one tensor"
@@ -56,7 +63,10 @@ def _read(path: str, module: Any) -> StockExperts:
 
 
 def arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (hidden, index, weights) of a call of experts, given by position or by name."""
+    """Return (hidden (T, d), index (T, k), weights (T, k)) of a call of experts.
+
+    args, kwargs: of the call, which may name them or not.
+    """
     values: Iterable[Any] = (*args, *kwargs.values())
     hidden, index, weights = list(values)[:3]
     return hidden, index, weights

@@ -27,6 +27,11 @@ class FusedExperts(Experts):
     """
 
     def __init__(self, stock: StockExperts) -> None:
+        """Take over the parameters of a transformers experts module; no copy is made.
+
+        stock: the module and its sizes. A copy of the module without its weights, `shell`, stays
+          for its forward. Raises: TargetError for weights that have no row for each expert.
+        """
         super().__init__()
         named = dict(stock.module.named_parameters())
         # every parameter must have a row for each expert, or merging and sharding would break it
@@ -39,12 +44,12 @@ class FusedExperts(Experts):
         self.biased, self.names = bool(getattr(stock.module, "has_bias", False)), tuple(named)
         flags: Any = stock.module
         self.transposed, self.concatenated = bool(flags.is_transposed), bool(flags.is_concatenated)
-        # a norm of an expert's output is no sum over its hidden units
+        # True: an output is a sum over hidden units, so that units can be cut; a norm prevents it
         self.adds = not getattr(stock.module, "has_post_expert_norm", False)
         # the module without its weights: its forward is the model's own experts function
         shell = copy.copy(stock.module)
         vars(shell).update(_parameters={}, _modules=dict(stock.module._modules))
-        vars(self)["shell"] = shell  # no part of ours: it has no weights
+        vars(self)["shell"] = shell  # past nn.Module, which would register it as a submodule
         for name, weight in named.items():
             self.register_parameter(name, weight)
 
@@ -52,23 +57,34 @@ class FusedExperts(Experts):
         return mixed_by(self._function(), x, routing)
 
     def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
+        """Compute each row by its expert, with weight 1.
+
+        rows: (N, d), expert: (N,) -> (N, out).
+        """
         token = torch.arange(len(rows), device=rows.device)
         weight = rows.new_ones(len(rows))
         return self.mix(rows, Routing(token, expert, weight, len(rows), self.experts))
 
     def every(self, x: Tensor) -> Tensor:
+        """Compute each row by all experts, slow and obvious.  (T, d) -> (T, E, out)."""
         chosen_expert = (torch.full((len(x),), e, device=x.device) for e in range(self.experts))
         return torch.stack([self.forward(x, expert) for expert in chosen_expert], 1)
 
     def _function(self) -> Any:
-        """Return the model's experts function, bound to a module that has these weights."""
+        """Return the model's own experts function, which multiplies by the weights of this module.
+
+        It is f(hidden (N, d), index (N, k), weights (N, k)) -> (N, d).
+        """
         module: Any = copy.copy(vars(self)["shell"])
         vars(module).update({name: getattr(self, name) for name in self.names})
         module.num_experts = self.experts
         return type(module).forward.__get__(module)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FusedExperts:
-        """Copy the weights; share the shell, whose configuration is the model's and may change."""
+        """Copy the weights; share the shell, whose configuration is the model's and may change.
+
+        memo: of copy.deepcopy.
+        """
         duplicate = copy.copy(self)
         parameters = {name: copy.deepcopy(p, memo) for name, p in self._parameters.items()}
         vars(duplicate)["_parameters"] = parameters
@@ -79,11 +95,11 @@ class FusedExperts(Experts):
 
 
 def mixed_by(function: Callable[..., Tensor], x: Tensor, routing: Routing) -> Tensor:
-    """Compute sum_e G_te expert_e(x_t) by an experts function.  (T, d) -> (T, d).
+    """Compute sum_e G_te expert_e(x_t), G the routing, by an experts function.  (T, d) -> (T, d).
 
     function: f(hidden (N, d), index (N, 1), weights (N, 1)) -> (N, d), times the weights. Without
-    pairs it is called with one row of zeros: its weights then have gradients, which other processes
-    wait for.
+      pairs it is called with one row of zeros: its weights then have gradients, which other
+      processes wait for.
     """
     rows, expert = x.index_select(0, routing.token), routing.expert[:, None]
     weight = routing.weight[:, None]

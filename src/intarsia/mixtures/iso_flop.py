@@ -25,6 +25,7 @@ class Parallel(nn.Module):
         self.layers, self.norms = nn.ModuleList(layers), nn.ModuleList(norms)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the sum of the branches, norm_i(layer_i(x))."""
         y = self.norms[0](self.layers[0](x))
         for layer, norm in zip(self.layers[1:], self.norms[1:], strict=True):
             y = y + norm(layer(x))
@@ -34,7 +35,8 @@ class Parallel(nn.Module):
     def folded(self) -> tuple[nn.Module, nn.Module]:
         """Fold the branches into one layer and one batch norm with the same outputs in evaluation.
 
-        Raises: FoldError for norms whose statistics depend on the sample.
+        Returns (layer, norm), copies. Raises: FoldError for norms whose statistics depend on the
+        sample.
         """
         kind = type(self.norms[0]).__name__
         if not all(isinstance(n, BATCH_NORM) and n.running_var is not None for n in self.norms):
@@ -67,6 +69,7 @@ class Doped(nn.Module):
     """W_s x + V U x: a sparse layer and a dense one of low rank.  (..., in) -> (..., out)."""
 
     def __init__(self, sparse: nn.Module, u: nn.Module, v: nn.Module) -> None:
+        """Register the sparse layer W_s and the two dense ones, U (r, in) and V (out, r)."""
         super().__init__()
         self.sparse, self.u, self.v = sparse, u, v
 
@@ -75,7 +78,7 @@ class Doped(nn.Module):
 
     @torch.no_grad()
     def folded(self) -> nn.Module:
-        """Return the dense layer W_s + V U."""
+        """Return the dense layer W_s + V U, with the bias of the sparse one."""
         layer = cast(Any, copy.deepcopy(self.sparse))
         low = cast(Any, self.v).weight.flatten(1) @ cast(Any, self.u).weight.flatten(1)
         layer.weight.add_(low.view_as(layer.weight))

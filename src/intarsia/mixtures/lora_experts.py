@@ -27,9 +27,10 @@ FIX = "Adapt its linear layers with Lora(roles=('mlp_linear',)), or target other
 
 
 def dialect_of(site: Site) -> Dialect:
-    """Return the dialect of the MLP at a site, by its linear maps.
+    """Return the form (`Dialect`) of the MLP at a site, by the names of its linear maps.
 
-    Raises: TargetError for other layers, which it names.
+    site: the host's module, with the linear maps inside it as site.layers.
+    Raises: TargetError for another kind of module, which it describes.
     """
     widths = {name: (inputs, outputs) for name, inputs, outputs in site.layers}
     for dialect in DIALECTS:
@@ -45,7 +46,10 @@ def dialect_of(site: Site) -> Dialect:
 
 
 def places(site: Site, experts: int) -> dict[str, list[Site]]:
-    """Return a site for each expert at each linear map of an MLP, by the map's name."""
+    """Return a `Site` for each expert at each linear map of an MLP: map's name -> E sites.
+
+    site: the MLP; experts: E. A site has the widths that an expert's adapter needs.
+    """
     return {
         name: [Site(f"{site.path}.{e}.{name}", inputs, outputs) for e in range(experts)]
         for name, inputs, outputs in site.layers
@@ -73,10 +77,17 @@ class MlpExperts(Cell):
         generator: torch.Generator,
         shared: nn.Module | None = None,
     ) -> None:
+        """Build E adapters for each linear map of the MLP at `site`.
+
+        router: chooses among the E; over: the settings of an adapter; site: the MLP, with the
+          widths of its linear maps; shared: state that all adapters of the model use, None = none.
+          Raises: as the class says.
+        """
         super().__init__()
         if over.position != "parallel" or "mlp" in over.roles:
             want = "an adapter beside a linear layer"
             raise ConfigError("over", got=type(over).__name__, want=want, fix="Use Lora.")
+        # the form of the MLP says in which order its linear maps are applied
         self.path, self.inputs, self.outputs = site.path, site.inputs, site.outputs
         self.dialect, self.router = dialect_of(site), router
         rank: int = settings_to_dict(over).get("rank") or 1  # of an adapter that has one
@@ -109,20 +120,25 @@ class MlpExperts(Cell):
 
     @abc.abstractmethod
     def mixed(self, module: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
-        """Compute the MLP `module` with its experts on rows.  (N, d) -> (N, d)."""
+        """Compute the MLP `module` with its experts on rows.  (N, d) -> (N, d).
+
+        routing: which experts each row has, with what weight.
+        """
 
     def around(self, module: nn.Module, x: Tensor) -> Tensor:
+        """Compute the MLP `module` with its experts on x, routed by x.  (..., d) -> (..., d)."""
         y = self.mixed(module, x.reshape(-1, x.shape[-1]), self.router(x))
         return y.view(*x.shape[:-1], y.shape[-1])
 
     def forward(self, x: Tensor) -> Tensor:
+        """Raise TargetError: the experts share products with their MLP, which `around` takes."""
         name, want = f"experts at {self.path!r}", "the MLP whose products they share"
         fix = "Call cell.around(mlp, x)."
         raise TargetError(name, got="an input and no MLP", want=want, fix=fix)
 
     @torch.no_grad()
     def check(self, module: nn.Module) -> None:
-        """Raise TargetError unless the module computes as its dialect says."""
+        """Raise TargetError unless the MLP `module` computes what its form (`Dialect`) says."""
         children = dict(module.named_children())
         weight = cast(Tensor, children[self.dialect.reads[0]].weight)
         matches = self.dialect.fits(children)
@@ -147,6 +163,11 @@ class DeltaExperts(MlpExperts):
     """P x + sum_e G_te cell_e(x) for each linear map P of the MLP (LLaVA-MoLE, section 3.2)."""
 
     def mixed(self, module: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
+        """Compute the MLP `module`, with each linear map P changed to P x + sum_e G_te cell_e(x).
+
+        rows: (N, d) -> (N, d); routing: G, the weight of expert e for token t; cell_e: the expert's
+          adapter of that map.
+        """
         pairs, dialect = grouped_pairs(routing), self.dialect
         # the reading maps with all experts' changes, the activation, then the writing map
         hidden = [module.get_submodule(name)(rows) for name in dialect.reads]
@@ -166,12 +187,20 @@ class OutputExperts(MlpExperts):
     """
 
     def alone(self, module: nn.Module, expert: int, x: Tensor) -> Tensor:
-        """Compute one expert alone, with products of its own.  (N, d) -> (N, d)."""
+        """Compute one expert alone, with products of its own, as a check.  (N, d) -> (N, d).
+
+        module: the MLP; expert: its number, from 0.
+        """
         return self.dialect.compute(
             module, x, lambda name, y, x: y + self.of(name)[expert](x).to(y.dtype)
         )
 
     def mixed(self, module: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
+        """Compute y_t = sum_e G_te MLP_e(x_t) + (1 - sum_e G_te) MLP(x_t).  x (N, d) -> y (N, d).
+
+        module: the frozen MLP, whose products all experts share; rows: x; routing: G. By linearity,
+          the last map is applied once, to the weighted sum of hidden units a_te.
+        """
         pairs, dialect = grouped_pairs(routing), self.dialect
         # the products of the frozen maps, once for all experts
         shared = [module.get_submodule(name)(rows) for name in dialect.reads]  # (T, h) each
@@ -217,9 +246,10 @@ class BesideAttention(Method):
 def attention_cell(
     attention: Lora | None, site: Site, *, generator: torch.Generator
 ) -> Cell | None:
-    """Return the plain LoRA of a site that is one linear layer; None for an MLP.
+    """Return the plain LoRA for a site that is one linear layer; None for an MLP.
 
-    Raises: TargetError for a linear layer where the method has no LoRA for those.
+    attention: the LoRA's settings, None = the method has none. Raises: TargetError for a linear
+      layer where the method has none.
     """
     if site.layers:
         return None

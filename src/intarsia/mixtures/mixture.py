@@ -29,7 +29,10 @@ class _InPlaceOfMlp(nn.Module):
     """A module that stands where an MLP was, and refuses its weights."""
 
     def refuse_others(self, state_dict: Mapping[str, Any], prefix: str) -> None:
-        """Raise CheckpointError if a state dict has weights of the MLP that was at `prefix`."""
+        """Raise CheckpointError if a state dict has weights of the MLP that was at `prefix`.
+
+        prefix: the mixture's path and a dot, as torch gives it.
+        """
         if any(f"{prefix}{name}" in state_dict for name in DENSE):
             layer, want = prefix.rstrip(".") or "the mixture", "those of a mixture"
             fix = "Load them into the dense model, then call intarsia.upcycle."
@@ -69,6 +72,12 @@ class Mixture(_InPlaceOfMlp):
         capacity: Capacity | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
+        """Put experts and router together.
+
+        experts: an `Experts`, or modules (N, d) -> (N, out); shared: a module that every token
+          passes; capacity: limits the tokens of an expert, None = no limit; generator: for a random
+          capacity. Raises: ConfigError, see the class.
+        """
         super().__init__()
         self.experts = experts if isinstance(experts, Experts) else ExpertList(experts)
         if router.experts != self.experts.experts:
@@ -82,6 +91,7 @@ class Mixture(_InPlaceOfMlp):
         for reader in expert_readers(router):
             reader.see(self.experts)
         self.router, self.shared, self.capacity = router, shared, capacity
+        # only the policy "random" draws
         self.draws = (
             RandomSource(generator) if generator is not None and capacity is not None else None
         )
@@ -101,6 +111,7 @@ class Mixture(_InPlaceOfMlp):
         return routing
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the weighted sum of the experts' outputs and of `shared`."""
         rows, routing = x.reshape(-1, x.shape[-1]), self.routing(x)
         # the values of a graph that is traced or exported are not known: take every pair
         no_values = x.is_meta or torch.compiler.is_exporting()
@@ -109,7 +120,10 @@ class Mixture(_InPlaceOfMlp):
         return y if self.shared is None else y + self.shared(x)
 
     def naive(self, rows: Tensor, routing: Routing) -> Tensor:
-        """Compute `Experts.mix` by every expert on every row, for graphs that know no values."""
+        """Compute `Experts.mix` by every expert on every row, for graphs that know no values.
+
+        rows: (T, d), routing: (T, E) -> (T, out).
+        """
         outputs = self.experts.every(rows)
         return torch.einsum("te,teo->to", routing.dense().to(outputs.dtype), outputs)
 
@@ -133,9 +147,9 @@ def undropped(model: nn.Module) -> Iterator[None]:
 
 
 def spread(routing: Routing, x: Tensor) -> Routing:
-    """Return the routing of the rows of x (B, ..., d), where a router of samples routed those.
+    """Return a routing of the rows of x, (B, ..., d); one of samples is repeated for their rows.
 
-    Each row goes where its sample goes. Raises: ShapeError for a routing of neither.
+    routing: of the rows, or of the B samples. Raises: ShapeError for a routing of neither.
     """
     rows = x[..., 0].numel()
     if routing.tokens == rows:
@@ -176,6 +190,7 @@ class ResidualMixture(_InPlaceOfMlp):
         mix: str = "learned",
         generator: torch.Generator,
     ) -> None:
+        """Put a mixture beside an MLP, and draw W (2, width) of their weights if mix="learned"."""
         super().__init__()
         one_of("mix", mix, MIXES)
         self.mixture, self.mlp = mixture, mlp
@@ -187,9 +202,11 @@ class ResidualMixture(_InPlaceOfMlp):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return c_1 mixture(x) + c_2 mlp(x)."""
         branch, plain = self.mixture(x), self.mlp(x)
         if self.coefficient is None:
             return branch + plain
+        # the two weights of each token, which sum to 1
         c = wide_layer(x.reshape(-1, x.shape[-1]), self.coefficient).softmax(-1)
         c = c.to(plain.dtype).view(*x.shape[:-1], 2)
         return c[..., :1] * branch + c[..., 1:] * plain

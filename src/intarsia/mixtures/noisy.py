@@ -24,14 +24,15 @@ class NoisyCell(Cell):
     """
 
     def __init__(self, body: Cell, generator: torch.Generator) -> None:
+        """Put noise on an adapter's cell `body`; see the class."""
         super().__init__()
         if body.whole:
             got, want = type(body).__name__, "an adapter that adds to its site"
             raise ConfigError("over", got=got, want=want, fix="Use over=Bottleneck() or Lora().")
         self.body = body
-        # a copy of its state, so that the body's own draws stay the same
-        twin = torch.Generator().set_state(generator.get_state())
-        self.noise = RandomSource(seeded_by(twin))
+        # a copy of the generator, so that whatever draws next from it gets the same numbers
+        copied = torch.Generator().set_state(generator.get_state())
+        self.noise = RandomSource(seeded_by(copied))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.disturbed(x) if self.training and len(x) else self.body(x)
@@ -55,6 +56,7 @@ class ScaledOutput(NoisyCell):
         self.sigma = sigma
 
     def disturbed(self, x: Tensor) -> Tensor:
+        """Return (1 + sigma e) body(x), with an e for each sample and output."""
         y = self.body(x)
         if not self.sigma:
             return y
@@ -74,6 +76,7 @@ class DroppedWeights(NoisyCell):
         self.side, self.p = side, p
 
     def disturbed(self, x: Tensor) -> Tensor:
+        """Compute the body with random weights of one side dropped, others for each sample."""
         if not self.p:
             return self.body(x)
         body: Any = self.body
@@ -82,12 +85,17 @@ class DroppedWeights(NoisyCell):
         return body.compute(self.cast(x), sides["down"], sides["up"])
 
     def _dropped(self, layer: Any) -> Callable[[Tensor], Tensor]:
-        """Return the layer as a function with a mask of its own on the weight of each sample."""
+        """Return `layer` as a function of x (B, ..., in), with a random mask for each sample.
+
+        layer: a linear map; kept weights are divided by 1 - p.
+        """
 
         def forward(x: Tensor) -> Tensor:
+            """Apply the layer to x (B, ..., in), with a mask of its weight for each sample."""
             rows, shape = x.reshape(len(x), -1, x.shape[-1]), layer.weight.shape
             mask = self.noise.drawn(len(x), lambda n: self.noise.uniform(n, *shape) >= self.p)
             weight = layer.weight * mask.to(x.device) / (1 - self.p)  # (B, out, in)
+            # one product with a weight of its own for each sample
             y = torch.bmm(rows, weight.transpose(1, 2).to(rows.dtype))
             y = y if layer.bias is None else y + layer.bias.to(y.dtype)
             return y.view(*x.shape[:-1], shape[0])

@@ -15,7 +15,7 @@ class OverMethod(Method):
     over: Any
 
     def refuse_shared(self) -> None:
-        """Raise ConfigError unless `over` is another adapter whose cells share no weights."""
+        """Raise ConfigError unless `over` is another adapter, whose cells share no weights."""
         name = type(self.over).__name__
         if isinstance(self.over, type(self)) or not isinstance(self.over, Method):
             want, fix = "another adapter's settings", "Pass a Bottleneck or a Lora."

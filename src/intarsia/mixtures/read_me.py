@@ -33,6 +33,10 @@ class SlicedMlp(nn.Module):
         *,
         bias: bool = False,
     ) -> None:
+        """Copy the rows of up and gate, and the columns of down, that belong to `units`.
+
+        gate: None = the MLP has none. bias: keep the bias of down. See the class for shapes.
+        """
         super().__init__()
         self.up, self.act = _rows(up, units), act
         self.gate = None if gate is None else _rows(gate, units)
@@ -85,12 +89,13 @@ def read_me_mixture(
     masks: Tensor,
     router: Router,
 ) -> Mixture:
-    """Return the mixture in the place of an MLP.  masks: (E, h) bool, the units of each expert.
+    """Return the mixture that takes the place of an MLP: a shared part and E slices of it.
 
+    up, gate, down, act: of the MLP, gate None if it has none; masks: (E, h) bool, the units of each
+      expert; router: which expert.
     With one expert of weight 1 a token, y = residual(x) + own_i(x): the dense MLP with the units
     outside mask i at 0, to the order of sums; the last bias is the residual's. All masks full is
     the dense MLP.
-
     Raises: ShapeError for masks of other sizes.
     """
     if masks.dim() != 2 or masks.shape != (router.experts, down.in_features):
@@ -108,8 +113,12 @@ def read_me_mixture(
 
 
 def random_masks(masks: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw masks of the same sizes with units at random, as a baseline for extraction.  (E, h)."""
+    """Draw masks with as many units as these have, at random.  masks: (E, h) bool, same shape.
+
+    They are a baseline for choosing units by data.
+    """
     drawn = torch.zeros_like(masks)
     for row, count in zip(drawn, masks.sum(1).tolist(), strict=True):
+        # `row` is a view of the result
         row[torch.randperm(len(row), generator=generator)[:count]] = True
     return drawn

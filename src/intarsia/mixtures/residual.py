@@ -38,6 +38,7 @@ class Plain(Update):
     """x + f(x), the usual residual block without momentum."""
 
     def step(self, f: F, x: Tensor, m: Tensor | None) -> tuple[Tensor, None]:
+        """Return f(x), and no momentum.  m: unused, this rule has none."""
         return f(x), None
 
 
@@ -61,6 +62,10 @@ class HeavyBall(Update):
         _momentum(self.mu)
 
     def step(self, f: F, x: Tensor, m: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return m_l twice: as what is added to x, and as the momentum for the next block.
+
+        f: the block; x: (..., d), the stream; m: the momentum so far, None at the first block.
+        """
         m = self.gamma * f(x) if m is None else self.mu * m + self.gamma * f(x)
         return m, m
 
@@ -90,6 +95,7 @@ class AdamOnce(Update):
     start: str = "tokens"
 
     def __post_init__(self) -> None:
+        """Check mu, the betas and the start.  Raises: ConfigError."""
         _momentum(self.mu)
         for name in ("beta1", "beta2"):
             below_one(name, getattr(self, name), fix="Try 0.9.")
@@ -105,6 +111,11 @@ class AdamOnce(Update):
         return self.kappa != 0
 
     def step(self, f: F, x: Tensor, m: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the change of x, an Adam step at the first block, and the momentum.
+
+        f: the block; x: (..., d), the stream; m: the momentum so far, None at the first block. p
+          and v are Adam's two moments after one step.
+        """
         output = f(x)
         if m is not None:
             # every later block is a step of heavy ball
@@ -139,6 +150,7 @@ class Robust(Update):
     L: float = 1.0
 
     def __post_init__(self) -> None:
+        """Check that k, L and p fit each other.  Raises: ConfigError."""
         if not (self.k > 1 and self.L > 0):
             name, got = "k, L", f"{self.k}, {self.L}"
             raise ConfigError(name, got=got, want="k above 1, L above 0", fix="Try 4 and 1.")
@@ -150,7 +162,7 @@ class Robust(Update):
 
     @property
     def constants(self) -> tuple[float, float, float]:
-        """gamma, mu and alpha."""
+        """Return the constants gamma, mu and alpha of the class's equations."""
         k, p = self.k, self.p
         slow = (1 - p) ** 2 * (1 + p)
         return k * slow / self.L, k * p**3 / (k - 1), p**3 / ((k - 1) * slow)
@@ -160,6 +172,10 @@ class Robust(Update):
         return True
 
     def step(self, f: F, x: Tensor, m: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return m_l twice: as what is added to x, and as the momentum for the next block.
+
+        f: the block; x: (..., d), the stream; m: the momentum so far, None at the first block.
+        """
         gamma, mu, alpha = self.constants
         m = gamma * f(x) if m is None else mu * m + gamma * f(x + alpha * m)
         return m, m
@@ -180,6 +196,10 @@ class Residual(PassesState):
     """
 
     def __init__(self, block: nn.Module, update: Update, *, added: bool = False) -> None:
+        """Wrap a block, whose update takes its momentum from the `Residual` before.
+
+        added: the host adds x itself. Raises: ConfigError for that with an update that reads x.
+        """
         super().__init__()
         if added and update.reads_stream:
             got, want = f"True with {update}", "an update of f(x) alone"
@@ -192,6 +212,8 @@ class Residual(PassesState):
         return Residual, self.update
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return x + change, or the change alone if the host adds x itself."""
+        # the momentum came from the `Residual` before, None at the first
         change, m = self.update.step(self.block, x, self.carried(len(x)))
         if m is not None:
             self.carry(m)
@@ -202,11 +224,12 @@ class Residual(PassesState):
 
 
 def wrap_residuals(model: nn.Module, update: Update, paths: Sequence[str]) -> nn.Module:
-    """Wrap the modules at these paths, whose host adds x itself, in `Residual`s of one thread.
+    """Wrap the modules at these paths, whose host adds x itself, in `Residual`s, in place.
 
-    In place; the thread starts anew at every forward of the model. Paths in the order of the depth.
-    `intarsia.methods.add_momentum` does this to a host of blocks, and refuses what it does not fit.
-
+    update: the rule of the residual stream, such as `HeavyBall`. paths: in the order of the depth;
+      the momentum goes from one to the next, and starts anew at every forward of the model.
+      `intarsia.methods.add_momentum` does this to a host of blocks, and refuses what it does not
+      fit. Returns the model.
     Raises: TargetError for a path that is not there; ConfigError as `Residual` does.
     """
     modules = dict(model.named_modules())

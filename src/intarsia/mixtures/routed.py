@@ -48,6 +48,11 @@ class RoutedCell(Cell):
     def __init__(
         self, body: Cell, layers: dict[str, nn.Module], routers: dict[str, RandomRouter]
     ) -> None:
+        """Put layers with experts in the place of the body's projections.
+
+        body: a cell with a down and an up projection; layers: "down" or "up" -> its new layer;
+          routers: side -> the router that draws experts for it.
+        """
         super().__init__()
         self.body = body
         for side, layer in layers.items():
@@ -55,7 +60,10 @@ class RoutedCell(Cell):
         self.routers = nn.ModuleDict(routers)
 
     def _project(self, side: str, x: Tensor) -> Linear:
-        """Return the projection of a side for x, with experts drawn for it while training."""
+        """Return the projection of a side; while training, one with the experts drawn for x.
+
+        side: "down" or "up"; x: (B, ..., d), the cell's input. Without a router, the layer itself.
+        """
         layer = getattr(self.body, side)
         if side not in self.routers or not self.training:
             return layer
@@ -73,6 +81,7 @@ class RoutedCell(Cell):
         return body.compute(x, self._project("down", x), self._project("up", x))
 
     def merged(self) -> Cell:
+        """Return a copy of the body whose layers with experts are replaced by their merge."""
         # a shallow copy of the body: its experts are merged, not copied first
         plain = copy.copy(self.body)
         plain._modules = dict(self.body._modules)
@@ -85,9 +94,9 @@ class RoutedCell(Cell):
 
 
 def two_sided(body: Cell) -> Any:
-    """Return the cell `body`, checked to have a down and an up projection.
+    """Return the cell `body` itself, if its `down` and `up` are linear maps.
 
-    Raises: ConfigError if it has not.
+    Raises: ConfigError if they are not.
     """
     if not all(isinstance(getattr(body, side, None), nn.Linear) for side in ("down", "up")):
         want = "a cell of a down and an up projection"
@@ -97,7 +106,10 @@ def two_sided(body: Cell) -> Any:
 
 
 def check_gates(gates: Tensor, experts: int, rows: int) -> None:
-    """Raise ShapeError unless gates are (G, experts) with G a divisor of the rows."""
+    """Raise ShapeError unless gates are (G, experts) with G a divisor of the rows.
+
+    rows: of the input; each row of gates serves rows / G of them.
+    """
     if gates.shape[1:] != (experts,) or not len(gates) or rows % len(gates):
         want = f"(G, {experts}) with G a divisor of the rows"
         fix = "One gate row for each sample, or one for the batch."
@@ -105,5 +117,5 @@ def check_gates(gates: Tensor, experts: int, rows: int) -> None:
 
 
 def draw_apart(experts: int, active: int, per: str, *, generator: torch.Generator) -> RandomRouter:
-    """Return a random router with a generator of its own, seeded from `generator`."""
+    """Return a `RandomRouter` whose generator is its own, with a seed drawn from `generator`."""
     return RandomRouter(experts, active, per, generator=seeded_by(generator))

@@ -33,6 +33,11 @@ class SkillsCell(Cell):
         router: Callable[[torch.Generator], TaskRouter],
         generator: torch.Generator,
     ) -> None:
+        """Draw A of S skills for each of Q heads; B begins at 0.
+
+        lora: rank, alpha; heads: Q; skills: S; site: the host's linear layer, with its widths;
+          router: makes the router that says which skills a task has, from a generator.
+        """
         super().__init__()
         # the settings of the LoRA that a task gets
         self.of, self.site = lora, Site(site.path, site.inputs, site.outputs)
@@ -55,25 +60,30 @@ class SkillsCell(Cell):
         return down, up
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the LoRA of each sample's task.  x: (N, ..., d_in) -> (N, ..., d_out)."""
         x = self.cast(x)
         weight = self.router(x).weight  # (N Q S,), every entry of the dense matrix in order
         down, up = self.mixed(weight.view(-1, *self.down.shape[:2]))
         rows = x.flatten(1, -2) if x.dim() > 2 else x[:, None]  # (N, T, d_in)
+        # each sample has its own A and B: batched products
         y = self.scale * (rows @ down.mT) @ up.mT
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @torch.no_grad()
     def lora(self, weight: Tensor) -> LoraCell:
-        """Return the LoRA that the skills make with these shares.  weight: (Q, S)."""
+        """Return the plain LoRA that the skills make with these shares.  weight: (Q, S)."""
         cell = LoraCell(self.of, self.site, generator=torch.Generator()).to(self.down)
+        # a batch of one task
         down, up = self.mixed(weight[None])
         cell.down.weight.copy_(down[0])
         cell.up.weight.copy_(up[0])
         return cell
 
     def of_task(self, task: int | None = None) -> LoraCell:
-        """Return the LoRA of one task; None = the only one, or the mean where `unknown` says so.
+        """Return the plain LoRA of one task.
 
+        task: its number; None = the only one, or the mean over all where the router's `unknown`
+          says so.
         Raises: FoldError for None where there are several; ConfigError for no such task.
         """
         # a single task needs no routing to be merged

@@ -19,6 +19,10 @@ class SoupLinear(nn.Module):
     """
 
     def __init__(self, base: nn.Linear, experts: int, *, active: int = 1) -> None:
+        """Copy the weights and biases of `base` for each of N experts.
+
+        active: how many are drawn at a time, by which a sum of gates is divided.
+        """
         super().__init__()
         self.experts, self.active = experts, active
         self.in_features, self.out_features = base.in_features, base.out_features
@@ -35,6 +39,10 @@ class SoupLinear(nn.Module):
         return plain_linear(self.weights.mean(0), bias)
 
     def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
+        """Apply the mean of the active maps; without gates the mean of all.
+
+        x: (B, ..., in); gates: (G, N) of zeros and ones, G a divisor of B. Returns (B, ..., out).
+        """
         # evaluation, and an empty batch, use the mean of all experts
         if gates is None or not x.shape[0]:
             bias = None if self.biases is None else self.biases.mean(0)

@@ -20,12 +20,12 @@ def mixed(
 ) -> dict[str, Tensor]:
     """Return sum_i w_i theta_i, tensor by tensor; a weight that is 0 in one must be 0 in all.
 
-    weights: w_i, 0 or more, adding up to 1; None = 1 / m each.  names: of the candidates, for
-    errors.  Whole numbers (a batch norm's counter) are those of the first candidate.
-
+    states: theta_i, state dicts of one architecture; weights: w_i, 0 or more, adding up to 1; None
+      = 1 / m each.  names: of the candidates, for errors.  Whole numbers (a batch norm's counter)
+      are those of the first candidate.
     The mean is taken as theta_1 + sum w_i (theta_i - theta_1) in float64, so that candidates that
     are equal give their own bits, and zeros stay zeros. Statistics of batch norms do not average:
-    count them anew from data before the result is used (`intarsia soup` and `fit` do).
+    count them anew from data before the result is used (`intarsia merge` and `fit` do).
     Raises: ConfigError for less than two candidates, or for candidates that differ in names,
     shapes, types or zeros; for weights that are no shares.
     """
@@ -59,8 +59,9 @@ def greedy(
 ) -> GreedySoup:
     """Return the best candidate, averaged with each next one as long as the score does not fall.
 
-    score: of tensors, on validation data; more is better. It is asked for every candidate, then for
-    every average.  Raises: as `mixed`; ConfigError for a score that is no number.
+    states: state dicts of the candidates. score: of a state dict, on validation data; higher is
+      better. It is computed for every candidate, then for every average. names: of the candidates,
+      for errors. Raises: as `mixed`; ConfigError for a score that is no number.
     """
     names = list(names) or [str(i + 1) for i in range(len(states))]
     check_alike(states, names)
@@ -79,7 +80,10 @@ def greedy(
 
 
 def check_alike(states: Sequence[State], names: Sequence[str]) -> None:
-    """Raise ConfigError unless there are several states, of one architecture, type and mask."""
+    """Raise ConfigError unless there are several states, of one architecture, type and mask.
+
+    names: of the candidates, for the error.
+    """
     if len(states) < 2:
         got, fix = f"{len(states)} candidate", "Give two or more of one pruned model."
         raise ConfigError("soup", got=got, want="at least two", fix=fix)
@@ -96,7 +100,7 @@ def check_alike(states: Sequence[State], names: Sequence[str]) -> None:
 def _check_tensor(pair: str, key: str, first: Tensor, second: Tensor) -> None:
     """Raise ConfigError where a tensor differs in shape, type or zeros, or is not finite.
 
-    pair: the two candidates in words; key: the tensor's name.
+    pair: the two candidates in words; key: the tensor's name; first, second: its two values.
     """
     for trait, ours, theirs in (
         ("shape", tuple(first.shape), tuple(second.shape)),
@@ -124,7 +128,10 @@ def _check_tensor(pair: str, key: str, first: Tensor, second: Tensor) -> None:
 
 
 def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
-    """Return the weights of `count` candidates; None = equal.  Raises: ConfigError."""
+    """Return the weights of `count` candidates, checked; None = equal ones.
+
+    Raises: ConfigError unless they are `count` numbers of 0 or more that add up to 1.
+    """
     if weights is None:
         return [1 / count] * count
     good = len(weights) == count and all(w >= 0 for w in weights)
@@ -135,7 +142,10 @@ def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
 
 
 def distance(states: Sequence[State], centre: State) -> float:
-    """Return the mean Euclidean distance of the candidates from an average."""
+    """Return the mean Euclidean distance of the candidates' weights from those of an average.
+
+    states: state dicts of the candidates; centre: the average's.
+    """
     distances = [
         math.sqrt(sum(float((s[n].double() - c.double()).square().sum()) for n, c in floats))
         for floats in [[(n, c) for n, c in centre.items() if c.is_floating_point()]]
@@ -145,7 +155,11 @@ def distance(states: Sequence[State], centre: State) -> float:
 
 
 def pairs(states: Sequence[State]) -> list[dict[str, float]]:
-    """Return Euclidean distance and cosine of each two candidates a < b, counted from 0."""
+    """Return the Euclidean distance and the cosine of the weights of each two candidates.
+
+    states: state dicts of the candidates. One row {"a", "b", "distance", "cosine"} for each a < b,
+      counted from 0.
+    """
     rows: list[dict[str, float]] = []
     for a, b in combinations(range(len(states)), 2):
         state_a, state_b = states[a], states[b]

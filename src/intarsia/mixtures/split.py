@@ -24,11 +24,16 @@ class _CountInBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, probe: Tensor, gates: Tensor) -> Tensor:
+        """Return the value; remember the gates for the backward.
+
+        probe: (N,), gets the counts as its gradient; gates: (G, N), not 0 = the expert is active.
+        """
         ctx.save_for_backward(gates)
         return value.view_as(value)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Return the value's gradient, and for the probe 1 where an expert was active, (N,)."""
         (gates,) = ctx.saved_tensors
         return grads[0], (gates != 0).any(0).float(), None
 
@@ -70,6 +75,11 @@ class SplitLinear(nn.Module):
         decay: str = "owned",
         zero_start: bool = False,
     ) -> None:
+        """Take the weight of `base` as V and W0, and copy its bias for each expert.
+
+        partition: which expert owns each entry of "weight". active: k, how many experts are drawn
+          at a time. scaling, decay: see the class. zero_start: W0 is 0 and not stored.
+        """
         super().__init__()
         _check(base, partition, active, scaling, decay)
         self.experts, self.active = partition.parts, active
@@ -104,6 +114,7 @@ class SplitLinear(nn.Module):
         self._probe.grad = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SplitLinear:
+        """Move or cast the module as torch does, and make the probe anew on its device."""
         super()._apply(fn, recurse)
         self._probe = torch.zeros(self.experts, device=self.weight.device, requires_grad=True)
         return self
@@ -120,7 +131,10 @@ class SplitLinear(nn.Module):
         return self.weight - self.start
 
     def parts(self) -> Tensor:
-        """Return c M_i D, what expert i adds to W0; where starts shrink, W_i.  (N, out, in)."""
+        """Return c M_i D, what expert i adds to W0; with decay="official", W_i itself.
+
+        (N, out, in).
+        """
         label = torch.arange(self.experts, device=self.owner.device, dtype=self.owner.dtype)
         owned = self.owner == label[:, None, None]
         if self.rho is not None and self.start is not None:
@@ -129,7 +143,10 @@ class SplitLinear(nn.Module):
         return torch.where(owned, self.change() * self.gain, 0.0)
 
     def expert_weight(self, gates: Tensor) -> Tensor:
-        """Return W_S for each row of gates.  (G, N) -> (G, out, in)."""
+        """Return the weight W_S of the active experts S, for each row of gates.
+
+        gates: (G, N) of zeros and ones. Returns (G, out, in).
+        """
         if self.experts <= len(gates):
             # a sum of disjoint parts, so exact; one small GEMM is faster than a lookup per entry
             weight = (gates @ self.parts().flatten(1)).view(-1, *self.owner.shape)
@@ -143,7 +160,7 @@ class SplitLinear(nn.Module):
         return weight if self.start is None else self.start + weight
 
     def merged_weight(self) -> Tensor:
-        """Return E[W_S] over uniform S, (out, in)."""
+        """Return the mean of W_S over all sets S of k active experts, (out, in)."""
         if self.rho is not None and self.start is not None:
             # an entry is V in its owner's copy, and rho_j W0 in every other copy j
             unowned = self.rho.sum() - self.rho[self.owner.long()]
@@ -155,7 +172,7 @@ class SplitLinear(nn.Module):
         return change if self.start is None else self.start + change
 
     def merged_bias(self) -> Tensor | None:
-        """Return E[b_S], (out,), or None without biases."""
+        """Return the mean of b_S over all sets S, (out,), or None without biases."""
         return None if self.biases is None else self.biases.mean(0)
 
     def merged(self) -> nn.Linear:
@@ -163,6 +180,10 @@ class SplitLinear(nn.Module):
         return plain_linear(self.merged_weight(), self.merged_bias())
 
     def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
+        """Apply W_S and b_S of the experts S that each gate row has; without gates, the merge.
+
+        x: (B, ..., in); gates: (G, N) of zeros and ones, G a divisor of B. Returns (B, ..., out).
+        """
         if gates is None or not x.shape[0]:
             return F.linear(x, self.merged_weight(), self.merged_bias())
         check_gates(gates, self.experts, len(x))
@@ -182,12 +203,12 @@ class SplitLinear(nn.Module):
         return y.view(*x.shape[:-1], self.out_features)
 
     def variance(self, x: Tensor, scale: Tensor | float = 1.0) -> Tensor:
-        """Return the variance of scale times the output over draws of S, summed over outputs.
+        """Return the variance of scale times the output over random sets S of k active experts.
 
-        x: (..., in) -> (...).  scale s: a number, or one for each output.
-        With u_i = P_i x + b_i / k: k (N - k) / (N - 1) times the mean over i of
-        |s (u_i - mean u)|^2 (a k-subset drawn without replacement).
-        Costs N masked products.
+        x: (..., in) -> (...), summed over outputs.  scale s: a number, or one for each output.
+        It is k (N - k) / (N - 1) times the mean over i of |s (u_i - mean u)|^2, as k of N experts
+        are drawn without replacement; u_i = P_i x + b_i / k is the contribution of expert i, with
+        P_i its part of the weight, see `parts`. Costs N masked products.
         """
         if self.experts == 1:
             return x.new_zeros(x.shape[:-1])
@@ -201,7 +222,11 @@ class SplitLinear(nn.Module):
 
 
 def _check(base: nn.Linear, partition: Partition, active: int, scaling: str, decay: str) -> None:
-    """Raise ConfigError or ShapeError for settings of a `SplitLinear` that cannot be."""
+    """Raise ConfigError or ShapeError for settings of a `SplitLinear` that cannot be.
+
+    base: the linear map to split; partition: must give each entry of its weight an owner; active,
+      scaling, decay: see the class.
+    """
     one_of("scaling", scaling, SCALINGS)
     one_of("decay", decay, DECAYS)
     fix = "k = 1 is the paper, k = experts is the plain layer."
@@ -221,7 +246,10 @@ def _check(base: nn.Linear, partition: Partition, active: int, scaling: str, dec
 
 
 def split_linear_naive(layer: SplitLinear, x: Tensor, gates: Tensor) -> Tensor:
-    """Compute SplitLinear.forward slowly: row by row, expert by expert, copies written out."""
+    """Compute SplitLinear.forward slowly: row by row, expert by expert, copies written out.
+
+    x: (B, ..., in); gates: (G, N), G a divisor of B. Returns (B, ..., out), to compare with.
+    """
     rows = x.shape[0] // gates.shape[0]
     start = torch.zeros_like(layer.weight) if layer.start is None else layer.start
     out = []

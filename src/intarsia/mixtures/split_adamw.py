@@ -24,11 +24,11 @@ Groups = list[dict[str, Any]]
 
 
 def decay_groups(model: nn.Module, weight_decay: float, norm_decays: bool = False) -> Groups:
-    """Return the trained parameters in two groups: decayed, and not.
+    """Return the trained parameters in two groups for an optimiser: with weight decay, and without.
 
-    Not decayed: biases (an expert's bias is one, though N of them make a matrix) and every other
-    vector, such as gains of norms and learned scales. norm_decays: decay the gains of norms as
-    well, as MoSA's released code does with its adapter's.
+    weight_decay: of the first group. Without: biases (an expert's bias is one, though N of them
+      make a matrix) and every other vector, such as gains of norms and learned scales. norm_decays:
+      decay the gains of norms as well, as MoSA's released code does with its adapter's.
     """
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
@@ -77,6 +77,11 @@ class SplitAdamW(Optimizer):
         update: str = "dense",
         variant: str = "torch",
     ) -> None:
+        """Remember the settings in the groups, and find the SplitLinears of `model`.
+
+        params: parameters or groups; lr, betas, eps, weight_decay: as in torch's AdamW; update,
+          variant: see the class. Raises: ConfigError.
+        """
         one_of("update", update, UPDATES)
         one_of("variant", variant, VARIANTS)
         for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
@@ -102,6 +107,7 @@ class SplitAdamW(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Make one step.  closure: computes the loss again, as in torch; its loss is returned."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -129,7 +135,7 @@ class SplitAdamW(Optimizer):
             layer.forget()
 
     def _drawn(self) -> dict[SplitLinear, list[bool]]:
-        """Return for each expert of each layer whether it had a gradient, on any rank."""
+        """Return for each expert of each layer True if it had a gradient, on any process."""
         if not self._layers:
             return {}
         marks = torch.cat([layer.seen for layer in self._layers]).to(torch.uint8)
@@ -139,7 +145,10 @@ class SplitAdamW(Optimizer):
         return {layer: [next(flat) for _ in range(layer.experts)] for layer in self._layers}
 
     def _moments(self, parameter: Tensor) -> dict[str, Any]:
-        """Return the state of a parameter, made at first: steps (of each expert), m and v."""
+        """Return the optimiser's state of a parameter, created at the first call.
+
+        "step": of the parameter, or of each expert (N,); "exp_avg": m; "exp_avg_sq": v.
+        """
         state = self.state[parameter]
         if not state:
             layer = self._split.get(cast(nn.Parameter, parameter))
@@ -149,7 +158,7 @@ class SplitAdamW(Optimizer):
         return state
 
     def _step_plain(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        """Step a parameter that belongs to no `SplitLinear`."""
+        """Step a parameter that belongs to no `SplitLinear`.  group: its settings."""
         state = self._moments(parameter)
         state["step"] += 1
         _adamw(parameter, state, _rates(state["step"], group), group["variant"])
@@ -157,9 +166,9 @@ class SplitAdamW(Optimizer):
     def _step_split(
         self, parameter: Tensor, layer: SplitLinear, drawn: list[bool], group: dict[str, Any]
     ) -> None:
-        """Step a parameter of a `SplitLinear`, each expert at its own t.
+        """Step a parameter of the `SplitLinear` `layer`, each expert at its own step number t.
 
-        drawn: for each expert, True if it had a gradient.
+        drawn: for each expert, True if it had a gradient. group: the settings of the parameter.
         """
         state = self._moments(parameter)
         before: list[int] = state["step"].tolist()
@@ -188,7 +197,11 @@ STAY = (1.0, 1.0, 0.0, 1.0, 1.0, 1.0)
 
 
 def _rates(step: int, group: dict[str, Any]) -> tuple[float, ...]:
-    """Return the six numbers of STAY for step t of an expert."""
+    """Return the six numbers of STAY for step t of an expert.
+
+    step: t, from 1. group: the optimiser's settings. They are b1, b2, lr / (1 - b1^t), sqrt(1 -
+      b2^t), eps and 1 - lr wd.
+    """
     b1, b2 = group["betas"]
     lr, eps = float(group["lr"]), group["eps"]
     corrected = math.sqrt(1 - b2**step)
@@ -200,7 +213,8 @@ def _rates(step: int, group: dict[str, Any]) -> tuple[float, ...]:
 def _adamw(parameter: Tensor, state: dict[str, Any], rates: Iterable[Any], variant: str) -> None:
     """Make one step of AdamW, in place.
 
-    state: the moments m and v; rates: the six of STAY, numbers or tensors that broadcast.
+    state: the moments m and v; rates: the six numbers that `_rates` returns, or tensors that
+      broadcast; variant: "torch" or "huggingface".
     """
     b1, b2, rate, corrected, eps, keep = rates
     gradient, m, v = parameter.grad, state["exp_avg"], state["exp_avg_sq"]
@@ -218,6 +232,9 @@ def _adamw(parameter: Tensor, state: dict[str, Any], rates: Iterable[Any], varia
 def split_adamw(
     model: nn.Module, lr: float, weight_decay: float, *, norm_decays: bool = False, **settings: Any
 ) -> SplitAdamW:
-    """Return SplitAdamW over a model's trained parameters, in the groups of `decay_groups`."""
+    """Return SplitAdamW over a model's trained parameters, in the groups of `decay_groups`.
+
+    settings: further ones of SplitAdamW.
+    """
     groups = decay_groups(model, weight_decay, norm_decays)
     return SplitAdamW(groups, model, lr=lr, weight_decay=weight_decay, **settings)

@@ -29,7 +29,7 @@ class CutLinear(nn.Module):
         self.weight, self.bias = layer.weight, layer.bias
 
     def layer(self) -> nn.Linear:
-        """Return the linear map, with these very parameters."""
+        """Return the plain linear map, which holds these very parameters."""
         bias = None if self.bias is None else self.bias.detach()
         linear = plain_linear(self.weight.detach(), bias)
         linear.weight, linear.bias = self.weight, self.bias
@@ -69,10 +69,17 @@ class UnionMlp(Mixture):
         bias: nn.Parameter | None,
         shell: nn.Module,
     ) -> None:
+        """Make a mixture of the slices of an MLP.
+
+        experts: the slices; router: chooses among them; bias: of the MLP's last layer, added once;
+          shell: the MLP's module without its weights, which gets them back when the union is
+          folded.
+        """
         super().__init__(experts, router, None if bias is None else SharedBias(bias))
         self.shell = (shell,)  # not a part: it has no weights
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return b + the weighted sum of the experts, whose sizes are taught to the gate."""
         router = cast(UnionRouter, self.router)
         if not router.teaches:
             return super().forward(x)
@@ -97,23 +104,34 @@ class UnionAttention(nn.Module):
     def __init__(
         self, router: UnionRouter, out: CutLinear, heads: int, width: int, shell: nn.Module
     ) -> None:
+        """Remember the parts of the attention that both forms need.
+
+        router: chooses experts, groups of heads, for each token; out: the weights of the output
+          layer W_o; heads: of the host; width: of a head; shell: the host's attention without its
+          weights, which gets them back when the union is folded.
+        """
         super().__init__()
         self.router, self.heads, self.width = router, heads, width
         self.experts, self.each = router.experts, heads // router.experts
+        # a tuple hides a module from torch, which would register it a second time
         self.shell = (shell,)
         self._out = (out,)  # under the host's own name among the modules
 
     def route(self, x: Tensor) -> tuple[Segments, Tensor]:
-        """Return the pairs of tokens of x (B, T, d) and experts, and their weights (N,)."""
+        """Return the pairs (token, expert) by sequence and expert, and their weights (N,).
+
+        x: (B, T, d).
+        """
         routing: Routing = self.router(x)
         tokens, length = routing.tokens, x.shape[1]
         pairs = Segments.of(routing.token, routing.expert, tokens, length)
         return pairs, routing.weight.to(x.dtype)[pairs.order]
 
     def summed(self, x: Tensor, pairs: Segments, weight: Tensor, attended: Tensor) -> Tensor:
-        """Return b_o + sum_e G_te W_o,e a, (B, T, d).
+        """Return b_o + sum_e G_te W_o,e a_te, (B, T, d): the experts' outputs added up by token.
 
-        x: (B, T, d); pairs, weight: as of `route`; attended: a, (N, heads of an expert * width).
+        x: (B, T, d); pairs, weight: as returned by `route`; attended: a (N, heads of an expert *
+          width), what the heads of each pair attended to.
         """
         (out,) = self._out
         linear = linear_of(pairs.expert, self.experts)
@@ -122,6 +140,7 @@ class UnionAttention(nn.Module):
         if self.router.teaches:
             self.router.teach(rows, pairs.token, pairs.expert, outputs)
         y = outputs.new_zeros(len(rows), outputs.shape[1])
+        # a gate whose weights are all 1 needs no product
         outputs = outputs * weight[:, None] if self.router.weighs else outputs
         y = y.index_add(0, pairs.token, outputs)
         y = y if out.bias is None else y + out.bias.to(y.dtype)
@@ -150,6 +169,11 @@ class SelectiveAttention(UnionAttention):
         behind: nn.Module,
         shell: nn.Module,
     ) -> None:
+        """Cut the host's attention into experts of heads / E heads.
+
+        qkv, proj: the host's layers; heads: H; norms: of queries and keys; drop: dropout of the
+          shares; behind: the module after `proj`; shell: the host's attention without its weights.
+        """
         out = CutLinear(proj)
         super().__init__(router, out, heads, qkv.out_features // (3 * heads), shell)
         self.qkv, self.proj = CutLinear(qkv), out
@@ -159,13 +183,17 @@ class SelectiveAttention(UnionAttention):
     def forward(
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
+        """Attend within each head's tokens.  x: (B, T, d) -> (B, T, d).
+
+        attn_mask, is_causal: must be None and False; a host passes them. Raises: ConfigError.
+        """
         if attn_mask is not None or is_causal:
             got, fix = "a mask over pairs of tokens", "Call the model without one."
             raise ConfigError("attention of a union", got=got, want="none", fix=fix)
         pairs, weight = self.route(x)
         # project each pair's token by its expert's rows of W_q, W_k and W_v
         rows = x.reshape(-1, x.shape[-1]).index_select(0, pairs.token)
-        z = linear_of(pairs.expert, self.experts)(rows, *self._reads())  # (N, 3 g w)
+        z = linear_of(pairs.expert, self.experts)(rows, *self._query_key_value())  # (N, 3 g w)
         q, k, v = z.view(len(rows), 3, self.each, self.width).unbind(1)
         # each (sequence, expert) becomes one padded sequence of the tokens that the expert takes
         q, k, v = (pairs.pad(t).transpose(1, 2) for t in (self.q_norm(q), self.k_norm(k), v))
@@ -174,8 +202,11 @@ class SelectiveAttention(UnionAttention):
         attended = pairs.unpad(attended.transpose(1, 2)).flatten(1)  # (N, g w)
         return self.proj_drop(self.summed(x, pairs, weight, attended))
 
-    def _reads(self) -> tuple[Tensor, Tensor | None]:
-        """Return rows of queries, keys and values by expert, (E, 3 g w, d), biases (E, 3 g w)."""
+    def _query_key_value(self) -> tuple[Tensor, Tensor | None]:
+        """Return the rows of W_q, W_k, W_v by expert, (E, 3 g w, d), and biases (E, 3 g w) or None.
+
+        E experts of g heads, w wide.
+        """
         n, d = self.each * self.width, self.qkv.weight.shape[1]
         weight = self.qkv.weight.view(3, self.experts, n, d).transpose(0, 1)
         bias = self.qkv.bias
@@ -184,12 +215,16 @@ class SelectiveAttention(UnionAttention):
         return weight.reshape(self.experts, 3 * n, d), bias
 
     def naive(self, x: Tensor, routing: Routing) -> Tensor:
-        """Compute the same slowly: expert by expert, sequence by sequence."""
+        """Compute the same slowly: expert by expert, sequence by sequence.
+
+        x: (B, T, d), same shape.
+        routing: of the B T tokens.
+        """
         gates = routing.dense().view(*x.shape[:2], self.experts)
         selected = torch.zeros_like(gates, dtype=torch.bool).view(-1, self.experts)
         selected[routing.token, routing.expert] = True
         selected = selected.view_as(gates)
-        weight, bias = self._reads()
+        weight, bias = self._query_key_value()
         y = x.new_zeros(*x.shape[:2], len(self.proj.weight))
         if self.proj.bias is not None:
             y = y + self.proj.bias
@@ -230,6 +265,12 @@ class SelectiveQueries(UnionAttention):
         layer: int,
         shell: nn.Module,
     ) -> None:
+        """Cut the queries and the output layer of a decoder's attention into experts.
+
+        layers: q, k, v, o of the host; heads: of queries; norms: of queries and keys, None = none;
+          scale: of the scores; drop: dropout of the shares; layer: its number in the cache; shell:
+          the host's attention without its weights.
+        """
         q, k, v, o = layers
         out = CutLinear(o)
         super().__init__(router, out, heads, q.out_features // heads, shell)
@@ -247,6 +288,13 @@ class SelectiveQueries(UnionAttention):
         cache: Any = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
+        """Attend from each head's tokens to all.
+
+        hidden_states: (B, T, d). Returns ((B, T, d), None).
+        position_embeddings: (cos, sin) of the rotary positions; attention_mask: (B, 1, T, keys),
+          None = causal; cache: of keys and values, also as past_key_values. kwargs: unused; hosts
+          pass more.
+        """
         x, cache = hidden_states, kwargs.pop("past_key_values", None) if cache is None else cache
         assert position_embeddings is not None
         k, v = self._keys(x, position_embeddings)
@@ -257,11 +305,13 @@ class SelectiveQueries(UnionAttention):
         # queries of the pairs alone, with the rotary positions of their tokens
         q = linear_of(pairs.expert, self.experts)(rows, *self.q_proj.reads(self.experts))
         q = self._normed("q_norm", q.view(len(rows), self.each, self.width))
-        q = rotated(q, *(_of_pairs(t, len(x), pairs.token) for t in position_embeddings))
-        token_mask = self._sees(x, k, attention_mask)  # (B, T, keys)
+        q = rotated(q, *(_pair_positions(t, len(x), pairs.token) for t in position_embeddings))
+        token_mask = self._key_mask(x, k, attention_mask)  # (B, T, keys)
         pair_mask = token_mask.reshape(-1, token_mask.shape[-1])[pairs.token]
-        mask = pairs.pad(pair_mask, _all(token_mask))
-        k, v = (t.to(q.dtype)[pairs.sequence[:, None], self._shared(pairs.owner)] for t in (k, v))
+        mask = pairs.pad(pair_mask, _visible(token_mask))
+        k, v = (
+            t.to(q.dtype)[pairs.sequence[:, None], self._key_heads(pairs.owner)] for t in (k, v)
+        )
         drop = self.drop if self.training else 0.0
         queries = pairs.pad(q).transpose(1, 2)  # (S, g, n, w)
         if mask.dtype != torch.bool:
@@ -278,22 +328,29 @@ class SelectiveQueries(UnionAttention):
         return x if norm is None else norm(x)
 
     def _keys(self, x: Tensor, positions: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return keys and values of all tokens, (B, heads of keys, T, w) both."""
+        """Return keys and values of all tokens, (B, heads of keys, T, w) both.
+
+        x: (B, T, d); positions: (cos, sin), (1 or B, T, w) both.
+        """
         shape = (*x.shape[:2], -1, self.width)
         k, v = self.k_proj(x).view(shape), self.v_proj(x).view(shape)
         cos, sin = (t[:, :, None] for t in positions)
         k = rotated(self._normed("k_norm", k), cos, sin)
         return k.transpose(1, 2), v.transpose(1, 2)
 
-    def _shared(self, owner: Tensor) -> Tensor:
-        """Return the key heads that the g heads of each owner read.  owner: (S,) -> (S, g)."""
+    def _key_heads(self, owner: Tensor) -> Tensor:
+        """Return the key heads that the g query heads of each expert use.  owner: (S,) -> (S, g).
+
+        owner: the expert of each of S padded sequences.
+        """
         head = owner[:, None] * self.each + torch.arange(self.each, device=owner.device)
         return torch.div(head, self.pairs_of, rounding_mode="floor")
 
-    def _sees(self, x: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-        """Return the mask of the keys that each token sees, or what is added to its scores.
+    def _key_mask(self, x: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+        """Return which keys each token may see, (B, T, keys) bool, or a float mask added to scores.
 
-        x: (B, T, d); k: all keys; mask: (B, 1, T, keys), None = causal.  Returns (B, T, keys).
+        x: (B, T, d); k: (B, heads, keys, w); mask: (B, 1, T, keys), None = causal.
+        Raises: ConfigError for a mask of another form.
         """
         (b, t), keys = x.shape[:2], k.shape[2]
         if mask is None:
@@ -306,12 +363,17 @@ class SelectiveQueries(UnionAttention):
         return mask[:, 0, :, :keys].expand(b, t, keys)
 
     def naive(self, x: Tensor, routing: Routing, positions: tuple[Tensor, Tensor]) -> Tensor:
-        """Compute the same slowly: every head on every token, times 0 where it was not chosen."""
+        """Compute the same slowly: every head on every token, times 0 where it was not chosen.
+
+        x: (B, T, d), same shape; routing: of the B T tokens; positions: (cos, sin).
+        """
         k, v = (t.repeat_interleave(self.pairs_of, 1) for t in self._keys(x, positions))
         q = F.linear(x, self.q_proj.weight, self.q_proj.bias)
         q = self._normed("q_norm", q.view(*x.shape[:2], self.heads, self.width))
         q = rotated(q, *(t[:, :, None] for t in positions)).transpose(1, 2)
-        shares = (q @ k.mT * self.scale).masked_fill(~self._sees(x, k, None)[:, None], -torch.inf)
+        shares = (q @ k.mT * self.scale).masked_fill(
+            ~self._key_mask(x, k, None)[:, None], -torch.inf
+        )
         attended = (shares.softmax(-1) @ v).transpose(1, 2)  # (B, T, H, w)
         gates = routing.dense().view(*x.shape[:2], self.experts)
         attended = attended * gates.repeat_interleave(self.each, -1)[..., None]
@@ -319,16 +381,19 @@ class SelectiveQueries(UnionAttention):
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Return x cos + (-x_2, x_1) sin, x_1 and x_2 the halves of the last axis, as in Llama."""
+    """Return x cos + (-x_2, x_1) sin, x_1 and x_2 the halves of the last axis, as in Llama.
+
+    cos, sin: of the rotary positions, broadcast against x.
+    """
     first, second = x.chunk(2, -1)
     return x * cos + torch.cat([-second, first], -1) * sin
 
 
-def _of_pairs(positions: Tensor, batch: int, token: Tensor) -> Tensor:
+def _pair_positions(positions: Tensor, batch: int, token: Tensor) -> Tensor:
     """Return the positions of each pair's token.  (1 or B, T, w) -> (N, 1, w)."""
     return positions.expand(batch, -1, -1).reshape(-1, positions.shape[-1])[token][:, None]
 
 
-def _all(mask: Tensor) -> float | bool:
-    """Return the mask value of padding, which sees everything: a softmax over nothing is NaN."""
+def _visible(mask: Tensor) -> float | bool:
+    """Return the mask value of padding, which sees every key: a softmax over nothing is NaN."""
     return True if mask.dtype == torch.bool else 0.0

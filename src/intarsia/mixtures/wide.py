@@ -26,6 +26,10 @@ class WideMlp(nn.Module):
     down_bias: nn.Parameter | None
 
     def __init__(self, experts: StackedExperts, shared: nn.Module | None) -> None:
+        """Copy the weights of E stacked experts into one MLP of E h hidden units.
+
+        shared: the module that every token passes, None = none.
+        """
         super().__init__()
         self.experts, self.units = experts.experts, experts.up.shape[1]
         self.act = copy.deepcopy(experts.act)
@@ -41,7 +45,10 @@ class WideMlp(nn.Module):
         self.shared = copy.deepcopy(shared)
 
     def hidden(self, x: Tensor, gates: Tensor) -> Tensor:
-        """Return the units as `down` reads them, 0 where expert or unit is off.  -> (..., E h)."""
+        """Return the units that `down` reads, 0 where the expert or the unit is off.
+
+        x: (..., d), gates: (T, E), T the rows of x. Returns (..., E h).
+        """
         units = self.act(self.up(x) if self.gate is None else self.gate(x))
         if self.gate is not None:
             units = units * self.up(x)
@@ -49,6 +56,7 @@ class WideMlp(nn.Module):
         return units * gates.repeat_interleave(self.units, dim=-1)
 
     def forward(self, x: Tensor, gates: Tensor) -> Tensor:
+        """Return the output of the wide MLP.  x: (..., d), gates: (T, E) -> (..., out)."""
         y = self.down(self.hidden(x, gates))
         # the output biases are summed by the gates
         if self.down_bias is not None:
@@ -82,9 +90,8 @@ def activation_l0(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Acti
     """Count the hidden units that are on in each mixture of a model, by path, in one forward.
 
     args, kwargs: of the model's forward, model(*args, **kwargs); a mixture by itself has path "".
-    In the mode that the model is in, for what a capacity drops while training; a router that draws
-    then draws once more. Shared experts are not counted. NaN for a mixture that no token reached.
-
+    Runs in the model's current mode: in training a capacity drops pairs. A router that draws draws
+    once more. Shared experts are not counted. NaN for a mixture that no token reached.
     Raises: ConfigError for a model without a mixture of stacked experts.
     """
     by_path: dict[str, list[Tensor]] = {}  # (units on, pairs, tokens), of each call
@@ -116,7 +123,10 @@ def activation_l0(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Acti
 
 
 def _counts(mixture: Mixture, x: Tensor) -> Tensor:
-    """Count units on, pairs, and tokens that have an expert, (3,) float64."""
+    """Count the units that are on, the pairs, and the tokens that have an expert, (3,) float64.
+
+    mixture: of stacked experts; x: (..., d), its input.
+    """
     experts, routing = _stacked(mixture), mixture.routing(x)
     has = routing.weight != 0
     pairs = by_expert(routing.expert[has], experts.experts)

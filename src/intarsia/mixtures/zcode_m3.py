@@ -60,7 +60,7 @@ class ZCodeM3:
         return Capacity(self.factor, "random", self.least, self.evaluation)
 
     def build(self, width: int, hidden: int, *, generator: torch.Generator) -> Mixture:
-        """Return a mixture of MLPs width -> hidden -> width."""
+        """Return a mixture of E MLPs width -> hidden -> width, with router and capacity."""
         experts = StackedExperts(self.experts, width, hidden, bias=True, generator=generator)
         router = self.router.build(width, generator=generator)
         return Mixture(experts, router, capacity=self.capacity, generator=generator)
@@ -75,16 +75,16 @@ def mixtures_in(model: nn.Module) -> dict[str, Mixture]:
 def merged(a: nn.Module, b: nn.Module) -> nn.Module:
     """Merge two modules into a new one with the experts of both and all other weights averaged.
 
-    Of each `Mixture` in a (or a itself) and the one at the same path in b: experts of a, then those
-    of b; the rows of the gates likewise; (w_a + w_b) / 2 of every other weight. Capacity, mode and
-    what is frozen are as in a. a and b are left as they are. Experts of b whose hash is one of a's
-    get another one, and other tokens.
+    For each `Mixture` in a (or a itself) and the one at the same path in b, the new one has the
+    experts of a, then those of b, and the rows of both gates in the same order; every other weight
+    is (w_a + w_b) / 2. Capacity, mode and what is frozen are as in a. a and b are left as they are.
+    A hash router picks experts by a number (salt) of each; where b has a salt of a, its expert gets
+    a new one and therefore other tokens.
     Where weights are probabilities over all experts, they are smaller at first, half as large if a
     and b are equal: the merged model is a start to train on from.
-
-    Raises: ConfigError for routers whose experts cannot come (a hash and every gate with a row for
-    each expert can), of different settings, and for no mixture at all; ShapeError for weights that
-    do not fit.
+    Raises: ConfigError for routers that cannot get more experts (those with a row of weights for
+    each expert, and `Hash`, can), of different settings, and for no mixture at all; ShapeError for
+    weights that do not fit.
     Source: arXiv:2109.10465, aggregation of experts.
     """
     ours, theirs = mixtures_in(a), mixtures_in(b)
@@ -94,13 +94,16 @@ def merged(a: nn.Module, b: nn.Module) -> nn.Module:
     # check everything before anything is built
     for path, mine in ours.items():
         _check_alike(path, mine, theirs[path])
-    our_tensors, their_tensors = dict(_averaged(a)), dict(_averaged(b, twice=True))
+    our_tensors, their_tensors = dict(_shared_tensors(a)), dict(_shared_tensors(b, twice=True))
     shapes = {name: tuple(t.shape) for name, t in our_tensors.items()}
     their_shapes = {
         name: tuple(t.shape) for name, t in their_tensors.items() if name in our_tensors
     }
-    if shapes != their_shapes or dict(_averaged(a, twice=True)).keys() != their_tensors.keys():
-        raise _unlike("weights", shapes, their_shapes)
+    if (
+        shapes != their_shapes
+        or dict(_shared_tensors(a, twice=True)).keys() != their_tensors.keys()
+    ):
+        raise _shape_error("weights", shapes, their_shapes)
     # whole numbers, such as a counter, must agree; everything else is averaged
     for name, mine in our_tensors.items():
         their_tensor = their_tensors[name].to(mine.device)
@@ -109,7 +112,7 @@ def merged(a: nn.Module, b: nn.Module) -> nn.Module:
             fix = "Merge models of one seed, trained for as many steps."
             raise ConfigError(f"{name!r}", got="other whole numbers in each", want=want, fix=fix)
     new = copy.deepcopy(a)
-    for name, mine in _averaged(new):
+    for name, mine in _shared_tensors(new):
         if mine.is_floating_point():
             mine.lerp_(their_tensors[name].to(mine), 0.5)
     for path, mine in mixtures_in(new).items():
@@ -120,19 +123,23 @@ def merged(a: nn.Module, b: nn.Module) -> nn.Module:
 def prune(mixture: Mixture, experts: Sequence[int]) -> None:
     """Keep these experts of a mixture and their rows of the gate, in this order, in place.
 
-    Parameters are new ones: make optimisers afterwards. All of them in their order change nothing.
-
-    Raises: ConfigError for a router whose experts cannot go, numbers that are none of its experts,
+    experts: their numbers, from 0. Parameters are new ones: make optimisers afterwards. All of them
+      in their order change nothing.
+    Raises: ConfigError for a router that cannot lose experts, numbers that are none of its experts,
     or fewer than it chooses for a token. The mixture is then as it was.
     """
     check_prune(mixture, experts)
     rows = torch.tensor(list(experts), device=next(mixture.parameters()).device)
+    # experts and gate rows in the same order
     mixture.experts.keep(rows)
     _set_rows(mixture, {name: t[rows] for name, t in _rows(mixture).items()})
 
 
 def check_prune(mixture: Mixture, experts: Sequence[int], subject: str = "experts to keep") -> None:
-    """Raise what `prune` would raise.  subject: how an error names the experts."""
+    """Raise the error that `prune` would raise, if any.
+
+    mixture: to be pruned; experts: numbers of those to keep; subject: how an error names them.
+    """
     count = mixture.experts.experts
     if not experts or len(set(experts)) < len(experts) or not set(experts) <= set(range(count)):
         want = f"some of 0 ... {count - 1}, each once"
@@ -149,7 +156,7 @@ def _settings(mixture: Mixture) -> Any:
 def _rows(mixture: Mixture) -> dict[str, Tensor]:
     """Return the router's tensors that have a row for each expert, by name.
 
-    Raises: ConfigError for a router whose experts cannot come or go.
+    Raises: ConfigError for a router that cannot get or lose experts.
     """
     router = mixture.router
     if not isinstance(router, Router) or router.by_expert is None or _settings(mixture) is None:
@@ -161,7 +168,10 @@ def _rows(mixture: Mixture) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _set_rows(mixture: Mixture, rows: dict[str, Tensor]) -> None:
-    """Replace the rows of a mixture's router after its experts have changed in number."""
+    """Give a mixture's router these tensors, after the number of its experts has changed.
+
+    rows: by name, as `_rows` returns them, each with a row for each expert.
+    """
     router: Any = mixture.router
     for name, value in rows.items():
         replace_rows(router, name, value)
@@ -174,7 +184,7 @@ def _set_rows(mixture: Mixture, rows: dict[str, Tensor]) -> None:
 
 
 def _append(mine: Mixture, theirs: Mixture) -> None:
-    """Append the experts of another mixture, and their rows of the router, in place."""
+    """Append the experts of the mixture `theirs`, and its router's rows, to `mine`, in place."""
     our_rows, their_rows = _rows(mine), _rows(theirs)
     if "salt" in our_rows:  # of two experts with one hash, the second would never be chosen
         their_rows["salt"] = _distinct(our_rows["salt"], their_rows["salt"])
@@ -183,7 +193,11 @@ def _append(mine: Mixture, theirs: Mixture) -> None:
 
 
 def _distinct(our_salts: Tensor, salts: Tensor) -> Tensor:
-    """Return `salts` with new ones where a salt is in `our_salts` or came before.  (E,) int64."""
+    """Return `salts` with new ones where a salt is in `our_salts` or came before.
+
+    Salts are the numbers by which a hash router picks an expert. our_salts: (E1,), salts: (E2,)
+    int64 -> (E2,).
+    """
     used, distinct = set(our_salts.tolist()), list[Tensor]()
     for salt in salts.cpu():
         # a hash that both models use would send all its tokens to the first of the two experts
@@ -195,8 +209,12 @@ def _distinct(our_salts: Tensor, salts: Tensor) -> Tensor:
 
 
 def _check_alike(path: str, mine: Mixture, theirs: Mixture) -> None:
-    """Raise ConfigError or ShapeError where two mixtures at `path` cannot be merged."""
+    """Raise ConfigError or ShapeError where two mixtures at `path` cannot be merged.
+
+    mine, theirs: the mixtures of the two models.
+    """
     experts = mine.experts.experts + theirs.experts.experts
+    # type of the router, widths of its rows, and its settings for all experts together
     our_side, their_side = (
         (type(m.router), _widths(_rows(m)), with_experts(_settings(m), experts))
         for m in (mine, theirs)
@@ -207,11 +225,13 @@ def _check_alike(path: str, mine: Mixture, theirs: Mixture) -> None:
         raise ConfigError(f"routers of {path!r}", got=got, want=want, fix=SAME)
     stacks = [_stack(m.experts) for m in (mine, theirs)]
     if our_side[1] != their_side[1] or stacks[0] != stacks[1]:
-        raise _unlike(f"experts of {path!r}", (our_side[1], stacks[0]), (their_side[1], stacks[1]))
+        raise _shape_error(
+            f"experts of {path!r}", (our_side[1], stacks[0]), (their_side[1], stacks[1])
+        )
 
 
 def _stack(experts: Experts) -> tuple[str, str, object]:
-    """Return kind, activation and shapes of experts, which those of one stack share."""
+    """Return kind, activation and shapes of experts, which must agree to be stacked together."""
     parameters = dict(experts.named_parameters(recurse=False))
     act = repr(experts.act) if isinstance(experts, StackedExperts) else ""
     return type(experts).__name__, act, _widths(parameters)
@@ -222,10 +242,10 @@ def _widths(rows: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(t.shape[1:]) for name, t in rows.items()}
 
 
-def _averaged(model: nn.Module, twice: bool = False) -> Iterator[tuple[str, Tensor]]:
-    """Yield the parameters and buffers that belong to no single expert, by name.
+def _shared_tensors(model: nn.Module, twice: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters and buffers that belong to no single expert, with their names.
 
-    twice: a shared one comes under each of its names.
+    twice: a tensor with several names comes under each of them.
     """
     single: set[int] = set()
     for mixture in mixtures_in(model).values():
@@ -242,7 +262,7 @@ def _averaged(model: nn.Module, twice: bool = False) -> Iterator[tuple[str, Tens
             yield name, t
 
 
-def _unlike(name: str, first: object, second: object) -> ShapeError:
+def _shape_error(name: str, first: object, second: object) -> ShapeError:
     """Return the error for shapes of the second model that are not those of the first."""
     return ShapeError(name, got=second, want=f"{first}, as in the first", fix=SAME)
 

@@ -42,6 +42,10 @@ class Attached(WholeModel):
         group: Group = None,
         wholes: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        """Remember which parameters are parts of a layer's experts, by identity and by path.
+
+        See the class for the arguments.
+        """
         self.parts, self.group, self.shared = dict(parts), group, True
         self.world = dist.get_world_size(group)
         self.of: dict[int, tuple[OwnExperts, str]] = {}  # id of a parameter -> its part and name
@@ -53,26 +57,35 @@ class Attached(WholeModel):
                 self.names[f"{path}.{LOCAL}.{name}"] = full_path, part, name
 
     def pieces(self, state: Mapping[str, Tensor]) -> dict[str, Tensor | Piece]:
-        """Return a state of the model under the names of one process, experts as local pieces."""
+        """Return a state dict with the names of one process; the rows of experts become a `Piece`.
+
+        state: of the model in this process.
+        """
         by_path: dict[str, Tensor | Piece] = {}
         for path, value in state.items():
             full_path, part, name = self.names.get(path, (path, None, ""))
+            # weights that all processes have stay whole
             by_path[full_path] = value if part is None else self.piece(part, name, value)
         return by_path
 
     def piece(self, part: OwnExperts, name: str, value: Tensor) -> Piece:
-        """Return this process's piece of a weight, or of an optimiser's state of its shape."""
+        """Return this process's rows of a weight, with where they belong.
+
+        part: the experts that this process keeps; name: of their weight; value: the weight, or an
+          optimiser's state of its shape.
+        """
         units = units_of(part.local, name)
         return Piece(value, units, *part.lot(dist.get_rank(self.group)), self._experts(part))
 
     def _experts(self, part: OwnExperts) -> int:
-        """Return E, the number of experts of a layer on all processes."""
+        """Return E, the number of experts of a layer on all processes.  part: those of this one."""
         return 1 + max(int(i.max()) for i, *_ in map(part.lot, range(self.world)) if len(i))
 
     def own(self, state: Mapping[str, Tensor | Stored]) -> dict[str, Tensor]:
-        """Return this process's part of a state under the names of one process.
+        """Return the tensors of a state dict that this process keeps, by the names they have here.
 
-        state: tensors of all experts, or stored ones, of which only the rows needed are read.
+        state: names of one process -> tensors of all experts, or stored ones, of which only the
+          rows needed are read.
         """
         local_paths = {
             full_path: (path, part, name) for path, (full_path, part, name) in self.names.items()
@@ -84,6 +97,11 @@ class Attached(WholeModel):
         return by_path
 
     def _mine(self, part: OwnExperts | None, name: str, value: Tensor | Stored) -> Tensor:
+        """Return this process's part of a weight of all experts; all of it if `part` is None.
+
+        part: the experts that this process keeps; name: of their weight; value: (E, ...), a tensor
+          or in a file. Raises: CheckpointError for a file of another number of experts.
+        """
         if part is None:
             return value.all() if isinstance(value, Stored) else value
         index, *sliced = part.lot(dist.get_rank(self.group))
@@ -100,21 +118,29 @@ class Attached(WholeModel):
         return own_part(units, value, index, *sliced)
 
     def past(self) -> dict[str, list[Tensor]]:
-        """Return the experts' loads in the newest batches by part, the same in every process."""
+        """Return the experts' loads in the newest batches, (E,) each, by path of a layer's part.
+
+        They are the same in every process.
+        """
         loads = {path: part.past for path, part in self.parts.items()}
+        # parts of other strategies remember no loads
         return {path: list(past) for path, past in loads.items() if past is not None}
 
     def follow(self, past: Mapping[str, Sequence[Tensor]]) -> None:
-        """Continue from these loads, which may be of another number of processes."""
+        """Continue from loads that `past` returned, also with another number of processes.
+
+        past: path of a part -> loads (E,) of the newest batches.
+        """
         for path, part in self.parts.items():
             if path in past and part.past is not None:
                 part.past = list(past[path])
 
     def moves(self, step: int) -> Iterator[Move]:
-        """Yield the weights whose experts get new owners after so many steps, for `Fssdp.reshard`.
+        """Yield the weights whose experts get new owners after `step` steps, for `Fssdp.reshard`.
 
-        Path, weight, and what sends rows in the weight's shape to their new owners. The caller puts
-        them in, and those of whatever it remembers of the weight. All processes do the same.
+        Each is a path, a weight, and a function that sends rows in the weight's shape to their new
+        owners (processes that keep them). The caller puts the rows that it returns in, and those of
+        what an optimiser remembers of the weight. All processes do the same.
         """
         due = [(path, part) for path, part in self.parts.items() if part.due(step)]
         # Layers with the same number of experts are dealt out together, so that what is uneven in
@@ -131,15 +157,19 @@ class Attached(WholeModel):
                 part.set_owner(owner)
 
     def owners(self) -> dict[str, Any]:
-        """Return who owns the experts of layers where that may change, and how many processes."""
+        """Return, for a checkpoint, which process owns which expert where that may change.
+
+        "world": the number of processes; "of": path of a part -> (E,) owners.
+        """
         owners = {path: part.owner for path, part in self.parts.items()}
         changeable = {path: owner for path, owner in owners.items() if owner is not None}
         return {"world": self.world, "of": changeable}
 
     def set_owners(self, owners: Mapping[str, Any]) -> None:
-        """Set owners that a checkpoint has, and make room for their weights.
+        """Set the owners that a checkpoint has, and make room for their weights.
 
-        Owners of another number of processes are left out: experts are then in order.
+        owners: as `owners` returned them. Those of another number of processes are left out:
+          experts are then in order.
         """
         if owners.get("world") != self.world:
             return
@@ -155,7 +185,10 @@ class Attached(WholeModel):
     def optimizer_pieces(
         self, state: dict[str, Any], parameters: Sequence[nn.Parameter]
     ) -> dict[str, Any]:
-        """Return an optimiser's state_dict with local pieces, as `pieces` does for the model."""
+        """Return an optimiser's state_dict in which the states of experts are pieces of the whole.
+
+        parameters: the optimiser's, in its order. A `Piece` says which experts its rows belong to.
+        """
         rows = dict(state["state"])
         for number, parameter in enumerate(parameters):
             if number in rows and id(parameter) in self.of:
@@ -171,11 +204,15 @@ class Attached(WholeModel):
     def own_optimizer(
         self, state: dict[str, Any], parameters: Sequence[nn.Parameter]
     ) -> dict[str, Any]:
-        """Return this process's part of an optimiser's state_dict, as `own` does for the model."""
+        """Return this process's part of an optimiser's state_dict, as `own` does for the model.
+
+        parameters: the optimiser's, in its order.
+        """
         rows = dict(state["state"])
         for number, parameter in enumerate(parameters):
             part, name = self.of.get(id(parameter), (None, ""))
             if number in rows:
+                # moments have the weight's shape; a step counter has none
                 rows[number] = {
                     key: self._mine(part, name, value)
                     if isinstance(value, Stored)
@@ -186,24 +223,31 @@ class Attached(WholeModel):
         return state | {"state": rows}
 
     def gathered(self, part: OwnExperts, name: str, value: Tensor) -> Tensor:
-        """Collect a weight, or an optimiser's state of its shape, of all experts."""
-        lots = [part.lot(rank) for rank in range(self.world)]
+        """Collect all experts' rows of a weight, or of an optimiser's state of its shape.
+
+        part: the experts that this process keeps; name: of the weight; value: its rows here.
+          Returns (E, ...).
+        """
+        shares = [part.lot(rank) for rank in range(self.world)]  # (experts, slice, slices)
         rank, experts = dist.get_rank(self.group), self._experts(part)
         full: Tensor | None = None
-        for sender, lot in enumerate(lots):
-            if not len(lot[0]):
+        for sender, share in enumerate(shares):
+            if not len(share[0]):
                 continue
-            shape = (len(lot[0]), *value.shape[1:])
+            shape = (len(share[0]), *value.shape[1:])
             # Each process in turn sends its experts to all others, one weight at a time.
             rows = value.detach().contiguous() if sender == rank else value.new_empty(shape)
             source = sender if self.group is None else dist.get_global_rank(self.group, sender)
             dist.broadcast(rows, source, group=self.group)
-            full = put_part(units_of(part.local, name), full, rows, experts, *lot)
+            full = put_part(units_of(part.local, name), full, rows, experts, *share)
         assert full is not None
         return full
 
     def norm(self, parameters: Sequence[nn.Parameter], meter: Meter | None = None) -> Tensor:
-        """Return the norm of all gradients, other processes' experts included."""
+        """Return the norm of all gradients, other processes' experts included.
+
+        parameters: of this process; meter: counts the time in which other processes are waited for.
+        """
         total_norm = torch.nn.utils.get_total_norm
         gradients = [(p.grad, id(p) in self.of) for p in parameters if p.grad is not None]
         sharded_norm, shared_norm = (
@@ -230,17 +274,17 @@ def attached(
     group: Group = None,
     gather: bool = True,
 ) -> Iterator[WholeModel]:
-    """Replace each layer's experts by this process's part, and put all back when the block ends.
+    """Replace each layer's experts by this process's part inside the block, and put all back after.
 
     model: with mixtures of ours, or a sparse model of transformers as it is.
-    Processes are those of torch.distributed; with one, or without a strategy, nothing changes.
+    strategy: how experts are shared out; None = not at all, as with one process. topology: of the
+      links between the processes, None = as the strategy says. meter: counts what is sent, layer by
+      layer. group: the processes, None = all of torch.distributed.
     Gradients of experts, which come from all processes, are divided by their number, so that they
     are those of the mean loss, as DistributedDataParallel's are of the rest.
-    meter: counts what is sent, layer by layer.
     gather: False leaves the parts where they are, so that no process needs room for all experts;
       write the model first, by `write_sharded`, or `save` with the parts.
     An error inside leaves the processes with their parts: go on from a checkpoint.
-
     Raises: ConfigError for a model without experts, with routers that read them, or experts that
     the strategy cannot part; TrainingError where processes have other models.
     """
@@ -280,6 +324,8 @@ def attached(
 
 
 def _digest(model: nn.Module, strategy: Strategy) -> str:
+    """Return a SHA-256 of strategy and weights, by which processes check that theirs are equal."""
+    # equal digests: one strategy, one model, the same weights
     total = hashlib.sha256(repr(strategy).encode())
     for name, weight in model.state_dict().items():
         if isinstance(weight, Tensor):

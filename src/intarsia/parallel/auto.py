@@ -56,11 +56,20 @@ class Auto(Strategy):
         backward: bool = False,
         past: Sequence[torch.Tensor] = (),
     ) -> DevicePlan:
+        """Return the plan of the fastest strategy for the trace's experts.
+
+        trace: which experts each token has; size: of an expert; topology: devices and links;
+          backward: with the steps of the gradients; past: loads (L, E) of the batches before,
+          newest last.
+        """
         best = self.chosen(trace.experts, size, topology)
         return best.plan(trace, size, topology, backward=backward, past=past)
 
     def chosen(self, experts: int, size: ExpertSize, topology: Topology) -> Strategy:
-        """Return the strategy with the least time, forward and backward; the first of equals."""
+        """Return the strategy with the least time, forward and backward; the first of equals.
+
+        experts: E of a layer; size: of an expert; topology: devices and links.
+        """
         # A fixed seed: processes that choose on their own must simulate the same batch.
         draws = torch.Generator().manual_seed(0)
         # The experts with the k largest of E uniform draws are an even load.
@@ -82,6 +91,7 @@ class Auto(Strategy):
             seconds[strategy] = simulate(plan, topology).seconds
         if not seconds:
             raise refused
+        # a dict keeps the order: of equals the first
         return min(seconds, key=lambda strategy: seconds[strategy])
 
     def links(self, world: int, group: Group = None) -> Topology:
@@ -91,6 +101,11 @@ class Auto(Strategy):
     def shard(
         self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1
     ) -> OwnExperts:
+        """Return this process's experts by the fastest strategy; see `Strategy.shard`.
+
+        experts: all of a layer; wire: the layer's exchanges between processes; topology: devices
+          and links; layers: how many there are.
+        """
         best = self.chosen(stacked(experts).experts, size_of(experts), topology)
         return best.shard(experts, wire, topology, layers)
 
@@ -107,7 +122,7 @@ NAMED: Mapping[str, Any] = MappingProxyType(
 
 
 def strategy_named(name: str) -> Strategy:
-    """Return the strategy of `intarsia fit --plan`.  Raises: UnknownName."""
+    """Return the strategy that `intarsia fit --plan` calls by this name.  Raises: UnknownName."""
     if name not in NAMED:
         raise UnknownName("--plan", name, NAMED)
     return NAMED[name]()

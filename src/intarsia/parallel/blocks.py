@@ -20,19 +20,21 @@ EXCHANGES = ("flat", "hierarchical")
 
 
 def agreed_capacity(routing: Routing, wire: Wire, multiple: int) -> int:
-    """Agree on C, the places of each expert from each process, so that no pair is dropped.
+    """Agree on C, the places of each expert for rows from each process, so that no pair is dropped.
 
-    The largest load of an expert in any process, 1 at least, rounded up to a multiple.
+    routing: of this process's rows; wire: the exchanges of the layer. C is the largest load of an
+      expert in any process, 1 at least, rounded up to a multiple of `multiple`.
     """
     load = routing.expert.bincount(minlength=routing.experts).max().reshape(1)
     return rounded_up(int(wire.told(load, "counts").max()), multiple)
 
 
 def planned_capacity(expert: Tensor, rows: Tensor, experts: int, multiple: int) -> int:
-    """Return the C of `agreed_capacity` from a trace.
+    """Return the C of `agreed_capacity` for a recorded routing.
 
-    expert: (N, k), -1 = none; rows: (D, N) bool.
+    expert: (N, k), -1 = none; rows: (D, N) bool, which device has which rows; experts: E.
     """
+    # pairs of each device with each expert, of which the largest decides
     loads = [
         expert[mask][expert[mask] >= 0].long().bincount(minlength=experts).max() for mask in rows
     ]
@@ -44,7 +46,10 @@ def rounded_up(count: int, multiple: int) -> int:
 
 
 def counts_step(layer: int, devices: int) -> PlanStep:
-    """Return the step in which `agreed_capacity` exchanges its counts."""
+    """Return the plan's step in which processes exchange the counts of `agreed_capacity`.
+
+    layer: its number; devices: D.
+    """
     sent = torch.full((devices, devices), INDEX).fill_diagonal_(0)
     return PlanStep(f"{layer}.counts", layer, "counts", "link", bytes=sent)
 
@@ -59,6 +64,10 @@ class PairTable:
 
     @classmethod
     def of(cls, routing: Routing, capacity: int) -> PairTable:
+        """Give each pair (token, expert) of a routing a place in the table of its expert.
+
+        capacity: C, places of each expert, as many as its pairs or more.
+        """
         # A stable sort keeps the order of tokens within an expert, so that the table does not
         # depend on the device.
         order = routing.expert.argsort(stable=True)
@@ -72,13 +81,19 @@ class PairTable:
         return cls(routing, place, capacity)
 
     def fill(self, x: Tensor) -> Tensor:
-        """Put each pair's row in its place, zeros elsewhere.  (T, d) -> (E, C, d)."""
+        """Put the row of each pair (token, expert) in its place, zeros elsewhere.
+
+        (T, d) -> (E, C, d).
+        """
         rows = x.new_zeros(self.routing.experts * self.capacity, x.shape[-1])
         rows = rows.index_copy(0, self.place, x.index_select(0, self.routing.token))
         return rows.view(self.routing.experts, self.capacity, -1)
 
     def combine(self, outputs: Tensor) -> Tensor:
-        """Return y_t = sum_e G_te f_e(x_t).  outputs f: (E, C, out) -> (T, out)."""
+        """Return y_t = sum_e G_te f_e(x_t), G the routing.  (E, C, out) -> (T, out).
+
+        outputs: f_e of the row in each place.
+        """
         outputs = outputs.flatten(0, 1)
         # Each pair reads its own output and is scaled by its gate weight; pairs of a token are then
         # added up.
@@ -99,11 +114,14 @@ class Swap:
     inner: int = 1
 
     def run(self, blocks: Tensor, wire: Wire, phase: str) -> Tensor:
-        """Exchange blocks (G, m, ...), one for each member -> (G, m, ...), one from each."""
+        """Exchange blocks (G, m, ...), one for each member of the group; return one from each.
+
+        wire: the exchanges of the layer; phase: names them for the byte counts.
+        """
         if len(self.members) == 1:
             return blocks
         if self.inner == 1:
-            return self._all(blocks, self.members, wire, phase)
+            return self._exchange(blocks, self.members, wire, phase)
         size, inner = blocks.shape[1:], self.inner
         index = self.members.index(wire.rank)
         # 2DH: the first exchange, inside the node, hands each neighbour all that goes to its place
@@ -113,30 +131,39 @@ class Swap:
         # Blocks are ordered by destination: N nodes of I members. Sorted by place on the node
         # first, the blocks for one neighbour are contiguous.
         by_node = blocks.view(-1, inner, *size).transpose(0, 1)  # (I, N, m, ...)
-        received = self._all(by_node.flatten(1, 2), near, wire, f"{phase}_inside")
+        received = self._exchange(by_node.flatten(1, 2), near, wire, f"{phase}_inside")
         received = received.view(inner, -1, *size).transpose(0, 1)  # (N, I, m, ...): from whom
-        received = self._all(
+        received = self._exchange(
             received.flatten(1, 2), self.members[place::inner], wire, f"{phase}_across"
         )
         return received.reshape(-1, *size)
 
-    def _all(self, blocks: Tensor, members: Sequence[int], wire: Wire, phase: str) -> Tensor:
+    def _exchange(self, blocks: Tensor, members: Sequence[int], wire: Wire, phase: str) -> Tensor:
+        """Exchange blocks with `members`, one for each, in one step."""
         counts = [blocks.shape[1] * (rank in members) for rank in range(wire.world)]
         return wire.send(blocks.flatten(0, 1), counts, counts, phase).view(blocks.shape)
 
     def gather(self, rows: Tensor, wire: Wire, phase: str) -> Tensor:
         """Collect every member's rows; gradients are added up at their owners.
 
-        (m, ...) -> (G, m, ...).
+        rows: (m, ...) -> (G, m, ...). wire, phase: see `run`.
         """
+        # every member gets a copy of the rows
         return self.run(rows.expand(len(self.members), *rows.shape), wire, phase)
 
     def add(self, blocks: Tensor, wire: Wire, phase: str) -> Tensor:
-        """Return the sum of the members' blocks for this process.  (G, m, ...) -> (m, ...)."""
+        """Add up the blocks that the members have for this process.  (G, m, ...) -> (m, ...).
+
+        blocks: one for each member; wire, phase: see `run`.
+        """
         return self.run(blocks, wire, phase).sum(0)
 
     def sent(self, rank: int, devices: int, block: int) -> dict[str, Tensor]:
-        """Return the bytes from a member to every device by stage, for blocks of `block` bytes."""
+        """Return the bytes from a member to every device, by stage of the exchange.
+
+        rank: the member; devices: D; block: bytes of a block. Stages are "" for one step, or
+          "_inside" and "_across" nodes. Returns (D,) int64 each.
+        """
         groups = [("", self.members, block)]
         if self.inner > 1:
             node, place = divmod(self.members.index(rank), self.inner)
@@ -152,10 +179,10 @@ class Swap:
 
 
 def swaps_of(groups: Iterable[Sequence[int]], nodes: Tensor, exchange: str) -> dict[int, Swap]:
-    """Return the swap of each process.
+    """Return for each process the `Swap`, the all-to-all exchange with its group: rank -> Swap.
 
-    groups: disjoint sets of all processes; nodes: (D,), of the processes.
-
+    groups: disjoint sets of all processes; nodes: (D,), the node of each process; exchange: "flat"
+      or "hierarchical", first inside a node, then across nodes.
     Raises: ConfigError where a hierarchical exchange finds nodes with other numbers of members.
     """
     swaps: dict[int, Swap] = {}
@@ -165,8 +192,8 @@ def swaps_of(groups: Iterable[Sequence[int]], nodes: Tensor, exchange: str) -> d
             member_nodes = nodes[list(members)].tolist()
             inner = member_nodes.count(member_nodes[0])
             cuts = [member_nodes[i : i + inner] for i in range(0, len(member_nodes), inner)]
-            # Every run of `inner` members must be exactly one node, or `divmod` above would mix
-            # nodes up.
+            # Every run of `inner` members must be exactly one node: `Swap.run` finds a member's
+            # node by dividing its index by `inner`.
             uneven = any(len(set(c)) > 1 or len(c) < inner for c in cuts)
             if uneven or len(cuts) > len(set(member_nodes)):
                 got = f"processes {list(members)} on nodes {member_nodes}"
@@ -182,11 +209,10 @@ def swaps_of(groups: Iterable[Sequence[int]], nodes: Tensor, exchange: str) -> d
 def swap_steps(
     swaps: dict[int, Swap], layer: int, phase: str, block: int, *, backward: bool = False
 ) -> list[PlanStep]:
-    """Return the plan steps of `Swap.run` in all processes, reversed if backward.
+    """Return the plan's steps for `Swap.run` in all processes, reversed if backward.
 
-    block: bytes of a block.
-
-    An exchange of every process with itself alone is none.
+    swaps: rank -> its exchange; layer, phase: name the steps; block: bytes of a block. There is no
+      step where every process exchanges with itself alone.
     """
     devices = len(swaps)
     if all(len(swap.members) == 1 for swap in swaps.values()):
@@ -210,11 +236,13 @@ class _Split(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
+        """Return this member's part of the rows (E, C, d), (E, C / G, d); see `split`."""
         ctx.swap, ctx.wire, ctx.phase = swap, wire, phase
         return _part(rows, swap, wire)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        """Return the gradient of all rows: the members' parts, gathered."""
         return _whole(grads[0], ctx.swap, ctx.wire, f"{ctx.phase}.back"), None, None, None
 
 
@@ -223,11 +251,13 @@ class _Join(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
+        """Return the members' parts (E, C / G, d) put together, (E, C, d); see `join`."""
         ctx.swap, ctx.wire = swap, wire
         return _whole(rows, swap, wire, phase)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        """Return this member's part of the gradient."""
         return _part(grads[0], ctx.swap, ctx.wire), None, None, None
 
 
@@ -236,36 +266,50 @@ class _Alike(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
+        """Return the rows; remember the group whose members have them, too."""
         ctx.swap, ctx.wire, ctx.phase = swap, wire, phase
         return rows.view_as(rows)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        """Return the sum of all members' gradients, the same in each."""
         gradients = ctx.swap.gather(grads[0].contiguous(), ctx.wire, f"{ctx.phase}.back")
         return gradients.sum(0), None, None, None
 
 
 def _part(rows: Tensor, swap: Swap, wire: Wire) -> Tensor:
+    """Return this member's part of the second axis of rows, (E, C, d) -> (E, C / G, d)."""
+    # the members in order have consecutive parts
     length = rows.shape[1] // len(swap.members)
     return rows.narrow(1, swap.members.index(wire.rank) * length, length).contiguous()
 
 
 def _whole(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
+    """Gather the members' parts along the second axis, (E, C / G, d) -> (E, C, d)."""
     return torch.cat(list(swap.gather(rows.contiguous(), wire, phase)), 1)
 
 
 def split(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
-    """Take this member's part of the places.  (E, C, d) -> (E, C / G, d)."""
+    """Take this member's part of the places.  (E, C, d) -> (E, C / G, d).
+
+    swap: the group of G members, which all have the same rows; wire, phase: see `Swap.run`.
+    """
     return cast(Tensor, _Split.apply(rows, swap, wire, phase))
 
 
 def join(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
-    """Concatenate the members' parts, the inverse of `split`.  (E, C / G, d) -> (E, C, d)."""
+    """Concatenate the members' parts, the inverse of `split`.  (E, C / G, d) -> (E, C, d).
+
+    swap: the group of G members; wire, phase: see `Swap.run`.
+    """
     return cast(Tensor, _Join.apply(rows, swap, wire, phase))
 
 
 def alike(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
-    """Return weights that every member has a copy of, with one summed gradient."""
+    """Return weights of which every member of a group has a copy; their gradients are added up.
+
+    rows: the weights, returned as they are; swap: the group; wire, phase: see `Swap.run`.
+    """
     return cast(Tensor, _Alike.apply(rows, swap, wire, phase))
 
 

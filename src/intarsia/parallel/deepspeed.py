@@ -73,16 +73,23 @@ class DeepSpeed(Strategy):
         one_of("exchange", self.exchange, KINDS)
 
     def rows(self, trace: Trace, devices: int) -> Tensor:
+        """Return which device has which rows, (D, N) bool; a data group's L ranks have the same."""
         return dealt(trace, devices, self.tensor)
 
     def check_trains(self) -> None:
+        """Raise ConfigError for tensor > 1: in a training each process has rows of its own."""
         if self.tensor > 1:
             got, want = f"tensor={self.tensor}", "1: each process has rows of its own"
             fix = "Use DeepSpeed(exchange='hierarchical'), or carry out a plan: parallel.run."
             raise ConfigError("parallel", got=got, want=want, fix=fix)
 
     def groups(self, experts: int, topology: Topology) -> Groups:
-        """Return the groups of devices that exchange tables, slices and rows."""
+        """Return the groups of devices that exchange tables, slices and rows.
+
+        experts: E; topology: D devices. With L = `tensor` there are P = D / L groups of devices
+          with equal rows, among which the experts are dealt out, and S = P / E slices of an expert
+          if P > E. Raises: ConfigError for devices that L does not divide, or that do not fit E.
+        """
         devices, tensor = topology.devices, self.tensor
         if devices % tensor:
             got, want = f"{devices} devices for tensor={tensor}", "a number that tensor divides"
@@ -114,6 +121,11 @@ class DeepSpeed(Strategy):
         backward: bool = False,
         past: Sequence[Tensor] = (),
     ) -> DevicePlan:
+        """Return what one batch sends and computes, as steps.
+
+        trace: which experts each token has; size: of an expert; topology: devices and links;
+          backward: with the steps of the gradients; past: unused.
+        """
         devices, experts = topology.devices, trace.experts
         groups, rows = self.groups(experts, topology), self.rows(trace, devices)
         check_parts(size.hidden, groups.slices)
@@ -155,6 +167,7 @@ class DeepSpeed(Strategy):
             copies, split_steps = extra_steps or ([], [])
             # A backward computes gradients of rows and of weights: twice the products.
             slower = replace(product, name=f"{name}.back", flops=2 * work)
+            # gradients take the legs in reverse
             back = [
                 *turned[3], *turned[2], slower, *copies, *turned[1], *turned[0], *split_steps, *back
             ]  # fmt: skip
@@ -168,6 +181,10 @@ class DeepSpeed(Strategy):
     def shard(
         self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1
     ) -> DeepSpeedExperts:
+        """Return this process's part of a layer's experts, which stay whole.
+
+        wire: the layer's exchanges between processes; topology: devices and links; layers: unused.
+        """
         check_devices(topology, wire)
         return DeepSpeedExperts(stacked(experts), self, wire, topology)
 
@@ -190,6 +207,13 @@ class DeepSpeedExperts(OwnExperts):
     def __init__(
         self, experts: Cuttable, settings: DeepSpeed, wire: Wire, topology: Topology
     ) -> None:
+        """Copy this process's experts, or its slice of one, and find the groups it exchanges with.
+
+        experts: all of a layer, whose weights can be cut; wire: the layer's exchanges (group of
+          processes, byte counter); topology: devices and nodes. Three exchanges follow from it: of
+          tables among owners of other experts, of slices of the same expert, and among
+          tensor-parallel ranks.
+        """
         super().__init__()
         self.experts, self.settings, self.wire = experts.experts, settings, wire
         groups = settings.groups(self.experts, topology)
@@ -201,13 +225,22 @@ class DeepSpeedExperts(OwnExperts):
         )
 
     def lot(self, rank: int) -> tuple[Tensor, int, int]:
-        """Return the experts that a process keeps, its slice of them, and the number of slices."""
+        """Return (experts, slice, slices): what process `rank` keeps.
+
+        experts: (n,) int64; of their hidden units it has the equal slice number `slice` of
+          `slices`.
+        """
         groups = self.groups
+        # devices are numbered by owner, slice and tensor rank, the last one fastest
         owner, part = divmod(rank // self.settings.tensor, groups.slices)
         experts = torch.arange(owner * groups.held, (owner + 1) * groups.held)
         return experts, part, groups.slices
 
     def mix(self, x: Tensor, routing: Routing, numbers: Tensor | None = None) -> Tensor:
+        """Return sum_e G_te f_e(x_t) for this process's rows.  (T, d) -> (T, out).
+
+        routing: G; numbers: unused; copies of experts are chosen by it in other strategies.
+        """
         wire, parts = self.wire, self.settings.parts
         places = agreed_capacity(routing, wire, parts)
         table = PairTable.of(routing, places)
@@ -237,9 +270,9 @@ class DeepSpeedExperts(OwnExperts):
         return table.combine(back)
 
     def _computed(self, local: Cuttable, came: Tensor) -> Tensor:
-        """Compute n local experts on m rows from each of D' devices.
+        """Compute this process's n experts on m rows for each from each of D' devices.
 
-        (D', n, m, d) -> (D', n m, out).
+        came: (D', n, m, d). Returns (D', n m, out).
         """
         sources, experts, places, width = came.shape
         # Rows are grouped by expert, whichever device they came from.

@@ -40,13 +40,23 @@ class ExpertParallel(Strategy):
         backward: bool = False,
         past: Sequence[Tensor] = (),
     ) -> DevicePlan:
+        """Return what one batch sends and computes, as steps.
+
+        trace: which experts each token has; size: of an expert; topology: devices and links;
+          backward: with the steps of the gradients; past: unused.
+        """
         placed = Placement.contiguous(trace.layers, trace.experts, topology.devices)
         return expert_parallel(trace, placed, size, nodes=topology.nodes(), backward=backward)
 
     def shard(self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1) -> Sharded:
+        """Return this process's experts of a layer, E / D in order; `experts` stay whole.
+
+        wire: the layer's exchanges between processes; topology: devices and links; layers: unused.
+        """
         check_devices(topology, wire)
         placed = Placement.contiguous(1, experts.experts, wire.world)
         part = shard(experts, placed, 0, group=wire.group, nodes=topology.nodes(), meter=wire.meter)
+        # the layer's number names its exchanges
         part.layer = wire.layer
         return part
 

@@ -83,11 +83,10 @@ class Fssdp(Strategy):
         size: ExpertSize,
         topology: Topology,
     ) -> Tensor:
-        """Decide which devices hold copies of which experts of a layer (P1).
+        """Decide which devices hold copies of which experts of a layer (P1).  Returns (D, E) bool.
 
-        past: loads (E,) of the batches before; load: (D, E), of this one.
-
-        Returns (D, E) bool.
+        past: loads (E,) of the batches before; load: (D, E), of this one; owner: (E,), the device
+          that keeps each expert; size: of an expert.
         """
         nodes = topology.nodes()
         copies = owner[None] == torch.arange(topology.devices)[:, None]
@@ -125,9 +124,11 @@ class Fssdp(Strategy):
         past: Sequence[Tensor] = (),
         owner: Tensor | None = None,
     ) -> DevicePlan:
-        """Return the plan of a batch, see `Strategy.plan`.
+        """Return what one batch sends and computes, as steps.
 
-        owner: (L, E), in order if not given.
+        trace: which experts each token has; size: of an expert; topology: devices and links;
+          backward: with the steps of the gradients; past: loads (L, E) of the batches before;
+          owner: (L, E), the device that keeps each expert, in order if not given.
         """
         devices, nodes = topology.devices, topology.nodes()
         owner = in_order(trace.layers, trace.experts, devices) if owner is None else owner
@@ -177,19 +178,30 @@ class Fssdp(Strategy):
     def shard(
         self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1
     ) -> FssdpExperts:
+        """Return this process's experts of a layer, owned in order at first; `experts` stay whole.
+
+        wire: the layer's exchanges between processes; topology: devices and links; layers: unused.
+        """
         check_devices(topology, wire)
         owner = in_order(1, experts.experts, topology.devices)[0]
         return FssdpExperts(stacked(experts), self, wire, topology, owner)
 
 
 def in_order(layers: int, experts: int, devices: int) -> Tensor:
-    """Return owners of consecutive experts, as evenly as can be.  Returns (L, E)."""
+    """Return owners of consecutive experts, as evenly as can be.  (L, E) device numbers.
+
+    layers: L, experts: E, devices: D.
+    """
     return (torch.arange(experts) * devices // experts).repeat(layers, 1)
 
 
 def _loads(expert: Tensor, home: Tensor, experts: int, devices: int) -> Tensor:
-    """Count the pairs of each device's tokens with each expert.  (N, k) -> (D, E)."""
+    """Count the pairs of each device's tokens with each expert.  (N, k) -> (D, E).
+
+    expert: -1 = none; home: (N,), the device of each token.
+    """
     row, place = (expert >= 0).nonzero(as_tuple=True)
+    # a bin for each (device, expert)
     index = home[row] * experts + expert[row, place].long()
     return index.bincount(minlength=devices * experts).view(devices, experts)
 
@@ -208,6 +220,11 @@ class FssdpExperts(Sharded):
         topology: Topology,
         owner: Tensor,
     ) -> None:
+        """Copy the experts that this process owns.
+
+        experts: all of a layer; settings: of the strategy; wire: the layer's exchanges between
+          processes; topology: devices and links; owner: (E,), the process of each expert.
+        """
         holds = owner[None] == torch.arange(wire.world)[:, None]
         mine = holds[wire.rank].nonzero().flatten()
         super().__init__(
@@ -225,6 +242,11 @@ class FssdpExperts(Sharded):
         self.size, self.outputs = size_of(experts), experts.outputs
 
     def mix(self, x: Tensor, routing: Routing, numbers: Tensor | None = None) -> Tensor:
+        """Return sum_e G_te f_e(x_t) for this process's rows.  (T, d) -> (T, out).
+
+        Loads are exchanged, copies of busy experts chosen for this batch, and rows sent to them.
+        routing: G; numbers: unused.
+        """
         counts = routing.expert.bincount(minlength=self.experts)
         load = self.wire.told(counts[None], "loads").view(self.world, -1).cpu()  # as owners are
         holds = self.settings.holds(self.past, load, self.owner, self.size, self.topology)
@@ -232,9 +254,11 @@ class FssdpExperts(Sharded):
         if self.training:
             self.past = [*self.past, load.sum(0)][-self.settings.window :]
         held_experts = holds[self.rank].nonzero().flatten()
+        # expert -> its place among those held here
         place = (holds[self.rank].cumsum(0) - 1).to(x.device)
 
         def computed(rows: Tensor, local_routing: Routing) -> Tensor:
+            """Compute rows that came here, with experts numbered among those held here."""
             local_routing = replace(
                 local_routing, expert=place[local_routing.expert], experts=len(held_experts)
             )
@@ -243,9 +267,13 @@ class FssdpExperts(Sharded):
         return self.sent(x, routing, None, holds, computed)
 
     def _computed(self, rows: Tensor, local_routing: Routing, holds: Tensor) -> Tensor:
-        """Compute rows with the copies that this process holds for the batch."""
+        """Compute rows with the copies that this process holds for the batch.
+
+        local_routing: of the rows, among the held experts; holds: (D, E) bool, who holds which.
+        """
 
         def with_copies(rows: Tensor, weight: Tensor, mine: Tensor, phase: str) -> Tensor:
+            """Gather copies of the held experts, named `phase`, and compute rows with them."""
             copies = sparse_gather(mine, self.owner, holds, self.wire, phase)
             reweighted = replace(local_routing, weight=weight)
             # A process without copies or rows must still take part in the exchanges of the
@@ -263,31 +291,34 @@ class FssdpExperts(Sharded):
         return with_copies(rows, local_routing.weight, mine, "gather")
 
     def lot(self, rank: int) -> tuple[Tensor, int, int]:
-        """Return the experts that a process owns, each as one slice."""
+        """Return the experts that process `rank` owns, whole: slice 0 of 1."""
         return (self.owner == rank).nonzero().flatten(), 0, 1
 
     def due(self, step: int) -> bool:
-        """Return True if owners change after so many steps."""
+        """Return True if owners change after `step` steps."""
         interval = self.settings.reshard
         return bool(interval and self.past) and step % interval == 0
 
     def new_owners(self, layers: Sequence[FssdpExperts]) -> Tensor:
-        """Return the owners that even out the mean loads of the newest batches.  (L, E)."""
+        """Return owners (L, E) that even out the mean loads of the newest batches.
+
+        layers: those that are dealt out together.
+        """
         load = torch.stack([torch.stack(part.past).double().mean(0) for part in layers])
         return by_load(load, self.nodes, self.settings.hottest).owner
 
     @torch.no_grad()
     def moved(self, rows: Tensor, owner: Tensor) -> Tensor:
-        """Send rows of the experts owned here to their owners to be.  (own, ...) -> (new, ...).
+        """Send rows of the experts owned here to their future owners.  (own, ...) -> (new, ...).
 
-        Every process calls it.
+        owner: (E,), the future owners. Every process calls it.
         """
         holds = owner[None] == torch.arange(self.world)[:, None]
         came = sparse_gather(rows.detach().flatten(1), self.owner, holds, self.wire, "reshard")
         return came.view(len(came), *rows.shape[1:])
 
     def set_owner(self, owner: Tensor) -> None:
-        """Set the owners from now on; the caller puts the weights in."""
+        """Set the owners (E,) from now on; the caller puts the weights in."""
         self.owner, self.holds = owner, owner[None] == torch.arange(self.world)[:, None]
         self.own = self.holds[self.rank].cumsum(0) - 1
         self.local.experts = int(self.holds[self.rank].sum())
@@ -303,6 +334,7 @@ class _Again(torch.autograd.Function):
     def forward(
         ctx: Any, rows: Tensor, weight: Tensor, mine: Tensor, product: Callable[..., Tensor]
     ) -> Tensor:
+        """Compute product(rows, weight, mine, "gather") and keep the owner's weights alone."""
         # Only the owner's weights are saved: the copies are freed, and gathered again when the
         # backward needs them.
         ctx.save_for_backward(rows, weight, mine)
@@ -311,6 +343,7 @@ class _Again(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Compute the product once more, with weights gathered anew, and return its gradients."""
         # The product is computed once more, with gradients this time, as in activation
         # checkpointing.
         saved = [t.detach().requires_grad_() for t in ctx.saved_tensors]
@@ -320,7 +353,10 @@ class _Again(torch.autograd.Function):
 
 
 def _autocast_as_here(device: str) -> Callable[[], AbstractContextManager[object]]:
-    """Return a factory of today's autocast context, for a backward, which runs outside of it."""
+    """Return a factory of the present autocast context, for a backward, which runs outside of it.
+
+    device: its type, such as "cuda".
+    """
     if not torch.amp.is_autocast_available(device):
         return nullcontext
     dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
@@ -328,9 +364,11 @@ def _autocast_as_here(device: str) -> Callable[[], AbstractContextManager[object
 
 
 def sparse_gather(mine: Tensor, owner: Tensor, holds: Tensor, wire: Wire, phase: str) -> Tensor:
-    """Gather the rows of the experts held here from their owners; gradients are added up there.
+    """Gather the weights of the experts held here from their owners; gradients are added up there.
 
-    mine: (own, P), by expert;  owner: (E,);  holds: (D, E) bool.  Returns (held, P).
+    mine: (own, P), weights of the experts owned here, by expert; owner: (E,), the process of each
+      expert; holds: (D, E) bool, who is to have which; wire, phase: the exchange and its name.
+      Returns (held, P).
     """
     rank, world = wire.rank, wire.world
     owned = owner == rank

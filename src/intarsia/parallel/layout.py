@@ -32,36 +32,48 @@ class OwnExperts(Experts):
 
     @abc.abstractmethod
     def lot(self, rank: int) -> tuple[Tensor, int, int]:
-        """Return the experts that a process keeps, its slice of them, and the number of slices."""
+        """Return (experts, slice, slices): what process `rank` keeps.
+
+        experts: (n,) int64; of their hidden units it has the equal slice number `slice` of
+          `slices`.
+        """
 
     def due(self, step: int) -> bool:
-        """Return True if owners change after so many steps."""
+        """Return True if owners of experts change after `step` steps; here never."""
         return False
 
     def new_owners(self, layers: Sequence[Any]) -> Tensor:
-        """Return the owners that these layers, of one number of experts, are to have.  (L, E)."""
-        raise self._stays()
+        """Return the future owners (L, E) of these layers' experts, where they change."""
+        raise self._fixed_owners_error()
 
     def moved(self, rows: Tensor, owner: Tensor) -> Tensor:
-        """Send rows of the experts owned here to their owners to be.  (own, ...) -> (new, ...)."""
-        raise self._stays()
+        """Send rows of the experts owned here to their future owners.  (own, ...) -> (new, ...).
+
+        owner: (E,), the future owners. Raises: ConfigError where owners never change, as here.
+        """
+        raise self._fixed_owners_error()
 
     def set_owner(self, owner: Tensor) -> None:
         """Set the owners from now on; the caller puts the weights in."""
-        raise self._stays()
+        raise self._fixed_owners_error()
 
-    def _stays(self) -> ConfigError:
+    def _fixed_owners_error(self) -> ConfigError:
         """Return the error for experts whose owners never change."""
         fix = "Ask `due` first, which says when owners change."
         got, want = type(self).__name__, "experts whose owners change"
         return ConfigError("owners of experts", got=got, want=want, fix=fix)
 
     def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
+        """Compute each row by its expert, with weight 1.
+
+        rows: (N, d), expert: (N,) -> (N, out).
+        """
         token = torch.arange(len(rows), device=rows.device)
         weight = rows.new_ones(len(rows))
         return self.mix(rows, Routing(token, expert, weight, len(rows), self.experts))
 
     def every(self, x: Tensor) -> Tensor:
+        """Compute each row by all experts, slow and obvious.  (T, d) -> (T, E, out)."""
         outputs = [
             self.forward(x, torch.full((len(x),), e, device=x.device)) for e in range(self.experts)
         ]
@@ -78,7 +90,10 @@ STACKED: Mapping[str, UnitAxes] = {
 
 
 def units_of(experts: nn.Module, name: str) -> UnitAxes | None:
-    """Return the axes of a weight that run over hidden units, or None if it has none."""
+    """Return the axes of a weight that run over hidden units, or None if it has none.
+
+    name: of the weight.
+    """
     if not isinstance(experts, FusedExperts):
         return STACKED.get(name)
     into, out = (2, 1) if experts.transposed else (1, 2)
@@ -96,10 +111,10 @@ def units_of(experts: nn.Module, name: str) -> UnitAxes | None:
 
 
 def stacked(experts: Experts) -> Cuttable:
-    """Return experts whose weights can be cut.
+    """Return `experts` if their weights can be cut.
 
-    Raises: ConfigError for other experts, whose weights are no matrices of one size, and for an
-    activation that learns.
+    Raises: ConfigError for experts whose weights are no matrices of one size, and for an activation
+    that learns.
     """
     if not isinstance(experts, StackedExperts | FusedExperts):
         got, want = type(experts).__name__, "StackedExperts, whose weights can be cut and sent"
@@ -113,7 +128,7 @@ def stacked(experts: Experts) -> Cuttable:
 
 
 def size_of(experts: Experts) -> ExpertSize:
-    """Return the widths and bytes of an expert's rows and weights."""
+    """Return widths, bytes of a number, gate and bias of these experts, all of one size."""
     weights = stacked(experts)
     if isinstance(weights, FusedExperts):
         item = next(weights.parameters()).element_size()
@@ -129,9 +144,10 @@ def size_of(experts: Experts) -> ExpertSize:
 
 
 def cut(experts: Cuttable, index: Tensor, part: int = 0, parts: int = 1) -> Cuttable:
-    """Copy these experts with the part-th of `parts` equal parts of their hidden units.
+    """Copy some experts, or a slice of their hidden units.
 
-    The parts' outputs add up to the whole's: the first keeps the output bias, others have zeros.
+    index: (n,), which experts; part: which of `parts` equal slices. The outputs of the slices add
+      up to the whole's: the first keeps the output bias, others have zeros.
     Raises: ConfigError for hidden units that cannot be divided so.
     """
     hidden = size_of(experts).hidden
@@ -157,14 +173,14 @@ def cut(experts: Cuttable, index: Tensor, part: int = 0, parts: int = 1) -> Cutt
 
 
 def check_parts(hidden: int, parts: int) -> None:
-    """Raises: ConfigError for hidden units that cannot be cut into so many equal parts."""
+    """Raise ConfigError for hidden units that cannot be cut into `parts` equal parts."""
     if hidden % parts:
         got, want = f"{hidden} hidden units for {parts} parts", "a number that divides them"
         raise ConfigError("slices of experts", got=got, want=want, fix="Use fewer processes.")
 
 
 def _check_sums(experts: FusedExperts) -> None:
-    """Raises: ConfigError for experts whose output is no sum over slices of their hidden units."""
+    """Raise ConfigError for experts whose output is no sum over slices of their hidden units."""
     fused = "gate_up_proj", "up_proj", "down_proj"
     summable = {f"{name}{end}" for name in fused for end in ("", "_bias")}
     if strange := sorted(set(experts.names) - summable):
@@ -180,12 +196,17 @@ def _check_sums(experts: FusedExperts) -> None:
 def packed(experts: Cuttable) -> Tensor:
     """Flatten the weights of each expert into a row.  Returns (E, P)."""
     weights = [w.flatten(1) for _, w in experts.named_parameters(recurse=False)]
+    # the parameters' order is that of `unpacked`
     return torch.cat(weights, 1)
 
 
 def unpacked(rows: Tensor, like: Cuttable) -> dict[str, Tensor]:
-    """Return weights by name, the inverse of `packed`.  rows: (M, P)."""
+    """Return weights by name, the inverse of `packed`.  rows: (M, P), of M experts.
+
+    like: experts that have the names and shapes.
+    """
     shapes = {name: w.shape[1:] for name, w in like.named_parameters(recurse=False)}
+    # cut at the sizes of the weights of one expert
     parts = rows.split([shape.numel() for shape in shapes.values()], 1)
     return {
         name: part.reshape(len(rows), *shape)
@@ -194,7 +215,10 @@ def unpacked(rows: Tensor, like: Cuttable) -> dict[str, Tensor]:
 
 
 def joined(slices: Sequence[Mapping[str, Tensor]], like: Cuttable) -> dict[str, Tensor]:
-    """Join slices of experts along their hidden units.  Returns weights by name."""
+    """Join slices of experts along their hidden units.  Returns weights by name.
+
+    slices: weights by name, in order; like: experts that say where hidden units are.
+    """
     weights: dict[str, Tensor] = {}
     for name in slices[0]:
         # A weight without hidden units, the output bias, is zero in all slices but the first: the
@@ -209,7 +233,10 @@ def joined(slices: Sequence[Mapping[str, Tensor]], like: Cuttable) -> dict[str, 
 
 
 def having(like: Cuttable, weights: Mapping[str, Tensor], experts: int) -> Cuttable:
-    """Return experts that compute with these weights, pass gradients through, and own none."""
+    """Return experts that compute with these weights, pass gradients to them, and own none.
+
+    like: experts of the same kind; weights: by name; experts: how many they are of.
+    """
     copied = copy.copy(like)
     # plain attributes, found before parameters, of which there are none
     vars(copied).update({"_parameters": {}, "experts": experts, **weights})

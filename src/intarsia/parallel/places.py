@@ -73,6 +73,7 @@ class StockPlace:
         return f"{self.path}.{PART}"
 
     def put(self, part: Experts) -> None:
+        """Put a process's part in the place of the module's own weights and forward."""
         for name in self.experts.names:
             delattr(self.module, name)
         self.module.add_module(PART, part)
@@ -80,6 +81,7 @@ class StockPlace:
         self.module.forward = Called(part, self.experts.experts)
 
     def restore(self) -> None:
+        """Give the module its own forward and weights back."""
         del self.module.forward
         delattr(self.module, PART)
         for name in self.experts.names:
@@ -102,7 +104,10 @@ class Called:
 
 
 def pairs_of(index: Tensor, weights: Tensor, experts: int) -> Routing:
-    """Convert a stock gate's choice to a routing, without pairs of experts that do not exist."""
+    """Convert a stock gate's choice to a routing, without pairs of experts that do not exist.
+
+    index, weights: (N, k); experts: E.
+    """
     routing = Routing.from_topk(index, weights, experts)
     # An index of E or more names no expert: the pair is left out.
     valid = routing.expert < experts
@@ -113,7 +118,7 @@ def pairs_of(index: Tensor, weights: Tensor, experts: int) -> Routing:
 
 
 def places(model: nn.Module) -> list[Place]:
-    """Return the layers of experts of a model, in its order.
+    """Return the layers of experts of a model, in its order, that can be shared out.
 
     Raises: ConfigError for none, a capacity, routers that read experts or choose by the whole batch
     (`Switch`, `ExpertChoice`, `Transport`), or what cannot be cut; TargetError for stock experts
@@ -153,6 +158,10 @@ def places(model: nn.Module) -> list[Place]:
 
 
 def _stock(model: nn.Module) -> Mapping[str, Any]:
+    """Return the experts that transformers calls, by path.
+
+    Raises: ConfigError if not in memory.
+    """
     try:
         return stock_experts(model)
     except TargetError as error:

@@ -34,6 +34,10 @@ class Processes:
     """
 
     def __init__(self, count: int, seconds: float = 600.0) -> None:
+        """Remember the settings; processes start with the first job.
+
+        count: of processes; seconds: that a job may take.
+        """
         at_least("count", count, 1)
         self.count, self.seconds = count, seconds
         self._started: list[tuple[Any, Connection]] = []
@@ -82,6 +86,7 @@ class Processes:
         return [answers[rank][1] for rank in range(self.count)]
 
     def _start(self) -> None:
+        """Start the processes, each with a pipe for jobs and answers."""
         # A fork server imports torch once, before it is asked for processes: they start fast.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
@@ -122,11 +127,19 @@ class Processes:
 
 
 def _failure(subject: str, got: str) -> TrainingError:
+    """Return the error for a job that did not end well.
+
+    subject: which process; got: what happened.
+    """
     fix = "See its messages above; try fewer processes."
     return TrainingError(subject, got=got, want="the job done", fix=fix)
 
 
 def _serve(rank: int, count: int, store: str, seconds: float, pipe: Connection) -> None:
+    """Carry out jobs from a pipe until it is closed; runs in a process of its own.
+
+    store: a file by which the processes find each other; seconds: that an exchange may wait.
+    """
     # As many threads as cores in each of the processes would slow all of them down.
     torch.set_num_threads(1)
     limit = timedelta(seconds=seconds)

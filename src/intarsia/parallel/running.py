@@ -20,18 +20,19 @@ from .sharded import Sharded
 
 
 def check_agreed(plan: DevicePlan, group: Group = None) -> None:
-    """Check that all processes have the same plan; else they wait forever or mix tokens up.
+    """Raise TrainingError unless all processes have the same plan.
 
-    Raises: TrainingError, in each of them, with the two hashes that are farthest apart.
+    With other plans they would wait forever or mix tokens up. It is raised in each of them, with
+    the two hashes that are farthest apart.
     """
     check_alike("plan of the processes", plan.digest(), group)
 
 
 def check_alike(subject: str, digest: str, group: Group = None) -> None:
-    """Check that all processes have the same digest; else they wait forever or mix tokens up.
+    """Raise TrainingError unless all processes have the same digest, a hexadecimal hash.
 
-    digest: a hash, in hexadecimal.
-    Raises: TrainingError, in each of them, with the two hashes that are farthest apart.
+    Processes with other plans or models would wait forever or mix tokens up. It is raised in each
+    of them, with the two hashes that are farthest apart. subject: what was hashed.
     """
     digest_number = int(digest[:15], 16)  # 60 bits
     smallest, largest = (torch.tensor(digest_number, device=device_of(group)) for _ in range(2))
@@ -58,10 +59,10 @@ def carry_out(
 ) -> Tensor:
     """Compute x <- x + mixture(x), layer after layer, with the trace's routing, as `plan` says.
 
-    x: this process's rows of the trace, those of the sequences that `homes` gives it, in order;
-    plan: of `expert_parallel(trace, placement, size, engine=engine)`, see there for the engines.
-    Returns the same rows. Gradients take the same ways back.
-
+    plan: of `expert_parallel(trace, placement, size, engine=engine)`, see there for the engines;
+      layers: this process's experts; x: this process's rows of the trace, those of the sequences
+      that `homes` gives it, in order; meter: counts the bytes. Returns the same rows. Gradients
+      take the same ways back.
     Raises: TrainingError where processes have different plans; ConfigError for other rows.
     """
     check_agreed(plan, group)
@@ -74,7 +75,7 @@ def carry_out(
     stays = engine == "stay"
     for number, layer in enumerate(layers):
         if stays:
-            x, numbers = _moved(
+            x, numbers = _move_rows(
                 x, numbers, devices[number], devices[number + 1], number, meter, group
             )
         # With the engine "stay" rows have just moved to where this layer needs them; with others
@@ -82,12 +83,16 @@ def carry_out(
         routing = routed(trace, numbers, number, x)
         x = x + layer.mix(x, routing, numbers)
     if stays:
-        x, _ = _moved(x, numbers, devices[-2], devices[-1], len(layers), meter, group)
+        x, _ = _move_rows(x, numbers, devices[-2], devices[-1], len(layers), meter, group)
     return x
 
 
 def routed(trace: Trace, numbers: Tensor, layer: int, x: Tensor) -> Routing:
-    """Return a layer's routing of these rows, with weights that take gradients as a gate's do."""
+    """Return the recorded routing of rows, with weights that take gradients as a gate's do.
+
+    trace: the record; numbers: (n,), which of its rows; layer: its number; x: the rows, (n, d),
+      whose dtype the weights get.
+    """
     if len(numbers):
         recorded = trace.rows(numbers).routing(layer)
         token, expert, weight = recorded.token, recorded.expert, recorded.weight.to(x.dtype)
@@ -99,7 +104,7 @@ def routed(trace: Trace, numbers: Tensor, layer: int, x: Tensor) -> Routing:
     return Routing(token, expert, weight, len(x), trace.experts)
 
 
-def _moved(
+def _move_rows(
     x: Tensor,
     numbers: Tensor,
     came: Tensor,
@@ -108,9 +113,11 @@ def _moved(
     meter: Meter | None,
     group: Group,
 ) -> tuple[Tensor, Tensor]:
-    """Send rows to their next device; returns those that are here then, and their numbers.
+    """Send rows to their next device; return the rows that are here then, and their numbers.
 
-    came, goes: (N,), the device of each row of the trace before and after, known to all processes.
+    x: (n, d), rows here; numbers: (n,), which rows of the trace they are; came, goes: (N,), the
+      device of each row of the trace before and after, known to all processes; layer: its number
+      names the exchange.
     """
     rank, world = dist.get_rank(group), dist.get_world_size(group)
     target = goes[numbers]
@@ -122,5 +129,6 @@ def _moved(
     receive = torch.bincount(came[arriving], minlength=world).tolist()
     name = f"{layer}.move"
     received = exchanged(x[order], send, receive, group=group, meter=meter, name=name)
-    arrived = arriving[came[arriving].argsort(stable=True)]  # by sender, then by number
+    # rows arrive by sender, then by number; return them in the order of their numbers
+    arrived = arriving[came[arriving].argsort(stable=True)]
     return received[arrived.argsort()], arriving

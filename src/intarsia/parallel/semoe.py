@@ -71,9 +71,15 @@ class SeMoe(Strategy):
         backward: bool = False,
         past: Sequence[Tensor] = (),
     ) -> DevicePlan:
+        """Return what one batch sends, loads and computes, as steps.
+
+        trace: which experts each token has; size: of an expert; topology: devices and links;
+          backward: with the steps of the gradients; past: unused.
+        """
         inner = DeepSpeed(1, self.exchange).plan(trace, size, topology, backward=backward)
         devices, experts = topology.devices, trace.experts
         weight_bytes = size.weights * experts // devices  # a slice of one, or some
+        # on the diagonal: from a device's own host
         load = torch.eye(devices, dtype=torch.int64) * weight_bytes
         # ZeRO-3: each device holds 1 / D of the dense weights and sends it to every other; rounded
         # up to whole bytes.
@@ -82,7 +88,7 @@ class SeMoe(Strategy):
         began = [""]  # the step before each layer's first
 
         # A step that brings weights in: from host memory (load) or over the links (gather).
-        def brought(kind: str, layer: int, before: str) -> PlanStep:
+        def fetch_step(kind: str, layer: int, before: str) -> PlanStep:
             resource, sent = ("load", load) if kind == "load" else ("link", part)
             after = (before,) if before else ()
             return PlanStep(f"{layer}.{kind}", layer, kind, resource, after, bytes=sent)
@@ -93,16 +99,16 @@ class SeMoe(Strategy):
                 # 1D prefetch: the load of layer i starts as soon as layer i - 1 begins, not when
                 # layer i does.
                 early = layer and self.prefetch != "none"
-                steps.append(brought("load", layer, began[layer - 1 if early else layer]))
+                steps.append(fetch_step("load", layer, began[layer - 1 if early else layer]))
                 if self.dense and (self.prefetch != "2d" or not layer):
-                    steps.append(brought("gather", layer, began[layer]))
+                    steps.append(fetch_step("gather", layer, began[layer]))
                 waits = (f"{layer}.gather",) if self.dense else ()
                 step = replace(step, after=tuple(n for n in (began[layer], *waits) if n))
             elif step.phase == "expert" and not name.endswith(".back"):
                 # 2D prefetch: while the experts of this layer are computed, the links gather the
                 # dense weights of the next.
                 if self.dense and self.prefetch == "2d" and layer + 1 < trace.layers:
-                    steps.append(brought("gather", layer + 1, step.after[0]))
+                    steps.append(fetch_step("gather", layer + 1, step.after[0]))
                 step = replace(step, after=(*step.after, f"{layer}.load"))
             steps.append(step)
             # The next layer begins when the outputs of this one are back.
@@ -113,6 +119,7 @@ class SeMoe(Strategy):
     def shard(
         self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1
     ) -> DeepSpeedExperts:
+        """Return this process's experts of a layer, as `DeepSpeed` shares them out."""
         return DeepSpeed(1, self.exchange).shard(experts, wire, topology)
 
 
@@ -128,6 +135,10 @@ class ColumnEmbedding(nn.Module):
     """
 
     def __init__(self, table: Tensor, wire: Wire) -> None:
+        """Keep this process's columns of the table.
+
+        wire: the exchanges (processes, byte counter).
+        """
         super().__init__()
         width = table.shape[1]
         if width % wire.world:
@@ -139,6 +150,7 @@ class ColumnEmbedding(nn.Module):
         self.weight, self.wire = nn.Parameter(part.clone()), wire
 
     def forward(self, ids: Tensor) -> Tensor:
+        """Look up ids (...), of this process's tokens.  Returns (..., H)."""
         wire, flat = self.wire, ids.reshape(-1)
         count = torch.tensor([len(flat)], device=ids.device)
         counts = wire.told(count, "counts").flatten().tolist()
@@ -152,12 +164,14 @@ class ColumnEmbedding(nn.Module):
 
 
 def bucketed(tensors: Sequence[Tensor], collective: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """Call a collective once for many tensors of one type: join them in a buffer, and cut it again.
+    """Call a collective once for many tensors of one type, joined in one flat buffer.
 
-    collective: a map of a flat tensor to one whose first axis runs over the same numbers.
+    collective: a map of a flat tensor to one of as many numbers. Returns its result, cut into the
+      shapes of `tensors`.
     Source: arXiv:2205.10034, section 3.2 (fusion communication).
     """
     sizes = [t.numel() for t in tensors]
+    # one call in place of one for each tensor
     flat = collective(torch.cat([t.reshape(-1) for t in tensors]))
     return [part.view(t.shape) for part, t in zip(flat.split(sizes), tensors, strict=True)]
 
@@ -165,8 +179,9 @@ def bucketed(tensors: Sequence[Tensor], collective: Callable[[Tensor], Tensor]) 
 def elastic(weights: Sequence[float], devices: int) -> list[list[float]]:
     """Deal tasks out to devices: light tasks share a device, heavy ones are split.
 
-    weights: work of the tasks of one model.  Returns (D, tasks): the longest first to the least
-    loaded device, and a task above the mean is first cut into equal parts no longer than the mean.
+    weights: work of the tasks of one model.  Returns (D, tasks), the work of each task that a
+      device gets: the longest first to the least loaded device, and a task above the mean is first
+      cut into equal parts no longer than the mean.
     The longest device takes at most 4 / 3 of what is best (Graham), and D = 1 has all.
     Raises: ConfigError for no device, or work below 0.
     Source: arXiv:2205.10034, section 3.5.

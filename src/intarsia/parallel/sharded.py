@@ -45,6 +45,13 @@ class Sharded(OwnExperts):
         meter: Meter | None = None,
         layer: int = 0,
     ) -> None:
+        """Remember the experts of this process.
+
+        local: its experts, ascending; holds: (D, E) bool, which process holds which; group: the
+          processes, None = all; nodes: (D,), the node of each, None = one; meter: counts bytes;
+          layer: a number that names the exchanges. Raises: ConfigError for local experts that are
+          not those held.
+        """
         super().__init__()
         self.local: Experts = local
         self.holds, self.group = holds.bool(), group
@@ -59,13 +66,15 @@ class Sharded(OwnExperts):
         self.own = self.holds[self.rank].cumsum(0) - 1  # expert -> its place among the local ones
 
     def mix(self, x: Tensor, routing: Routing, numbers: Tensor | None = None) -> Tensor:
-        """Return y_t = sum_e G_te f_e(x_t) of this process's rows.  (T, d) -> (T, out).
+        """Return y_t = sum_e G_te f_e(x_t) for this process's rows.  (T, d) -> (T, out).
 
-        numbers: (T,), by which copies are taken in turn; the rows' places here if not given.
+        x: the rows; routing: G, among all E experts. numbers: (T,), where an expert has several
+          copies, row number modulo copies says which; None = 0 ... T - 1.
         """
         self._check_copies()
 
         def computed(rows: Tensor, local_routing: Routing) -> Tensor:
+            """Compute rows that came here, with experts numbered among the local ones."""
             place = self.own.to(local_routing.expert.device)
             renumbered = replace(
                 local_routing, expert=place[local_routing.expert], experts=self.local.experts
@@ -84,7 +93,9 @@ class Sharded(OwnExperts):
     ) -> Tensor:
         """Send rows to the processes that hold their experts, compute, and bring outputs back.
 
-        computed: of the rows that came here, by their routing among the E experts.
+        x, routing, numbers: see `mix`; holds: (D, E) bool, which process holds which expert;
+          computed: f(rows, routing) computes the rows that came here by their routing among the E
+          experts.
         """
         number = torch.arange(len(x)) if numbers is None else numbers
         sender = torch.full_like(routing.expert, self.rank)
@@ -119,10 +130,11 @@ class Sharded(OwnExperts):
         return back.new_zeros(len(x), back.shape[1]).index_add(0, token, back)
 
     def lot(self, rank: int) -> tuple[Tensor, int, int]:
-        """Return the experts that a process keeps, each as one slice."""
+        """Return the experts that process `rank` holds, whole: slice 0 of 1."""
         return self.holds[rank].nonzero().flatten(), 0, 1
 
     def _check_copies(self) -> None:
+        """Raise ConfigError for copies of an expert in a forward with gradients."""
         # Copies would be trained apart from each other.
         copies = bool((self.holds.sum(0) > 1).any())
         if copies and torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
@@ -131,17 +143,17 @@ class Sharded(OwnExperts):
             raise ConfigError("sharded experts", got=got, want=want, fix=fix)
 
     def _counts(self, mine: Tensor) -> Tensor:
-        """Exchange the numbers of rows and pairs of each message that comes here.
+        """Exchange the numbers of rows and pairs of each message.  (D, 2) -> (D, 2).
 
-        (D, 2) -> (D, 2).
+        mine: those of the messages to each process; returns those of the messages from each.
         """
         single = [1] * self.world
-        return exchanged(mine, single, single, **self._of("counts"))
+        return exchanged(mine, single, single, **self._exchange_options("counts"))
 
     def _send(self, rows: Tensor, send: list[int], receive: list[int], phase: str) -> Tensor:
-        return exchanged(rows, send, receive, **self._of(phase))
+        return exchanged(rows, send, receive, **self._exchange_options(phase))
 
-    def _of(self, phase: str) -> dict[str, Any]:
+    def _exchange_options(self, phase: str) -> dict[str, Any]:
         return {"group": self.group, "meter": self.meter, "name": f"{self.layer}.{phase}"}
 
 
@@ -154,8 +166,10 @@ def shard(
     nodes: Tensor | None = None,
     meter: Meter | None = None,
 ) -> Sharded:
-    """Return the experts of a layer that a placement gives to this process; `experts` stay whole.
+    """Return this process's experts of a layer; `experts` stay whole.
 
+    placement: which devices hold which experts; layer: its number there; nodes: (D,), of the
+      processes; meter: counts the bytes.
     Raises: ConfigError for a placement of other experts, or another number of devices.
     """
     holds = placement.holds[layer]

@@ -44,16 +44,21 @@ class Strategy(abc.ABC):
         backward: bool = False,
         past: Sequence[Tensor] = (),
     ) -> DevicePlan:
-        """Return what one batch with the trace's routing takes.
+        """Return what one batch with the trace's routing sends and computes.
 
-        past: (L, E) loads of the batches before, newest last, for strategies that look at them.
+        trace: which experts each token has in each layer; size: of an expert; topology: devices and
+          links; backward: with the steps of the gradients. past: (L, E) loads of the batches
+          before, newest last, for strategies that look at them.
         """
 
     @abc.abstractmethod
     def shard(
         self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1
     ) -> OwnExperts:
-        """Return this process's part of a layer's experts, which stay whole."""
+        """Return this process's part of a layer's experts, which stay whole.
+
+        wire: the layer's exchanges; topology: devices and links; layers: how many layers there are.
+        """
 
     def links(self, world: int, group: Group = None) -> Topology:
         """Return the links between processes; alike ones make a run repeatable."""
@@ -65,21 +70,21 @@ class Strategy(abc.ABC):
     def attached(
         self, model: nn.Module, *, meter: Meter | None = None, gather: bool = True
     ) -> AbstractContextManager[WholeModel]:
-        """Share the model's experts out, see `parallel.attached.attached`."""
+        """Share the model's experts out inside the block, see `parallel.attached.attached`."""
         return attached(model, self, meter=meter, gather=gather)
 
 
 def dealt(trace: Trace, devices: int, alike: int = 1) -> Tensor:
-    """Deal sequences out in turn; `alike` consecutive devices have the same rows.
+    """Deal the trace's sequences out to devices in turn.  Returns (D, N) bool, who has which rows.
 
-    Returns (D, N) bool.
+    alike: so many consecutive devices have the same rows.
     """
     home = homes(trace, devices // alike)
     return home[None] == torch.arange(devices)[:, None] // alike
 
 
 def check_devices(topology: Topology, wire: Wire) -> None:
-    """Raises: ConfigError for a topology of another number of devices than there are processes."""
+    """Raise ConfigError for a topology of another number of devices than there are processes."""
     if topology.devices != wire.world:
         got, want = f"{topology.devices} devices", f"{wire.world}, as there are processes"
         raise ConfigError("topology", got=got, want=want, fix="Describe these processes.")
@@ -96,9 +101,8 @@ def run(
 ) -> Tensor:
     """Compute x <- x + mixture(x), layer after layer, with the trace's routing, as `plan` says.
 
-    layers: of `strategy.shard`; x: this process's rows of the trace, in order.  Returns the same
-    rows. Gradients take the ways back.
-
+    layers: this process's experts, of `strategy.shard`; x: this process's rows of the trace, in
+      order.  Returns the same rows. Gradients take the ways back.
     Raises: TrainingError where processes have different plans; ConfigError for other rows.
     """
     check_agreed(plan, group)
@@ -121,7 +125,10 @@ def chained(forward: list[PlanStep], back: list[PlanStep], devices: int) -> Devi
 def lined_up(
     steps: Sequence[PlanStep], after: Mapping[str, tuple[str, ...]]
 ) -> tuple[PlanStep, ...]:
-    """Make steps wait for those that `after` names, else for the one before."""
+    """Make each step wait for the one before, or for those that `after` names for it.
+
+    after: name of a step -> names of the steps that it waits for.
+    """
     lined: list[PlanStep] = []
     for step in steps:
         before = (lined[-1].name,) if lined else ()

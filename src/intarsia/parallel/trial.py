@@ -22,7 +22,6 @@ from .strategy import Strategy, run
 
 LINKS = Topology.two_level(2, 2)
 CLOSE = 1e-12  # of the largest value, in float64
-ROUTINGS = ("plain", "a process without tokens", "an expert without tokens", "k = E", "one expert")
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,7 @@ class ExpertTrial:
         return Trace(scores.topk(k).indices, self.experts, row // 6, row % 6, weight)
 
     def layers_of(self) -> list[StackedExperts]:
+        """Draw each layer's experts in float64, the same each time; whole numbers if `whole`."""
         draws = torch.Generator().manual_seed(1)
         sizes = self.experts, self.width, self.hidden
         layers = [
@@ -67,11 +67,13 @@ class ExpertTrial:
         for layer in layers:
             layer.double()
             for weight in layer.parameters():
+                # small whole numbers: their sums are exact in every order
                 values = torch.randint(-2, 3, weight.shape, generator=draws).double()
                 weight.data = values if self.whole else weight.data
         return layers
 
     def rows(self, count: int) -> Tensor:
+        """Draw `count` rows of tokens in float64, the same each time; whole numbers if `whole`."""
         draws = torch.Generator().manual_seed(2)
         if self.whole:
             return torch.randint(-3, 4, (count, self.width), generator=draws).double()
@@ -79,7 +81,10 @@ class ExpertTrial:
 
 
 def alone(trace: Trace, x: Tensor, layers: Sequence[StackedExperts]) -> Tensor:
-    """Compute all layers in one process, as the reference."""
+    """Compute all layers in one process, as the reference.  x: (N, d), all rows, same shape.
+
+    trace: which experts each token has in each layer, with weights.
+    """
     for number, layer in enumerate(layers):
         recorded = trace.routing(number)
         weight = recorded.weight.to(x.dtype)
@@ -92,11 +97,11 @@ def alone(trace: Trace, x: Tensor, layers: Sequence[StackedExperts]) -> Tensor:
 def compare_with_one(strategy: Strategy, trial: ExpertTrial, topology: Topology = LINKS) -> int:
     """Compare a strategy with one process; called in each of the topology's processes.
 
-    Returns the bytes that this process sent.
-
+    trial: the batch and the experts. Returns the bytes that this process sent.
     Raises: ConformanceError where outputs, gradients or bytes differ.
     """
     rank, trace, full_layers = dist.get_rank(), trial.trace(), trial.layers_of()
+    # the rows of this process
     mine = strategy.rows(trace, topology.devices)[rank]
     meter = Meter()
     parts = [
@@ -131,7 +136,7 @@ def compare_with_one(strategy: Strategy, trial: ExpertTrial, topology: Topology 
 def as_planned(meter: Meter, plan: DevicePlan) -> None:
     """Check that all processes sent the bytes of a plan, step by step.  Called in each of them.
 
-    Raises: ConformanceError where steps or bytes differ.
+    meter: counted what this process sent. Raises: ConformanceError where steps or bytes differ.
     """
     metered = meter.gathered()
     links = {step.name: step.bytes for step in plan.steps if step.resource == "link"}
@@ -146,16 +151,24 @@ def as_planned(meter: Meter, plan: DevicePlan) -> None:
 
 
 def of_part(subject: str, part: OwnExperts, experts: StackedExperts, exact: bool) -> None:
-    """Compare gradients of a process's experts, or slices of them, with the full layer's."""
+    """Compare the gradients of a process's experts, or slices of them, with the full layer's.
+
+    subject: names them in an error; part: the process's experts; experts: the full layer; exact:
+      bit for bit, else up to rounding.
+    """
     local, lot = part.local, part.lot(dist.get_rank())
     for name, weight in local.named_parameters(recurse=False):
         full = own_part(units_of(local, name), getattr(experts, name).grad, *lot)
+        # a process without rows has no gradient
         grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
         same(f"{subject}: {name}", grad, full, exact)
 
 
 def same(subject: str, got: Tensor, want: Tensor, exact: bool) -> None:
-    """Raises: ConformanceError unless equal, or close where sums are rounded."""
+    """Raise ConformanceError unless two tensors are equal, or close where sums are rounded.
+
+    subject: names them in an error; exact: bit for bit.
+    """
     got, want = got.detach(), want.detach()
     limit = 0.0 if exact else CLOSE * max(1.0, float(want.abs().max()) if want.numel() else 1.0)
     fits = got.shape == want.shape
@@ -167,6 +180,7 @@ def same(subject: str, got: Tensor, want: Tensor, exact: bool) -> None:
 
 
 def _differs(subject: str, got: object, want: object) -> ConformanceError:
+    """Return the error for values that differ from those of one process."""
     place = f"{subject} in process {dist.get_rank()}"
     fix = "What is planned and what is carried out must be one thing; see Strategy."
     return ConformanceError(place, got=got, want=want, fix=fix)

@@ -96,6 +96,11 @@ class Tutel(Strategy):
         backward: bool = False,
         past: Sequence[Tensor] = (),
     ) -> DevicePlan:
+        """Return what one batch sends and computes, as steps.
+
+        trace: which experts each token has; size: of an expert; topology: devices and links;
+          backward: with the steps of the gradients; past: unused.
+        """
         devices, experts = topology.devices, trace.experts
         slices = slices_of(experts, devices)
         check_parts(size.hidden, slices)
@@ -125,7 +130,8 @@ class Tutel(Strategy):
     ) -> tuple[list[PlanStep], list[PlanStep]]:
         """Return the steps of a layer, and those of its gradients.
 
-        after: steps that wait for another than the one before; chunks are added to it.
+        layer: its number; degree: r; places: C; experts: E. after: steps that wait for another than
+          the one before; chunks are added to it.
         """
         devices, slices = topology.devices, slices_of(experts, topology.devices)
         per_device = max(1, experts // devices)
@@ -169,9 +175,10 @@ class Tutel(Strategy):
         return [*forward, *ahead, *rest], back
 
     def chosen(self, experts: int, places: int, size: ExpertSize, topology: Topology) -> int:
-        """Return the degree for tables of C places.
+        """Return the degree r for tables of C places.
 
-        Raises: ConfigError for one that is none of them.
+        experts: E; places: C; size: of an expert. Raises: ConfigError for a setting that is no
+          degree.
         """
         devices = topology.devices
         possible = degrees(experts, devices)
@@ -191,14 +198,20 @@ class Tutel(Strategy):
     def _seconds(
         self, degree: int, experts: int, places: int, size: ExpertSize, topology: Topology
     ) -> float:
-        """Return the simulated seconds of the forward of a layer."""
+        """Return the simulated seconds of the forward of a layer with this degree.
+
+        experts: E; places: C; size: of an expert.
+        """
         after: dict[str, tuple[str, ...]] = {}
         steps, _ = self._layer(0, degree, places, size, topology, experts, after)
         return simulate(DevicePlan(lined_up(steps, after), topology.devices), topology).seconds
 
     @classmethod
     def tuned(cls, trace: Trace, size: ExpertSize, topology: Topology) -> Tutel:
-        """Find the settings with the least simulated time for such a batch."""
+        """Find the settings with the least simulated time for batches like the trace's.
+
+        size: of an expert; topology: devices and links.
+        """
         candidates = [
             cls(degree, chunks, exchange)
             for degree in degrees(trace.experts, topology.devices)
@@ -213,6 +226,10 @@ class Tutel(Strategy):
     def shard(
         self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1
     ) -> TutelExperts:
+        """Return this process's part of a layer's experts, which stay whole.
+
+        wire: the layer's exchanges between processes; topology: devices and links; layers: unused.
+        """
         check_devices(topology, wire)
         return TutelExperts(stacked(experts), self, wire, topology)
 
@@ -221,6 +238,11 @@ class TutelExperts(OwnExperts):
     """E experts, of which this process keeps E / D, or one of S slices of one; see `Tutel`."""
 
     def __init__(self, experts: Cuttable, settings: Tutel, wire: Wire, topology: Topology) -> None:
+        """Copy this process's experts, or its slice of one.
+
+        experts: all of a layer; settings: degree, chunks and exchange; wire: the layer's exchanges
+          (processes, byte counter); topology: devices and links.
+        """
         super().__init__()
         self.experts, self.settings, self.wire = experts.experts, settings, wire
         self.topology, self.degrees = topology, dict[int, int]()  # places -> the degree
@@ -230,12 +252,20 @@ class TutelExperts(OwnExperts):
         self.swap = swaps_of([range(wire.world)], topology.nodes(), settings.exchange)[wire.rank]
 
     def lot(self, rank: int) -> tuple[Tensor, int, int]:
-        """Return the experts that a process keeps, its slice of them, and the number of slices."""
+        """Return (experts, slice, slices): what process `rank` keeps.
+
+        experts: (n,) int64; of their hidden units it has the equal slice number `slice` of
+          `slices`.
+        """
         per_device = max(1, self.experts // self.wire.world)
         owner, part = divmod(rank, self.slices)
         return torch.arange(owner * per_device, (owner + 1) * per_device), part, self.slices
 
     def mix(self, x: Tensor, routing: Routing, numbers: Tensor | None = None) -> Tensor:
+        """Return sum_e G_te f_e(x_t) for this process's rows.  (T, d) -> (T, out).
+
+        routing: G; numbers: unused; copies of experts are chosen by it in other strategies.
+        """
         settings = self.settings
         places = agreed_capacity(routing, self.wire, self.slices * settings.chunks)
         degree = self._degree(places)
@@ -251,14 +281,17 @@ class TutelExperts(OwnExperts):
         return table.combine(torch.cat(outputs, 1))
 
     def _degree(self, places: int) -> int:
-        """Return the degree for tables of C places, chosen once for each C."""
+        """Return the degree r for tables of C = `places` places, chosen once for each C."""
         if places not in self.degrees:
             size = _size(self.local, self.slices)
             self.degrees[places] = self.settings.chosen(self.experts, places, size, self.topology)
         return self.degrees[places]
 
     def _weights(self, degree: int) -> Cuttable:
-        """Gather the slices that this process computes with, its neighbours' beside its own."""
+        """Gather the slices that this process computes with, its neighbours' beside its own.
+
+        degree: r; S / r processes in a row gather their slices, or with r = 0 all processes.
+        """
         swap = weights_swaps(self.experts, self.wire.world, degree)[self.wire.rank]
         if len(swap.members) == 1:
             return self.local
@@ -277,7 +310,8 @@ class TutelExperts(OwnExperts):
     def _sent(self, rows: Tensor, chunk: int, degree: int, weights: Cuttable) -> Tensor:
         """Send a chunk of the tables to where it is computed, and bring outputs back.
 
-        (E, C', d) -> (E, C', out).
+        rows: (E, C', d); chunk: its number; degree: r; weights: those that this process computes
+          with. Returns (E, C', out).
         """
         world, wire = self.wire.world, self.wire
         experts, places, width = rows.shape
@@ -300,14 +334,14 @@ class TutelExperts(OwnExperts):
 
 
 def _computed(experts: Cuttable, tables: Tensor) -> Tensor:
-    """Compute each expert on its table.  (E, C, d) -> (E, C, out)."""
+    """Compute each expert on its table of rows.  tables: (E, C, d) -> (E, C, out)."""
     count, places, width = tables.shape
     expert = torch.arange(count, device=tables.device).repeat_interleave(places)
     return experts(tables.reshape(-1, width), expert).view(count, places, -1)
 
 
 def _exchanges(topology: Topology) -> tuple[str, ...]:
-    """Return the exchanges that a topology allows: levels need nodes of equal size."""
+    """Return the exchanges that a topology allows; "hierarchical" needs nodes of equal size."""
     nodes = topology.nodes()
     if not int(nodes.max()):
         return ("flat",)
@@ -319,12 +353,13 @@ def _exchanges(topology: Topology) -> tuple[str, ...]:
 
 
 def _size(local: Cuttable, slices: int) -> ExpertSize:
+    """Return the size of a whole expert.  local: experts with one of `slices` slices."""
     size = size_of(local)
     return replace(size, hidden=size.hidden * slices)
 
 
 def slices_of(experts: int, devices: int) -> int:
-    """Return S, the devices that share an expert.
+    """Return S, the number of devices that share an expert's hidden units.  E experts, D devices.
 
     Raises: ConfigError unless one number divides the other.
     """
@@ -350,7 +385,12 @@ def slice_weights(size: ExpertSize, slices: int) -> int:
 
 
 def received(degree: int, experts: int, devices: int, places: int, size: ExpertSize) -> float:
-    """Return the bytes that a device receives in a forward: the formula of `Tutel`."""
+    """Return the bytes that a device receives in a forward of a layer.
+
+    degree: r; experts: E; devices: D; places: C, rows of an expert from each device; size: of an
+      expert. S = max(1, D / E) slices of an expert. With r = 0 all weights come; else 2 C E r / D
+      rows from each other device, and the weights of S / r - 1 further slices.
+    """
     slices, per_device = slices_of(experts, devices), max(1, experts // devices)
     weight_bytes = per_device * slice_weights(size, slices)
     if degree == 0:
@@ -360,12 +400,18 @@ def received(degree: int, experts: int, devices: int, places: int, size: ExpertS
 
 
 def block_rows(experts: int, devices: int, degree: int, places: int) -> int:
-    """Return the rows from a device to each other one: E C r / D."""
+    """Return E C r / D, the rows from a device to each other one.
+
+    experts: E; devices: D; degree: r; places: C.
+    """
     return experts * places * degree // devices
 
 
 def weights_swaps(experts: int, devices: int, degree: int) -> dict[int, Swap]:
-    """Return the swaps that gather slices: among all with r = 0, else among S / r in a row."""
+    """Return the exchanges that gather slices of weights: rank -> `Swap`.
+
+    degree: r; with r = 0 among all devices, else among S / r in a row.
+    """
     length = devices if degree == 0 else slices_of(experts, devices) // degree
     groups = [range(first, first + length) for first in range(0, devices, length)]
     return swaps_of(groups, torch.zeros(devices, dtype=torch.int64), "flat")

@@ -15,10 +15,10 @@ from ..core.errors import ConfigError, DataError
 def top_units(scores: Mapping[str, Tensor], share: float) -> Partition:
     """Select the round(share * units) units with the highest scores over all layers.
 
+    scores: layer -> (units,), higher is better; -inf is never selected. share: 0 ... 1. Returns one
+      label for each unit: 0 = selected, -1 = not.
     Layers get different numbers of units. Of equal scores the earlier unit is selected. Random
-    scores select at random. One label for each unit: 0 = selected, -1 = not.
-
-    scores: layer -> (units,), higher is better; -inf is never selected.
+    scores select at random.
     Raises: ConfigError for a share outside 0 ... 1, or one that selects nothing or more units than
     may be selected; DataError for a score that is NaN.  Source: S2FT, its budgets.
     """

@@ -53,15 +53,16 @@ def choose_and_compensate(
 ) -> tuple[Partition, Tensor]:
     """Choose the weights to keep, and change those behind them so that ||W X - W^ X|| is small.
 
-    weight: (out, in) -> a one-part Partition of `name`, and W^ (out, in), 0 where not kept.
+    weight: W (out, in); statistics: second moments of the inputs X. Returns a one-part Partition of
+      `name`, and W^ (out, in), 0 where not kept.
     density: with pattern=None the share kept in every `block` columns, over all rows; with Blocks
       the share of blocks; `NofM` along the inputs says its own.  density=1: nothing is pruned.
     code: rounds a column to what a format can store, see also `GroupCode`; None = real numbers.
       SparseGPT is code=None; GPTQ is density=1; with both, kept weights are rounded, others 0.
+    damp: of the moments, see `inverse_factor`. block: columns that are chosen at once.
     keep: bool, weights outside are pruned whatever their score, as part of the density.
-    Column by column, its error e = (w_j - w^_j) / U_jj is taken off the columns behind it,
-    W_k -= e U_jk, with U of `scores.inverse_factor`.
-
+    Column j has the error e = (w_j - w^_j) / U_jj, which is taken off the columns behind it, W_k -=
+    e U_jk, with U of `scores.inverse_factor`.
     Raises: ConfigError for settings that cannot be; ShapeError for widths; DataError for a Hessian.
     """
     _check(weight, density, pattern, block)
@@ -75,7 +76,7 @@ def choose_and_compensate(
     step = pattern.m if isinstance(pattern, NofM) else block
     block = max(step, block // step * step)
     strip = STRIP if step == block else max(step, STRIP // step * step)
-    grouped = _grouped(code, block, strip)
+    grouped = _group_code(code, block, strip)
     mask = torch.ones_like(w, dtype=torch.bool)
     for start in range(0, len(w), block):
         stop = min(start + block, len(w))
@@ -87,7 +88,7 @@ def choose_and_compensate(
                     group = slice(j, min(j + step, stop))
                     score = w[group].square() / factor.diagonal()[group, None].square()  # eq. 5
                     outside = None if keep is None else ~keep.T[group]
-                    mask[group] = _chosen(score, density, pattern, outside)
+                    mask[group] = _choose(score, density, pattern, outside)
                 # round column j, and take its error off the rest of the strip at once
                 if grouped is not None and j % grouped.group == 0:
                     grouped.begin(w[j : j + grouped.group].T, j)
@@ -104,10 +105,11 @@ def choose_and_compensate(
     return Partition.from_masks({name: mask.cpu()}, pattern=pattern), w.to(weight.dtype)
 
 
-def _grouped(code: Code | None, block: int, strip: int) -> GroupCode | None:
-    """Return `code` if it looks at groups, None otherwise.
+def _group_code(code: Code | None, block: int, strip: int) -> GroupCode | None:
+    """Return `code` if it looks at groups of columns, None otherwise.
 
-    Raises: ConfigError for groups that would begin before all errors have been passed on.
+    block, strip: columns after which errors are passed on. Raises: ConfigError for groups that
+      would begin before all errors have been passed on.
     """
     if not isinstance(code, GroupCode):
         return None
@@ -117,10 +119,10 @@ def _grouped(code: Code | None, block: int, strip: int) -> GroupCode | None:
     return code
 
 
-def _chosen(score: Tensor, density: float, pattern: Pattern, outside: Tensor | None) -> Tensor:
-    """Choose the weights of a group of columns to keep.  (columns, out) -> bool.
+def _choose(score: Tensor, density: float, pattern: Pattern, outside: Tensor | None) -> Tensor:
+    """Choose the weights of a group of columns to keep.  score: (columns, out) -> bool, same shape.
 
-    outside: bool, weights that are never kept, or None.
+    density, pattern: see `_largest`. outside: bool, weights that are never kept, or None.
     """
     if outside is not None:
         score = score.masked_fill(outside, -1)
@@ -129,11 +131,16 @@ def _chosen(score: Tensor, density: float, pattern: Pattern, outside: Tensor | N
 
 
 def _largest(score: Tensor, density: float, pattern: Pattern) -> Tensor:
-    """Return the mask of the largest scores under a pattern.  (out, columns) -> bool."""
+    """Return the mask of the largest scores under a pattern.  score: (out, columns) -> bool.
+
+    density: the share of weights, or of blocks, that is kept; unused with a pattern n:m, whose
+      columns are one group of m.
+    """
     if isinstance(pattern, NofM):
         return largest(score, pattern.n)
     if density == 1:
         return torch.ones_like(score, dtype=torch.bool)
+    # (..., groups, weights of one), each group is kept or not as a whole
     groups = score[..., None] if pattern is None else pattern.groups(score)
     sums = groups.sum(-1).flatten()
     mask = largest(sums, round(density * len(sums))).view(groups.shape[:-1])
@@ -142,7 +149,7 @@ def _largest(score: Tensor, density: float, pattern: Pattern) -> Tensor:
 
 
 def _check(weight: Tensor, density: float, pattern: Pattern, block: int) -> None:
-    """Raise ConfigError or ShapeError for settings that cannot be."""
+    """Raise ConfigError or ShapeError for settings of `choose_and_compensate` that cannot be."""
     between("density", density, 0, 1, "Try 0.5.")
     between("block", block, 1, 2**20, "Try 128.")
     if weight.dim() != 2:

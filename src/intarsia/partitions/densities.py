@@ -14,7 +14,10 @@ from .topk import keep_random, keep_top
 
 
 def uniform(shapes: Mapping[str, Sequence[int]], density: float) -> dict[str, float]:
-    """Return the same density for every layer.  Raises: ConfigError for one outside 0 ... 1."""
+    """Return the same density for every layer.  shapes: layer -> its weight's shape.
+
+    Raises: ConfigError for a density outside 0 ... 1.
+    """
     between("density", density, 0, 1, "Try 0.5.")
     return dict.fromkeys(shapes, density)
 
@@ -22,10 +25,11 @@ def uniform(shapes: Mapping[str, Sequence[int]], density: float) -> dict[str, fl
 def erdos_renyi(
     shapes: Mapping[str, Sequence[int]], density: float, *, kernel: bool = True
 ) -> dict[str, float]:
-    """Return layer densities ~ (out + in [+ kh + kw]) / (out in [kh kw]), with `density` in all.
+    """Return layer densities ~ (out + in [+ kh + kw]) / (out in [kh kw]), with `density` over all.
 
-    kernel: count the sides of a convolution's kernel, too. A layer that would be more than dense is
-    dense, and the others share what it cannot take.
+    shapes: layer -> its weight's shape; density: of all weights together. kernel: count the sides
+      of a convolution's kernel, too. A layer whose density would be above 1 is dense, and the
+      others get more.
     Raises: ConfigError for a density outside 0 ... 1.
     Source: SET (arXiv:1707.04780), equation 1; RigL (arXiv:1911.11134), section 3 (1).
     """
@@ -47,7 +51,8 @@ def erdos_renyi(
 def keep_shares(scores: Mapping[str, Tensor], densities: Mapping[str, float]) -> Partition:
     """Select the round(density * size) largest scores of each tensor; of equal ones the first.
 
-    Raises: ConfigError for a density outside 0 ... 1, or a NaN.
+    densities: tensor -> the share to select. Raises: ConfigError for a density outside 0 ... 1, or
+      a NaN.
     """
     label: dict[str, Tensor] = {}
     for name, score in scores.items():
@@ -64,7 +69,7 @@ def random_masks(
 ) -> Partition:
     """Select round(density * size) weights of each tensor, all with equal probability.
 
-    Raises: as `keep_shares`.
+    shapes, densities: by tensor. Raises: as `keep_shares`.
     """
     label: dict[str, Tensor] = {}
     for name, shape in shapes.items():

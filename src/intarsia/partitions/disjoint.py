@@ -47,7 +47,10 @@ def random_disjoint(
 
 
 def _deal(shape: tuple[int, ...], parts: int, unit: str, generator: torch.Generator) -> Tensor:
-    """Return a label 0 ... parts - 1 for each weight of a parameter, dealt out by `unit`."""
+    """Return a label 0 ... parts - 1 for each weight of a parameter, at random and evenly.
+
+    shape: of the parameter; unit: what gets one label, see `random_disjoint`.
+    """
     # the parts that get one weight more are random
     names = torch.randperm(parts, generator=generator)
     if unit == "element":
@@ -71,7 +74,10 @@ def _deal(shape: tuple[int, ...], parts: int, unit: str, generator: torch.Genera
 def _deal_rows(
     rows: int, columns: int, parts: int, whole_rows: bool, generator: torch.Generator
 ) -> Tensor:
-    """Deal out the weights of a matrix, evenly in every row, or whole rows.  (rows, columns)."""
+    """Deal out labels in a matrix, evenly in every row, or whole rows.  Returns (rows, columns).
+
+    parts: how many labels; whole_rows: all weights of a row have one label.
+    """
     if whole_rows:
         order = torch.randperm(rows, generator=generator)
         dealt = torch.empty(rows, dtype=torch.int64)

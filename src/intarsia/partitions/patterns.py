@@ -19,8 +19,8 @@ def keep_n_of_m(
 ) -> Partition:
     """Select the n largest scores of each m along an axis; of equal ones the first.
 
-    Raises: ConfigError unless 1 <= n <= m; ShapeError for an axis that m does not divide;
-    DataError for a NaN.
+    scores: by tensor. Raises: ConfigError unless 1 <= n <= m; ShapeError for an axis that m does
+      not divide; DataError for a NaN.
     """
     pattern = NofM(n, m, axis)
     return Partition.from_masks(
@@ -31,8 +31,8 @@ def keep_n_of_m(
 def keep_rows(scores: Mapping[str, Tensor], density: float) -> Partition:
     """Select the largest scores of each row (output), C - floor((1 - density) C) of its C weights.
 
-    This is Wanda's number; of equal scores the first. A weight of more than two axes is
-    (out, the rest), a vector one row. Matrices of one width have the pattern `NofM(n, C)`.
+    This is the number that Wanda keeps; of equal scores the first. A weight of more than two axes
+    is (out, the rest), a vector one row. Matrices of one width have the pattern `NofM(n, C)`.
     Raises: ConfigError for a density outside 0 ... 1; DataError for a NaN.
     """
     between("density", density, 0, 1, "Try 0.5.")
@@ -44,6 +44,7 @@ def keep_rows(scores: Mapping[str, Tensor], density: float) -> Partition:
         _no_nan(name, matrix)
         masks[name] = largest(matrix.detach(), count).cpu().view(score.shape)
         counts.add((count, matrix.shape[1]) if score.dim() == 2 else (0, 0))
+    # matrices of other widths have no pattern in common
     pattern = next(iter(counts)) if len(counts) == 1 else (0, 0)
     return Partition.from_masks(masks, pattern=NofM(*pattern) if pattern[0] else None)
 
@@ -56,7 +57,7 @@ def kept_of(width: int, density: float) -> int:
 def keep_blocks(scores: Mapping[str, Tensor], count: int, blocks: Blocks) -> Partition:
     """Select the `count` blocks of the largest sums of scores over all tensors.
 
-    Of equal ones the first.
+    scores: by tensor; blocks: the shape of a block. Of equal ones the first.
     Raises: ConfigError for more blocks than there are, or a NaN; ShapeError for a tensor that the
     blocks do not tile.
     """
@@ -78,7 +79,10 @@ def _n_of_m(name: str, score: Tensor, pattern: NofM) -> Tensor:
 
 
 def largest(scores: Tensor, count: int) -> Tensor:
-    """Return the mask of the `count` largest along the last axis; of equal ones the first."""
+    """Return the mask of the `count` largest along the last axis; of equal ones the first.
+
+    Scores must not be NaN. count: 0 or less selects none, the width or more all.
+    """
     width = scores.shape[-1]
     if not 0 < count < width:
         return torch.full_like(scores, count > 0, dtype=torch.bool)

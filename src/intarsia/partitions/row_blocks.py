@@ -15,9 +15,10 @@ from .topk import keep_top
 
 
 def block_scores(score: Tensor, rows: int) -> Tensor:
-    """Return the mean score of `rows` output rows x one input, with its whole kernel.
+    """Return the mean score of blocks of `rows` outputs x one input x its whole kernel.
 
-    (out, in, ...) -> (ceil(out / rows), in); the last block may have fewer rows, so it is a mean.
+    score: (out, in, ...) -> (ceil(out / rows), in). Means, because the last block may have fewer
+      rows.
     """
     matrix = score.detach().float().reshape(*score.shape[:2], -1).sum(-1)  # (out, in)
     blocks = -(-len(matrix) // rows)
@@ -33,8 +34,9 @@ def keep_row_blocks(
 ) -> Partition:
     """Select the round(density * blocks) blocks of the largest mean scores of each tensor.
 
-    A block is `rows` consecutive outputs x one input x its whole kernel; of one row and a linear
-    map or a 1x1 convolution it is a weight. Of equal ones the first.
+    scores, densities: by tensor. A block is `rows` consecutive outputs x one input x its whole
+      kernel; of one row and a linear map or a 1x1 convolution it is a weight. Of equal ones the
+      first.
     Raises: ConfigError for a density outside 0 ... 1, rows below 1, or a NaN.
     Source: SparseByteNN (arXiv:2310.19509); 1xN pruning (arXiv:2105.14713).
     """
@@ -51,30 +53,42 @@ def keep_row_blocks(
 
 
 def kept_in_blocks(weights: Sequence[Tensor], order: Tensor, rows: int, density: float) -> float:
-    """Return the L1 norm that blocks keep of weights (out, in) >= 0, with their rows in `order`."""
+    """Return the sum of the weights that the best blocks keep if rows are put into `order`.
+
+    weights: (out, in) each, >= 0; order: (out,) int64; rows: of a block; density: share of blocks.
+    """
     total = 0.0
-    for weight, block_mask in zip(weights, _kept(weights, order, rows, density), strict=True):
+    for weight, block_mask in zip(
+        weights, _column_masks(weights, order, rows, density), strict=True
+    ):
         total += float((weight[order] * block_mask.repeat_interleave(rows, 0)[: len(order)]).sum())
     return total
 
 
 def row_order(weights: Sequence[Tensor], rows: int, density: float, rounds: int = 3) -> Tensor:
-    """Return an order of the rows of some weights that share them, so that blocks keep more.
+    """Return an order of the rows that some weights share, in which blocks of rows keep more.
 
-    weights: (out, in) each, >= 0.  Greedy: the strongest free row, and the rows - 1 that have most
-    in common with it, sum_j min(w_a, w_b) over its largest columns. Then, `rounds` times, columns
-    are chosen for the blocks, and rows assigned to them anew (Hungarian method), which never keeps
-    less.  (out,) int64: row i becomes what was row order[i]; never worse than the rows as they are.
+    weights: (out, in) each, >= 0; rows: of a block; density: the share of blocks that is kept.
+    First greedy: a block begins with the strongest free row and takes the rows - 1 that have most
+      in common with it, sum_j min(w_a, w_b) over its largest columns. Then, `rounds` times, columns
+      are chosen for the blocks, and rows assigned to them anew (Hungarian method), which never
+      keeps less. Returns (out,) int64: row i becomes what was row order[i]; never worse than the
+      rows as they are.
     """
     plain = torch.arange(len(weights[0]))
-    starts = [plain, _greedy(weights, rows, density)]
-    candidates = [_refined(weights, start, rows, density, rounds) for start in starts]
+    starts = [plain, _greedy_order(weights, rows, density)]
+    candidates = [_refine(weights, start, rows, density, rounds) for start in starts]
     norm = partial(kept_in_blocks, weights, rows=rows, density=density)
     return max([plain, *candidates], key=norm)
 
 
-def _kept(weights: Sequence[Tensor], order: Tensor, rows: int, density: float) -> list[Tensor]:
-    """Return the columns that the blocks of each weight keep, (blocks, in) bool."""
+def _column_masks(
+    weights: Sequence[Tensor], order: Tensor, rows: int, density: float
+) -> list[Tensor]:
+    """Return which columns each block of rows keeps, (blocks, in) bool for each weight.
+
+    weights: (out, in) each; order: of the rows; rows: of a block; density: the share kept.
+    """
     block_masks: list[Tensor] = []
     for weight in weights:
         mean = block_scores(weight[order], rows)
@@ -82,8 +96,11 @@ def _kept(weights: Sequence[Tensor], order: Tensor, rows: int, density: float) -
     return block_masks
 
 
-def _greedy(weights: Sequence[Tensor], rows: int, density: float) -> Tensor:
-    """Order the rows by building one block after the other.  Returns (out,) int64."""
+def _greedy_order(weights: Sequence[Tensor], rows: int, density: float) -> Tensor:
+    """Return an order of the rows, (out,) int64, built one block after the other.
+
+    weights: (out, in) each, >= 0; rows: of a block; density: the share of columns that is kept.
+    """
     wide = torch.cat(list(weights), 1)  # (out, sum of in)
     free = torch.ones(len(wide), dtype=torch.bool)
     norms, order = wide.sum(1), list[Tensor]()
@@ -102,18 +119,22 @@ def _greedy(weights: Sequence[Tensor], rows: int, density: float) -> Tensor:
     return torch.cat(order)
 
 
-def _refined(
+def _refine(
     weights: Sequence[Tensor], order: Tensor, rows: int, density: float, rounds: int
 ) -> Tensor:
-    """Improve an order by choosing columns and assigning rows to blocks in turn."""
+    """Improve an order `rounds` times: choose columns for the blocks, then rows for the blocks.
+
+    weights: (out, in) each, >= 0; order: (out,) int64; rows: of a block; density: the share kept.
+    """
     best, best_norm = order, kept_in_blocks(weights, order, rows, density)
     slot = torch.arange(len(order)) // rows
     for _ in range(rounds):
-        block_masks = _kept(weights, best, rows, density)
+        block_masks = _column_masks(weights, best, rows, density)
         # gain[i, b]: what block b keeps of row i with its columns fixed
         pairs = zip(weights, block_masks, strict=True)
         gain = sum(weight @ mask.to(weight).T for weight, mask in pairs)  # (out, blocks)
         assert isinstance(gain, Tensor)
+        # the Hungarian method: each row to one place in a block, for the largest sum of gains
         row, place = linear_sum_assignment(gain[:, slot].numpy(), maximize=True)
         moved = torch.empty_like(best)
         moved[torch.from_numpy(place)] = torch.from_numpy(row)

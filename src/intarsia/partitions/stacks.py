@@ -24,11 +24,13 @@ def compensate_stack(
 ) -> tuple[Tensor, list[str]]:
     """Round E weights column by column, as `choose_and_compensate` with all weights kept.
 
-    weights: (E, out, in); statistics: of each expert's inputs; code: a column of all of them to
-    what can be stored.  Returns the new weights (E, out, in), and for each expert "" or why its
-    columns were rounded by themselves: it saw nothing, or its moments are not positive definite.
-    The error of a column, e = (w_j - w^_j) / U_jj, is taken off those behind it, W_k -= e U_jk.
-
+    weights: (E, out, in); statistics: of each expert's inputs, None = it had none; code: rounds a
+      column of all of them, (E, out), to what can be stored; damp: see `inverse_factor`; block:
+      columns between two updates of all later ones.  Returns the new weights (E, out, in), and for
+      each expert "" or why errors of its columns were not made up for: it saw nothing, or its
+      moments are not positive definite.
+    The error of a column j, e = (w_j - w^_j) / U_jj, is taken off those behind it, W_k -= e U_jk,
+    with w^_j what is stored and U of `scores.inverse_factor`.
     Raises: ShapeError for statistics of another number or width.
     Source: QMoE (arXiv:2310.16795), section 3.2, of which batching is a part; GPTQ
     (arXiv:2210.17323), algorithm 1.

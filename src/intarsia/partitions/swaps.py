@@ -41,15 +41,16 @@ def swap(
     pattern: NofM | None = None,
     guard: bool = True,
 ) -> Swapped:
-    """Grow and prune a weight of each row at a time while |eps| shrinks, eps = sum_pruned W_j E_j.
+    """Exchange a pruned and a kept weight of each row at a time, as long as |eps| shrinks.
 
-    weight, score: (out, in), mask: bool; E_j, V_j: mean and variance of input j. For eps > 0 the
-    pruned weight of the largest W_j E_j / V_j^power grows, and the kept one of the lowest score
-    with W_j E_j < 0 goes; for eps < 0 the other way round (section 3.2). No weight moves twice. A
-    row stops after `cycles`, below 1 a share of its width, below `tolerance` times the layer's mean
-    |eps| at the start, and, with `guard`, before a swap by which |eps| would not shrink or eps
-    would change its sign.
-    pattern: what goes is then the lowest score of the same group.  Every row keeps its number.
+    eps = sum of W_j E_j over the pruned weights of a row is its expected error.
+    weight: W, score, mask: (out, in), mask bool, True = kept; statistics: E_j, V_j, mean and
+      variance of input j. For eps > 0 the pruned weight of the largest W_j E_j / V_j^power becomes
+      kept, and the kept one of the lowest score with W_j E_j < 0 is pruned; for eps < 0 the other
+      way round (section 3.2). No weight moves twice. A row stops after `cycles` exchanges (below 1:
+      a share of its width), below `tolerance` times the layer's mean |eps| at the start, and, with
+      `guard`, before an exchange by which |eps| would not shrink or eps would change its sign.
+    pattern: what is pruned is then the lowest score of the same group.  Every row keeps its number.
     """
     dtype = torch.promote_types(weight.dtype, torch.float32)
     w, score = weight.to(dtype), score.to(dtype)
@@ -91,6 +92,9 @@ def swap(
 
 
 def _same_group(place: Tensor, width: int, pattern: NofM) -> Tensor:
-    """Return the mask of the weights in the same group of m as a row's place.  (rows, in) bool."""
+    """Return the mask of the weights in the same group of m as a row's place.
+
+    place: (rows,) int64, a column of each row; width: columns. Returns (rows, width) bool.
+    """
     group = torch.arange(width, device=place.device) // pattern.m
     return group[None, :] == (place // pattern.m)[:, None]

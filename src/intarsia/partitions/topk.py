@@ -45,20 +45,29 @@ def keep_top(scores: Mapping[str, Tensor], count: int) -> Partition:
 def keep_random(
     shapes: Mapping[str, Sequence[int]], count: int, *, generator: torch.Generator
 ) -> Partition:
-    """Select `count` of all weights with equal probability.  Raises: as `keep_top` does."""
+    """Select `count` of all weights with equal probability.  shapes: parameter -> its shape.
+
+    Raises: as `keep_top` does.
+    """
     scores = {n: torch.rand(tuple(s), generator=generator) for n, s in shapes.items()}
     return keep_top(scores, count)
 
 
 def entries(partition: Partition, part: int = 0) -> dict[str, Tensor]:
-    """Return for each parameter the flat places of a part in it, (n,) int64, increasing."""
+    """Return the flat places of the entries of a part in each parameter, (n,) int64, increasing.
+
+    partition: of weights by name; part: which of its parts.
+    """
     return {
         name: partition.mask(name, part).flatten().nonzero().flatten() for name in partition.label
     }
 
 
 def _threshold(scores: Mapping[str, Tensor], count: int) -> tuple[int, int]:
-    """Return the key of the count-th largest score, and how many of that key to select."""
+    """Return the key of the count-th largest score, and how many scores of that key to select.
+
+    A key is a whole number 0 ... 2^32 - 1 that sorts as the score does, see `_keys`.
+    """
     # the upper 16 bits of the threshold first, then the lower ones among the scores of that bin
     high = _histogram(keys // HALF for score in scores.values() for _, keys in _keys(score))
     top, above = _bin(high, count)
@@ -70,7 +79,10 @@ def _threshold(scores: Mapping[str, Tensor], count: int) -> tuple[int, int]:
 
 
 def _bin(histogram: Tensor, count: int) -> tuple[int, int]:
-    """Return the bin of the count-th largest, and the number of scores in the bins above it."""
+    """Return the bin of the count-th largest, and the number of scores in the bins above it.
+
+    histogram: (HALF,) numbers of scores.
+    """
     reached = histogram.flip(0).cumsum(0)  # number of scores in the last bins
     place = int((reached < count).sum())
     above = int(reached[place - 1]) if place else 0
@@ -78,7 +90,7 @@ def _bin(histogram: Tensor, count: int) -> tuple[int, int]:
 
 
 def _histogram(parts: Iterator[Tensor]) -> Tensor:
-    """Count numbers 0 ... HALF - 1.  Returns (HALF,) int64."""
+    """Count numbers 0 ... HALF - 1 over several tensors.  Returns (HALF,) int64."""
     total = torch.zeros(HALF, dtype=torch.int64)
     for part in parts:
         total += torch.bincount(part, minlength=HALF).cpu()
@@ -86,7 +98,10 @@ def _histogram(parts: Iterator[Tensor]) -> Tensor:
 
 
 def _keys(score: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield the first entry and the keys of chunks; keys 0 ... 2^32 - 1 sort as the scores do."""
+    """Yield chunks of the scores as (place of the first, keys), keys sorting as the scores do.
+
+    Keys are 0 ... 2^32 - 1, int64. Raises: ConfigError for a NaN.
+    """
     flat = score.detach().reshape(-1)
     for start in range(0, len(flat), CHUNK):
         chunk = flat[start : start + CHUNK].float()

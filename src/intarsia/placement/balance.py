@@ -22,7 +22,7 @@ from .trace import Trace
 
 OBJECTIVES = ("home", "stay")
 SMALLEST = 1e-9  # a swap must gain more than this share of the load
-WIDER = 1.15  # factor between two slacks that `_home` tries
+WIDER = 1.15  # factor between two slacks that `_place_for_home` tries
 
 
 def longest_first(load: Tensor, devices: int) -> Tensor:
@@ -48,7 +48,8 @@ def longest_first(load: Tensor, devices: int) -> Tensor:
 def swap_until_even(load: Tensor, owner: Tensor, devices: int) -> Tensor:
     """Swap pairs of experts while sum_d |T_d - mean| falls, T_d the load of device d, best first.
 
-    load: (E,); owner: (E,), the device of each expert before.  Returns the owner after, (E,).
+    load: (E,); owner: (E,), the device of each expert before; devices: D.  Returns the owner after,
+      (E,).
     """
     load, owner = load.double(), owner.clone()
     mean = float(load.sum()) / devices
@@ -158,7 +159,10 @@ class JointSwaps:
         at_least("sweeps", self.sweeps, 1)
 
     def place(self, trace: Trace, topology: Topology) -> Placement:
-        """Place every expert once, E / D on each device."""
+        """Place every expert once, E / D on each of the topology's D devices.
+
+        trace: recorded routing, whose loads and traffic decide.
+        """
         devices, load = topology.devices, trace.load()
         check_divides(trace.experts, devices)
         even = torch.stack(
@@ -169,18 +173,25 @@ class JointSwaps:
         )
         if self.by == "stay":
             # "stay": a layer depends on its neighbours, so all layers are improved together
-            return Placement.of(self._stay(trace, load, even, devices), devices)
+            return Placement.of(self._swap_for_stay(trace, load, even, devices), devices)
         layers = range(trace.layers)
-        owner = [self._home(trace, layer, load[layer], even[layer], devices) for layer in layers]
+        owner = [
+            self._place_for_home(trace, layer, load[layer], even[layer], devices)
+            for layer in layers
+        ]
         return Placement.of(torch.stack(owner), devices)
 
-    def _stay(self, trace: Trace, load: Tensor, owner: Tensor, devices: int) -> Tensor:
-        """Swap experts in passes over the layers, starting at `owner`.  (L, E) -> (L, E)."""
-        ways, owner = transitions(trace), owner.clone()
+    def _swap_for_stay(self, trace: Trace, load: Tensor, owner: Tensor, devices: int) -> Tensor:
+        """Swap experts so that more transitions stay on a device, in passes over the layers.
+
+        trace: recorded routing; load: (L, E); owner: (L, E), the device of each expert to start
+          from; devices: D. Returns the owner, (L, E).
+        """
+        counts, owner = transitions(trace), owner.clone()  # (E, E) between two layers
         for _ in range(self.sweeps):
             gained = 0.0
             for layer in range(trace.layers):
-                outside = affinity(ways, owner, layer, devices)
+                outside = affinity(counts, owner, layer, devices)
                 owner[layer], improvement = swap_layer(
                     load[layer], owner[layer], outside, None, self.slack
                 )
@@ -189,11 +200,14 @@ class JointSwaps:
                 break
         return owner
 
-    def _home(self, trace: Trace, layer: int, load: Tensor, even: Tensor, devices: int) -> Tensor:
+    def _place_for_home(
+        self, trace: Trace, layer: int, load: Tensor, even: Tensor, devices: int
+    ) -> Tensor:
         """Place the experts of one layer so that tokens have few destinations, objective "home".
 
-        The slack is the smallest with which tokens have no more destinations than with experts in
-        order.  load: (E,); even: (E,), the balanced owner to start from.  Returns the owner, (E,).
+        trace: recorded routing; load: (E,); even: (E,), the balanced owner to start from; devices:
+          D.  Returns the owner, (E,), the device of each expert. Loads may exceed the mean by the
+          smallest slack with which tokens have no more destinations than with experts in order.
         """
         membership, pairs = trace.membership(layer), trace.coactivation(layer)
         # "home": layers are independent, so nothing outside the layer pulls its experts

@@ -46,6 +46,7 @@ class ExpertQueues:
     """
 
     def __init__(self, limit: int, patience: float = 8) -> None:
+        """Begin with no request.  limit, patience: see the class."""
         at_least("limit", limit, 1)
         at_least("patience", patience, 1)
         self.limit, self.patience, self.round = limit, patience, 0
@@ -57,7 +58,10 @@ class ExpertQueues:
         return len(self.names)
 
     def add(self, name: Hashable, expert: int) -> None:
-        """Queue a request by the expert of its next token."""
+        """Queue the request `name` by the expert of its next token.
+
+        Raises: ConfigError for a request that is queued already.
+        """
         if name in self.names:
             got, fix = f"{name!r} twice", "Add it again when its batch was computed."
             raise ConfigError("request", got=got, want="each once", fix=fix)
@@ -67,21 +71,21 @@ class ExpertQueues:
         self.came += 1
 
     def batch(self) -> list[QueuedRequest]:
-        """Remove and return the requests to compute next, at most `limit`; [] if none waits."""
+        """Remove and return the requests to compute next, at most `limit`; [] if none is queued."""
         overdue = sorted(
             (w for q in self.queues.values() for w in q if self.round - w.since >= self.patience),
             key=lambda w: w.place,
         )
         # requests whose patience is over go first, whatever their expert
-        taken = overdue[: self.limit]
-        names = {w.name for w in taken}
+        selected = overdue[: self.limit]
+        names = {w.name for w in selected}
         # then the queues of experts that are in the batch already, then the longest
-        first = {w.expert for w in taken}
+        first = {w.expert for w in selected}
         order = sorted(self.queues, key=lambda e: (e not in first, -len(self.queues[e]), e))
         for expert in order:
-            room = self.limit - len(taken)
+            room = self.limit - len(selected)
             next_requests = [w for w in self.queues[expert] if w.name not in names][:room]
-            taken += next_requests
+            selected += next_requests
             names |= {w.name for w in next_requests}
         # remove the chosen requests, and queues that are now empty
         for expert in list(self.queues):
@@ -91,7 +95,7 @@ class ExpertQueues:
                 del self.queues[expert]
         self.names -= names
         self.round += 1
-        return taken
+        return selected
 
     def ahead(self) -> list[int]:
         """Return the experts with waiting requests, longest queue first, to read them ahead."""
@@ -137,10 +141,10 @@ def serve(
 ) -> Served:
     """Serve a trace's sequences token by token, in batches of at most `limit` requests.
 
-    A token's expert is its first one in `layer` (one choice for all layers).  patience: see
-    `ExpertQueues`.  streams: requests at once, a new one begins where one ends; None: all.
+    A token's expert is its first one in `layer` (one choice for all layers).  patience: rounds
+    after which a request goes first, see `ExpertQueues`.  streams: requests at once, a new one
+    begins where one ends; None: all.
     how: "aware", batches by `ExpertQueues`; "fifo", in the order in which requests became ready.
-
     Raises: ConfigError for a setting out of range, or an unknown `how`.
     """
     if how not in LEVELS:
@@ -175,12 +179,15 @@ def serve(
 
 
 def _queue_next(queues: ExpertQueues, name: int, upcoming: dict[int, deque[int]]) -> None:
-    """Queue a sequence's next token.  upcoming: experts of the tokens to come, by sequence."""
+    """Queue the next token of the sequence `name`, and remove it from `upcoming`.
+
+    upcoming: experts of the tokens to come, by sequence.
+    """
     queues.add(name, upcoming[name].popleft())
 
 
 def _batch_in_order(queues: ExpertQueues) -> list[QueuedRequest]:
-    """Return a batch in order of arrival, by a patience of 0 rounds."""
+    """Return a batch in order of arrival: with a patience of 0 rounds every request is overdue."""
     queues.patience = 0
     return queues.batch()
 
@@ -204,6 +211,11 @@ class LookAhead(NextUse):
         window: int,
         decay: float = 0.98,
     ) -> None:
+        """Number the uses of each expert in `demand`, the (layer, expert) of all steps.
+
+        layers: L; experts: E of each layer; window: steps ahead that are known; decay: of the
+          counts beyond them.
+        """
         super().__init__(layers, experts, decay)
         at_least("window", window, 0)
         self.window = window
@@ -216,13 +228,17 @@ class LookAhead(NextUse):
                 place += 1
 
     def used(self, key: Key, hit: bool) -> None:
+        """Note the use of an expert, the first of its future ones.  hit: it was in a slot."""
         super().used(key, hit)
         self.uses[key].popleft()
 
     def victim(self, resident: Iterable[Key]) -> Key:
+        """Return the expert of `resident` whose next use is latest, or expected latest."""
         last = self.steps - 1 + self.window, self.layer  # the last step and layer in sight
 
         def next_use(key: Key) -> tuple[float, float, Key]:
+            """Return a key that sorts experts by their next use, known or expected."""
+            # the first of an expert's future uses is the next one
             uses = self.uses.get(key)
             if self.window and uses and (uses[0][0], key[0]) <= last:
                 return 0, uses[0][1], key

@@ -28,6 +28,7 @@ class Policy(abc.ABC):
     """
 
     def __init__(self, layers: int, experts: int) -> None:
+        """Begin at step 0.  layers: L; experts: E of each layer."""
         self.layers, self.experts, self.layer = layers, experts, 0
         self.steps = self.takes = 0
         self.chances: Tensor | None = None
@@ -52,7 +53,7 @@ class Policy(abc.ABC):
         self.steps += 1
 
     def asked(self, layer: int, experts: Sequence[int]) -> None:
-        """Note that a layer of this step will use these experts."""
+        """Note that a layer of this step is about to use these experts."""
         self.layer = layer
 
     def used(self, key: Key, hit: bool) -> None:
@@ -64,7 +65,10 @@ class Policy(abc.ABC):
         """Return the expert to evict among `resident`, which has at least one."""
 
     def away(self, key: Key) -> int:
-        """Return the layers until an expert's layer comes again; L for the present layer's own."""
+        """Return the layers until an expert's layer comes again; L for the present layer's own.
+
+        key: (layer, expert).
+        """
         return (key[0] - self.layer - 1) % self.layers + 1
 
 
@@ -95,6 +99,7 @@ class Cache:
     """
 
     def __init__(self, slots: int, policy: Policy) -> None:
+        """Begin with all slots free.  Raises: ConfigError for fewer than two slots."""
         at_least("slots", slots, 2, "One is computed while another comes in: give 2 or more.")
         self.slots, self.policy = slots, policy
         self.at: dict[Key, int] = {}
@@ -114,7 +119,10 @@ class Cache:
         self.policy.asked(layer, experts)
 
     def take(self, key: Key) -> SlotGrant:
-        """Return the expert's slot, evicting another expert if need be; pinned until `give`."""
+        """Return the slot of an expert, which is pinned until `give`; evict another one if need be.
+
+        key: (layer, expert). The result says if the caller must read the weights.
+        """
         self.wanted.discard(key)
         if key in self.at:
             self.hits += 1
@@ -131,7 +139,8 @@ class Cache:
     def bring(self, key: Key) -> SlotGrant | None:
         """Return a slot for an expert that a later layer may ask for, pinned until `give`.
 
-        None if it is resident, or if the policy would evict this expert first.
+        key: (layer, expert). None if it is resident, or if the policy would evict this expert
+          first.
         """
         if key in self.at:
             return None
@@ -172,7 +181,10 @@ class Cache:
         self.pinned[key] = self.pinned.get(key, 0) + 1
 
     def _evict(self) -> Key:
-        """Free the slot of the policy's victim, if possible none of the present layer's experts."""
+        """Evict the policy's victim, if possible none of the present layer's experts; return it.
+
+        Raises: ConfigError if all experts in slots are in use.
+        """
         loose = [key for key in self.at if key not in self.pinned]
         if not loose:
             got, fix = f"{len(self.pinned)} experts in use at once", "Give more slots."
@@ -220,9 +232,10 @@ def replay(
 ) -> Residency:
     """Simulate a cache on recorded steps and return its hits, loads and bytes.
 
-    demand: for each step the (layer, expert) in order, see `describe.demand`.  slots: of the cache.
-    start: experts resident at first.  expert_bytes: size of one expert.  foreseen: the chances
-    (L, E) of each step, see `expertflow.predicted_steps`; empty: no prediction.
+    demand: for each step the (layer, expert) in order, see `describe.demand`. policy: chooses what
+      is evicted. slots: of the cache. start: experts resident at first.  expert_bytes: size of one
+      expert.  foreseen: predicted chances (L, E) of each step, see `expertflow.predicted_steps`;
+      empty: no prediction.
     """
     cache = Cache(slots, policy)
     cache.fill(start)
@@ -246,7 +259,10 @@ def by_layer(step: Iterable[Key]) -> Mapping[int, list[int]]:
 
 
 def most_used(demand: Iterable[Iterable[Key]], slots: int) -> list[Key]:
-    """Return the `slots` experts that most steps used, to fill a cache before the first step."""
+    """Return the `slots` experts that most steps used, to fill a cache before the first step.
+
+    demand: for each step the (layer, expert) that it uses.
+    """
     counts: dict[Key, int] = {}
     for step in demand:
         for key in step:

@@ -27,10 +27,10 @@ class Quality:
 
 
 def quality(trace: Trace, placement: Placement) -> Quality:
-    """Measure a placement on a trace.
+    """Measure the balance and the traffic of a placement on a trace, the recorded routing.
 
-    Copies of an expert share its load equally; traffic is counted to the owner alone.
-    Raises: ConfigError for a placement of other layers or experts.
+    Copies of an expert share its load equally; traffic is counted to the owner alone. Returns a
+    `Quality`. Raises: ConfigError for a placement of other layers or experts.
     """
     check_same(trace, placement)
     load = device_loads(trace.load(), placement)
@@ -52,14 +52,20 @@ def quality(trace: Trace, placement: Placement) -> Quality:
 
 
 def device_loads(load: Tensor, placement: Placement) -> Tensor:
-    """Return the tokens that each device computes.  load: (L, E) -> (L, D) float64."""
+    """Return the tokens that each device computes.  load: (L, E) of experts -> (L, D) float64.
+
+    placement: which devices hold which experts.
+    """
     copies = placement.holds.sum(1).double()  # (L, E)
     # each copy takes an equal share of its expert's load
     return torch.einsum("le,lde->ld", load.double() / copies, placement.holds.double())
 
 
 def crossing(transitions: Tensor, placement: Placement, layer: int) -> tuple[float, float]:
-    """Return the sum of the transitions (E, E) after a layer that change the device, and of all."""
+    """Return the sum of the transitions after a layer that change the device, and of all.
+
+    transitions: (E, E), tokens from each expert to each of the next layer.
+    """
     source, target = placement.owner[layer], placement.owner[layer + 1]
     apart = source[:, None] != target[None, :]
     return float(transitions[apart].sum()), float(transitions.sum())

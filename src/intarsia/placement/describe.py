@@ -10,11 +10,11 @@ from .trace import Trace
 
 
 def describe_layers(trace: Trace) -> list[dict[str, Any]]:
-    """Return a row of statistics for each layer.
+    """Return a row of statistics for each layer of a trace.
 
-    load_cv: coefficient of variation of the loads;  largest_share: of the busiest expert;  repeats:
-    the share of a token's experts that the token before it had, too;  by_chance: that share if
-    tokens were independent.
+    Entries: layer; load_cv, coefficient of variation of the experts' loads;  largest_share, of the
+      busiest expert;  repeats, the share of a token's experts that the token before it had, too;
+      by_chance, that share if tokens were independent.
     """
     rows: list[dict[str, Any]] = []
     # (N - 1,): the token and the one before it belong to one sequence

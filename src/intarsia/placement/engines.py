@@ -88,7 +88,7 @@ class ExpertSize:
 
 
 def homes(trace: Trace, devices: int) -> Tensor:
-    """Return each row's home device, sequences dealt out to devices in turn.  (N,) int64."""
+    """Return the device of each row's sequence; sequences are dealt out in turn.  (N,) int64."""
     return trace.sequence.unique(return_inverse=True)[1] % devices
 
 
@@ -174,6 +174,7 @@ def expert_parallel(
     gradient: list[PlanStep] = []
 
     def move(layer: int, source: Tensor, target: Tensor) -> None:
+        """Add the step in which rows go from their device to their next one, and its gradient's."""
         sent = off_diagonal(_count_rows(source, target, count) * size.row)
         step = PlanStep(f"{layer}.move", layer, "move", "link", bytes=sent)
         forward.append(step)
@@ -199,8 +200,8 @@ def layer_steps(
     """Return the steps of a layer and those of its gradients, each in their order of time.
 
     The steps are counts, dispatch, expert and combine; backwards combine, expert and dispatch.
-    row_device: (N,), the device of each row;  pair_device: (N, k), the device of each pair, -1 =
-    none;  size: of an expert;  devices: D.
+    layer: its number; row_device: (N,), the device of each row;  pair_device: (N, k), the device of
+      each pair, -1 = none;  size: of an expert;  devices: D.
     """
     rows, pairs = rows_and_pairs(row_device, pair_device, devices)
     name, flops = f"{layer}.expert", pairs.sum(0).double() * size.flops

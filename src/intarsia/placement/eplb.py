@@ -36,7 +36,11 @@ class Eplb:
         at_least("groups", self.groups, 1)
 
     def place(self, trace: Trace, topology: Topology) -> Placement:
-        """Place experts and copies, equally many places on each device."""
+        """Place experts and copies, equally many places on each of the topology's devices.
+
+        trace: recorded routing, whose loads decide. Raises: ConfigError for numbers that do not
+          divide each other.
+        """
         experts, devices = trace.experts, topology.devices
         check_divides(experts + self.redundant, devices)
         if experts % self.groups:
@@ -57,7 +61,7 @@ class Eplb:
         return Placement(owner, holds)
 
     def _layer(self, load: Tensor, node: Tensor, nodes: int) -> list[tuple[int, int, bool]]:
-        """Return (expert, device, whether it is the first copy) for each place of one layer.
+        """Return (expert, device, True for an expert's first copy) for each place of one layer.
 
         load: (E,); node: (D,), the node of each device; nodes: their number.
         """

@@ -33,17 +33,20 @@ class ExFlow:
         at_least("sweeps", self.sweeps, 1)
 
     def place(self, trace: Trace, topology: Topology) -> Placement:
-        """Place every expert once, E / D on each device."""
+        """Place every expert once, E / D on each device; most transitions then stay on one.
+
+        trace: recorded routing, whose transitions between layers decide; topology: D devices.
+        """
         from scipy.optimize import linear_sum_assignment  # a third of a second, needed once
 
         devices = topology.devices
         check_divides(trace.experts, devices)
         owner = Placement.contiguous(trace.layers, trace.experts, devices).owner.clone()
-        per_device, ways = trace.experts // devices, transitions(trace)
+        per_device, counts = trace.experts // devices, transitions(trace)
         for _ in range(self.sweeps):
             before = owner.clone()
             for layer in range(trace.layers):
-                pull = affinity(ways, owner, layer, devices)  # (E, D)
+                pull = affinity(counts, owner, layer, devices)  # (E, D)
                 now = float(pull.gather(1, owner[layer][:, None]).sum())
                 # one assignment of E experts to E places; a device has E / D equal columns
                 places = pull.repeat_interleave(per_device, 1).numpy()

@@ -57,7 +57,7 @@ class TokenTable:
         Raises: DataError for a trace without token ids.
         """
         if trace.token is None:
-            fix = "Record one: intarsia trace MODEL TEXT --save t.safetensors"
+            fix = "Record one: intarsia trace MODEL TEXT --out t.safetensors"
             raise DataError("trace", got="no token ids", want="ids of the tokens", fix=fix)
         membership = torch.stack(
             [trace.membership(layer) for layer in range(trace.layers)], 1
@@ -73,7 +73,7 @@ class TokenTable:
         return cls(torch.cat([share, mean[None]]).float())
 
     def per_token(self, tokens: Tensor) -> Tensor:
-        """Return the chances of every token by itself.  (B,) ids -> (B, L, E)."""
+        """Return the chances of every token by itself.  tokens: (B,) ids -> (B, L, E)."""
         tokens = tokens.flatten().cpu()
         unknown = len(self.share) - 1
         return self.share[torch.where((tokens < 0) | (tokens > unknown), unknown, tokens)]
@@ -108,7 +108,10 @@ class TokenTable:
 
 
 def recall(table: TokenTable, trace: Trace) -> float:
-    """Return the share of the tokens' k experts that are among the k likeliest of the table."""
+    """Return how many of the tokens' k experts are among the k likeliest of the table, 0 ... 1.
+
+    trace: recorded routing with token ids.
+    """
     assert trace.token is not None
     # as many guesses a layer as a token has experts
     likely = table.per_token(trace.token).topk(trace.active, 2).indices  # (N, L, k)
@@ -122,12 +125,14 @@ class PredictedNextUse(NextUse):
     """`NextUse` policy that uses predicted chances for the later layers of the present step."""
 
     def __init__(self, layers: int, experts: int, decay: float, likely: float) -> None:
+        """Begin without a prediction.  decay, likely: see `Predictive`."""
         super().__init__(layers, experts, decay)
         self.likely = likely
         self.predicted: list[list[float]] = []
         self.ahead: list[Key] = []  # by layer, the likeliest first
 
     def foresee(self, chances: Tensor | None) -> None:
+        """Accept the chances (L, E) of the next step, and list the experts to read ahead."""
         super().foresee(chances)
         self.predicted = [] if chances is None else chances.tolist()
         some = [
@@ -142,9 +147,10 @@ class PredictedNextUse(NextUse):
         return [key for key in self.ahead if key[0] > self.layer]
 
     def expected(self, key: Key) -> float:
-        """Return the layers until the next use: away + (1 - q) L / p.
+        """Return the expected number of layers until the next use: away + (1 - q) L / p.
 
-        q: the chance in this step, p: in others.  Without q, as `NextUse`.
+        key: (layer, expert); away: layers until its layer comes; q: the chance in this step, p: in
+          others.  Without a prediction, or for a layer that is past, as `NextUse`.
         """
         if self.chances is None or key[0] <= self.layer:
             return super().expected(key)
@@ -215,9 +221,10 @@ def regroup(routes: Tensor, groups: int = 2, sweeps: int = 20) -> list[list[int]
 def _gain(users: Tensor, asks: Tensor, batch: Tensor, a: int, b: int) -> int:
     """Return by how many experts the active set shrinks if sequences a and b swap batches.
 
-    users: (batches, L E), sequences that use each expert; asks: (S, L E), 0 or 1; batch: (S,).
+    users: (batches, L E), number of sequences that use each expert; asks: (S, L E), 1 where a
+      sequence uses an expert, else 0; batch: (S,).
     """
-    # a leaves x's batch for y's, b comes the other way
+    # a leaves the batch of x for that of y, b the other way round
     change = asks[b] - asks[a]
     x, y = users[batch[a]], users[batch[b]]
     before = (x > 0).sum() + (y > 0).sum()
@@ -227,13 +234,16 @@ def _gain(users: Tensor, asks: Tensor, batch: Tensor, a: int, b: int) -> int:
 def active(routes: Tensor, batches: Sequence[Sequence[int]]) -> int:
     """Count the active experts, summed over batches: those that some sequence of a batch uses.
 
-    routes: (S, L, E) bool; batches: the sequences of each.
+    routes: (S, L, E) bool, the experts of each sequence; batches: the sequences of each.
     """
     return sum(int(routes[list(batch)].any(0).sum()) for batch in batches)
 
 
 def predicted_steps(trace: Trace, predictor: Predictor, streams: int) -> list[Tensor]:
-    """Return the predicted chances (L, E) of each decode step, for `replay`; see `Trace.steps`."""
+    """Return the predicted chances (L, E) of each decode step, for `replay`.
+
+    trace: with token ids; streams: sequences decoded at once, see `Trace.steps`.
+    """
     assert trace.token is not None
     return [predictor.chances(trace.token[rows]) for rows in trace.steps(streams)]
 

@@ -46,9 +46,9 @@ class OneHot:
     ) -> Tensor | None:
         """Solve by HiGHS and return each item's option, (items,) int64; None without a solution.
 
-        gap: relative distance to the bound at which the search stops.  nodes: of the search at
-        most, so that the result does not depend on the machine; seconds: at most, where that
-        matters more.
+        gap: relative distance to the bound at which the search stops.  nodes: limit of the search's
+          nodes, so that the result does not depend on the machine; seconds: limit in time, where
+          that matters more.
         """
         from scipy import sparse
         from scipy.optimize import Bounds, LinearConstraint, milp  # a third of a second

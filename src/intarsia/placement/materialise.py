@@ -17,20 +17,20 @@ def apportion(load: Sequence[float], slots: int, limit: int) -> list[int]:
     """Divide slots in proportion to loads, largest remainders first; each gets 1 to `limit`.
 
     slots: at least as many as loads.  Returns the slots of each load, whose sum is `slots`, or
-    len(load) * most if that is smaller.
+      len(load) * limit if that is smaller.
     """
     total = sum(load)
     share = [slots * (value / total if total else 1 / len(load)) for value in load]
-    found = [min(limit, max(1, int(s))) for s in share]
+    counts = [min(limit, max(1, int(s))) for s in share]
     # shares below 1 were raised to 1: take slots back where rounding gained most
-    while sum(found) > slots:
-        above_one = [i for i, count in enumerate(found) if count > 1]
-        found[max(above_one, key=lambda i: (found[i] - share[i], i))] -= 1
+    while sum(counts) > slots:
+        above_one = [i for i, count in enumerate(counts) if count > 1]
+        counts[max(above_one, key=lambda i: (counts[i] - share[i], i))] -= 1
     # hand out what rounding down left, largest remainder first
-    while sum(found) < slots and min(found) < limit:
-        free = [i for i, count in enumerate(found) if count < limit]
-        found[max(free, key=lambda i: (share[i] - found[i], -i))] += 1
-    return found
+    while sum(counts) < slots and min(counts) < limit:
+        free = [i for i, count in enumerate(counts) if count < limit]
+        counts[max(free, key=lambda i: (share[i] - counts[i], -i))] += 1
+    return counts
 
 
 def materialise(load: Tensor, owner: Tensor, nodes: Tensor, slots: int, hottest: int) -> Tensor:

@@ -65,8 +65,8 @@ def measure(group: Group = None) -> dict[str, Tensor]:
 def levels(bandwidth: Tensor, latency: Tensor) -> tuple[Tensor, Tensor]:
     """Group links of similar bandwidth into levels, and give each link its level's medians.
 
-    Sorted by bandwidth, links are cut where the next one is over `ALIKE` times as fast.  Both
-    (D, D) -> both (D, D), with a diagonal of infinite bandwidth and latency 0.
+    bandwidth, latency: (D, D). Sorted by bandwidth, links are cut where the next one is over
+      `ALIKE` times as fast.  Returns both, with a diagonal of infinite bandwidth and latency 0.
     """
     apart = ~torch.eye(len(bandwidth), dtype=torch.bool)
     rates, delays = bandwidth.clone(), latency.clone()
@@ -106,11 +106,15 @@ def _message_seconds(
         for step in steps:
             step(message, peer, group=group)
 
+    # there and back is two messages
     return _fastest(exchange, device) / 2
 
 
 def _fastest(work: Callable[[], object], device: torch.device) -> float:
-    """Return the least seconds of `REPEATS` calls, after one call that is not measured."""
+    """Return the least seconds of `REPEATS` calls of `work`, after one that is not measured.
+
+    device: is waited for before the clock is read.
+    """
     work()
     # the fastest of several repeats: interruptions only ever add time
     best = float("inf")

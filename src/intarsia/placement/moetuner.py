@@ -54,9 +54,14 @@ class MoeTuner:
         at_least("sweeps", self.sweeps, 1)
 
     def place(self, trace: Trace, topology: Topology) -> Placement:
-        """Place every expert once, E / D on each device."""
+        """Place every expert once, E / D on each device: clusters first, then their devices.
+
+        trace: recorded routing, whose loads and traffic decide; topology: D devices and their
+          links.
+        """
         devices = topology.devices
         check_divides(trace.experts, devices)
+        # programme 1 for each layer, then programme 2 for all
         clusters = torch.stack([self.clusters(load, devices) for load in trace.load()])
         traffic = [
             cluster_traffic(trace.transitions(layer), clusters[layer], clusters[layer + 1], devices)
@@ -66,7 +71,11 @@ class MoeTuner:
         return Placement.of(order.gather(1, clusters), devices)
 
     def clusters(self, load: Tensor, devices: int) -> Tensor:
-        """Solve programme 1 for a layer.  load: (E,) -> the cluster of each expert, (E,) int64."""
+        """Group a layer's experts into D clusters of equal counts and even loads.
+
+        load: (E,) -> the cluster of each expert, (E,) int64. This is the paper's programme 1, min
+          sum_c |T_c - mean| with T_c the load of cluster c; swaps are tried first.
+        """
         near = swap_until_even(load, longest_first(load, devices), devices)
         # swaps first; the programme only where they leave something to gain and it is small enough
         even = uneven(load, near, devices) <= EVEN * float(load.sum())
@@ -79,16 +88,18 @@ class MoeTuner:
 
 
 def uneven(load: Tensor, cluster: Tensor, devices: int) -> float:
-    """Return sum_c |T_c - mean|, T_c the load of cluster c.  load, cluster: (E,)."""
+    """Return sum_c |T_c - mean|, T_c the load of cluster c.  load, cluster: (E,), D clusters."""
     total = torch.zeros(devices, dtype=torch.float64).index_add(0, cluster, load.double())
     return float((total - total.mean()).abs().sum())
 
 
 def even_clusters(load: Tensor, devices: int, *, gap: float, nodes: int) -> Tensor | None:
-    """Solve programme 1 by HiGHS: one-hot x (E, D), equal counts, u_c >= |T_c - mean|, min sum u_c.
+    """Solve programme 1 (clusters of equal counts, even loads) by HiGHS, integers included.
 
-    The expert of largest load is fixed in cluster 0, since clusters are interchangeable.  Returns
-    the cluster of each expert, (E,); None where the search ends without a solution.
+    load: (E,); gap, nodes: limits of the search, see `MoeTuner`. Variables: x (E, D) one-hot, and
+      u_c >= |T_c - mean|, T_c the load of cluster c; the sum of u_c is minimised. The expert of
+      largest load is fixed in cluster 0, since clusters are interchangeable.  Returns the cluster
+      of each expert, (E,); None where the search ends without a solution.
     """
     from scipy import sparse  # a third of a second
 
@@ -124,17 +135,22 @@ def cluster_traffic(transitions: Tensor, source: Tensor, target: Tensor, devices
 
 
 def slowest(traffic: Tensor, bandwidth: Tensor) -> Tensor:
-    """Return max_{i != j} C_ij / B_ij + 1e-4 sum C_ij / B_ij.  traffic C: (..., D, D) -> (...)."""
+    """Return the time of a layer's traffic: max_{i != j} C_ij / B_ij + 1e-4 sum C_ij / B_ij.
+
+    traffic: C (..., D, D), from each device to each; bandwidth: B (D, D). Returns (...). The sum
+      decides between equal maxima.
+    """
     diagonal = torch.eye(len(bandwidth), dtype=torch.bool)
     takes = traffic / bandwidth.masked_fill(diagonal, torch.inf)
     return takes.amax((-2, -1)) + 1e-4 * takes.sum((-2, -1))
 
 
 def cluster_devices(traffic: list[Tensor], bandwidth: Tensor, layers: int, sweeps: int) -> Tensor:
-    """Solve programme 2: return the device of each cluster, (L, D) int64.
+    """Choose a device for each cluster of each layer, by traffic (programme 2).  (L, D) int64.
 
-    traffic: C (D, D) between each two layers; bandwidth: B (D, D); layers: L. The first layer's
-    clusters keep their numbers where all links are alike.
+    traffic: C (D, D), from cluster to cluster, between each two layers; bandwidth: B (D, D);
+      layers: L; sweeps: see `MoeTuner`. The first layer's clusters keep their numbers where all
+      links are alike.
     """
     devices = len(bandwidth)
     if devices <= ALL_ORDERS:
@@ -143,7 +159,11 @@ def cluster_devices(traffic: list[Tensor], bandwidth: Tensor, layers: int, sweep
 
 
 def _by_viterbi(traffic: list[Tensor], bandwidth: Tensor, layers: int) -> Tensor:
-    """Solve programme 2 exactly, (L, D): Viterbi over the permutations of devices of each layer."""
+    """Choose the devices of all clusters exactly: Viterbi over each layer's permutations.  (L, D).
+
+    traffic: C (D, D), from cluster to cluster, between each two layers; bandwidth: (D, D); layers:
+      unused, there is one more than entries of `traffic`.
+    """
     devices = len(bandwidth)
     permutations = torch.tensor(list(itertools.permutations(range(devices))))  # cluster -> device
     inverse = permutations.argsort(1)  # device -> cluster
@@ -164,7 +184,11 @@ def _by_viterbi(traffic: list[Tensor], bandwidth: Tensor, layers: int) -> Tensor
 
 
 def _by_assignment(traffic: list[Tensor], bandwidth: Tensor, layers: int, sweeps: int) -> Tensor:
-    """Assign one layer's clusters after another, given its neighbours, until stable.  (L, D)"""
+    """Assign one layer's clusters after another, given its neighbours, until stable.  (L, D).
+
+    traffic: C (D, D), from cluster to cluster, between each two layers; bandwidth: (D, D); layers:
+      L; sweeps: passes at most.
+    """
     from scipy.optimize import linear_sum_assignment  # a third of a second, needed once
 
     devices = len(bandwidth)

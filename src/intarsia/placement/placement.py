@@ -32,6 +32,10 @@ class Placement:
     holds: Tensor
 
     def __post_init__(self) -> None:
+        """Convert the tensors' types, and check that owners hold their experts.
+
+        Raises: ConfigError.
+        """
         owner, holds = self.owner.long(), self.holds.bool()
         object.__setattr__(self, "owner", owner)
         object.__setattr__(self, "holds", holds)
@@ -129,6 +133,7 @@ class Placement:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a dict for JSON: devices, owner, and copies as [layer, device, expert]."""
+        # owners hold their experts anyway: only further copies are listed
         copies = self.holds.clone()
         copies.scatter_(1, self.owner[:, None], False)
         return {

@@ -108,7 +108,7 @@ def _plain(value: Any) -> Any:
 
 
 def _from_plain(value: Any, kind: torch.dtype | None) -> Any:
-    """Convert a list of JSON to a tensor of dtype `kind`, or to a tuple if that is None."""
+    """Convert a list of JSON to a tensor of dtype `kind`, or to a tuple if `kind` is None."""
     if kind is not None:
         return None if value is None else torch.tensor(value, dtype=kind)
     return tuple(value) if isinstance(value, list) else value

@@ -53,11 +53,13 @@ class _LeastFrequent(_LeastRecent):
         self.uses: dict[Key, float] = {}
 
     def began(self) -> None:
+        """Begin a step; after every K of them the counters decay."""
         super().began()
         if self.steps % self.settings.every == 0:
             self.uses = {key: uses * self.settings.decay for key, uses in self.uses.items()}
 
     def used(self, key: Key, hit: bool) -> None:
+        """Count the use of an expert, (layer, expert).  hit: it was in a slot."""
         super().used(key, hit)
         # with `reset` a miss starts the counter again
         forgotten = self.settings.reset and not hit
@@ -99,6 +101,10 @@ class NextUse(Policy):
     """Policy that evicts the expert expected latest: in `away` + L (1 / p - 1) layers."""
 
     def __init__(self, layers: int, experts: int, decay: float) -> None:
+        """Begin without any use.
+
+        layers: L; experts: E of each layer; decay: of the counts, for each step.
+        """
         super().__init__(layers, experts)
         self.decay = decay
         # (decayed number of steps that used the expert, the step for which it is valid)
@@ -114,6 +120,7 @@ class NextUse(Policy):
         self.cached.clear()
 
     def asked(self, layer: int, experts: Sequence[int]) -> None:
+        """Note that a layer of this step is about to use these experts, and count that."""
         super().asked(layer, experts)
         for expert in experts:
             key = layer, expert
@@ -126,7 +133,7 @@ class NextUse(Policy):
         return total * self.decay ** (self.steps - step)
 
     def chance(self, key: Key) -> float:
-        """Return p, the decayed share of the steps that used the expert."""
+        """Return p, the decayed share of the steps that used the expert.  key: (layer, expert)."""
         # the decayed number of all steps, a geometric series
         all_steps = (
             (1 - self.decay**self.steps) / (1 - self.decay) if self.decay < 1 else self.steps
@@ -134,11 +141,15 @@ class NextUse(Policy):
         return min(1.0, self._decayed(key) / max(all_steps, 1.0))
 
     def expected(self, key: Key) -> float:
-        """Return the expected number of layers until the expert's next use."""
+        """Return the expected number of layers until the expert's next use, away + L (1 / p - 1).
+
+        key: (layer, expert); away: layers until its layer comes; p: share of steps that use it.
+        """
         p = max(self.chance(key), 1e-9)
         return self.away(key) + self.layers * (1 / p - 1)
 
     def victim(self, resident: Iterable[Key]) -> Key:
+        """Return the expert of `resident` whose next use is expected latest."""
         cached, candidates = self.cached, list[tuple[float, Key]]()
         # `expected` is costly and is asked for often: keep its values until the next layer asks
         for key in resident:
@@ -177,6 +188,7 @@ class Belady(Policy):
     """
 
     def __init__(self, layers: int, experts: int, demand: Sequence[Sequence[Key]]) -> None:
+        """Number the uses of each expert in `demand`.  layers: L; experts: E of each layer."""
         super().__init__(layers, experts)
         self.uses: dict[Key, list[int]] = {}
         for number, key in enumerate(key for step in demand for key in step):
@@ -190,6 +202,8 @@ class Belady(Policy):
         self.uses[key].pop()
 
     def victim(self, resident: Iterable[Key]) -> Key:
+        """Return the expert of `resident` whose next use is latest."""
+
         def next_use(key: Key) -> float:
             uses = self.uses.get(key)
             return uses[-1] if uses else math.inf

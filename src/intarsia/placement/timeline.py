@@ -38,7 +38,7 @@ class Timeline:
         return max((span.end for span in self.spans), default=0.0)
 
     def busy(self, resource: str) -> float:
-        """Return the seconds in which the busiest device uses a resource."""
+        """Return the seconds in which the busiest device uses a resource, of RESOURCES."""
         seconds: dict[int, float] = {}
         for span in self.spans:
             if span.resource == resource:
@@ -82,12 +82,12 @@ class Timeline:
 def simulate(plan: DevicePlan, topology: Topology) -> Timeline:
     """Time a plan: a step starts when its resources are free and its predecessors have ended.
 
-    compute: flops_d / F_d on each device by itself.  load: its bytes over the device's own
-    host-to-device link.  link: a collective; it begins and ends on all devices at once, and takes
-    max_d max(sum_j b_dj / B_dj, sum_i b_id / B_id) + the largest latency among the pairs used.
+    compute: flops_d / F_d on each device d by itself, F_d its speed.  load: its bytes over the
+      device's own host-to-device link.  link: a collective; it begins and ends on all devices at
+      once, and takes max_d max(sum_j b_dj / B_dj, sum_i b_id / B_id) + the largest latency among
+      the pairs used, b_ij the bytes from i to j and B_ij the bandwidth.
     A step waits for its predecessors on all devices where it or they are collectives, else on its
     own device.
-
     Raises: ConfigError for a topology of another number of devices.
     """
     if plan.devices != topology.devices:
@@ -100,7 +100,7 @@ def simulate(plan: DevicePlan, topology: Topology) -> Timeline:
         takes = durations(step, topology)
         together = step.resource == "link"
         before = [
-            _before(step, device, free, ended, collective=together)
+            _predecessors(step, device, free, ended, collective=together)
             for device in range(plan.devices)
         ]
         if together:
@@ -121,7 +121,7 @@ def simulate(plan: DevicePlan, topology: Topology) -> Timeline:
     return Timeline(tuple(spans))
 
 
-def _before(
+def _predecessors(
     step: PlanStep,
     device: int,
     free: Mapping[tuple[str, int], int],
@@ -143,7 +143,11 @@ def _before(
 
 
 def durations(step: PlanStep, topology: Topology) -> Tensor:
-    """Return the seconds of a step on each device, (D,) float64; the rules are `simulate`'s."""
+    """Return the seconds of a step on each device, (D,) float64.
+
+    compute: operations over speed. load: bytes over the host-to-device bandwidth. link: for all
+      devices the time of the slowest, which sends and receives at once, and the largest latency.
+    """
     none = torch.zeros(topology.devices, dtype=torch.float64)
     if step.resource == "compute":
         return none if step.flops is None else step.flops.double() / topology.flops
@@ -163,9 +167,10 @@ def durations(step: PlanStep, topology: Topology) -> Tensor:
 
 
 def rows_to_hide(item: int, topology: Topology) -> float:
-    """Return M* = b F / (2 B), the rows with which computing an expert takes as long as loading it.
+    """Return M* = b F / (2 B), the rows for which an expert takes as long to compute as to load.
 
-    item: b, bytes of a weight; F and B of the first device. 3 d h b / B to load, 6 M d h / F to
-    compute, whatever d and h.
+    item: b, bytes of a weight; F and B: speed and host-to-device bandwidth of the first device. An
+      expert of width d and h hidden units takes 3 d h b / B to load, 6 M d h / F to compute for M
+      rows.
     """
     return item * float(topology.flops[0]) / (2 * float(topology.load[0]))

@@ -38,6 +38,7 @@ class Topology:
     memory: Tensor
 
     def __post_init__(self) -> None:
+        """Convert the tensors to float64 and check their sizes and values.  Raises: ConfigError."""
         count = len(self.bandwidth)
         for names, shape in ((MATRICES, (count, count)), (VECTORS, (count,))):
             for name in names:
@@ -132,10 +133,11 @@ class Topology:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Topology:
-        """Read {"nodes": 2, "each": 4, "intra": {"gbps": 300, "us": 2}, "inter": {...}}.
+        """Build nodes of equal devices from {"nodes": 2, "each": 4, "intra": {"gbps": 300}}.
 
-        Also flops, load and memory.  gbps: gigabytes (1e9 bytes) a second; us: microseconds of
-        latency, 0 by default.
+        record: "nodes", "each" devices of a node, "intra" and "inter", links inside and between
+          nodes, with gbps: gigabytes (1e9 bytes) a second, and us: microseconds of latency, 0 by
+          default; also "flops", "load" and "memory" of a device.
         Raises: UnknownName for another entry; ConfigError for missing or wrong values.
         """
         for name in record:

@@ -55,6 +55,7 @@ class Trace:
     about: Mapping[str, str] = field(default_factory=lambda: dict[str, str]())
 
     def __post_init__(self) -> None:
+        """Check shapes, experts and the order of the tokens.  Raises: DataError."""
         if self.expert.dim() != 3 or not self.expert.numel():
             got, fix = f"experts of shape {tuple(self.expert.shape)}", "Record some tokens first."
             raise DataError("trace", got=got, want="(tokens, layers, k), none of them 0", fix=fix)
@@ -99,7 +100,7 @@ class Trace:
         return len(self.expert)
 
     def routing(self, layer: int) -> Routing:
-        """Return a layer's `Routing`; without recorded weights, experts share a token equally."""
+        """Return a layer's `Routing`; without recorded weights, a token's experts count alike."""
         present = self.expert[:, layer] >= 0
         token, place = present.nonzero(as_tuple=True)
         expert = self.expert[token, layer, place].long()
@@ -132,7 +133,10 @@ class Trace:
         return now.T @ then
 
     def coactivation(self, layer: int) -> Tensor:
-        """Count the tokens that have both experts, (E, E) int64, with the loads on the diagonal."""
+        """Count, for each two experts of a layer, the tokens that have both.  (E, E) int64.
+
+        The diagonal has the loads.
+        """
         membership = self.membership(layer)
         return (membership.T @ membership).long()
 
@@ -163,7 +167,7 @@ class Trace:
     def split(self, share: float = 0.5, seed: int = 0) -> tuple[Trace, Trace]:
         """Split whole sequences at random into two traces: a share of them, and the rest.
 
-        Raises: ConfigError where one of them would be empty.
+        seed: of the draw. Raises: ConfigError where one of them would be empty.
         """
         names = self.sequence.unique()
         count = round(share * len(names))
@@ -224,7 +228,7 @@ class Trace:
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             if isinstance(error, DataError):
                 raise
-            fix = "Record one: intarsia trace MODEL TEXT --save t.safetensors"
+            fix = "Record one: intarsia trace MODEL TEXT --out t.safetensors"
             want = "a file that `intarsia trace` wrote"
             raise DataError(f"trace {path}", got=error, want=want, fix=fix) from error
 

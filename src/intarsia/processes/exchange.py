@@ -27,12 +27,13 @@ class Meter:
     """
 
     def __init__(self, group: Group = None, clock: Callable[[], float] = time.perf_counter) -> None:
+        """Begin at zero.  group: the processes, None = all; clock: returns seconds."""
         self.group, self.sent = group, dict[str, list[int]]()
         self.seconds, self.clock = 0.0, clock
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count the time inside as that of an exchange."""
+        """Add the time that the `with` block takes to the seconds of exchanges."""
         began = self.clock()
         try:
             yield
@@ -40,7 +41,11 @@ class Meter:
             self.seconds += self.clock() - began
 
     def note(self, name: str, row_bytes: int, counts: Sequence[int]) -> None:
-        """Add the rows sent to each process under a step's name; a row has `row_bytes` bytes."""
+        """Add rows that were sent under a step's name.
+
+        counts: rows for each process, by rank; a row has `row_bytes` bytes. Rows for this process
+          itself do not count.
+        """
         rank = dist.get_rank(self.group)
         # rows that stay in this process cost no exchange
         row = [row_bytes * count * (target != rank) for target, count in enumerate(counts)]
@@ -49,7 +54,7 @@ class Meter:
         ]
 
     def gathered(self) -> dict[str, Tensor]:
-        """Return the bytes from and to all D processes: step -> (D, D) int64.
+        """Collect the bytes from and to all D processes: step -> (D, D) int64, sender by receiver.
 
         Called by each of them, with the same steps.
         """
@@ -68,21 +73,28 @@ class _Exchange(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, send: list[int], receive: list[int], route: Any) -> Tensor:
+        """Send rows and return those that came.  route: (group, meter, name), see `exchanged`."""
         ctx.send, ctx.receive, ctx.of = send, receive, route
         group, meter, name = route
-        return _sent(rows, send, receive, group, meter, name)
+        return _exchange_rows(rows, send, receive, group, meter, name)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        """Send the gradients of the rows that came back to their senders."""
         group, meter, name = ctx.of
         # what was received is sent back: the two counts change places
-        back = _sent(grads[0], ctx.receive, ctx.send, group, meter, f"{name}.back")
+        back = _exchange_rows(grads[0], ctx.receive, ctx.send, group, meter, f"{name}.back")
         return back, None, None, None
 
 
-def _sent(
+def _exchange_rows(
     rows: Tensor, send: list[int], receive: list[int], group: Group, meter: Meter | None, name: str
 ) -> Tensor:
+    """Send rows to all processes, and return those that came, without a gradient.
+
+    rows: (N, ...), those for process 0 first; send, receive: rows to and from each process; meter:
+      counts the bytes as step `name`. Raises: TrainingError for a process that is gone or late.
+    """
     out = rows.new_empty(sum(receive), *rows.shape[1:])
     try:
         with nullcontext() if meter is None else meter.waiting():
@@ -104,7 +116,10 @@ def is_lost(error: Exception) -> bool:
 
 
 def lost(subject: str, error: Exception, group: Group = None) -> TrainingError:
-    """Return the error of a process that others do not answer."""
+    """Return the error for a process that another one does not answer.
+
+    subject: what was being done; error: of torch.distributed.
+    """
     rank, text = dist.get_rank(group), str(error).splitlines()[0]
     # a slow process needs patience, a dead one a new start: two different fixes
     late = "imed out" in str(error)
@@ -121,7 +136,7 @@ def lost(subject: str, error: Exception, group: Group = None) -> TrainingError:
 
 @contextmanager
 def answered(subject: Callable[[], str], group: Group = None) -> Iterator[None]:
-    """Turn an error inside into a TrainingError if another process does not answer.
+    """Turn an error inside the block into a TrainingError if another process does not answer.
 
     subject: returns what was being done, for the error.
     """
@@ -146,8 +161,9 @@ def exchanged(
     """Send rows to all processes; return those that they sent here, in the order of processes.
 
     rows: (N, ...), those for process 0 first, `send[p]` of them for process p; receive: how many
-    come from each. Differentiable: gradients of rows travel back under the name `name`.back. Every
-    process calls it, with rows or without, and calls backward if one of them does.
+      come from each; meter: counts the bytes as step `name`. Differentiable: gradients of rows
+      travel back under the name `name`.back. Every process calls it, with rows or without, and
+      calls backward if one of them does.
     """
     received: Any = _Exchange.apply(rows, list(send), list(receive), (group, meter, name))
     return cast(Tensor, received)
@@ -175,6 +191,10 @@ class Wire:
         return exchanged(rows, send, receive, group=self.group, meter=self.meter, name=name)
 
     def told(self, values: Tensor, phase: str) -> Tensor:
-        """Return the values of every process, sent to all.  values: (n,) -> (D, n)."""
+        """Exchange values (n,) with all processes; return those of each, (D, n).
+
+        phase: a step's name.
+        """
         counts = [1] * self.world
+        # a copy for each process, which gets one row from each
         return self.send(values.detach().repeat(self.world, 1), counts, counts, phase)

@@ -42,7 +42,10 @@ class Piece:
 
 
 def write_file(path: Path, tensors: Mapping[str, Tensor | Piece]) -> dict[str, Any]:
-    """Write a process's file; return its entry for the manifest."""
+    """Write a process's safetensors file; return its entry for the manifest.
+
+    tensors: whole weights, or a `Piece` with some experts' rows of a weight.
+    """
     entry: dict[str, Any] = {"file": path.name, "whole": {}, "pieces": {}}
     values: dict[str, Tensor] = {}
     for key, weight in tensors.items():
@@ -75,6 +78,7 @@ def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if storage.data_ptr() in storages or not covers:
             tensor = tensor.clone()
         storages.add(tensor.untyped_storage().data_ptr())
+        # later tensors of the same memory are copied
         separate[name] = tensor
     return separate
 
@@ -85,7 +89,10 @@ def _sha256(tensor: Tensor) -> str:
 
 
 def _units(piece: Mapping[str, Any]) -> UnitAxes | None:
-    """Return where hidden units stand in a weight, or None where it has none."""
+    """Read where hidden units stand in a weight, from the manifest; None where it has none.
+
+    piece: the weight's entry. Raises: ValueError for axes that cannot be.
+    """
     if piece["units"] is None:
         return None
     axis, runs, width = map(int, piece["units"])
@@ -103,6 +110,11 @@ class Pieces:
     """
 
     def __init__(self, folder: Path, manifests: Sequence[Mapping[str, Any]]) -> None:
+        """Read the manifests and check that all files and experts are there.
+
+        folder: of the files; manifests: entries that `write_file` returned in each process, by
+          rank.
+        """
         self.folder = folder
         try:
             files = [(str(manifest["file"]), int(manifest["bytes"])) for manifest in manifests]
@@ -125,14 +137,17 @@ class Pieces:
         return key in self.whole or key in self.pieces
 
     def tensor(self, key: str) -> Tensor:
-        """Read a weight that one process wrote whole."""
+        """Read the weight `key`, which one process wrote whole.  Raises: CheckpointError."""
         file, sha = self.whole[key]
         with self._opened(file) as opened:
             value: Tensor = opened.get_tensor(key).clone()
-        return self._same(value, sha, f"{key!r} in {file}")
+        return self._check_digest(value, sha, f"{key!r} in {file}")
 
     def rows(self, key: str, index: Tensor) -> Tensor:
-        """Read the rows of these experts from whichever files have them.  (n,) -> (n, ...)."""
+        """Read the rows of these experts of a weight from whichever files have them.
+
+        key: the weight's name; index: (n,), the experts. Returns (n, ...). Raises: CheckpointError.
+        """
         # the row of the result that each wanted expert gets
         row_of = {int(expert): row for row, expert in enumerate(index)}
         weight: Tensor | None = None
@@ -145,7 +160,7 @@ class Pieces:
                 # memory-mapped: only these rows are read from the disk
                 stored = opened.get_slice(key)
                 rows = [
-                    self._same(
+                    self._check_digest(
                         stored[n : n + 1][0],
                         piece["sha256"][n],
                         f"{key!r} of expert {piece['index'][n]} in {piece['file']}",
@@ -154,8 +169,8 @@ class Pieces:
                 ]
             # slices of hidden units from several files make up one expert
             targets = torch.tensor([place for _, place in matches])
-            lot = len(index), targets, piece["part"], piece["of"]
-            weight = put_part(piece["units"], weight, torch.stack(rows), *lot)
+            share = len(index), targets, piece["part"], piece["of"]
+            weight = put_part(piece["units"], weight, torch.stack(rows), *share)
         if weight is None:  # no expert is wanted
             weight = self.all(key)[:0]
         return weight
@@ -165,6 +180,10 @@ class Pieces:
         return self.rows(key, torch.arange(self.pieces[key][0]["experts"]))
 
     def _check_all_there(self, files: list[tuple[str, int]]) -> None:
+        """Raise CheckpointError unless all files, and all slices of all experts, are there.
+
+        files: name and bytes of each.
+        """
         for name, size in files:
             path = self.folder / name
             # a name with a folder in it could lead out of the checkpoint
@@ -183,16 +202,24 @@ class Pieces:
 
     @contextmanager
     def _opened(self, file: str) -> Iterator[Any]:
-        """Open a file.  Raises: CheckpointError inside, for what the file has not."""
+        """Open a safetensors file of the folder inside the `with` block.
+
+        Raises: CheckpointError, also inside, for what the file does not have.
+        """
         try:
             with unbroken():
                 opened = open_tensors(self.folder / file)
+            # errors of reading come from inside the block, those of opening from before it
             with opened:
                 yield opened
         except (OSError, IndexError, SafetensorError) as error:
             raise self._damaged(file, f"{type(error).__name__}: {error}") from error
 
-    def _same(self, value: Tensor, sha: str, subject: str) -> Tensor:
+    def _check_digest(self, value: Tensor, sha: str, subject: str) -> Tensor:
+        """Return `value` if its SHA-256 is `sha`.
+
+        Raises: CheckpointError, which names `subject`.
+        """
         if _sha256(value) != sha:
             raise self._damaged(subject, "bytes that changed after they were written")
         return value
@@ -200,6 +227,7 @@ class Pieces:
     def _damaged(
         self, subject: str, got: str, want: str = "the files as they were written"
     ) -> CheckpointError:
+        """Return the error for a damaged checkpoint.  subject: what of it."""
         fix = "Copy the whole folder again, or go on from another checkpoint."
         return CheckpointError(f"{subject}, checkpoint {self.folder}", got=got, want=want, fix=fix)
 

@@ -24,11 +24,10 @@ def write_together(
 ) -> Path:
     """Write a new folder, a part of it in every process; the first process finishes and names it.
 
-    part: writes into the folder that it is given, and returns what `finish` should know of that;
-    finish: called in the first process with what all have said, by rank.
+    target: the folder. part: writes into the folder that it gets, and returns a report; finish:
+      called in the first process with the folder and all reports, by rank.
     All processes need the same file system. The folder takes its name when all of it is on the
     disk; after an error, or the end of any process, what was there before is as it was.
-
     Raises: in all of them the first IntarsiaError that one of them raises; TrainingError where one
     is gone, late, or the disk takes no more.
     """
@@ -45,29 +44,39 @@ def write_together(
 
     with stack:
         # 1. the first process makes the folder, and all learn its name or the error
-        begun = _everyone(_tried(begin, target) if main else None, target, group)
+        begun = _gather_reports(_result_or_error(begin, target) if main else None, target, group)
         scratch = Path(begun[0])
         # 2. every process writes its part
-        reports = _everyone(_tried(lambda: _written(part, scratch), target), target, group)
+        reports = _gather_reports(
+            _result_or_error(lambda: _written(part, scratch), target), target, group
+        )
         # 3. the first one finishes and renames; the others wait for that
-        _everyone(_tried(lambda: end(reports), target) if main else None, target, group)
+        _gather_reports(
+            _result_or_error(lambda: end(reports), target) if main else None, target, group
+        )
     return target
 
 
 def _written(part: Callable[[Path], Report], scratch: Path) -> Report:
-    """Write a process's own files, and sync them: no other machine could do that for it."""
+    """Write a process's own files, and sync them, which no other machine could do for it.
+
+    part: writes into the folder `scratch`, and returns a report, which is returned.
+    """
     # files of other processes are synced by those
     before = {path.name for path in scratch.iterdir()}
     report = part(scratch)
     for path in scratch.iterdir():
         if path.name not in before:
-            with suppress(FileNotFoundError):  # another's, under a name for the time of writing
+            with suppress(FileNotFoundError):  # a temporary file of another process
                 sync(path)
     return report
 
 
-def _tried(job: Callable[[], Any], target: Path) -> Any:
-    """Return a job's result, or its error, which all processes then get."""
+def _result_or_error(job: Callable[[], Any], target: Path) -> Any:
+    """Return the result of `job`, or its error as a value, which all processes then get.
+
+    target: the folder that is written, for the error.
+    """
     try:
         return job()
     except IntarsiaError as error:
@@ -79,8 +88,11 @@ def _tried(job: Callable[[], Any], target: Path) -> Any:
         raise
 
 
-def _everyone(report: Any, target: Path, group: Group) -> list[Any]:
-    """Gather all processes' reports, by rank.  Raises: the first error among them, in each."""
+def _gather_reports(report: Any, target: Path, group: Group) -> list[Any]:
+    """Gather the reports of all processes, by rank.  Raises: the first error among them, in each.
+
+    report: of this process, or its error; target: the folder that is written, for an error.
+    """
     reports: list[Any] = [None] * dist.get_world_size(group)
     with answered(lambda: f"writing {target}", group):
         dist.all_gather_object(reports, report, group=group)

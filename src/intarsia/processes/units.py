@@ -21,7 +21,11 @@ class UnitAxes:
     each: int = 1
 
     def part(self, weight: Tensor, part: int, slices: int) -> Tensor:
-        """Return the part-th of equal slices, a view.  (E, ..., runs, h / slices, each, ...)."""
+        """Return the part-th of `slices` equal slices of the hidden units, a view of the weight.
+
+        weight: (E, ...). Returns it with the units' axis split, (E, ..., runs, h / slices, each,
+          ...).
+        """
         apart = self.apart(weight)
         count = apart.shape[self.axis + 1] // slices
         return apart.narrow(self.axis + 1, part * count, count)
@@ -38,7 +42,11 @@ class UnitAxes:
 def own_part(
     units: UnitAxes | None, weight: Tensor, index: Tensor, part: int, slices: int
 ) -> Tensor:
-    """Return the part-th slice of some experts, out of a weight of all experts.  (E, ...)."""
+    """Return the rows of some experts, or one slice of their hidden units, from a whole weight.
+
+    units: where the hidden units stand, None = the weight has none; weight: (E, ...), of all
+      experts; index: (n,), the experts; part: which of `slices` equal slices. Returns (n, ...).
+    """
     value = weight[index]
     if units is not None and slices > 1:
         return units.together(units.part(value, part, slices))
@@ -55,9 +63,11 @@ def put_part(
     part: int,
     slices: int,
 ) -> Tensor:
-    """Put a part into the weight of all experts: the inverse of `own_part`, part by part.
+    """Put rows that `own_part` took out back into the weight of all experts, and return it.
 
-    weight: as far as earlier calls filled it, None at the first.  Returns it.
+    units: where the hidden units stand, None = the weight has none; weight: (E, ...) as earlier
+      calls filled it, None at the first; value: the rows, (n, ...); experts: E; index: (n,), whose
+      rows they are; part: which of `slices` equal slices they are.
     """
     units = units if slices > 1 else None
     if weight is None:
@@ -75,7 +85,10 @@ def put_part(
 
 
 def put_rows(weight: nn.Parameter, rows: Tensor) -> None:
-    """Give a weight these rows, of another number than it had; its gradient is gone before."""
+    """Set a parameter's data to these rows, of another number than it had.
+
+    Its gradient must be None: it would have the old shape.
+    """
     # autograd remembers a weight's old shape until its dtype changes
     dtype = torch.float16 if weight.dtype != torch.float16 else torch.float32
     weight.data = torch.empty(0, dtype=dtype, device=weight.device)

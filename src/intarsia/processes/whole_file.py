@@ -38,13 +38,12 @@ def write_folder(
     before: Callable[[Path], object] = lambda scratch: None,
     after: Callable[[Path], object] = lambda scratch: None,
 ) -> Path:
-    """Write weights of a model, and what goes with them; there as a whole, or not at all.
+    """Write weights of a model, and other files; the folder is there as a whole, or not at all.
 
-    files: tensors of the model's state by name, for each safetensors file.
-    parts: of a model that is shared out; every process then calls this, and writes its experts.
-    before, after: write what else the folder has, in the first process, beside the weights and when
-    all of these are there.
-
+    files: tensors of the model's state by name, for each safetensors file. parts: of a model that
+      is shared out among processes, which all call this, and write their experts; None = one
+      process. before, after: functions of the new folder that write further files, called in the
+      first process before the weights and after them. Returns the folder.
     Raises: TrainingError for a full disk, or a process that is gone.
     """
     folder = Path(folder)
@@ -60,6 +59,7 @@ def write_folder(
     first = dist.get_rank(parts.group) == 0
 
     def own(scratch: Path) -> None:
+        """Write this process's share of each file into the folder `scratch`."""
         if first:
             before(scratch)
         for name, tensors in files.items():
@@ -75,10 +75,9 @@ def write_whole(path: Path, tensors: Mapping[str, Tensor | Piece], *, first: boo
     """Write this process's share of a file; called by every process, in any order, at any time.
 
     tensors: the model's, the same names in all processes; of experts, the pieces that are here.
-    first: whether it is the process that writes the header, and what all of them have.
-    The file is whole when all have returned.  All need the same file system.
-
-    Raises: OSError for a full disk.
+      first: True in the process that writes the header and the tensors that all processes have.
+    The file is whole when all have returned.  All need the same file system. Raises: OSError for a
+    full disk.
     """
     header, starts, end = _header(
         {name: _shape(tensor) for name, tensor in tensors.items()}, tensors
@@ -89,6 +88,7 @@ def write_whole(path: Path, tensors: Mapping[str, Tensor | Piece], *, first: boo
         if first:
             _put(handle, memoryview(header), 0)
         for name, tensor in tensors.items():
+            # experts are written by the processes that have them, all else by the first
             if isinstance(tensor, Piece):
                 _put_rows(handle, tensor, starts[name])
             elif first:
@@ -105,12 +105,12 @@ def _units(piece: Piece) -> UnitAxes | None:
 
 
 def _shape(tensor: Tensor | Piece) -> list[int]:
-    """Return the shape (E, ...) of the whole weight."""
+    """Return the shape (E, ...) of the whole weight, of which `tensor` may be a piece."""
     if isinstance(tensor, Tensor):
         return list(tensor.shape)
     shape = [tensor.experts, *tensor.value.shape[1:]]
     if (units := _units(tensor)) is not None:
-        # a slice has 1 / of of the hidden units
+        # a slice has 1 of `tensor.of` equal parts of the hidden units
         shape[units.axis] *= tensor.of
     return shape
 
@@ -118,7 +118,10 @@ def _shape(tensor: Tensor | Piece) -> list[int]:
 def _header(
     shapes: Mapping[str, list[int]], tensors: Mapping[str, Tensor | Piece]
 ) -> tuple[bytes, dict[str, int], int]:
-    """Return the file's header, where the numbers of each tensor begin, and the file's length."""
+    """Return the file's header, where the numbers of each tensor begin, and the file's length.
+
+    shapes: of the whole tensors, by name; tensors: whole or pieces, of which types are read.
+    """
     values = {
         n: tensor.value if isinstance(tensor, Piece) else tensor for n, tensor in tensors.items()
     }
@@ -138,13 +141,18 @@ def _header(
 
 
 def _put_rows(handle: int, piece: Piece, start: int) -> None:
-    """Write the experts of a piece, each at its place; of a slice, its hidden units."""
+    """Write the rows of a piece's experts into a file, each at its place.
+
+    handle: of the open file; start: byte at which the whole weight begins. A slice of hidden units
+      is not in one place: a row is a sequence of lines, each with the units of all slices, side by
+      side.
+    """
     units, shape = _units(piece), _shape(piece)
     if units is None and piece.part:
         return  # a bias after the hidden units: the first slice has it
     # bytes of an expert in the file
     row = math.prod(shape[1:]) * piece.value.element_size()
-    # lines in which a slice's units adjoin
+    # lines of a row; a slice has one contiguous part of each
     lines = 1 if units is None else math.prod(shape[1 : units.axis]) * units.runs
     # bytes of a slice in one line
     width = row // lines // (1 if units is None else piece.of)
@@ -161,7 +169,11 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def _put(handle: int, raw: memoryview, offset: int) -> None:
-    """Write all the bytes at an offset, however little the system takes at once."""
+    """Write all bytes of `raw` at an offset, even if the system takes only some at once.
+
+    handle: of the open file.
+    """
     done = 0
     while done < len(raw):
+        # pwrite may write less than it is given
         done += os.pwrite(handle, raw[done:], offset + done)

@@ -216,6 +216,6 @@ def _timeline(line: Timeline) -> Figure:
         label,
         charts.BarChart(bars, names, charts.Axis(f"{prefix}s")),
         "Who does what when.",
-        "--save writes the same for Perfetto.",
+        "--out FILE.json writes the same for Perfetto.",
         legend=tuple((i + 1, name) for i, name in enumerate(RESOURCES)),
     )

@@ -29,7 +29,7 @@ def read_spans(path: Path) -> Mapping[str, Any]:
 
 
 def _damaged(path: Path | str, error: Exception) -> CheckpointError:
-    want, fix = "a file of spans", "Write it with: intarsia spans MODEL --save spans.json"
+    want, fix = "a file of spans", "Write it with: intarsia spans MODEL --out spans.json"
     return CheckpointError(str(path), got=error, want=want, fix=fix)
 
 

@@ -68,10 +68,15 @@ class ActivationRouter(GateRouter[ActivationGate]):
     normalised = equal_counts = True
 
     def __init__(self, config: ActivationGate, width: int, *, generator: torch.Generator) -> None:
+        """Draw the gate's W (E, width) and b; the temperature begins at config.tau.
+
+        width: of a token.
+        """
         super().__init__(config, width, generator=generator)
         self.log_tau = nn.Parameter(torch.tensor(math.log(config.tau)))
 
     def logits(self, rows: Tensor) -> Tensor:
+        """Return phi(x W^T) / tau + b.  (N, d) -> (N, E)."""
         scores = PHI[self.config.phi](wide_linear(rows, self.weight))  # phi(beta_1^T x), (N, E)
         scaled = scores / self.log_tau.to(scores.dtype).exp()
         return scaled if self.bias is None else scaled + self.bias

@@ -60,8 +60,10 @@ class CometRouter(PartsRouter):
     normalised = True
 
     def __init__(self, config: Comet, width: int, *, generator: torch.Generator) -> None:
+        """Draw the splits and leaves of the k trees as the class says.  width: of a token."""
         super().__init__(config.experts, config.active)
         self.config = config
+        # a binary tree of E leaves has E - 1 inner nodes
         small, inner = config.gamma / 100, config.active * (config.experts - 1)
         self.splits = nn.Parameter(torch.empty(inner, width))
         self.splits.data.uniform_(-small, small, generator=generator)
@@ -78,6 +80,7 @@ class CometRouter(PartsRouter):
         return leaf_probabilities(smooth_step(u, self.config.gamma))
 
     def parts(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return each tree's gates (N, k, E), which sum to 1 over all k E, and the entropy loss."""
         p = self.trees(rows)
         a = wide_linear(rows, self.leaves, self.leaf_offsets).view_as(p)  # (N, k, E)
         reached = p > 0
@@ -91,8 +94,8 @@ class CometRouter(PartsRouter):
 def leaf_probabilities(splits: Tensor) -> Tensor:
     """Multiply the splits on the way to each leaf, level by level.  (..., E - 1) -> (..., E).
 
-    Node i sends splits[i] of what reaches it to node 2 i + 1, the rest to 2 i + 2; node E - 1 + j
-    is leaf j.
+    splits: the share that each inner node i sends to node 2 i + 1; the rest goes to 2 i + 2. Node E
+      - 1 + j is leaf j. Returns the share that reaches each leaf.
     """
     level = splits.new_ones(*splits.shape[:-1], 1)
     first, leaves = 0, list[Tensor]()

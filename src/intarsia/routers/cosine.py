@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from ..core import Card, Paper
 from ..core.checks import above, at_least
 from ..gating.gate import ScoreRouter, Terms, best, check_width, uncast, wide_layer
-from ..gating.router import check_counts
 
 LARGEST = 100.0  # 1 / tau
 
@@ -41,10 +40,9 @@ class Cosine:
     z: float = 0.0
 
     def __post_init__(self) -> None:
-        check_counts(self.experts, self.active)
+        Terms.of(self)
         at_least("width", self.width, 1, "Try 256.")
         above("tau", self.tau, 1 / LARGEST, "Try 0.5.")
-        Terms.of(self)
 
     def build(self, width: int, *, generator: torch.Generator) -> CosineRouter:
         return CosineRouter(self, width, generator=generator)
@@ -61,6 +59,10 @@ class CosineRouter(ScoreRouter[Cosine]):
     equal_counts = True
 
     def __init__(self, config: Cosine, width: int, *, generator: torch.Generator) -> None:
+        """Draw P, b and the directions s; the temperature begins at config.tau.
+
+        width: of a token.
+        """
         super().__init__(config)
         self.normalised = config.active > 1 or config.experts == 1
         self.project = cast(nn.Linear, nn.utils.skip_init(nn.Linear, width, config.width))
@@ -71,6 +73,7 @@ class CosineRouter(ScoreRouter[Cosine]):
         self.log_scale = nn.Parameter(torch.tensor([-math.log(config.tau)]))
 
     def logits(self, rows: Tensor) -> Tensor:
+        """Return cos(P x + b, s_e) / tau.  (N, d) -> (N, E)."""
         check_width(rows, self.project.in_features)
         tokens = F.normalize(wide_layer(rows, self.project), dim=-1)  # (N, n)
         directions = F.normalize(self.directions.to(tokens.dtype), dim=-1)  # (E, n)
@@ -80,8 +83,13 @@ class CosineRouter(ScoreRouter[Cosine]):
             return tokens @ directions.T * scale
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Return the k best experts of each row, their weights (N, k), and None: all count.
+
+        logits: (N, E).
+        """
         if self.normalised:
             return best(logits, self.config.active)
+        # one expert keeps its p: a renormalised weight would always be 1
         p, index = logits.softmax(-1).topk(1)
         return index, p, None
 

@@ -58,6 +58,7 @@ class DSelectKRouter(PartsRouter):
     """
 
     def __init__(self, config: DSelectK, width: int, *, generator: torch.Generator) -> None:
+        """Draw W of the bits and V of the mixing weights as the class says.  width: of a token."""
         super().__init__(config.experts, config.active)
         self.config = config
         self.width = (config.experts - 1).bit_length()  # m
@@ -79,6 +80,7 @@ class DSelectKRouter(PartsRouter):
         return r[..., : self.experts]
 
     def parts(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return softmax(x V)_t r(z_t) of each selector t, (N, k, E), and the losses by name."""
         r = self.selectors(rows)
         losses: dict[str, Tensor] = {}
         if self.config.entropy:
@@ -86,6 +88,7 @@ class DSelectKRouter(PartsRouter):
         # the mass on codes without an expert is lost: keep each selector off them
         if self.config.reach and not self.normalised:
             losses["reach"] = self.config.reach * (1 / r.sum(-1).clamp_min(MASS)).mean()
+        # the selectors' weights depend on the token, too: softmax(x V)
         return wide_linear(rows, self.mix).softmax(-1)[..., None] * r, losses
 
 

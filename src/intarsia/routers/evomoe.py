@@ -56,6 +56,7 @@ class EvoMoe:
     balance: float = 0.01
 
     def __post_init__(self) -> None:
+        """Check each setting.  Raises: ConfigError."""
         check_counts(self.experts)
         if len(self.tau) != 2 or not all(t > 0 for t in self.tau):
             raise ConfigError("tau", got=self.tau, want="two above 0", fix="Try (2.0, 0.3).")
@@ -72,14 +73,14 @@ class EvoMoe:
         one_of("weights", self.weights, WEIGHTS)
 
     def temperature(self, step: int, steps: int) -> float:
-        """Return tau at a step of `steps`."""
+        """Return tau at step `step`, counted from 0, of a training of `steps` steps."""
         (first, last), share = self.tau, min(1.0, step / (self.until * steps))
         if self.shape == "linear":
             return first + (last - first) * share
         return first * (last / first) ** share
 
     def hard(self, step: int, steps: int) -> bool:
-        """Return True if each token has only its best expert at a step of `steps`."""
+        """Return True if each token has its best expert alone at a step of `steps`."""
         return self.hard_after is not None and step >= max(self.hard_after, self.until) * steps
 
     def build(self, width: int, *, generator: torch.Generator) -> EvoMoeRouter:
@@ -97,6 +98,7 @@ class EvoMoeRouter(Router):
     by_expert = ("weight",)
 
     def __init__(self, config: EvoMoe, width: int, *, generator: torch.Generator) -> None:
+        """Draw W from N(0, 0.02); the clock begins at step 0.  width: of a token."""
         super().__init__(config.experts)
         self.config, self.normalised = config, config.weights == "renormalised"
         self.weight = nn.Parameter(torch.empty(config.experts, width))
@@ -105,21 +107,29 @@ class EvoMoeRouter(Router):
         self.register_buffer("clock", torch.tensor([0, 1]))
 
     def before_step(self, step: int, steps: int) -> None:
-        """Set the clock.  Raises: ConfigError for a step that is not in the run."""
+        """Set the clock to a step, from 0, of `steps`.
+
+        Raises: ConfigError for a step that is not in the run.
+        """
         between("step", step, 0, steps - 1, fix="Count from 0.")
         self.clock.copy_(torch.tensor([step, steps]))
 
     def at(self) -> tuple[float, bool]:
-        """Return tau now, and True if each token has only one expert."""
+        """Return tau at the clock's step, and True if each token has only one expert then."""
         step, steps = (0, 1) if self.clock.is_meta else self.clock.tolist()
         return self.config.temperature(step, steps), self.config.hard(step, steps)
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
+        """Draw the noise zeta while training and choose experts for rows (N, d).
+
+        valid: (N,) bool, False = padding, which gets no expert; None = all rows are real.
+        """
         noise = rows.new_zeros(len(rows), 1)
         if self.training and not self.at()[1]:
             noise = self.noise.drawn(len(rows), self._gumbel).to(rows.device, non_blocking=True)
         if valid is None:
             return self._route(rows, noise)
+        # noise was drawn for all rows, so that padding changes no token's noise
         return of_real(rows, valid, lambda real: self._route(real, noise[valid]))
 
     def _gumbel(self, rows: int) -> Tensor:
@@ -146,9 +156,10 @@ class EvoMoeRouter(Router):
 
 
 def anneal(model: nn.Module, step: int, steps: int) -> None:
-    """Call `before_step` of the `EvoMoe` routers in a model; `fit` calls it itself.
+    """Set the temperature of the `EvoMoe` routers in a model to that of a step.
 
-    Raises: ConfigError for a model that has none, or a step that is not in the run.
+    step: from 0 to steps - 1. `fit` does it by itself. Raises: ConfigError for a model that has
+      none, or a step that is not in the run.
     """
     routers = [module for module in model.modules() if isinstance(module, EvoMoeRouter)]
     if not routers:
@@ -159,10 +170,11 @@ def anneal(model: nn.Module, step: int, steps: int) -> None:
 
 
 def diversify_(experts: Iterable[nn.Module], fraction: float, generator: torch.Generator) -> None:
-    """Set a random part of the entries of each expert's matrices to 0, each expert's its own.
+    """Set a random part of the entries of each expert's matrices to 0, in place.
 
-    Copies of one trained expert then differ, so that a gate can tell them apart (section 3.2).
-    Raises: ConfigError unless 0 <= fraction < 1.
+    experts: copies of one trained expert, which then differ, so that a gate can distinguish them
+      (section 3.2); fraction: the share that is set to 0. Raises: ConfigError unless 0 <= fraction
+      < 1.
     """
     matrices = (w for expert in experts for w in expert.parameters() if w.dim() > 1)
     drop_entries(matrices, fraction, generator)

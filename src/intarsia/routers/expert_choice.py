@@ -10,7 +10,6 @@ from torch import Tensor
 from ..core import Card, Paper
 from ..core.checks import above
 from ..gating.gate import GateRouter, Terms, room_for
-from ..gating.router import check_counts
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,8 @@ class ExpertChoice:
     z: float = 0.0
 
     def __post_init__(self) -> None:
-        check_counts(self.experts)
-        above("capacity", self.capacity, 0, "2 is the paper's: two experts per token on average.")
         Terms.of(self)
+        above("capacity", self.capacity, 0, "2 is the paper's: two experts per token on average.")
 
     def build(self, width: int, *, generator: torch.Generator) -> ExpertChoiceRouter:
         return ExpertChoiceRouter(self, width, generator=generator)
@@ -55,6 +53,10 @@ class ExpertChoiceRouter(GateRouter[ExpertChoice]):
         return min(tokens, room_for(self.config.capacity, tokens, self.experts))
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return all experts, their p, and a mask of the pairs that experts took, all (N, E).
+
+        logits: (N, E). Each expert takes its k tokens of largest p.
+        """
         p = logits.softmax(-1)  # S = softmax(x W_g), (N, E)
         ranked = p.detach().nan_to_num(0)  # topk would put a NaN first
         best = ranked.topk(self.room(len(p)), dim=0).indices  # I, of top-k(S^T), as (k, E)

@@ -60,6 +60,7 @@ class HashRouter(Router):
     normalised = equal_counts = True
 
     def __init__(self, config: Hash, width: int, *, generator: torch.Generator) -> None:
+        """Draw the salt of each expert, and the factors that hash rows where config.by == "row"."""
         super().__init__(config.experts)
         self.config = config
         self.register_buffer("salt", _numbers(config.experts, generator))
@@ -67,6 +68,10 @@ class HashRouter(Router):
             self.register_buffer("factors", _numbers(width, generator) | 1)
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
+        """Hash an id for each of the rows (N, d) with each expert's salt and take the k largest.
+
+        valid: (N,) bool, False = padding, which gets no expert; None = all rows are real.
+        """
         ids = self._row_ids(rows) if self.config.by == "row" else self._token_ids(len(rows))
         ids = ids.to(rows.device)
         # one score per token and expert; the k largest are the token's experts
@@ -77,7 +82,10 @@ class HashRouter(Router):
         return routing if valid is None else keep_pairs(routing, valid[routing.token])
 
     def _row_ids(self, rows: Tensor) -> Tensor:
-        """Return an id for each row, made of its bits: equal rows have equal ids.  (N,) int64."""
+        """Return an id for each row, made of its bits: equal rows have equal ids.
+
+        (N, d) -> (N,) int64.
+        """
         check_width(rows, len(self.factors))
         x = rows.detach() + 0.0  # -0 + 0 is 0
         if x.dtype == torch.float64:
@@ -88,7 +96,7 @@ class HashRouter(Router):
         return (bits * self.factors).sum(-1)
 
     def _token_ids(self, rows: int) -> Tensor:
-        """Return the context's id for each of `rows` tokens; a sample's id is for all of its own.
+        """Return the context's id for each of `rows` tokens; a sample's id is for all its tokens.
 
         Raises: ConfigError without ids; ShapeError for ids that do not fit.
         """

@@ -57,7 +57,10 @@ class MoeX:
         Terms.of(self)
 
     def build(self, width: int, *, generator: torch.Generator) -> MoeXRouter:
-        """Return a router without experts yet: `Mixture` shows it some, or `router.see`."""
+        """Return a router without experts yet; `Mixture` calls its `see` with the experts.
+
+        width: of a token. generator: unused, because the router has no weights of its own.
+        """
         return MoeXRouter(self, width)
 
 
@@ -79,12 +82,17 @@ class MoeXRouter(ScoreRouter[MoeX], ReadsExperts):
     normalised = equal_counts = True
 
     def __init__(self, config: MoeX, width: int) -> None:
+        """Prepare the temperature; experts come later, by `see`.  width: of a token."""
         super().__init__(config)
         self.width = width
         start = torch.tensor(math.log(config.tau))
         self.log_tau = nn.Parameter(start) if config.learn else None
 
     def see(self, experts: Encoded) -> None:
+        """Remember the experts whose first layers are read.
+
+        Raises: ConfigError for experts of another number or width, or for equal ones.
+        """
         super().see(experts)
         weight, _ = self.encoder()
         e, _, d = weight.shape
@@ -102,7 +110,7 @@ class MoeXRouter(ScoreRouter[MoeX], ReadsExperts):
             raise ConfigError("experts", got=got, want="experts that differ", fix=fix)
 
     def columns(self) -> UnitMoments:
-        """Return the statistics of W_enc as it is now, in float32 or better."""
+        """Return mean and variance over the h units of each column of W_enc, as it is now."""
         weight, bias = self.encoder()
         dtype = torch.promote_types(weight.dtype, torch.float32)
         # mu and sigma^2 over the h units; correction 0, so that a single unit has variance 0
@@ -117,7 +125,11 @@ class MoeXRouter(ScoreRouter[MoeX], ReadsExperts):
         return (1 - self.scores(rows)) / 2
 
     def scores(self, rows: Tensor) -> Tensor:
-        """Return omega_e = -erf(m_e / (sqrt 2 s_e)).  (N, d) -> (N, E), -1 ... 1."""
+        """Return omega_e = -erf(m_e / (sqrt 2 s_e)), -1 ... 1.  (N, d) -> (N, E).
+
+        m_e and s_e are the mean and the standard deviation of expert e's pre-activations for a
+        token, as predicted from the statistics of its weights; see `MoeX`.
+        """
         moments = self.columns()
         wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
         m = wide_linear(wide, moments.mean, moments.bias_mean)  # (N, E)

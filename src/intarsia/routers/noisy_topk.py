@@ -61,6 +61,7 @@ class NoisyTopKRouter(Router):
     normalised = equal_counts = True
 
     def __init__(self, config: NoisyTopK, width: int, *, generator: torch.Generator) -> None:
+        """Draw W_g from N(0, std); W_n begins at 0.  width: of a token."""
         super().__init__(config.experts)
         self.config = config
         self.gate = nn.Parameter(torch.empty(config.experts, width))
@@ -69,12 +70,17 @@ class NoisyTopKRouter(Router):
         self.noise = RandomSource(seeded_by(generator), self.context)
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
+        """Draw the noise z while training and choose experts for rows (N, d).
+
+        valid: (N,) bool, False = padding, which gets no expert; None = all rows are real.
+        """
         if not self.training:
             noise = rows.new_zeros(len(rows), 1)
         else:
             noise = self.noise.drawn(len(rows), self._normal).to(rows.device, non_blocking=True)
         if valid is None:
             return self._route(rows, noise)
+        # noise was drawn for all rows, so that padding changes no token's noise
         return of_real(rows, valid, lambda real: self._route(real, noise[valid]))
 
     def _normal(self, rows: int) -> Tensor:
@@ -91,11 +97,15 @@ class NoisyTopKRouter(Router):
         routing = Routing.from_topk(index, weight.to(rows.dtype), self.experts)
         if not (self.training and len(rows)):
             return routing
+        # G over all experts, 0 where an expert was not chosen
         gates = torch.zeros_like(clean).scatter(1, index, weight)
         return replace(routing, losses=self._losses(gates, chances(clean, noisy, spread, top)))
 
     def _losses(self, gates: Tensor, chance: Tensor | None) -> dict[str, Tensor]:
-        """Return the losses by name.  gates: G (N, E); chance: P (N, E), None = no load loss."""
+        """Return the losses importance and load by name, with their coefficients.
+
+        gates: G (N, E), 0 where not chosen; chance: P (N, E), see `chances`; None = no load loss.
+        """
         losses: dict[str, Tensor] = {}
         if self.config.importance:
             losses["importance"] = self.config.importance * variation(gates.sum(0))  # eq. 6 and 7

@@ -55,6 +55,7 @@ class PermutationSearch:
     per_part: bool = False
 
     def __post_init__(self) -> None:
+        """Check each setting; building the router once checks the gate.  Raises: ConfigError."""
         at_least("steps", self.steps, 1, "Use the gate alone for no search.")
         if not 0 < self.end <= self.start:
             got = f"{self.start}, {self.end}"
@@ -70,6 +71,10 @@ class PermutationSearch:
         return self.gate.experts
 
     def build(self, width: int, *, generator: torch.Generator) -> PermutationRouter:
+        """Return a router around the gate's own.
+
+        Raises: ConfigError for a gate without weights.
+        """
         gate = self.gate.build(width, generator=generator)
         if not isinstance(gate, Router):
             fix = "Pass Comet(), TopK() or the like; a random draw has nothing to permute."
@@ -90,6 +95,10 @@ class PermutationRouter(Router):
     def __init__(
         self, config: PermutationSearch, gate: Router, *, generator: torch.Generator
     ) -> None:
+        """Draw M (k, E, E); the order is not found yet.
+
+        gate: the router whose experts are permuted.
+        """
         super().__init__(gate.experts)
         if config.per_part and not isinstance(gate, PartsRouter):
             name, got = "per_part", f"a {type(config.gate).__name__} gate, which has no parts"
@@ -118,7 +127,10 @@ class PermutationRouter(Router):
         return self._is_final
 
     def before_step(self, step: int, steps: int) -> None:
-        """Go to a step of training, counted from 0; at step N_p, make P a permutation for good."""
+        """Go to a step of training, counted from 0; at step N_p, make P a permutation for good.
+
+        steps: unused; other routers need the length of the training.
+        """
         if self._is_final:
             return
         self.step.fill_(step)
@@ -129,7 +141,7 @@ class PermutationRouter(Router):
             self._is_final = True
 
     def soft(self, *, noisy: bool = True) -> Tensor:
-        """Return P = Sinkhorn(M / tau), (k, E, E) float64, rows and columns of sum 1.
+        """Return P = Sinkhorn(M / tau) of the step, (k, E, E) float64, rows and columns of sum 1.
 
         noisy: add Gumbel noise to M while training.
         """
@@ -147,6 +159,10 @@ class PermutationRouter(Router):
         return self.noise.drawn(passes, lambda n: self.noise.gumbel(n, *shape))[0]
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
+        """Route rows (N, d) by the gate, then permute experts: softly by P, or by the order found.
+
+        valid: (N,) bool, False = padding, which gets no expert; None = all rows are real.
+        """
         if self.config.per_part:
             if valid is not None:
                 return of_real(rows, valid, lambda real: self.route(real, None))
@@ -175,9 +191,9 @@ class PermutationRouter(Router):
     def _with_losses(
         self, routing: Routing, losses: Mapping[str, Tensor], plan: Tensor | None
     ) -> Routing:
-        """Return the routing with the gate's losses, and in training the entropy of the plan.
+        """Return the routing with the gate's losses and, in training, the entropy of P as a loss.
 
-        plan: P (k, E, E) while it is sought; None = it is final.
+        losses: the gate's, by name. plan: P (k, E, E) during the search; None = it has ended.
         """
         if not self.training:
             return replace(routing, losses=losses)
@@ -209,9 +225,9 @@ def hungarian(plan: Tensor) -> Tensor:
 
 
 def search_step(model: nn.Module, step: int, steps: int | None = None) -> None:
-    """Call `before_step` of the permutation searches in a model.
+    """Move the permutation searches in a model on to a step.
 
-    step: counted from 0; steps: of the whole run, which the search does not read; None = step.
+    step: counted from 0; steps: of the whole training, which the search does not use; None = step.
     """
     for module in model.modules():
         if isinstance(module, PermutationRouter):

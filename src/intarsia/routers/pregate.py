@@ -64,6 +64,11 @@ class PreGateNet(nn.Module):
     def __init__(
         self, config: PreGate, *, embedding: Tensor | None = None, generator: torch.Generator
     ) -> None:
+        """Draw the weights of embedding, attention, MLP and head; see the class.
+
+        embedding: (V, n) of the model, n >= config.width; None = draw the embedding, too.
+        Raises: ShapeError for an embedding that does not fit the settings.
+        """
         super().__init__()
         d = config.width
 
@@ -89,6 +94,7 @@ class PreGateNet(nn.Module):
         self._newest: tuple[Tensor, Tensor, int, Tensor] | None = None
 
     def forward(self, ids: Tensor) -> Tensor:
+        """Return the logits (B, T, E) for token ids (B, T)."""
         x = F.embedding(ids, self.words)  # (B, T, d)
         b, t, d = x.shape
         # attention, then an MLP, both with a residual connection
@@ -98,10 +104,14 @@ class PreGateNet(nn.Module):
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + F.linear(mixed.transpose(1, 2).reshape(b, t, d), self.out)
         x = x + F.linear(F.silu(F.linear(self.norms[1](x), self.up)), self.down)
+        # one logit for each expert
         return F.linear(self.norms[2](x), self.head)
 
     def cached_logits(self, ids: Tensor) -> Tensor:
-        """Return `forward(ids)`, computed once for all layers of one model's forward."""
+        """Return `forward(ids)`, computed once for all layers of one model's forward.  ids: (B, T).
+
+        Without gradients the logits of the newest ids are kept until a parameter changes.
+        """
         with_gradient = torch.is_grad_enabled()
         cached = self._newest
         # the same tensor, not written to since, with the same parameters; a graph is never shared
@@ -148,6 +158,10 @@ class PreGateRouter(Router):
         self.gate = gate
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
+        """Choose the k experts of largest logit for each of the rows (N, d), by their token ids.
+
+        rows: only its length is read. valid: (N,) bool, False = padding; None = all rows are real.
+        """
         ids = self.context.ids if self.context.ids is not None else self.context.input_ids
         if ids is None:
             fix = "Call the model with input_ids, or intarsia.gating.set_ids(model, ids) before it."

@@ -27,6 +27,11 @@ class RandomRouter(RandomSource):
     """
 
     def __init__(self, experts: int, active: int, per: str, *, generator: torch.Generator) -> None:
+        """Remember the settings.
+
+        experts: E; active: k; per: "batch" (one draw for all samples) or "sample"; generator: of
+          the draws.
+        """
         super().__init__(generator)
         at_least("experts", experts, 1, "Try 4.")
         one_of("draw", per, ("batch", "sample"))
@@ -61,6 +66,10 @@ class RandomRouter(RandomSource):
         return index.expand(rows, -1) if self.per == "batch" else index
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> Routing:
+        """Return the experts of each sample.  x: (B, ...), of which only B is read -> (B, E).
+
+        state: unused; routers that pass a state from layer to layer need it.
+        """
         if not self.training:
             # the mean over all draws, without a draw
             all_experts = torch.arange(self.experts, device=x.device).expand(len(x), -1)

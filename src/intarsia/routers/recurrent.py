@@ -64,6 +64,10 @@ class RecurrentRouter(GateRouter[Recurrent], PassesState):
     normalised = equal_counts = True
 
     def __init__(self, config: Recurrent, width: int, *, generator: torch.Generator) -> None:
+        """Draw W1, W2 and a GRU cell, which `join` replaces by the first layer's.
+
+        width: of a token.
+        """
         super().__init__(config, config.hidden, generator=generator)  # W2
         self.down = nn.Parameter(torch.empty(config.hidden, width))  # W1
         nn.init.normal_(self.down, std=width**-0.5, generator=generator)
@@ -78,6 +82,7 @@ class RecurrentRouter(GateRouter[Recurrent], PassesState):
         return RecurrentRouter, self.config.hidden
 
     def follow(self, first: Self, layer: int) -> None:
+        """Become layer number `layer` after `first`, whose GRU cell is used from now on."""
         super().follow(first, layer)
         (cell,) = first._cell
         self._cell = (cell,)
@@ -88,6 +93,7 @@ class RecurrentRouter(GateRouter[Recurrent], PassesState):
             del self.cell
 
     def logits(self, rows: Tensor) -> Tensor:
+        """Return W2 h_l, and leave h_l to the next layer.  (N, d) -> (N, E)."""
         u = wide_linear(rows, self.down)  # eq. 4, (N, p)
         before = self.carried(len(rows)) if self.config.carry else None
         state = self.recur(u, torch.zeros_like(u) if before is None else before)  # eq. 5, h_l
@@ -105,6 +111,10 @@ class RecurrentRouter(GateRouter[Recurrent], PassesState):
         return best(logits, self.config.active)
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
+        """Route rows (N, d) as every gate does; the routing has h_l as its state.
+
+        valid: (N,) bool, False = padding; None = all rows are real.
+        """
         routing = super().route(rows, valid)
         return replace(routing, state=self.thread.left(self.layer))
 

@@ -13,7 +13,6 @@ from ..core.checks import above, at_least
 from ..gating.balance import balance
 from ..gating.gate import GateRouter, Terms
 from ..gating.layer_state import PassesState
-from ..gating.router import check_counts
 
 
 @dataclass(frozen=True)
@@ -41,10 +40,9 @@ class ReMoe:
     std: float = 0.02
 
     def __post_init__(self) -> None:
-        check_counts(self.experts, self.active)
+        Terms.of(self)
         above("coefficient", self.coefficient, 0, fix="The paper's is 1e-8.")
         at_least("factor", self.factor, 1, fix="The paper's is 1.2.")
-        Terms.of(self)
 
     def build(self, width: int, *, generator: torch.Generator) -> ReMoeRouter:
         return ReMoeRouter(self, width, generator=generator)
@@ -62,18 +60,27 @@ class ReMoeRouter(GateRouter[ReMoe], PassesState):
     seen: Tensor
 
     def __init__(self, config: ReMoe, width: int, *, generator: torch.Generator) -> None:
+        """Draw the gate's W (E, width); n and the counts of pairs and rows begin at 0.
+
+        width: of a token.
+        """
         super().__init__(config, width, generator=generator)
         self.layers = [self]  # of one model, whose sparsity is that of all together
         self.register_buffer("growth", torch.tensor(0))
         self.register_buffer("seen", torch.tensor([0, 0]))
 
     def follow(self, first: Self, layer: int) -> None:
+        """Become layer number `layer` after `first`; all layers together decide the next lambda.
+
+        lambda: the coefficient of the L1 loss, which follows the sparsity of the model.
+        """
         super().follow(first, layer)
         self.layers = [self] if first is self else [*first.layers, self]
         for router in self.layers:
             router.layers = self.layers
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return all experts, ReLU(x W^T) as weights, and a mask of those above 0, all (N, E)."""
         weight = logits.relu()  # (N, E)
         selected = ~(weight <= 0)  # a NaN is kept, so that it is seen
         index = torch.arange(self.experts, device=logits.device).expand_as(logits)
@@ -84,6 +91,11 @@ class ReMoeRouter(GateRouter[ReMoe], PassesState):
         return self.config.coefficient * self.config.factor ** self.growth.double()
 
     def _losses(self, logits: Tensor, routing: Routing, valid: Tensor | None) -> dict[str, Tensor]:
+        """Return the L1 loss of the class `ReMoe`, and count pairs and rows for the next lambda.
+
+        logits: (N, E); routing: the chosen pairs; valid: (N,) bool, False = padding, None = all
+          real.
+        """
         weight = logits.relu()
         if torch.is_grad_enabled():
             # count pairs and rows of this forward for the next step's sparsity S
@@ -94,7 +106,10 @@ class ReMoeRouter(GateRouter[ReMoe], PassesState):
         return {"l1": self.strength().to(spread.dtype) * spread}
 
     def before_step(self, step: int, steps: int) -> None:
-        """Let lambda follow the sparsity of the step before; the first router does it for all."""
+        """Let lambda follow the sparsity of the step before; the first router does it for all.
+
+        step, steps: unused; other routers need them.
+        """
         if self is not self.layers[0]:
             return
         pairs, rows = torch.stack([r.seen.cpu() for r in self.layers]).double().unbind(1)  # (L,)

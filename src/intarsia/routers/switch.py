@@ -11,7 +11,6 @@ from torch import Tensor
 from ..core import Card, Paper, Routing
 from ..core.checks import above
 from ..gating.gate import GateRouter, Terms, keep_pairs, room_for
-from ..gating.router import check_counts
 
 
 @dataclass(frozen=True)
@@ -37,10 +36,9 @@ class Switch:
     z: float = 0.001
 
     def __post_init__(self) -> None:
-        check_counts(self.experts)
+        Terms.of(self)
         fix = "1 leaves room for uniform routing; 1.25 is the paper's."
         above("capacity", self.capacity, 0, fix)
-        Terms.of(self)
 
     def build(self, width: int, *, generator: torch.Generator) -> SwitchRouter:
         return SwitchRouter(self, width, generator=generator)
@@ -56,11 +54,16 @@ class SwitchRouter(GateRouter[Switch]):
         return index, p, None
 
     def limit(self, routing: Routing) -> Routing:
+        """Drop the tokens above each expert's capacity ceil(c T / E), in training.
+
+        routing: one pair (token, expert) for each of T tokens; the first ones of an expert stay.
+        """
         if not self.training:
             return routing
         room = room_for(self.config.capacity, len(routing.expert), self.experts)  # eq. 3
         arrived = F.one_hot(routing.expert, self.experts).cumsum(0)  # (T, E)
-        place = arrived.gather(1, routing.expert[:, None])[:, 0]  # 1 for an expert's first token
+        # number the tokens of each expert in the order of the batch
+        place = arrived.gather(1, routing.expert[:, None])[:, 0]  # 1 for the first
         return keep_pairs(routing, place <= room)
 
 

@@ -49,6 +49,11 @@ class TaskRouter(Router):
         unknown: str = "error",
         generator: torch.Generator,
     ) -> None:
+        """Draw Z (tasks, heads, skills) from U(-1e-3, 1e-3).
+
+        noise: draw sigma(Z) in training. unknown: "error" or "mean", what to do without task ids.
+          See the class for both.
+        """
         for name, value in (("tasks", tasks), ("skills", skills), ("heads", heads)):
             at_least(name, value, 1)
         one_of("unknown", unknown, UNKNOWN)
@@ -66,26 +71,33 @@ class TaskRouter(Router):
         """Add a row to Z for one more task, drawn as the first ones were."""
         new = torch.empty(1, *self.logits.shape[1:])
         nn.init.uniform_(new, -SPREAD, SPREAD, generator=generator)
+        # the tasks before keep their rows
         logits = torch.cat([self.logits.detach(), new.to(self.logits)])
         self.logits = nn.Parameter(logits, requires_grad=self.logits.requires_grad)
 
     def of_task(self, task: int | None) -> Tensor:
-        """Return w of one task in evaluation, (heads, skills); None = the mean over all tasks."""
+        """Return the skills' weights w of one task in evaluation, (heads, skills).
+
+        task: its number; None = the mean over all tasks.
+        """
         if task is None:
-            return _shares(self._wide()).mean(0)
+            return _shares(self._wide_logits()).mean(0)
         self._check_range(torch.tensor([task]))
-        return _shares(self._wide()[task])
+        return _shares(self._wide_logits()[task])
 
     def forward(self, x: Tensor) -> Routing:
         return self.remember(self.route(x, None))
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
-        """Return the routing of samples or their parts (N, ...); `valid` is not read."""
+        """Return the routing of samples, or of equally many parts of each.  rows: (N, ...).
+
+        valid: unused; padding has the task of its sample.
+        """
         ids = self._ids(len(rows))
         if ids is None:
             weight = self.of_task(None).expand(len(rows), -1, -1)
         else:
-            logits = self._wide()[ids.to(self.logits.device, non_blocking=True)]
+            logits = self._wide_logits()[ids.to(self.logits.device, non_blocking=True)]
             if self.noise is not None and self.training:
                 drawn = self.noise.drawn(len(ids), partial(self._logistic, self.noise))
                 logits = logits + drawn.to(logits, non_blocking=True)
@@ -97,7 +109,7 @@ class TaskRouter(Router):
         index = torch.arange(self.experts, device=weight.device).expand_as(weight)
         return Routing.from_topk(index, weight, self.experts)
 
-    def _wide(self) -> Tensor:
+    def _wide_logits(self) -> Tensor:
         """Return Z in float32 or better."""
         return self.logits.to(torch.promote_types(self.logits.dtype, torch.float32))
 
@@ -108,10 +120,14 @@ class TaskRouter(Router):
         return u.clamp(eps, 1 - eps).logit()
 
     def _ids(self, rows: int) -> Tensor | None:
-        """Return the task of each sample, on the CPU; None = unknown."""
+        """Return the task of each sample, (samples,) int64 on the CPU; None = unknown.
+
+        rows: N of the forward, a multiple of the samples. Raises: ShapeError for ids that do not
+          fit.
+        """
         ids = self.context.tasks()
         if ids is None:
-            return self._no_ids(rows)
+            return self._without_ids(rows)
         count = len(ids)
         if rows % count if count else rows:
             got, want = f"{count} for {rows} rows", "one for each sample"
@@ -119,10 +135,10 @@ class TaskRouter(Router):
         self._check_range(ids)
         return ids
 
-    def _no_ids(self, rows: int) -> Tensor | None:
-        """Return task 0 for all rows of a router of one task, or None for the mean over tasks.
+    def _without_ids(self, rows: int) -> Tensor | None:
+        """Return the tasks without task ids: 0 if there is one task, or None, the mean over all.
 
-        Raises: ConfigError where ids are required.
+        rows: how many ids to return. Raises: ConfigError where ids are required.
         """
         if self.tasks == 1:
             return torch.zeros(rows, dtype=torch.int64)
@@ -136,7 +152,7 @@ class TaskRouter(Router):
         return None
 
     def _check_range(self, ids: Tensor) -> None:
-        """Raise ConfigError for an id that is no task."""
+        """Raise ConfigError for an id that is no task.  ids: whole numbers, any shape."""
         if not len(ids) or torch.compiler.is_compiling():
             return
         low, high = (int(v) for v in ids.aminmax())

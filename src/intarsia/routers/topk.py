@@ -12,7 +12,6 @@ from ..core import Card, Paper
 from ..core.checks import one_of
 from ..core.errors import ConfigError
 from ..gating.gate import GateRouter, Terms
-from ..gating.router import check_counts
 
 SCALES = ("renormalised", "prob", "ste", "none")
 
@@ -47,14 +46,14 @@ class TopK:
     z: float = 0.0
 
     def __post_init__(self) -> None:
-        check_counts(self.experts, self.active)
+        """Check each setting.  Raises: ConfigError."""
+        Terms.of(self)
         scale = self.scale or SCALES[0]
         one_of("scale", scale, SCALES)
         if scale == "renormalised" and self.active == 1 < self.experts:
             got = "'renormalised' with one active expert, a weight of 1 always"
             want = "a weight that teaches the router"
             raise ConfigError("scale", got=got, want=want, fix="Use scale='prob' or 'ste'.")
-        Terms.of(self)
 
     def build(self, width: int, *, generator: torch.Generator) -> TopKRouter:
         return TopKRouter(self, width, generator=generator)
@@ -66,6 +65,7 @@ class TopKRouter(GateRouter[TopK]):
     equal_counts = True
 
     def __init__(self, config: TopK, width: int, *, generator: torch.Generator) -> None:
+        """Draw the gate's W (E, width) from N(0, std).  width: of a token."""
         super().__init__(config, width, generator=generator)
         # a weight that is always 1 has no gradient for the router, but sums to 1
         single = config.active == 1 and config.scale == "none"
@@ -73,6 +73,10 @@ class TopKRouter(GateRouter[TopK]):
         self.normalised = single or self.scale == "renormalised"
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Return the k best experts of each row, their weights (N, k), and None: all count.
+
+        logits: (N, E).
+        """
         p, index = logits.softmax(-1).topk(self.config.active)  # (N, k) both
         match self.scale:
             case "renormalised":

@@ -11,7 +11,6 @@ from ..core import Card, Paper
 from ..core.checks import above
 from ..core.errors import ConfigError
 from ..gating.gate import GateRouter, Terms
-from ..gating.router import check_counts
 
 
 @dataclass(frozen=True)
@@ -36,11 +35,10 @@ class TopP:
     z: float = 0.0
 
     def __post_init__(self) -> None:
-        check_counts(self.experts)
+        Terms.of(self)
         if not 0 < self.p <= 1:
             raise ConfigError("p", got=self.p, want="0 < p <= 1", fix="Try 0.8.")
         above("temperature", self.temperature, 0, "Try 1.")
-        Terms.of(self)
 
     def build(self, width: int, *, generator: torch.Generator) -> TopPRouter:
         return TopPRouter(self, width, generator=generator)
@@ -53,6 +51,10 @@ class TopPRouter(GateRouter[TopP]):
         return super().logits(rows) / self.config.temperature
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return experts in falling order of p, p, and a mask of those needed, all (N, E).
+
+        logits: (N, E). The needed ones are the fewest whose p sum to `config.p`.
+        """
         p, index = logits.softmax(-1).sort(descending=True, stable=True)
         before = p.detach().cumsum(-1) - p.detach()  # the sum over more probable experts
         needed = before < self.config.p

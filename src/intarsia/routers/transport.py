@@ -13,7 +13,6 @@ from ..core import Card, Paper
 from ..core.checks import above, at_least, one_of
 from ..core.errors import ConfigError, ShapeError
 from ..gating.gate import GateRouter, Terms, room_for
-from ..gating.router import check_counts
 
 SIDES = ("expert", "token")
 COSTS = ("logits", "p")
@@ -56,7 +55,7 @@ class Transport:
     cost: str = "logits"
 
     def __post_init__(self) -> None:
-        check_counts(self.experts)
+        Terms.of(self)
         if not 1 <= self.capacity < math.inf:
             name, fix = "capacity", "1 is one expert per token on average; 1.25 drops fewer tokens."
             raise ConfigError(name, got=self.capacity, want="a number of at least 1", fix=fix)
@@ -64,7 +63,6 @@ class Transport:
         one_of("cost", self.cost, COSTS)
         above("gamma", self.gamma, 0)
         at_least("iterations", self.iterations, 1, "Try 50.")
-        Terms.of(self)
 
     def build(self, width: int, *, generator: torch.Generator) -> TransportRouter:
         return TransportRouter(self, width, generator=generator)
@@ -76,7 +74,10 @@ class TransportRouter(GateRouter[Transport]):
     by_row = False
 
     def plan(self, score: Tensor) -> Tensor:
-        """Return the transport plan of cost -score.  score: (N, E) -> (N, E), 0 or more."""
+        """Return the transport plan of cost -score.  score: (N, E) -> (N, E), 0 or more.
+
+        Each of N tokens has mass 1, each of E experts N / E; a pair with mass above 0 is chosen.
+        """
         config, tokens = self.config, len(score)
         if not tokens:
             return torch.zeros_like(score)
@@ -85,6 +86,7 @@ class TransportRouter(GateRouter[Transport]):
         solver = {"gamma": config.gamma, "iterations": config.iterations}
         if config.per == "token":
             room = math.ceil(config.capacity)
+            # transposed, the limit of entries per column is one per token
             return k_sparse_ot(-score.T, expert_mass, token_mass, room, **solver).T
         room = room_for(config.capacity, tokens, self.experts)
         plan = k_sparse_ot(-score, token_mass, expert_mass, room, **solver)
@@ -102,6 +104,10 @@ class TransportRouter(GateRouter[Transport]):
         return centred / centred.std(correction=0).clamp_min(1e-6) if len(logits) else centred
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return all experts, p as weights, and a mask of the plan's pairs, all (N, E).
+
+        logits: (N, E). The plan says which tokens go to which experts.
+        """
         p = logits.softmax(-1)
         index = torch.arange(self.experts, device=p.device).expand_as(p)
         return index, p, self.plan(self.score(logits, p)) > 0
@@ -121,14 +127,14 @@ def k_sparse_ot(
 ) -> Tensor:
     """Solve argmin_T <T, C> + gamma/2 |T|^2, T >= 0, T 1 = a, T' 1 = b, k entries per column.
 
-    By ascent of the semi-dual, a'alpha - sum_j b_j maxOmega_j(alpha - C_j), concave in alpha.
-    Columns always sum to b and have at most k entries. Rows sum to a only at the maximum, and not
-    always there: the best plan of each column alone may leave rows uncovered, and k m < n entries
-    cannot cover n rows.
-    The solver is Adam with a step that falls to 0, from Sinkhorn's alpha; step and temperature are
+    cost: C (..., n, m); a: (..., n), b: (..., m), masses of rows and columns, above 0 and of equal
+      sums; gamma: larger = more entries, up to k; iterations: of the solver. Returns T (..., n, m).
+    The solver maximises the semi-dual a'alpha - sum_j b_j M_j(alpha - C_j), concave in alpha (n,).
+    M_j(s) is the maximum over p of <s, p> - gamma b_j / 2 |p|^2, for p >= 0 of sum 1 with at most k
+    entries. It is Adam with a step that falls to 0, from Sinkhorn's alpha; step and temperature are
     in standard deviations of the cost.
-
-    cost: (..., n, m), a: (..., n), b: (..., m), above 0, of equal sums -> (..., n, m).
+    Columns always sum to b and have at most k entries. Rows sum to a only at the maximum, and not
+    always there: where k m < n, the entries cannot cover all rows.
     Raises: ConfigError for k < 1; ShapeError for marginals that do not fit the cost.
     """
     at_least("k", k, 1, "k = n / m is the least that covers every row.")
@@ -141,7 +147,11 @@ def k_sparse_ot(
 
 
 def _ascent(cost: Tensor, a: Tensor, b: Tensor, k: int, gamma: float, iterations: int) -> Tensor:
-    """Return alpha near the maximum of the semi-dual, (..., n)."""
+    """Return alpha (..., n), a potential of each row, near the maximum of the semi-dual.
+
+    cost: (..., n, m); a, b: masses of rows and columns; k: entries of a column; gamma, iterations:
+      of the solver. See `k_sparse_ot`.
+    """
     spread = cost.std((-2, -1), correction=0).clamp_min(1e-6)[..., None]  # (..., 1)
     alpha = _sinkhorn(cost, a, b, START * spread[..., None], iterations)
     first, second = torch.zeros_like(alpha), torch.zeros_like(alpha)
@@ -158,20 +168,31 @@ def _ascent(cost: Tensor, a: Tensor, b: Tensor, k: int, gamma: float, iterations
 
 
 def semi_dual(alpha: Tensor, cost: Tensor, a: Tensor, b: Tensor, k: int, gamma: float) -> Tensor:
-    """Return the semi-dual at alpha, (...): a lower bound of the cost of every plan."""
+    """Return the semi-dual at alpha (..., n): a lower bound of the cost of every plan.  (...).
+
+    cost: (..., n, m); a, b: masses of rows and columns; k: entries of a column; gamma: weight of
+      the quadratic term. See `k_sparse_ot`.
+    """
     plan = _columns(alpha, cost, b, k, gamma)
     gain = (plan * (alpha[..., None] - cost)).sum((-2, -1))
     return (a * alpha).sum(-1) - gain + gamma / 2 * plan.square().sum((-2, -1))
 
 
 def _columns(alpha: Tensor, cost: Tensor, b: Tensor, k: int, gamma: float) -> Tensor:
-    """Return the plan at alpha, (..., n, m), with columns b_j p_j and p_j on the simplex."""
+    """Return the plan at alpha (..., n): columns b_j p_j, with p_j >= 0 of sum 1 and k entries.
+
+    cost: (..., n, m); b: (..., m), masses of the columns; gamma: weight of the quadratic term.
+      Returns (..., n, m); see `k_sparse_ot`.
+    """
     b = b[..., None, :]
     return b * sparse_simplex((alpha[..., None] - cost) / (gamma * b), k)
 
 
 def sparse_simplex(x: Tensor, k: int) -> Tensor:
-    """Project each column on the simplex, with at most k entries.  (..., n, m), same shape."""
+    """Project each column on the simplex, with at most k entries.  (..., n, m), same shape.
+
+    The simplex: vectors without negative entries, of sum 1.
+    """
     top, index = x.topk(min(k, x.shape[-2]), dim=-2)  # sorted, (..., k, m)
     above = top.cumsum(-2) - 1
     # the threshold that leaves a sum of 1, from the largest prefix that stays above it
@@ -182,7 +203,10 @@ def sparse_simplex(x: Tensor, k: int) -> Tensor:
 
 
 def _sinkhorn(cost: Tensor, a: Tensor, b: Tensor, eps: Tensor, iterations: int) -> Tensor:
-    """Return the rows' potential of transport with entropy eps.  eps: (..., 1, 1) -> (..., n)."""
+    """Return alpha of entropic transport, the first alpha of the solver.  (..., n).
+
+    eps: the temperature, (..., 1, 1); cost, a, b: as in `k_sparse_ot`.
+    """
     scores = -cost / eps
     u, v = torch.zeros_like(a), torch.zeros_like(b)
     for _ in range(iterations):

@@ -71,6 +71,10 @@ class UnionRouter(Router):
     by_expert = ("weight", "bias")
 
     def __init__(self, config: UnionGate, width: int, *, generator: torch.Generator) -> None:
+        """Draw the gate's W (E, width) from N(0, std) and set its b to 0; "frozen" trains neither.
+
+        width: of a token.
+        """
         super().__init__(config.experts)
         self.config, self.warm = config, config.share
         self.weight = nn.Parameter(torch.empty(config.experts, width))
@@ -95,20 +99,31 @@ class UnionRouter(Router):
         return self.training and self.config.gate == "sizes" and torch.is_grad_enabled()
 
     def before_step(self, step: int, steps: int) -> None:
-        """Let the share of pairs fall linearly from 1 to that of the settings."""
+        """Let the share of pairs fall linearly from 1 to the settings' during the warmup.
+
+        step: from 0; steps: of the whole training.
+        """
         done = 1.0 if not self.config.warmup else min(1, step / (self.config.warmup * steps))
         self.warm = 1 - done * (1 - self.config.share)
 
     def forward(self, x: Tensor) -> Routing:
+        """Route all tokens of x, (B, T, d) or (T, d); padding is read from the context."""
         rows, valid = x.reshape(-1, x.shape[-1]), self._valid_rows(x)
         length = x.shape[-2] if x.dim() > 2 else len(rows)
         return self.remember(self._routing(rows, valid, length))
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
+        """Route rows (N, d) as one sequence.
+
+        valid: (N,) bool, False = padding; None = all real.
+        """
         return self._routing(rows, valid, len(rows))
 
     def _routing(self, rows: Tensor, valid: Tensor | None, length: int) -> Routing:
-        """Route rows (B T, d) of sequences of `length` T each; valid: (B T,), None = all."""
+        """Route rows (B T, d) of sequences of `length` T each.
+
+        valid: (B T,) bool, False = padding; None = all rows are real.
+        """
         logits = wide_linear(rows if self.weighs else rows.detach(), self.weight, self.bias)
         p = logits.softmax(-1)  # S, (N, E)
         shape = (-1, max(1, length), self.experts)
@@ -125,7 +140,10 @@ class UnionRouter(Router):
         return gated(weight, rows.dtype, selected)
 
     def _select(self, logits: Tensor, p: Tensor, valid: Tensor | None) -> Tensor:
-        """Select the pairs to keep.  logits, p: (B, T, E); valid: (B, T) -> (B, T, E) bool."""
+        """Select the pairs to keep by the settings' `select`.
+
+        logits, p: (B, T, E); valid: (B, T), False = padding, None = all. Returns (B, T, E) bool.
+        """
         if self.config.select == "data":
             return self._best_positions(p, valid)
         k = max(1, math.floor(self.share * self.experts + 1e-9))
@@ -140,7 +158,10 @@ class UnionRouter(Router):
         return selected if valid is None else selected & valid[..., None]
 
     def _best_positions(self, p: Tensor, valid: Tensor | None) -> Tensor:
-        """Select each expert's ceil(s T) positions of largest p in each sequence.  (B, T, E)."""
+        """Select each expert's ceil(s T) positions of largest p in each sequence.
+
+        p: (B, T, E); valid: (B, T), False = padding, None = all. Returns (B, T, E) bool.
+        """
         score = p.nan_to_num(0)  # topk would put a NaN first
         score[:, : self.config.always] = 2  # above every probability
         if valid is None:

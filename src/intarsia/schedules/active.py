@@ -15,10 +15,11 @@ SHAPES = ("constant", "linear", "step")
 
 
 def active_at(step: int, total: int, *, first: int, last: int, shape: str = "linear") -> int:
-    """Return k at a step of `total`, counted from 0; it goes from `first` to `last`.
+    """Return k, the number of active experts, at a step of `total`, counted from 0.
 
-    shape: "constant", first = last throughout; "linear", every k from first to last for an equal
-      share of the steps; "step", first in the first half of the steps and last in the second.
+    first, last: k at the first and at the last step. shape: "constant", first = last throughout;
+      "linear", every k from first to last for an equal share of the steps; "step", first in the
+      first half of the steps and last in the second.
     Raises: ConfigError on a shape that is none of these, k < 1, or a step that is not in the run.
     """
     one_of("shape", shape, SHAPES)
@@ -35,10 +36,11 @@ def active_at(step: int, total: int, *, first: int, last: int, shape: str = "lin
 
 
 def set_active(model: nn.Module, k: int) -> None:
-    """Let every random router of a model draw k experts from now on; all of them, or none.
+    """Let every random router of a model draw k experts from now on.
 
-    Raises: ConfigError if the model has no router, a router has fewer than k experts, or its
-    mixture's merge depends on k (scaling="paper").
+    All routers are checked before the first one changes. Raises: ConfigError if the model has no
+    random router, a router has fewer than k experts, or its mixture's merge depends on k
+    (scaling="paper").
     """
     routers = random_routers(model)
     if not routers:

@@ -39,9 +39,9 @@ class LayerSchedule(Protocol):
 
 
 def n_of_m_mask(weight: Tensor, pattern: NofM) -> Tensor:
-    """Return the n largest |w| of each m along the pattern's axis: bool, of equal ones the first.
+    """Return the mask of the n largest |w| of each m along the pattern's axis, bool.
 
-    A last group of fewer than m weights keeps n of them, or all it has.
+    Of equal ones the first. A last group of fewer than m weights keeps n of them, or all it has.
     """
     size = weight.detach().abs().movedim(pattern.axis, -1)
     # padding of -1 loses against every |w|, so that a short last group keeps its own weights
@@ -95,32 +95,43 @@ class Bdwp:
         NofM.read(self.pattern)
 
     def along(self, axis: int, layer: nn.Module | None = None) -> NofM:
-        """Return the pattern along INPUTS or OUTPUTS of a layer's weight.
+        """Return the pattern "n:m" along one axis of a layer's weight.
 
-        layer: None = a weight (out, in, ...), as of all but transposed convolutions.
+        axis: INPUTS or OUTPUTS. layer: None = a weight (out, in, ...), as of all but transposed
+          convolutions, which have (in, out, ...).
         """
         # a transposed convolution stores (in, out, ...)
         turned = bool(getattr(layer, "transposed", False))
         return NofM.read(self.pattern, 1 - axis if turned else axis)
 
     def seen(self, layer: Any, axis: int) -> Tensor:
-        """Return W_f, masked along the INPUTS, or W_b, masked along the OUTPUTS."""
+        """Return the weight that a product uses: n of each m weights along `axis`, others 0.
+
+        axis: INPUTS gives W_f, for the forward; OUTPUTS gives W_b, for the gradient of the input.
+        """
         weight: Tensor = layer.weight
         return weight.detach() * n_of_m_mask(weight, self.along(axis, layer))
 
     @contextmanager
     def training(self, model: nn.Module) -> Generator[Callable[[], None]]:
-        """Let layers compute with N:M weights inside the block; yields a function W <- W_f."""
+        """Let layers compute with N:M weights inside the block.
+
+        Yields a function to call after the last step: it sets W to W_f, its n of each m weights.
+        """
         called: set[str] = set()
         layers = {name: self._layer(model, name) for name in masked_weights(model, self.layers)}
         with ExitStack() as stack:
             for name, layer in layers.items():
                 forward = partial(self._forward, layer, layer.forward, partial(called.add, name))
                 stack.enter_context(forward_as(layer, forward))
-            yield partial(self._end, layers, called)
+            yield partial(self._keep_masked, layers, called)
 
     def _layer(self, model: nn.Module, name: str) -> Any:
-        """Return the layer of a weight's name.  Raises: ConfigError, ShapeError if it is unfit."""
+        """Return the layer whose weight has this name, checked to be fit for N:M weights.
+
+        name: of the parameter, "path.weight". Raises: ConfigError for another kind of layer;
+          ShapeError for widths that m does not divide with pad=False.
+        """
         path, _, weight = name.rpartition(".")
         layer = model.get_submodule(path)
         if weight != "weight" or not isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
@@ -147,7 +158,8 @@ class Bdwp:
     ) -> Tensor:
         """Compute the layer with W_f and, for the gradient of its input, W_b.
 
-        forward: the layer's own; call: notes that the layer was called.
+        forward: the layer's own, with args and kwargs; call: called to note that the layer was
+          used.
         """
         call()
         weight, forward = cast(Tensor, layer.weight), partial(forward, *args, **kwargs)
@@ -155,19 +167,23 @@ class Bdwp:
         forward_weight = weight if self.directions == "backward" else self.seen(layer, INPUTS)
         # the forward alone, as in validation: no gradient, so no W_b
         if not torch.is_grad_enabled():
-            return _computed(layer, forward, forward_weight)
+            return _call_with_weight(layer, forward, forward_weight)
         if self.directions == "forward":
-            return _computed(layer, forward, straight_through(weight, forward_weight))
+            return _call_with_weight(layer, forward, straight_through(weight, forward_weight))
         # two products: the output is W_f's without a graph, the graph is W_b's
         with torch.no_grad():
-            y = _computed(layer, forward, forward_weight)
+            y = _call_with_weight(layer, forward, forward_weight)
         # W_b gives dx, and dW goes to all of W
         backward_weight = straight_through(weight, self.seen(layer, OUTPUTS))
-        return straight_through(_computed(layer, forward, backward_weight), y)
+        return straight_through(_call_with_weight(layer, forward, backward_weight), y)
 
     @torch.no_grad()
-    def _end(self, layers: dict[str, Any], called: set[str]) -> None:
-        """Set the weights of the layers that were called to W_f; warn of the others."""
+    def _keep_masked(self, layers: dict[str, Any], called: set[str]) -> None:
+        """Set the weights of the layers that were called to W_f (n of each m kept).
+
+        layers: name -> layer, all that are masked; called: names of those whose forward ran. Warns
+          of the others, which stay dense.
+        """
         # the backward-only variant trains and keeps dense weights
         if self.directions == "backward":
             return
@@ -180,8 +196,8 @@ class Bdwp:
             layers[name].weight.copy_(self.seen(layers[name], INPUTS))
 
 
-def _computed(layer: nn.Module, forward: Callable[[], Tensor], weight: Tensor) -> Tensor:
-    """Call `forward` of a layer while it has another weight."""
+def _call_with_weight(layer: nn.Module, forward: Callable[[], Tensor], weight: Tensor) -> Tensor:
+    """Call `forward` of a layer while its weight is `weight`, and restore the weight after it."""
     parameters: dict[str, Any] = layer._parameters
     before = parameters["weight"]
     parameters["weight"] = weight

@@ -80,7 +80,10 @@ class DropAndGrow(MaskSettings):
         one_of("spread", self.spread, tuple(SPREADS))
 
     def begin(self, weights: Weights, generator: torch.Generator) -> Partition:
-        """Draw random masks of the layers' densities; without a density, take the model's zeros."""
+        """Return random masks of the layers' densities; without a density, the model's zeros.
+
+        weights: by name; generator: of the draws.
+        """
         if self.density is None:
             return FixedMask().begin(weights, generator)
         shapes = {name: tuple(w.shape) for name, w in weights.items()}
@@ -88,11 +91,17 @@ class DropAndGrow(MaskSettings):
         return random_masks(shapes, densities, generator=generator)
 
     def due(self, step: int, steps: int) -> bool:
-        """Return True every `every` steps until the stop; never for a dense model."""
+        """Return True at every `every`-th step until stop * steps; never for a dense model.
+
+        step: from 0; steps: of the whole training.
+        """
         return self.density != 1 and 0 < step < self.stop * steps and step % self.every == 0
 
     def share(self, step: int, steps: int) -> float:
-        """Return drop / 2 (1 + cos(pi t / T_end)), the share that is exchanged at a step."""
+        """Return drop / 2 (1 + cos(pi t / T_end)), the share of kept weights to exchange at step t.
+
+        step: t; steps: of the training; T_end = stop * steps.
+        """
         return self.drop / 2 * (1 + math.cos(math.pi * step / (self.stop * steps)))
 
     def update(
@@ -103,7 +112,11 @@ class DropAndGrow(MaskSettings):
         progress: tuple[int, int],
         generator: torch.Generator,
     ) -> Masks:
-        """Apply `grow` to each layer, by the scores of `grow_score`.  progress: (step, steps)."""
+        """Drop and grow in each layer, see `grow`; return the new masks.
+
+        weights, masks, gradients: by name; gradients of this step, none where the schedule needs
+          none; progress: (step, steps); generator: of random growth.
+        """
         share = self.share(*progress)
         return {
             n: grow(w, masks[n], share, self.grow_score(w, gradients.get(n)), generator)

@@ -50,14 +50,17 @@ class Dsl(DropAndGrow):
         below_one("memory", self.memory)
 
     def share(self, step: int, steps: int) -> float:
-        """Return rho: half a cosine from `drop` at the start to LAST at the stop."""
+        """Return rho, the share of kept weights to exchange: half a cosine from `drop` to LAST.
+
+        step: from 0; steps: of the training; LAST is reached at the share `stop` of the steps.
+        """
         # every table keeps an exchange of LAST until the stop, unless `drop` is smaller still
         last = min(LAST, self.drop)
         time = step / (self.stop * steps)
         return last + (self.drop - last) / 2 * (1 + math.cos(math.pi * time))
 
     def grow_score(self, weight: Tensor, grad: Tensor | None) -> Tensor | None:
-        """Return the mean of |g|, or |g|."""
+        """Return |grad|, by which weights grow; None without a gradient.  weight: unused."""
         return None if grad is None else grad.abs()
 
 

@@ -16,11 +16,12 @@ from .phases import Make, hooked
 def pull(
     make: Make, towards: Mapping[nn.Parameter, Tensor], weight: float, total: int | None = None
 ) -> Make:
-    """Add the gradient of the L1 pull weight / N sum |p - start| once in every step.
+    """Add to each step the gradient of the L1 pull weight / N sum |p - start|.
 
-    make: a factory of optimisers; returns a factory whose optimisers do so.
-    towards: the start of each parameter; total: N, None = all their entries.
-    Behind any clipping of the gradient, and not in the loss that is logged.
+    make: f(model, lr, weight_decay) makes an optimiser; the result is such a function, too.
+      towards: parameter -> its start; weight: 0 = make as it is; total: N, None = the number of all
+      entries.
+    It is added after any clipping of the gradient, and is not in the loss that is logged.
     """
     if not weight:
         return make
@@ -28,7 +29,11 @@ def pull(
     starts = dict(towards)
 
     @torch.no_grad()
-    def add(*_: Any) -> None:
+    def add_pull(*_: Any) -> None:
+        """Add share * sign(p - start) to each gradient, before the optimiser's step.
+
+        _: the optimiser and its arguments, unused.
+        """
         for parameter, start in starts.items():
             if parameter.grad is not None:
                 starts[parameter] = start = start.to(parameter)  # moves at most once
@@ -36,7 +41,7 @@ def pull(
                 away = (parameter - start).sign_()
                 parameter.grad.add_(away.to(parameter.grad.dtype), alpha=share)
 
-    return hooked(make, before=add)
+    return hooked(make, before=add_pull)
 
 
 class Entries:
@@ -51,6 +56,7 @@ class Entries:
     """
 
     def __init__(self, index: Mapping[nn.Parameter, Tensor]) -> None:
+        """Make a short trained vector of each parameter's entries; see the class for `index`."""
         self.dense: dict[nn.Parameter, Tensor] | None = None
         self.index = {p: i.to(p.device) for p, i in index.items()}
         self.vectors = {p: nn.Parameter(self._read(p)) for p in self.index}
@@ -61,7 +67,9 @@ class Entries:
 
     @contextmanager
     def training(self) -> Iterator[Entries]:
-        """Gather gradients of the parameters into the vectors inside the `with` block."""
+        """Gather the parameters' gradients into the short trained vectors inside the `with`
+        block.
+        """
         for parameter in self.index:
             # flat views need contiguous memory
             parameter.data = parameter.data.contiguous()
@@ -73,10 +81,15 @@ class Entries:
                 handle.remove()
 
     def optimizer(self, make: Make) -> Make:
-        """Return a factory of optimisers that step the vectors in place of their parameters."""
+        """Return a factory of optimisers that step the vectors in place of their parameters.
 
-        def made(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
-            for parameter, vector in self.vectors.items():  # which may have been moved since
+        make: f(model, lr, weight_decay) makes the optimiser.
+        """
+
+        def factory(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+            """Make the optimiser, and give it the vectors in place of their parameters."""
+            # the model may have gone to another device since the vectors were made
+            for parameter, vector in self.vectors.items():
                 vector.data = vector.data.to(parameter.device)
                 self.index[parameter] = self.index[parameter].to(parameter.device)
             optimizer = make(model, lr, weight_decay)
@@ -85,13 +98,14 @@ class Entries:
                 group["params"] = [self.vectors.get(p, p) for p in group["params"]]
             return optimizer
 
-        return hooked(made, before=self._refresh, after=self._write)
+        return hooked(factory, before=self._refresh, after=self._write)
 
     @torch.no_grad()
     def move(self, index: Mapping[nn.Parameter, Tensor], optimizer: Optimizer | None) -> None:
         """Train other entries from now on.
 
-        index: as of the class.  States of entries that stay go along, those of new ones are 0.
+        index: parameter -> flat places (n,) int64. optimizer: its states of entries that stay go
+          along, those of new ones are 0; None = no optimiser yet.
         """
         for parameter, new in index.items():
             old, new = self.index[parameter], new.to(parameter.device)
@@ -105,10 +119,14 @@ class Entries:
                     states[key] = full[new]
             self.index[parameter] = new
             vector.grad = None
+            # the optimiser keeps its vector, which now has other entries
             vector.data = self._read(parameter)
 
     def _gather(self, parameter: Tensor) -> None:
-        """Move a parameter's new gradient into that of its vector, and forget it."""
+        """Move the trained entries of a parameter's new gradient into its short vector's gradient.
+
+        The parameter's own gradient is then forgotten.
+        """
         assert isinstance(parameter, nn.Parameter) and parameter.grad is not None
         vector, grad = self.vectors[parameter], parameter.grad
         if self.dense is not None:
@@ -121,13 +139,19 @@ class Entries:
 
     @torch.no_grad()
     def _refresh(self, *_: Any) -> None:
-        """Read the vectors from the parameters again, before a step."""
+        """Read the short vectors of trained entries from the parameters again, before a step.
+
+        _: the arguments of an optimiser's hook, unused.
+        """
         # the parameters may have been set since: by a checkpoint, or by another delta
         for parameter, vector in self.vectors.items():
             vector.copy_(self._read(parameter))
 
     @torch.no_grad()
     def _write(self, *_: Any) -> None:
-        """Write the vectors back to the parameters, after a step."""
+        """Write the short vectors of trained entries back to the parameters, after a step.
+
+        _: the arguments of an optimiser's hook, unused.
+        """
         for parameter, vector in self.vectors.items():
             parameter.view(-1)[self.index[parameter]] = vector

@@ -45,6 +45,10 @@ class OnceFitted:
             raise ConfigError("share", got=got, want="0 < share <= 1", fix="Try 0.9.")
 
     def follow(self, model: nn.Module, accuracies: Sequence[float]) -> None:
+        """Let all experts be active until an epoch has fitted, and `active` of them from then on.
+
+        accuracies: the training accuracy of each past epoch, 0 ... 1.
+        """
         set_active(model, self.active)  # at the first step already, so that a wrong k is refused
         # until an epoch has fitted, every expert is active: the adapter is whole
         if not any(accuracy >= self.share for accuracy in accuracies):

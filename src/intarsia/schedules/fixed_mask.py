@@ -23,7 +23,10 @@ class FixedMask(MaskSettings):
     """
 
     def begin(self, weights: Weights, generator: torch.Generator) -> Partition:
-        """Return the masks of the weights that are not 0.  Raises: ConfigError if all are not."""
+        """Return the masks of the weights that are not 0.  Raises: ConfigError if none is 0.
+
+        generator: unused; other schedules draw.
+        """
         masks = super().begin(weights, generator)
         if weights and masks.density() == 1:
             got = f"{len(weights)} layers without a zero"
@@ -39,5 +42,4 @@ CARD = Card(
     paper=Paper("1506.02626", 2015, "Learning both Weights and Connections for Efficient Networks"),
     summary="A sparse model's zeros stay zeros while the rest is trained.",
     family="sparse training",
-    names=("fixed-mask",),
 )

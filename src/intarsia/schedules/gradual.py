@@ -19,7 +19,10 @@ SPREADS = ("uniform", "erdos-renyi", "global")
 
 
 def cubic(time: float, first: float, last: float) -> float:
-    """Return s_t = s_f + (s_i - s_f) (1 - t)^3, t in 0 ... 1 between start and stop (eq. 1)."""
+    """Return s_t = s_f + (s_i - s_f) (1 - t)^3, t in 0 ... 1 between start and stop (eq. 1).
+
+    time: t, clamped to 0 ... 1; first: s_i, the sparsity at t = 0; last: s_f, at t = 1.
+    """
     return last + (first - last) * (1 - min(1.0, max(0.0, time))) ** 3
 
 
@@ -45,6 +48,7 @@ class Gradual(MaskSettings):
     rows: int = 1
 
     def __post_init__(self) -> None:
+        """Check each setting.  Raises: ConfigError."""
         super().__post_init__()
         above("density", self.density, 0, "Try 0.25.")
         between("density", self.density, 0, 1, "Try 0.25.")
@@ -56,17 +60,17 @@ class Gradual(MaskSettings):
 
     def due(self, step: int, steps: int) -> bool:
         """Return True every `every` steps between start and stop, and at the stop."""
-        first, last = self._ends(steps)
+        first, last = self._first_and_last(steps)
         return first <= step <= last and ((step - first) % self.every == 0 or step == last)
 
-    def _ends(self, steps: int) -> tuple[int, int]:
-        """Return the first and the last step that prune; in a short run they may be the same."""
+    def _first_and_last(self, steps: int) -> tuple[int, int]:
+        """Return the first and the last step that prune; in a short training both are one."""
         last = min(round(self.stop * steps), steps - 1)
         return min(round(self.start * steps), last), last
 
     def density_at(self, step: int, steps: int) -> float:
-        """Return the density after the pruning of a step."""
-        first, last = self._ends(steps)
+        """Return the share of weights that is kept after the pruning of step `step` of `steps`."""
+        first, last = self._first_and_last(steps)
         return 1 - cubic(
             (step - first) / max(1, last - first) if last > first else 1.0, 0.0, 1 - self.density
         )
@@ -79,7 +83,11 @@ class Gradual(MaskSettings):
         progress: tuple[int, int],
         generator: torch.Generator,
     ) -> Masks:
-        """Keep the largest of the weights that are kept now.  progress: (step, steps)."""
+        """Return masks with the largest of the weights that are kept now.
+
+        weights, masks: by name; progress: (step, steps), which says the density; gradients,
+          generator: unused; other schedules need them.
+        """
         density = self.density_at(*progress)
         # what is 0 already competes last, so that zeros stay zeros
         scores = {n: w.detach().abs().masked_fill(~masks[n], -1) for n, w in weights.items()}

@@ -39,7 +39,11 @@ class Imp:
         at_least("rounds", self.rounds, 1)
 
     def phases(self, model: nn.Module, *, seed: int = 0) -> Generator[Phase, None, Partition]:
-        """Prune, and yield the training of each round.  Returns the masks of the last one."""
+        """Prune the model, and yield the training of each round.
+
+        Returns the masks of the last one.
+        seed: unused, because nothing is drawn.
+        """
         masks: Partition | None = None
         for number in range(1, self.rounds + 1):
             # equal shares of what is left: density^(i / rounds) after round i
@@ -58,9 +62,10 @@ def prune(
     layers: tuple[str, ...] | None = None,
     within: Partition | None = None,
 ) -> Partition:
-    """Set all but round(density n) of the n weights of these layers to 0, the smallest first.
+    """Set all but round(density n) of the n weights of some layers to 0, the smallest first.
 
-    within: masks of an earlier call, outside which nothing is kept.  Returns the masks.
+    layers: globs of layers, None = all linear maps and convolutions. within: masks of an earlier
+      call, outside which nothing is kept.  Returns the masks, a part of the weights' names.
     Raises: ConfigError as `masked_weights` does.
     """
     weights = masked_weights(model, layers)

@@ -34,7 +34,10 @@ class MaskSettings(SparseSchedule):
         one_of("store", self.store, STORES)
 
     def begin(self, weights: Weights, generator: torch.Generator) -> Partition:
-        """Return the masks of the weights that are not 0; those of a dense model are all True."""
+        """Return the masks of the weights that are not 0; those of a dense model are all True.
+
+        weights: by name; generator: unused here; other schedules draw.
+        """
         return Partition.from_masks({name: w.detach() != 0 for name, w in weights.items()})
 
     def due(self, step: int, steps: int) -> bool:
@@ -49,5 +52,5 @@ class MaskSettings(SparseSchedule):
         progress: tuple[int, int],
         generator: torch.Generator,
     ) -> Masks:
-        """Return the masks as they are."""
+        """Return the masks as they are; schedules that change them need the other arguments."""
         return masks

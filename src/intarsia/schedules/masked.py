@@ -86,6 +86,11 @@ class Masked:
     """
 
     def __init__(self, weights: Weights, partition: Partition, store: str = "dense") -> None:
+        """Set the weights outside the masks to 0.
+
+        weights: name -> parameter; partition: one part, the kept weights of each; store: "dense" or
+          "vectors", see the class. Raises: ConfigError.
+        """
         if store not in STORES:
             raise ConfigError("store", got=repr(store), want=f"one of {STORES}", fix="Pick one.")
         # gradients are gathered by hooks of one process, which an all-reduce does not see
@@ -137,10 +142,15 @@ class Masked:
                 yield
 
     def optimizer(self, make: Make) -> Make:
-        """Return a factory of optimisers that mask before and after every step."""
+        """Return a factory of optimisers that mask before and after every step.
+
+        make: f(model, lr, weight_decay) makes the optimiser. Raises: ConfigError, when it is
+          called, for an optimiser with a setting in REFUSED.
+        """
         inner = make if self.entries is None else self.entries.optimizer(make)
 
-        def made(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+        def factory(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+            """Make the optimiser and remember it.  Raises: ConfigError for a setting in REFUSED."""
             optimizer = inner(model, lr, weight_decay)
             # such an optimiser remembers the largest moment, which a mask cannot undo
             for name in REFUSED:
@@ -152,27 +162,34 @@ class Masked:
             self._optimizer = optimizer
             return optimizer
 
-        return hooked(made, before=self.mask_gradients, after=self._after)
+        return hooked(factory, before=self.mask_gradients, after=self._mask_after_step)
 
     def mask_gradients(self, *_: Any) -> None:
-        """Set the gradients of weights that are not kept to 0; call it before any clipping."""
+        """Set the gradients of weights that are not kept to 0; call it before any clipping.
+
+        _: the arguments of an optimiser's hook, unused.
+        """
         for name, weight in self.weights.items():
             if weight.grad is not None:
                 weight.grad.masked_fill_(~self.kept[name], 0)
 
     @torch.no_grad()
-    def _after(self, *_: Any) -> None:
-        """Mask weights and states after a step, which weight decay and momentum may have moved."""
-        if self.entries is None:  # which moves nothing else
+    def _mask_after_step(self, *_: Any) -> None:
+        """Mask weights and states after a step, which weight decay and momentum may have moved.
+
+        _: the arguments of an optimiser's hook, unused.
+        """
+        if self.entries is None:  # `entries` steps the kept weights alone
             for name, weight in self.weights.items():
                 weight.masked_fill_(~self.kept[name], 0)
             self._mask_states({})
 
     @torch.no_grad()
     def _mask_states(self, grown: Mapping[str, Tensor]) -> None:
-        """Set states outside the masks to 0, and those of weights that have just grown.
+        """Set optimiser states outside the masks to 0, and those of weights that have just grown.
 
-        grown: name -> bool, the weights that are new.  Raises: TrainingError for other shapes.
+        grown: name -> bool, the weights that are new.  Raises: TrainingError for a state of another
+          shape than its weight.
         """
         if self._optimizer is None or self.entries is not None:
             return
@@ -197,15 +214,20 @@ class Masking:
     """
 
     def __init__(self, schedule: SparseSchedule, model: nn.Module, seed: int) -> None:
+        """Choose the first masks of a model's weights, and set the others to 0.
+
+        schedule: says which weights, and when masks change; seed: of its random draws.
+        """
         self.schedule = schedule
         self.generator = torch.Generator().manual_seed(seed)
         self.weights = masked_weights(model, schedule.layers)
+        # weights of several experts in one tensor, (E, out, in), by name
         self.stacks = frozenset(
             f"{path}.{name}".lstrip(".")
             for path, module in model.named_modules()
             for name in stacked_matrices(module)
         )
-        # masks of single experts are joined to those of their stacks
+        # the schedule chooses a mask for each expert; joined, they are the mask of the whole tensor
         start = schedule.begin(self._unstack(self.weights), self.generator)
         label = self._restack(start.label)
         start = start if label.keys() == start.label.keys() else Partition(label, start.parts)
@@ -217,21 +239,25 @@ class Masking:
         self.seen: dict[str, Tensor] = {}  # running means of |g|, of a schedule with a memory
 
     def before(self, step: int, steps: int) -> None:
-        """Change the masks before a step's forward, or have its dense gradients collected."""
+        """Change the masks before a step's forward, or prepare to collect its dense gradients.
+
+        step: from 0; steps: of the whole training.
+        """
         due = self.schedule.due(step, steps)
         if self.schedule.reads_gradients and (due or self.memory):
-            self._watch({})
+            self._collect_gradients({})
         elif due:
             self._change({}, (step, steps))
 
     def replaces(self, step: int, steps: int) -> bool:
-        """Prepare a step after its backward: mask the gradients, unless `regrow` replaces the step.
+        """Mask the gradients after a step's backward; return True if `regrow` replaces the update.
 
-        Updates the running means of |g| of a schedule with a memory.  Returns True if the masks
-        are due to change, so that the loop calls `regrow` in place of the optimiser.
+        step: from 0; steps: of the training. With True the masks are due to change, so that the
+          loop calls `regrow` in place of the optimiser. The running means of |g|, of a schedule
+          with a memory, are updated first.
         """
         # m = b m + (1 - b) |g| of every step; an overflowed gradient is left out
-        for name, gradient in self._dense().items() if self.memory else ():
+        for name, gradient in self._whole_gradients().items() if self.memory else ():
             if bool(torch.isfinite(gradient).all()):
                 size = gradient.abs().float()
                 before = self.seen.get(name, torch.zeros_like(size))
@@ -244,15 +270,19 @@ class Masking:
     def regrow(self, step: int, steps: int) -> None:
         """Change the masks by the dense gradients of the step, or by their running means.
 
-        They stay where a gradient is not finite, as after a scaled loss that has overflowed.
+        They stay as they are if a gradient is not finite, as after a scaled loss that has
+        overflowed.
         """
-        gradients = self.seen if self.memory else self._dense()
+        gradients = self.seen if self.memory else self._whole_gradients()
         if all(bool(torch.isfinite(gradient).all()) for gradient in gradients.values()):
             self._change(gradients, (step, steps))
-        self._watch(None)
+        self._collect_gradients(None)
 
     def _change(self, gradients: Mapping[str, Tensor], progress: tuple[int, int]) -> None:
-        """Update the masks at progress = (step, steps), and record how much changed."""
+        """Let the schedule choose new masks, set them, and record how much changed.
+
+        gradients: by name, empty for a schedule that reads none; progress: (step, steps).
+        """
         unstack = self._unstack
         masks = self.schedule.update(
             unstack(self.weights),
@@ -278,7 +308,7 @@ class Masking:
         )
 
     def pruning(self, step: int, steps: int) -> bool:
-        """Return True if weights are still to be pruned after `step` of `steps` steps."""
+        """Return True if weights are still to be pruned after step `step` of `steps`."""
         now = self.schedule.density_at(step - 1, steps)
         end = self.schedule.density_at(steps, steps)
         return now is not None and end is not None and now > end
@@ -289,10 +319,10 @@ class Masking:
         return len(self.history)
 
     def report(self) -> dict[str, Any]:
-        """Return for a run's record each change of the masks, and each layer's density now.
+        """Return each change of the masks, and each layer's density now, for a training's record.
 
-        exchanged: the share of the kept weights that are new; ever: the share of all weights that
-        were kept at some time, so far (in-time over-parameterisation).
+        A change has exchanged, the share of the kept weights that are new, and ever, the share of
+        all weights that were kept at some time so far (in-time over-parameterisation).
         """
         masks = self.masked.kept
         layers = [
@@ -302,7 +332,10 @@ class Masking:
         return {"changes": self.history, "layers": layers}
 
     def _unstack(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the tensors by name, each stack of experts cut into one tensor per expert."""
+        """Return the tensors by name, with a stack of experts (E, ...) cut into E tensors.
+
+        Expert e of the stack "name" is "name.e".
+        """
         unstacked: dict[str, Any] = {}
         for name, tensor in tensors.items():
             parts = tensor.detach() if name in self.stacks else [tensor]
@@ -311,7 +344,7 @@ class Masking:
         return unstacked
 
     def _restack(self, tensors: Mapping[str, Tensor]) -> Masks:
-        """Return the inverse of `_unstack`."""
+        """Join the tensors of single experts to stacks again, the inverse of `_unstack`."""
         return {
             name: torch.stack([tensors[f"{name}.{e}"] for e in range(len(weight))])
             if name in self.stacks
@@ -319,13 +352,16 @@ class Masking:
             for name, weight in self.weights.items()
         }
 
-    def _watch(self, dense: dict[Any, Tensor] | None) -> None:
-        """Collect whole gradients in `dense` for store="vectors"; None = no longer."""
+    def _collect_gradients(self, dense: dict[Any, Tensor] | None) -> None:
+        """Begin to collect whole gradients in the dict `dense`; None = stop.
+
+        Only for store="vectors", which otherwise keeps the gradients of kept weights alone.
+        """
         if self.masked.entries is not None:
             self.masked.entries.dense = dense
 
-    def _dense(self) -> dict[str, Tensor]:
-        """Return the gradients of all weights, 0 for those without."""
+    def _whole_gradients(self) -> dict[str, Tensor]:
+        """Return the whole gradient of each weight by name, zeros for a weight without one."""
         # with store="vectors" the whole gradients were moved out of `grad`
         accumulated: Any = self.masked.entries and self.masked.entries.dense
         gradients: dict[str, Tensor] = {}
@@ -353,9 +389,10 @@ class Masking:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`; call it after the weights are loaded, before the optimiser's state.
+        """Go on from what `state` returned; call it after the weights are loaded.
 
-        Raises: CheckpointError for the masks of another schedule or model.
+        The optimiser's state is to be loaded after it. Raises: CheckpointError for the masks of
+        another schedule or model.
         """
         expected = {n: tuple(k.shape) for n, k in self.masked.kept.items()}
         saved = {n: tuple(k.shape) for n, k in state["kept"].items()}

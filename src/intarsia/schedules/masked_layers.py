@@ -22,13 +22,14 @@ def masked_weights(
 ) -> dict[str, Any]:
     """Return the trained weights of linear maps and convolutions, by parameter name, each once.
 
-    Of stacked experts a weight is the stack (E, out, in), named by its parameter.
-    layers: see `SparseSchedule`; a grouped convolution, or a layer of a router, only where a glob
-    without "*" names it; an embedding where "tables" or more than "*" does, and one that shares its
-    weight where its path does.  computed: with those that a layer computes anew from others, as a
-    weight norm does, which no mask reaches.
+    The weight of stacked experts is one tensor (E, out, in), named by its parameter.
+    layers: globs of layers' paths, "1x1" (pointwise convolutions) or "tables" (embeddings); None =
+      "*". A grouped convolution, or a layer of a router, is taken only where a glob without "*"
+      names it; an embedding where "tables" or more than "*" does, and one that shares its weight
+      where its path does. computed: also take weights that a layer computes from others, as a
+      weight norm does, which no mask reaches.
     Raises: ConfigError where a glob matches no layer, nothing is left, a table cannot be masked, or
-    a weight is computed and was not asked for.
+    a weight is computed and `computed` is False.
     """
     # a weight that several layers share is masked where its path is named
     users = Counter(
@@ -69,7 +70,10 @@ def masked_weights(
 
 
 def _check_parameter(path: str, module: nn.Module, name: str) -> None:
-    """Raise ConfigError for a weight that is computed from parameters, as in a weight norm."""
+    """Raise ConfigError for a weight that is computed from parameters, as in a weight norm.
+
+    path: of the layer `module`; name: of its weight.
+    """
     sources = (n for n, p in module.named_parameters() if p.requires_grad and n != "bias")
     if name not in module._parameters and any(sources):
         fix = "Take the weight norm off first, parametrize.remove_parametrizations(layer, 'weight')"
@@ -79,7 +83,10 @@ def _check_parameter(path: str, module: nn.Module, name: str) -> None:
 
 
 def _check_table(path: str, table: Any, shared: bool) -> None:
-    """Raise ConfigError for an embedding that another layer shares, or of sparse gradients."""
+    """Raise ConfigError for an embedding whose weight is shared, or has sparse gradients.
+
+    shared: another layer has the same weight, and `path` was not named.
+    """
     if shared:
         got = "a weight that another layer shares"
         fix = f"Name it to mask both: layers=({path!r},)."
@@ -90,12 +97,16 @@ def _check_table(path: str, table: Any, shared: bool) -> None:
 
 
 def matches(path: str, module: nn.Module, glob: str) -> bool:
-    """Return True if a glob, "1x1" or "tables" names this layer.  path: the layer's."""
+    """Return True if a glob names this layer.  glob: a pattern of paths, "1x1" or "tables".
+
+    path, module: of the layer.
+    """
     table = isinstance(module, EMBEDDINGS)
     # "*" takes no tables, whose rows most batches do not touch
     if table and glob in ("*", TABLES) or glob == TABLES:
         return table and glob == TABLES
     if glob == POINTWISE:
+        # a linear map has no kernel, so that "1x1" takes convolutions alone
         kernel = getattr(module, "kernel_size", None)
         return kernel is not None and set(kernel) == {1}
     return fnmatchcase(path, glob) or fnmatchcase(path, f"*.{glob}")

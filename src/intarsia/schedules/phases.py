@@ -78,9 +78,14 @@ Hook = Callable[..., None]
 
 
 def hooked(make: Make, *, before: Hook | None = None, after: Hook | None = None) -> Make:
-    """Return a factory of optimisers that call `before` and `after` around every step."""
+    """Return a factory of optimisers that call `before` and `after` around every step.
 
-    def made(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+    make: f(model, lr, weight_decay) makes the optimiser. before, after: hooks as of torch's
+      optimisers, None = none.
+    """
+
+    def factory(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+        """Make the optimiser and register the hooks."""
         optimizer = make(model, lr, weight_decay)
         if before is not None:
             optimizer.register_step_pre_hook(before)
@@ -88,4 +93,4 @@ def hooked(make: Make, *, before: Hook | None = None, after: Hook | None = None)
             optimizer.register_step_post_hook(after)
         return optimizer
 
-    return made
+    return factory

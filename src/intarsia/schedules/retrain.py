@@ -42,9 +42,9 @@ class Retrain:
         below_one("warmup", self.warmup)
 
     def factor(self, moved: float = 1.0) -> Factor | None:
-        """Return the function (step, steps) -> multiple of lr; None = the run's own.
+        """Return the function (step, steps) -> multiple of lr; None = the training's own rates.
 
-        moved: d1, the relative distance by which pruning moved the weights; of "allr" alone.
+        moved: d1, the relative distance by which pruning moved the weights; used by "allr" alone.
         """
         if self.kind == "own":
             return None
@@ -63,7 +63,10 @@ class Retrain:
 
 
 def _warm(step: int, steps: int, *, after: Factor, share: float) -> float:
-    """Rise along half a cosine from 0 to the first value of `after`, then follow `after`."""
+    """Rise along half a cosine from 0 to the first value of `after`, then follow `after`.
+
+    after: f(step, steps) -> multiple of lr; share: of the steps in which it rises.
+    """
     # the rest of the schedule is stretched over the steps that the warm-up leaves
     rise = int(share * steps)
     if not rise:
@@ -84,6 +87,10 @@ def _cosine(step: int, steps: int) -> float:
 
 
 def _stepwise(step: int, steps: int, *, original: tuple[float, ...], start: float) -> float:
-    """Return the original's multiple, from the share `start` of its steps to its end."""
+    """Return the original's multiple of lr, from the share `start` of its steps to its end.
+
+    original: multiples of lr, each for an equal share of the steps.
+    """
+    # where in the original's training, 0 ... 1
     position = start + (1 - start) * step / max(1, steps)
     return original[min(len(original) - 1, int(position * len(original)))]

@@ -29,7 +29,7 @@ class RigL(DropAndGrow):
     reads_gradients = True
 
     def grow_score(self, weight: Tensor, grad: Tensor | None) -> Tensor | None:
-        """Return |g| of the dense gradient; None without one."""
+        """Return |g| of the dense gradient; None without one, for a random choice."""
         return None if grad is None else gradient(weight, grad)
 
 

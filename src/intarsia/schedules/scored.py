@@ -27,11 +27,12 @@ class _Mask(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        # straight through: the scores get the mask's gradient
         return grads[0], None
 
 
 def mask_of(scores: Tensor, count: int) -> Tensor:
-    """Return the mask of the `count` largest |s|, bool; of equal ones the first."""
+    """Return the mask of the `count` largest |s| of the scores s, bool; of equal ones the first."""
     size = scores.detach().abs().flatten()
     if not count:
         return torch.zeros_like(scores, dtype=torch.bool)
@@ -46,6 +47,10 @@ class Scored(nn.Module):
     """w -> w m, a parametrization of a weight.  s starts at sqrt(6 / fan_in) w / max |w|."""
 
     def __init__(self, weight: Tensor, density: float) -> None:
+        """Begin with trained scores s = sqrt(6 / fan_in) w / max |w| of a weight w.
+
+        density: the share of w that its scores keep.
+        """
         super().__init__()
         largest = float(weight.detach().abs().max()) or 1.0
         # as in HYDRA, scores start proportional to the weights, at the scale of a fresh layer
@@ -59,9 +64,10 @@ class Scored(nn.Module):
 def put_scores(
     model: nn.Module, density: float, layers: Sequence[str] | None = None, *, alone: bool = False
 ) -> list[str]:
-    """Give linear maps and convolutions scores, in place; returns the layers' paths.
+    """Give linear maps and convolutions trained scores, in place; return the layers' paths.
 
-    layers: globs, see `masked_weights`.  alone: weights of these layers, and all else, are frozen.
+    density: the share of each weight that its scores keep. layers: globs, see `masked_weights`.
+      alone: freeze everything but the scores.
     """
     paths = [name.removesuffix(".weight") for name in masked_weights(model, layers)]
     # everything but the scores stays as it is
@@ -74,7 +80,10 @@ def put_scores(
 
 
 def take_scores(model: nn.Module, paths: Sequence[str]) -> Partition:
-    """Leave w m in the place of weights with scores, to be trained; returns the masks."""
+    """Replace each weight w by w m, m the mask of its scores, to be trained; return the masks.
+
+    paths: of the layers, as returned by `put_scores`.
+    """
     masks: dict[str, Tensor] = {}
     for path in paths:
         layer: Any = model.get_submodule(path)

@@ -12,9 +12,10 @@ QUERIES = 128  # rows of A at a time
 def influence(attention: Tensor, gradient: Tensor) -> Tensor:
     """Return E_ij = -A_ij (g_ij - sum_k A_ik g_ik) / (1 - A_ij), the loss's change without key j.
 
-    The other keys of query i then share the weight of key j. Where a query sees one key (row 0)
-    there is nothing to share, and E = -A g.  attention: A (..., Q, K), rows add up to 1; gradient:
-    dL/dA.
+    attention: A (..., Q, K), the weights of the keys for each query, rows add up to 1; gradient: g
+      = dL/dA, same shape.
+    Without key j the other keys of query i share its weight. Where a query sees one key (row 0)
+    there is nothing to share, and E = -A g.
     Not for several keys at once: a sum of E is right as far as each is small.
     Source: arXiv:2406.14909, section 4.1, eq. 4.
     """
@@ -34,12 +35,14 @@ def by_distance(
     block: int,
     scale: float | None = None,
 ) -> Tensor:
-    """Sum |E| by the distance of a key from its query, sinks left out: (H, bins).
+    """Sum |E| (see `influence`) by the distance of a key from its query, for each head: (H, bins).
 
-    query: (B, H, N, D) and keys: (B, G, N, D) with positions applied, values: (B, G, N, D'),
-    gradient: dL / d(A v), (B, H, N, D'). Bin b has the distances b block ... (b + 1) block - 1, of
-    all queries; the mean over rows. The loss of a window is then the sum of the bins beyond it, to
-    the token.
+    query: (B, H, N, D) and keys: (B, G, N, D) with rotary positions applied, values: (B, G, N, D'),
+      gradient: dL / d(A v), (B, H, N, D'). sink: so many first keys are left out, because every
+      window keeps them. block: width of a bin; bin b has the distances b block ... (b + 1) block -
+      1 of all queries. scale: of the scores, None = 1 / sqrt(D). Returns means over the B rows.
+    The loss of a window of w tokens is then the sum of the bins from w / block on: the keys it
+    drops.
     A and dL/dA = (dL/d(A v)) v^T are computed anew for some queries at a time, so that no (N, N) of
     all heads is ever there.
     """

@@ -42,7 +42,7 @@ class Statistics:
     def none(
         cls, width: int, *, hessian: bool = False, needs: Collection[str] = SUMS
     ) -> Statistics:
-        """Return the statistics of no rows of `width` channels.  needs, hessian: as of `of`."""
+        """Return the statistics of no rows, of `width` channels.  needs, hessian: see `of`."""
         return cls.of(torch.zeros(0, width), hessian=hessian, needs=needs)
 
     @classmethod
@@ -51,7 +51,8 @@ class Statistics:
     ) -> Statistics:
         """Return the statistics of one batch.  rows: (N, d).
 
-        needs: of "mean" (with the variance), "square" and "hessian", which `hessian` adds.
+        needs: names among "mean" (with the variance), "square" and "hessian" (second moments);
+          hessian: True adds "hessian".
         Squares and products are float32 for float32 rows, 1,024 of them at a time.
         """
         x = rows.detach()
@@ -61,11 +62,12 @@ class Statistics:
         if "mean" in needs:
             total = x.sum(0, dtype=torch.float64)
             middle = total / max(1, len(x))
-            spread = _summed([(c - middle.to(c)).square() for c in parts])
+            # deviations from the batch's own mean, so that no digits cancel
+            spread = _sum_rows([(c - middle.to(c)).square() for c in parts])
         if "square" in needs:
-            squares = _summed([c * c for c in parts])
+            squares = _sum_rows([c * c for c in parts])
         if hessian or "hessian" in needs:
-            second = _joined([c.T @ c for c in parts])
+            second = _sum_tensors([c.T @ c for c in parts])
         return cls(len(x), *(t if t is None else t.cpu() for t in (total, squares, second, spread)))
 
     @property
@@ -81,7 +83,10 @@ class Statistics:
         return next((len(t) for t in tensors), None)
 
     def __add__(self, other: Statistics) -> Statistics:
-        """Return the statistics of the rows of both.  Raises: ShapeError if they do not match."""
+        """Return the statistics of the rows of both.  Raises: ShapeError if they do not match.
+
+        other: of the same layer, with the same sums collected.
+        """
         if self.width != other.width or self.collected != other.collected:
             raise ShapeError(
                 "statistics to join",
@@ -90,16 +95,16 @@ class Statistics:
                 want="those of one layer, collected alike",
                 fix="Join what `observing` found for the same layer.",
             )
-        spread = _plus(self.deviations, other.deviations)
+        spread = _add_collected(self.deviations, other.deviations)
         if spread is not None:
             # deviations of each part from its own mean, plus those of the two means (Chan et al.)
             share = self.count * other.count / max(1, self.count + other.count)
             spread = spread + (other.mean - self.mean).square() * share
         return Statistics(
             self.count + other.count,
-            _plus(self.total, other.total),
-            _plus(self.squares, other.squares),
-            _plus(self.hessian, other.hessian),
+            _add_collected(self.total, other.total),
+            _add_collected(self.squares, other.squares),
+            _add_collected(self.hessian, other.hessian),
             spread,
         )
 
@@ -124,24 +129,27 @@ class Statistics:
         return self._read("hessian", self.hessian) / max(1, self.count)
 
     def _read(self, name: str, value: Tensor | None) -> Tensor:
-        """Return `value`; raise ConfigError where it was not collected."""
+        """Return `value`, a sum.
+
+        Raises: ConfigError if it is None, as `name` was not collected.
+        """
         if value is None:
             subject, fix = "statistics", f"Collect it: needs={{{name!r}}}."
             raise ConfigError(subject, got=f"no {name!r}", want=f"{name!r} collected", fix=fix)
         return value
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
+def _sum_tensors(parts: list[Tensor]) -> Tensor:
     """Add up tensors of one shape in float64."""
     return reduce(add, (part.double() for part in parts))
 
 
-def _summed(parts: list[Tensor]) -> Tensor:
+def _sum_rows(parts: list[Tensor]) -> Tensor:
     """Sum the rows of chunks (n, d) in float64.  Returns (d,)."""
-    return _joined([part.sum(0) for part in parts])
+    return _sum_tensors([part.sum(0) for part in parts])
 
 
-def _plus(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+def _add_collected(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     """Add two sums, None where they were not collected."""
     return None if first is None or second is None else first + second
 
@@ -162,7 +170,7 @@ class Observed:
     last: tuple[Tensor, Any, Statistics] | None = None  # an input, and what it gave
 
     def add(self, name: str, new: Statistics) -> None:
-        """Add the statistics of some rows to those of a layer."""
+        """Add the statistics of some rows to those of the layer `name`."""
         old = self.found.get(name)
         self.found[name] = new if old is None else old + new
 
@@ -183,12 +191,14 @@ def observing(
             model(batch)
     seen.found["fc1"].mean_square
 
-    Of a layer's input (..., d) the last axis is the channels, of a convolution's the second.
+    layers: name -> module. Of a layer's input (..., d) the last axis is the channels, of a
+      convolution's the second.
     outputs: names of the layers whose output is counted in place of their input.
     needs: what is collected, see `Statistics.of`.  hessian: adds "hessian" to it: d^2 numbers for
-    each layer, and N d^2 products. A layer that no forward reaches is not in `found`.
-    unfolded: the channels of a convolution that is not 1x1 are the (channel, row, column) of what
-    its kernel covers, as its weight's `flatten(1)` has them, and a place of its output is a row.
+      each layer, and N d^2 products. A layer that no forward reaches is not in `found`.
+    unfolded: count the input of a k x k convolution patch by patch: a row for each place of its
+      output, with the channels (channel, row, column) that the kernel covers there, in the order of
+      the weight's `flatten(1)`.
     """
     collected = frozenset(needs) | ({"hessian"} if hessian else frozenset())
     observed = Observed()
@@ -207,7 +217,10 @@ def observing(
 
 
 def of_all_processes(statistics: Mapping[str, Statistics]) -> dict[str, Statistics]:
-    """Add up the statistics of all processes, layer by layer; the result is equal on all."""
+    """Add up the statistics of all processes, layer by layer; the result is equal on all.
+
+    statistics: of this process, by layer.
+    """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return dict(statistics)
     # processes add up in the order of their ranks, so that rounding is the same everywhere
@@ -230,9 +243,10 @@ def _count(
     args: Any,
     y: Any,
 ) -> None:
-    """Add a call of a layer to `observed`, as a forward hook.
+    """Add a call of the layer `name` to `observed`, as a forward hook of `module`.
 
-    output: count its output y in place of its input; needs, unfolded: see `observing`.
+    output: count its output y in place of its input; needs, unfolded: see `observing`. args: of the
+      forward.
     """
     activations: Tensor = y if output else args[0]
     if unfolded and not output and isinstance(module, nn.Conv2d) and set(module.kernel_size) != {1}:
@@ -257,7 +271,8 @@ def _count(
 def _patches(conv: nn.Conv2d, x: Tensor, y: Tensor) -> Tensor:
     """Return the patch of the input under each output place.  x: (1, d, H, W) -> (h w, d kh kw).
 
-    Where the layer pads by itself, as TensorFlow's "SAME" does, the sides follow from the output's.
+    y: the layer's output, (1, out, h, w). Where the layer pads by itself, as TensorFlow's "SAME"
+      does, the padding follows from the output's size.
     """
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
     sides: list[int] = []

@@ -17,21 +17,23 @@ def magnitude(weight: Tensor, statistics: Statistics | None = None) -> Tensor:
 
 
 def wanda(weight: Tensor, statistics: Statistics) -> Tensor:
-    """Return |W_ij| sqrt(mean x_j^2).  (out, in) -> (out, in).
+    """Return |W_ij| sqrt(mean x_j^2), x_j the input of column j.  (out, in) -> (out, in).
 
-    The paper has the norm of x_j over all tokens, which is the same but for one factor.
-    Source: Wanda (arXiv:2306.11695), equation 1. Reads "square".
+    statistics: of the layer's inputs, with "square" collected. The paper has the norm of x_j over
+      all tokens, which is the same but for one factor.
+    Source: Wanda (arXiv:2306.11695), equation 1.
     """
     size = statistics.mean_square.sqrt().to(weight)
     return weight.detach().abs() * size.view(1, -1, *[1] * (weight.dim() - 2))
 
 
 def obs(weight: Tensor, statistics: Statistics, damp: float = 0.01) -> Tensor:
-    """Return W_ij^2 / U_jj^2, U as in `inverse_factor`: the error of dropping W_ij alone.
+    """Return W_ij^2 / U_jj^2: the error of dropping W_ij alone.  (out, in) -> (out, in).
 
-    The columns before j are fixed, and those behind it make up for the error, so that it depends on
-    the order of the columns.  (out, in) -> (out, in).  Raises: as `inverse_factor`.
-    Source: SparseGPT (arXiv:2301.00774), equation 5. Reads "hessian".
+    statistics: of the layer's inputs, with "hessian" collected; U (in, in) is their
+      `inverse_factor` with damping `damp`. The columns before j are fixed, and those behind it make
+      up for the error, so that it depends on the order of the columns.
+    Source: SparseGPT (arXiv:2301.00774), equation 5.  Raises: as `inverse_factor`.
     """
     factor = inverse_factor(statistics.second_moment, damp).to(weight)
     return weight.detach().square() / factor.diagonal().square()
@@ -50,7 +52,8 @@ def taylor(weight: Tensor, grad: Tensor) -> Tensor:
 def inverse_factor(moment: Tensor, damp: float = 0.01, name: str = "moments of inputs") -> Tensor:
     """Return the upper triangular U with U^T U = (H + damp mean(diag H) I)^-1.
 
-    moment: H (d, d) -> U (d, d) float64; name: how an error names H.
+    moment: H, the second moments of the inputs, (d, d) -> U (d, d) float64; name: how an error
+      names H.
     Columns of inputs that are always 0 have a 1 on the diagonal of H in place of 0. Where H is not
     positive definite the damping is made ten times larger, twice at most.
     Raises: DataError for an H that is not finite, or not positive definite after that.

@@ -15,6 +15,7 @@ from torch import nn
 from ..core.checks import whole
 from ..core.errors import ConfigError, DataError
 from ..core.files import write_text
+from ..processes.parallelism import WholeModel
 from ..schedules import LayerSchedule, SparseSchedule
 from . import record as records
 from .folder import ADAPTER, FORMAT, README, Write, owned, write_results
@@ -77,50 +78,52 @@ def fit_once(
     with owned(out, job.running.resume):
         if out is not None:
             on_main(ranks, lambda: write_text(out / "README.txt", README))
-        return _fit(job, record, evaluate_every, disjoint, ranks, write, finish)
-
-
-def _fit(
-    job: Job,
-    record: Mapping[str, Any],
-    evaluate_every: int,
-    disjoint: bool | None,
-    ranks: Accelerator,
-    write: Write,
-    finish: Finish,
-) -> Run:
-    model, training, out = job.model, job.training, job.running.out
-    model.to(ranks.device)
-    cast_frozen(model, training.precision)
-    # the record is taken before the first step, the identity of frozen weights after their cast
-    setup = _about(job)
-    loop = Loop(job)
-    identity = _identity(setup, model) if out is not None else {}
-    # memory from here on is that of training
-    resident = records.forget_peak()
-    with loop.shared_out(ranks) as parts:
-        with loop.running(identity):
-            loop.train(evaluate_every)
-            scores = loop.finish()
-        results = _results(loop, scores, disjoint) | {"peak_bytes": records.peak_bytes(resident)}
-        if loop.learner.masking is not None:
-            results["masks"] = loop.learner.masking.report()
-        # `finish` may add to the folder, and returns the run that is written
-        done = setup | {"record": records.plain_values(record), "results": results}
-        run = Run(done, tuple(loop.log.lines), scores.get("val"), scores.get("test"), out)
-        run = finish(run)
-        if out is not None:
-            split = "test" if "test" in scores else "val"
-            metrics, last = scores.get(split), write
-            if parts.shared:  # each process writes its experts
-                write(model, out / ADAPTER, run.record, parts)
-                last = None
-            evaluated = job.sets[2] if split == "test" else job.sets[1]
-            on_main(
-                ranks,
-                lambda: write_results(out, model, run.record, split, metrics, last, evaluated),
-            )
+        model.to(ranks.device)
+        cast_frozen(model, training.precision)
+        # the record is taken before the first step, the identity of frozen weights after their cast
+        setup = _about(job)
+        loop = Loop(job)
+        identity = _identity(setup, model) if out is not None else {}
+        # memory from here on is that of training
+        resident = records.forget_peak()
+        with loop.shared_out(ranks) as parts:
+            with loop.running(identity):
+                loop.train(evaluate_every)
+                scores = loop.finish()
+            results = _results(loop, scores, disjoint)
+            results["peak_bytes"] = records.peak_bytes(resident)
+            # `finish` may add to the folder, and returns the run that is written
+            done = setup | {"record": records.plain_values(record), "results": results}
+            run = Run(done, tuple(loop.log.lines), scores.get("val"), scores.get("test"), out)
+            run = finish(run)
+            if out is not None:
+                _write_run(out, job, run, scores, ranks, parts, write)
     return run
+
+
+def _write_run(
+    out: Path,
+    job: Job,
+    run: Run,
+    scores: Mapping[str, Scores],
+    ranks: Accelerator,
+    parts: WholeModel,
+    write: Write,
+) -> None:
+    """Write what was trained, and then the results, into a run's folder.
+
+    parts: how processes share the experts of the model.
+    """
+    split = "test" if "test" in scores else "val"
+    metrics, last = scores.get(split), write
+    if parts.shared:  # each process writes its experts
+        write(job.model, out / ADAPTER, run.record, parts)
+        last = None
+    evaluated = job.sets[2] if split == "test" else job.sets[1]
+    on_main(
+        ranks,
+        lambda: write_results(out, job.model, run.record, split, metrics, last, evaluated),
+    )
 
 
 def _check_selection(job: Job, evaluate_every: int) -> bool | None:
@@ -213,7 +216,7 @@ def _identity(setup: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
 
 
 def _results(loop: Loop, scores: Mapping[str, Scores], disjoint: bool | None) -> dict[str, Any]:
-    best = loop.at.best
+    best, masking = loop.at.best, loop.learner.masking
     return {
         **{split: metrics.scores() for split, metrics in scores.items()},
         **(
@@ -233,4 +236,5 @@ def _results(loop: Loop, scores: Mapping[str, Scores], disjoint: bool | None) ->
         "steps": loop.at.step,
         "seconds": round(loop.at.seconds, 3),
         "cpu_seconds": round(loop.at.cpu_seconds, 3),
+        **({} if masking is None else {"masks": masking.report()}),
     }

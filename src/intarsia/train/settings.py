@@ -55,12 +55,12 @@ class Training:
 
     epochs: int = setting(20, "Passes over the training images.", least=1)
     batch_size: int = setting(32, "Images per step.", least=1)
-    lr: float = setting(1e-3, "Learning rate of AdamW.", least=0, fix="Try 1e-3.")
-    weight_decay: float = setting(1e-4, "Weight decay of AdamW.", least=0)
+    lr: float = setting(1e-3, "AdamW learning rate.", least=0, fix="Try 1e-3.")
+    weight_decay: float = setting(1e-4, "AdamW weight decay.", least=0)
     warmup: float = setting(0.1, "Share of the steps in which the rate rises.", least=0, below=1)
     precision: str = setting(
         "fp32",
-        "fp32, bf16 or fp16.",
+        "Precision of the training: fp32, bf16 or fp16.",
         choices=("fp32", "bf16", "fp16"),
         panel="Running",
         fix="bf16 suits most machines.",
@@ -68,7 +68,7 @@ class Training:
     accumulate: int = setting(
         1, "Gradient accumulation steps: less memory, same step.", least=1, panel="Running"
     )
-    seed: int = setting(0, "Of weights, draws, order and split.", least=0, most=2**63 - 1)
+    seed: int = setting(0, "Seed of all that is drawn at random.", least=0, most=2**63 - 1)
 
     def __post_init__(self) -> None:
         check(self)
@@ -113,7 +113,7 @@ class Recipe:
     )
     class_weights: ClassWeights | None = setting(
         None,
-        "How much a class counts in the loss: balanced, or a=1,b=2 by name (others 1).",
+        "Weight of each class in the loss: balanced, or a=1,b=2 by name (others 1).",
         offers=(BALANCED,),
         test=check_weights,
     )
@@ -122,7 +122,7 @@ class Recipe:
     )
     select: str = setting(
         "last",
-        "last: the last epoch; or val: the best on the val part.",
+        "Epoch whose weights are the result: last, or val, the best on the val part.",
         choices=("last", "val"),
         fix="A test set is scored once, after training; it chooses nothing.",
     )
@@ -187,16 +187,19 @@ class Running:
     )
     device: str | None = setting(
         None,
-        "cpu, cuda, cuda:1 or mps; the best that is there if not given.",
+        "Device to compute on: cpu, cuda, cuda:1 or mps; the best that is there if not given.",
         offers=DEVICES,
         test=check_device,
     )
     workers: int = setting(0, "Processes that read pictures.", least=0)
-    recompute: bool = setting(False, "Less memory for a third more time.")
-    compile: bool = setting(False, "torch.compile the model.")
+    recompute: bool = setting(
+        False, "Compute activations again in the backward: less memory, more time."
+    )
+    compile: bool = setting(False, "Compile the model by torch.compile.")
     trackers: str | Sequence[str] | None = setting(
         None,
-        "csv, or of accelerate, as tensorboard, wandb, mlflow; may be repeated.",
+        "Tracker of the curves: csv, tensorboard, wandb, mlflow or another of accelerate; may be "
+        "repeated.",
         choices=lambda: listed("tracker"),
         flag="--tracker",
     )

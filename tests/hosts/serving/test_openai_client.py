@@ -17,10 +17,10 @@ from transformers import GenerationConfig
 
 from intarsia.hosts.serving.choices import ChoicesRequest
 from intarsia.hosts.serving.formats import Completions
-from intarsia.hosts.serving.generating import NewToken, Sampling
 from intarsia.hosts.serving.models import ServedModel
 from intarsia.hosts.serving.parameters import CHATS
 from intarsia.hosts.serving.responses import Responses
+from intarsia.hosts.serving.sampling import NewToken, Sampling
 
 from .conftest import Running, wanted
 

@@ -151,10 +151,10 @@ def test_a_client_that_hangs_up_ends_its_generation(
     finally:
         slots.store.read = slow  # type: ignore[method-assign]
     until(lambda: not slots.cache.pinned and slots.in_use is None)
-    batch = server.app.generations.of["law"].batch
+    batch: Any = server.app.generations.of["law"].batch
     if not more.get("temperature"):
-        until(lambda: not batch.batch_processor.scheduler.active_requests)
-        assert not batch.output_router.result_handlers
+        until(lambda: not batch.manager.batch_processor.scheduler.active_requests)
+        assert not batch.manager.output_router.result_handlers
     assert server.say("one", "law")[1]["choices"][0]["text"] == wanted(opened["law"], "one")
 
 

@@ -28,7 +28,7 @@ def test_a_third_contender_may_stand_beside(bench):
         (0,), quiet, ours=deepspeed_moe.BESIDE, base=deepspeed_moe.ONE,
         rivals=(deepspeed_moe.TWO,), bench=bench,
     )  # fmt: skip
-    assert [row["model"] for row in result.table] == ["top-1", "residual", "top-k"]
+    assert [row["model"] for row in result.table] == ["topk-1", "deepspeed_moe-residual", "topk"]
 
 
 def test_students_are_taught_three_ways(bench):

@@ -50,6 +50,13 @@ def test_imports_are_followed_in_the_laboratory_and_one_step_into_the_library(fo
     }
 
 
+def test_a_deep_digest_follows_the_imports_of_the_library(folder: Path) -> None:
+    claim, ground = folder / "toy_lab" / "claims" / "toy.py", folder / "toy" / "ground.py"
+    assert dependencies(claim, deep=True) == dependencies(claim) | {ground}
+    part = folder / "toy" / "parts" / "other.py"
+    assert dependencies(claim, part) == dependencies(claim) | {part}
+
+
 @pytest.mark.parametrize(
     "name", ["toy_lab/claims/toy.py", "toy_lab/deep/inner.py", "toy/parts/twice.py", "toy/named.py"]
 )

@@ -81,13 +81,13 @@ def test_all_but_the_mlps_is_the_same() -> None:
         state = model.state_dict()
         rest = [name for name in plain if ".mlp." not in name]
         assert rest and all(torch.equal(state[name], plain[name]) for name in rest)
-    alike = with_mixtures(dense(VARIANTS["top-k"], toy, SCALE, 3), VARIANTS["top-k"], 3)
+    alike = with_mixtures(dense(VARIANTS["topk"], toy, SCALE, 3), VARIANTS["topk"], 3)
     a, b = (next(iter(mixtures(m).values())).experts for m in (one, alike))
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
 def test_fresh_experts_forget_the_mlp() -> None:
-    toy, variant = material("toy", SCALE), VARIANTS["top-k"]
+    toy, variant = material("toy", SCALE), VARIANTS["topk"]
     model = dense(variant, toy, SCALE, 0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -135,7 +135,8 @@ def test_one_expert_costs_what_the_dense_model_does() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["dense", "top-k-relu", "switch", "random", "residual", "moe-x", "moe-x-fresh"]
+    "name",
+    ["dense", "topk-relu", "switch", "random", "deepspeed_moe-residual", "moe_x", "moe_x-fresh"],
 )
 def test_a_cell_tells_in_json(name: str) -> None:
     found = json.loads(json.dumps(work(_inputs(VARIANTS[name])), allow_nan=False))
@@ -147,7 +148,7 @@ def test_a_cell_tells_in_json(name: str) -> None:
     for layer in layers:
         assert sum(map(sum, layer["table"])) == SCALE.test * SCALE.length  # pyright: ignore
         assert len(layer["dropped_by_position"]) == 4
-    if name in ("top-k-relu", "moe-x", "moe-x-fresh"):
+    if name in ("topk-relu", "moe_x", "moe_x-fresh"):
         assert all(0 <= x["hidden_units"] <= 8 and "score_to_units" in x for x in layers)
     if name in ("switch", "dense"):
         wanted = found["loss"] / found["bits_per_byte"]
@@ -179,7 +180,7 @@ def test_a_cell_is_run_once_under_any_name(monkeypatch: pytest.MonkeyPatch) -> N
         return work(inputs)
 
     monkeypatch.setattr(module, "work", counted)
-    first = _cells(RouterTrial(VARIANTS["top-k"], "toy"))
+    first = _cells(RouterTrial(VARIANTS["topk"], "toy"))
     again = _cells(
         RouterTrial(Variant("other", TopK(8, 2)), "toy"), RouterTrial(VARIANTS["dense"], "toy")
     )
@@ -189,7 +190,7 @@ def test_a_cell_is_run_once_under_any_name(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_equal_operations() -> None:
     base, dear, cheap = _cells(
-        *(RouterTrial(VARIANTS[n], "toy", 0, "flops") for n in ("top-k", "dts", "dense"))
+        *(RouterTrial(VARIANTS[n], "toy", 0, "flops") for n in ("topk", "evomoe-soft", "dense"))
     )
     assert base["steps"] == SCALE.steps
     assert dear["steps"] <= base["steps"] <= cheap["steps"]
@@ -210,20 +211,20 @@ def test_a_contender_that_needs_acknowledging_is_what_upcycle_refuses(name: str)
 
 
 def test_a_router_without_a_contender_is_one_by_its_key() -> None:
-    one, two = chosen(["top-k", "relu"])
-    assert one is VARIANTS["top-k"]
+    one, two = chosen(["topk", "relu"])
+    assert one is VARIANTS["topk"]
     assert two == Variant("relu", ReMoe(experts=8))
 
 
 def test_what_is_refused_before_anything_runs() -> None:
-    late = VARIANTS["expert-choice"]
-    with refused(ConfigError, what="'expert-choice' on 'toy'"):
+    late = VARIANTS["expert_choice"]
+    with refused(ConfigError, what="'expert_choice' on 'toy'"):
         _cells(RouterTrial(late, "toy"))
     assert _cells(RouterTrial(late, "toy"), sees_later=True)[0]["sees_later"] is True
     with refused(ConfigError, what="budget", got="'time'"):
         _cells(RouterTrial(VARIANTS["dense"], "toy", 0, "time"))
     with pytest.raises(UnknownName):
-        chosen(["top-k", "top-q"])
+        chosen(["topk", "top-q"])
     with pytest.raises(UnknownName):
         chosen(["lora"])
     with refused(ConfigError, what="variant 'x'"):
@@ -255,7 +256,7 @@ def test_pictures() -> None:
     scale = Scale(SmallModel(8, 2, 2, 8), batch=4, steps=3, patch=4)
     from intarsia_lab.routing.observe import observed
 
-    for name in ("hash", "transport", "momentum"):
+    for name in ("hash", "transport", "residual"):
         variant = VARIANTS[name]
         model = with_mixtures(dense(variant, pictures, scale, 0), variant, 0)
         found = observed(model, pictures, 4)

@@ -342,8 +342,8 @@ def test_from_documents_to_answers_on_the_command_line(folder: Path, tmp_path: P
     settings = [f"--set={s}" for s in ("steps=2", "batch=2", "negatives=1")]
     encoder, idx = tmp_path / "enc", tmp_path / "idx"
     task = ("--task", "sparse-retrieval", "--teachers", "bm25", "--model", folder)
-    call("fit", docs, *task, *settings, "--save", encoder)
-    call("index", docs, "--model", encoder, "--save", idx)
+    call("fit", docs, *task, *settings, "--out", encoder)
+    call("index", docs, "--model", encoder, "--out", idx)
     answer = json.loads(call("search", idx, "garden", "--json").stdout)
     assert answer["documents"] == 4 and answer["tokens"] == ["garden"]
     docs.write_text(rows[4])

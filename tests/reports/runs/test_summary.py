@@ -34,7 +34,7 @@ Make = Callable[..., Path]
 
 def test_a_comparison_in_words(runs: Path) -> None:
     comparison = comparison_of(gather([runs]))
-    what, result, _, _, cost, guess = sentences(comparison)
+    what, _, result, _, _, cost, guess = sentences(comparison)
     assert what == (
         "Linear probe, plain adapter and mosa adapt vit_small_patch14_dinov2 (22.1 M parameters) "
         "to elpv: 4 classes, 1,000 training, 150 validation and 160 test pictures, 3 seeds each."
@@ -124,7 +124,7 @@ def test_one_picture_decides_nothing(scored: Callable[..., Comparison]) -> None:
     found, _ = comparison.groups[1].interval(comparison.groups[0])
     assert found is not None and found.low < 0 < found.high
     assert comparison.leader is None and table_of(comparison).best is None
-    result = sentences(comparison)[1]
+    result = sentences(comparison)[2]
     assert result.startswith("The highest accuracy is that of lora, ") and "best" not in result
 
 
@@ -143,7 +143,7 @@ def test_what_is_ahead_is_bold_and_named(scored: Callable[..., Comparison], seed
         assert comparison.leader is None and table_of(comparison).best is None
         return
     assert comparison.leader is comparison.groups[1] and table_of(comparison).best == 1
-    assert sentences(comparison)[1].startswith("The best, lora, gets ")
+    assert sentences(comparison)[2].startswith("The best, lora, gets ")
 
 
 def test_the_best_is_significantly_ahead_of_every_other(scored: Callable[..., Comparison]) -> None:

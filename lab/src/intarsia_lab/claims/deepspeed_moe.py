@@ -37,8 +37,8 @@ from ..routing.materials import Material, stream
 # the paper doubles the experts of the last layers: 32 and 64, where its baseline has 128
 MANY, PYRAMID = 16, (4, 4, 16, 16)
 EVEN = Variant("even", TopK(MANY, 1, "prob"))
-PR = Variant("pr-moe", TopK(MANY, 1, "prob"), residual=True, experts=PYRAMID)
-ONE, BESIDE, TWO = VARIANTS["top-1"], VARIANTS["residual"], VARIANTS["top-k"]
+PR = Variant("deepspeed_moe", TopK(MANY, 1, "prob"), residual=True, experts=PYRAMID)
+ONE, BESIDE, TWO = VARIANTS["topk-1"], VARIANTS["deepspeed_moe-residual"], VARIANTS["topk"]
 # a student keeps three of four blocks: the paper takes an eighth to a quarter of the layers away
 TEACHER, STUDENT, UNTIL, LAYERS = 1000, 500, 0.6, (0, 1, 3)  # steps; share; blocks that stay
 

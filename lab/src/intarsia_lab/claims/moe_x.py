@@ -33,7 +33,7 @@ stored = StoredResults(__file__)
 
 EXPERTS, ACTIVE = 8, 2
 GATE, WEIGHTS = "linear gate", "score of the weights"
-LINEAR, OURS = VARIANTS["top-k-relu"], Variant("moe-x", MoeX(EXPERTS, ACTIVE), Expert("relu"))
+LINEAR, OURS = VARIANTS["topk-relu"], Variant("moe_x", MoeX(EXPERTS, ACTIVE), Expert("relu"))
 STEPS, PROBED, LAYER = 700, 160, 2  # of the probe: steps, rows of held-out code, mixture read
 CHARACTERS = 2_000_000
 RELU = SmallModel(act="relu")

@@ -10,14 +10,14 @@ from ..kit import Study, UnknownEffect, better_than_a_guess
 from ..routing import VARIANTS, Variant
 from ..routing.contenders import WIDE, WIDE_WORK, arm, hurt, one_rate, perplexity, ratio
 
-TOPK = VARIANTS["top-k"]
+TOPK = VARIANTS["topk"]
 RELEASED = AdamOnce(gamma1=1.0, start="zero")
 """The published first step; the host adds x itself, so that there is no kappa to take it away."""
 
 # the same router, experts and rows; momentum alone differs
 SMOE = arm("SMoE, top-2 of 8", TOPK)
-MOMENTUM = arm("MomentumSMoE", VARIANTS["momentum"])
-ADAM = arm("AdamSMoE, first step from tokens", VARIANTS["adam"])
+MOMENTUM = arm("MomentumSMoE", VARIANTS["residual"])
+ADAM = arm("AdamSMoE, first step from tokens", VARIANTS["residual-adam"])
 ADAM_RELEASED = arm(
     "AdamSMoE, first step as released", Variant("adam-released", TOPK.router, update=RELEASED)
 )

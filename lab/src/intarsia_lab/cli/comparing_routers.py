@@ -10,10 +10,10 @@ import typer
 
 from intarsia.cli import completing
 from intarsia.cli.early import numbers
-from intarsia.cli.options import Json
+from intarsia.cli.options import Jobs, Json, Threads, writes
 from intarsia.cli.shell import note, say, show_json, show_rich
 
-from .words import ROUTERS, check_routers
+from .words import ROUTERS, router_names
 
 if TYPE_CHECKING:
     from ..routing.report.findings import RouterSheet
@@ -30,39 +30,42 @@ def compare_routers(
     routers: Annotated[
         str,
         typer.Option(
-            help="With commas, as top-k,switch; or all.",
+            help="Routers with commas, such as topk,switch; or all.",
             autocompletion=completing.several(completing.among(("all", *ROUTERS))),
         ),
     ],
-    seeds: Annotated[str, typer.Option(help="With commas.")] = "0,1,2",
-    budget: Annotated[str, typer.Option(help="Equal steps, or flops; or both.")] = "steps",
+    seeds: Annotated[str, typer.Option(help="Seeds of the runs, with commas.")] = "0,1,2",
+    budget: Annotated[
+        str, typer.Option(help="Budget that is equal for all: steps, flops, or both.")
+    ] = "steps",
     steps: Annotated[
         int | None,
-        typer.Option(help="Of training; 1500 on texts, 1000 on pictures if not given."),
+        typer.Option(help="Steps of the training; 1500 on texts, 1000 on pictures if not given."),
     ] = None,
     sees_later: Annotated[
         bool, typer.Option("--sees-later", help="Let in routers that see later tokens of a text.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the runs; runs/routers-DATA if not given.")
+        Path | None, writes("The folder of the runs; runs/routers-DATA if not given.")
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option(help="The router that the others are held against; top-k.")
+        str | None,
+        typer.Option(help="Router that the others are compared with; topk if not given."),
     ] = None,
-    jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
-    threads: Annotated[int | None, typer.Option(help="Threads of each run; 1.")] = None,
+    jobs: Jobs = 1,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Train the same small model under several routers: one table for each data set, one page.
 
     Called again, it keeps the runs that are finished.
 
-    Example:  intarsia compare-routers austen --routers top-k,switch --seeds 0,1
+    Example:  intarsia compare-routers austen --routers topk,switch --seeds 0,1
     """
     # First of all, so that it has the parameters and nothing else.
     options = {**locals()}
     numbers("--seeds", seeds)
-    check_routers(routers)
+    options["routers"] = router_names(routers, note)
     # Imports torch: after all that can be refused without it.
     from .router_steps import ask, carry
 

@@ -12,6 +12,7 @@ from ..bench.protocols import PROTOCOLS
 from ..claims import claims
 from ..materials import suites
 from ..routing import VARIANTS
+from ..routing.table import sized
 from .words import NAMES
 
 
@@ -22,9 +23,14 @@ def names() -> Mapping[str, Iterable[str]]:
         "suite": (*suites.MODULES, "sparse"),
         "profile": (profile.name for profile in PROFILES),
         "protocol": (protocol.name for protocol in PROTOCOLS),
-        "router": sorted(VARIANTS),
+        "router": sorted({*VARIANTS, *sized()}),
     }
 
 
-if __name__ == "__main__":
+def write() -> None:
+    """Write names.txt."""
     write_text(NAMES, text(names()))
+
+
+if __name__ == "__main__":
+    write()

@@ -11,8 +11,9 @@ from intarsia.core.locks import alone
 from intarsia.core.schema import read
 from intarsia.reports.numbers import plural
 
-from ..routing import PICTURES, TEXT, VARIANTS, Contest, Scale, cells, sheets_of, tidy, write
+from ..routing import PICTURES, TEXT, Contest, Scale, cells, sheets_of, tidy, write
 from ..routing.report.findings import RouterSheet
+from ..routing.table import chosen
 
 
 def ask(arguments: Mapping[str, Any]) -> Contest:
@@ -48,7 +49,7 @@ def carry(
             trials,
             jobs=arguments["jobs"],
             report=report,
-            baseline=VARIANTS[baseline],
+            baseline=chosen([baseline])[0],
             text=_scale(TEXT, arguments["steps"]),
             pictures=_scale(PICTURES, arguments["steps"]),
             sees_later=contest.sees_later,

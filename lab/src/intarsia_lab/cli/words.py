@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from intarsia.core.errors import UnknownName
-from intarsia.core.registry import read_lists
+from intarsia.core.registry import index, read_lists, spelled
 
 NAMES = Path(__file__).with_name("names.txt")
 WORDS = read_lists(NAMES)
@@ -16,11 +17,26 @@ SUITES, PROFILES, PROTOCOLS = map(WORDS.__getitem__, ("suite", "profile", "proto
 def check_claim(name: str) -> None:
     """Raises: UnknownName."""
     if name not in CLAIMS:
-        raise UnknownName("claim", name, CLAIMS, "intarsia claim")
+        raise UnknownName("claim", name, CLAIMS, "intarsia reproduce")
 
 
-def check_routers(text: str) -> None:
-    """Raises: UnknownName for a router, of several with commas, that `compare-routers` has not."""
-    for name in (word.strip() for word in text.split(",")):
-        if name not in ("", "all", *ROUTERS):
-            raise UnknownName("router", name, ROUTERS)
+def router_names(text: str, report: Callable[[str], None]) -> str:
+    """Return routers, with commas, by the keys of their cards; report those that were a paper's.
+
+    Raises: UnknownName for one that `compare-routers` has not.
+    """
+    return ",".join(_router_name(word.strip(), report) for word in text.split(","))
+
+
+def _router_name(name: str, report: Callable[[str], None]) -> str:
+    if name in ("", "all", *ROUTERS):
+        return name
+    key = next((k for k in ROUTERS if k in index() and spelled(name) in _spellings(k)), None)
+    if key is None:
+        raise UnknownName("router", name, ROUTERS)
+    report(f"Router {name!r} is {key}.")
+    return key
+
+
+def _spellings(key: str) -> set[str]:
+    return {spelled(name) for name in (key, *index()[key]["names"])}

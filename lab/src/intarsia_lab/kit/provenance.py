@@ -5,6 +5,8 @@ imports, those inside functions too, and on the modules of the library that all 
 imports, through the lists of public names, and by keys of cards, as in `card("lora")`. With
 formats and kernels come the C sources. What those modules of the library import in turn is under
 every claim alike: the commit stands for it, since a digest of it would change with every commit.
+A generated page is not published with a commit, so that its digest is `deep`: it follows the
+imports of the library, too.
 Docstrings, lines of comment, blank lines, and the targets and sentences in CLAIMS do not count.
 """
 
@@ -31,25 +33,28 @@ CARDS = ("card", "by_name", "find")  # functions whose first argument is a metho
 
 
 @functools.cache
-def code_digest(module: Path) -> str:
-    """Return 16 hexadecimal digits of the code that a claim's module depends on."""
+def code_digest(*modules: Path, deep: bool = False) -> str:
+    """Return 16 hexadecimal digits of the code that modules depend on, see `dependencies`."""
     digest = hashlib.sha256()
     # in the order of paths, so that the digest is that of the set
-    for path in sorted(dependencies(module)):
+    for path in sorted(dependencies(*modules, deep=deep)):
         digest.update(f"{_name(path)}\0{_code(path)}\0".encode())
     return digest.hexdigest()[:16]
 
 
-def dependencies(module: Path) -> set[Path]:
-    """Return the files that a claim's module depends on, itself among them."""
+def dependencies(*modules: Path, deep: bool = False) -> set[Path]:
+    """Return the files that modules depend on, themselves among them.
+
+    deep: follow the imports of the library's modules, too.
+    """
     reached: set[Path] = set()
-    pending = [module]
+    pending = list(modules)
     # the laboratory's imports are followed to the end, those of the library one step
     while pending:
         path = pending.pop()
         if path not in reached:
             reached.add(path)
-            pending += _named(path) if path.is_relative_to(LABORATORY) else ()
+            pending += _named(path) if deep or path.is_relative_to(LABORATORY) else ()
     # compiled code is under every format and kernel, and is no module
     if any(_name(path).split("/")[1] in COMPILED for path in reached):
         reached |= {*(LIBRARY / "kernels" / "native").glob("*.[ch]")}
@@ -90,6 +95,8 @@ def _code(path: Path) -> str:
 @functools.cache
 def _named(path: Path) -> tuple[Path, ...]:
     """Return the files of both packages that one file names: by imports, and by keys of cards."""
+    if path.suffix != ".py":
+        return ()
     files: list[Path] = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
@@ -99,9 +106,14 @@ def _named(path: Path) -> tuple[Path, ...]:
             called = getattr(node.func, "id", getattr(node.func, "attr", ""))
             key = getattr(node.args[0], "value", None)
             if called in CARDS and isinstance(key, str) and key in index():
-                *folders, last = index()[key]["module"].split(".")
-                files += _home(LIBRARY.joinpath(*folders), last)
+                files += module_of(key)
     return tuple(files)
+
+
+def module_of(key: str) -> list[Path]:
+    """Return the file of the method with this key."""
+    *folders, last = index()[key]["module"].split(".")
+    return [*_home(LIBRARY.joinpath(*folders), last)]
 
 
 def _folder(path: Path, node: ast.ImportFrom) -> Path | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,12 +28,16 @@ from intarsia.conformance.changes import (
 from intarsia.conformance.made import moved
 from intarsia.core import Card
 from intarsia.core.errors import IntarsiaError
+from intarsia.core.files import write_text
 from intarsia.gating import task_ids
 from intarsia.hosts import adapt, load, save
 from intarsia.hosts.delta.cells import layers_of
 from intarsia.hosts.delta.combine import combine
 
 from . import sparse_composition
+from .trials import Trials
+
+Pair = Callable[[Callable[[Card, Card], Any], Card, Card], Any]
 
 INTRO = """# What goes together
 
@@ -192,38 +196,49 @@ def _of_a_plain_model() -> list[Card]:
     return [c for c in saved if host_of(c) is vit]
 
 
-def _made_of(methods: Iterable[Card]) -> list[str]:
-    """Return the table of methods made of others."""
+def _made_of(methods: Iterable[Card], pair: Pair) -> list[str]:
+    """Return the table of methods made of others.  pair: tries two methods."""
     methods = list(methods)
     outer = [c for c in methods if any(f.name == "over" for f in dataclasses.fields(tiny(c)))]
-    rows = ((a.key, ["yes" if over(a, b) else "" for b in methods]) for a in outer)
+    rows = ((a.key, ["yes" if pair(over, a, b) else "" for b in methods]) for a in outer)
     return _grid((c.key for c in methods), rows)
 
 
-def page() -> str:
-    """Return the page, all of it tried now."""
-    adapters = cards("adapter")
+def page(report: Callable[[str], None] = lambda _: None) -> str:
+    """Return the page; trials whose code has not changed are read back.  report: gets the rest."""
+    adapters, trials = cards("adapter"), Trials(__file__, report)
+
+    def pair(trial: Callable[[Card, Card], Any], first: Card, second: Card) -> Any:
+        return trials(trial.__name__, first, second, run=partial(trial, first, second))
+
     groups = by_trait(adapters)
     firsts = [group[0] for group in groups.values()]
     lines = [INTRO.rstrip()]
     for group_trait, group in groups.items():
         lines.append(f"| {group_trait} | {', '.join(f'`{card.key}`' for card in group)} |")
     pairs = itertools.combinations_with_replacement(firsts, 2)
-    answers = {frozenset((a.key, b.key)): beside(a, b) for a, b in pairs}
+    answers = {frozenset((a.key, b.key)): pair(beside, a, b) for a, b in pairs}
     rows = ((a.key, [answers[frozenset((a.key, b.key))] for b in firsts]) for a in firsts)
     lines += ["", BESIDE, *_grid((c.key for c in firsts), rows)]
-    within = [f"`{c.key}` {beside(c, group[0])}" for group in groups.values() for c in group[1:]]
+    within = [
+        f"`{c.key}` {pair(beside, c, first)}" for first, *rest in groups.values() for c in rest
+    ]
     lines += ["", f"{WITHIN}{', '.join(within)}."]
-    stacks = ((c.key, [after(c, a) for a in firsts]) for c in _of_a_plain_model())
+    stacks = ((c.key, [pair(after, c, a) for a in firsts]) for c in _of_a_plain_model())
     lines += ["", STACKED, *_grid((c.key for c in firsts), stacks)]
-    lines += ["", OVER, *_made_of(adapters), ""]
-    for part in sparse_composition.parts(firsts):
+    lines += ["", OVER, *_made_of(adapters, pair), ""]
+    for part in sparse_composition.parts(firsts, trials):
         lines += [part] if isinstance(part, str) else [*_grid(part[0], part[1].items()), ""]
     first, *rest = [c for c in adapters if "linear" in c.tags]
-    works = [c.key for c in (first, *rest) if sums(first, c)]
+    works = [c.key for c in (first, *rest) if pair(sums, first, c)]
     lines += [f"{SUMS}{', '.join(f'`{key}`' for key in works)}.", ""]
     return "\n".join(lines)
 
 
+def write(docs: Path) -> None:
+    """Write the page.  docs: the folder of the documentation."""
+    write_text(docs / "composition.md", page(print))
+
+
 if __name__ == "__main__":
-    Path(sys.argv[1] if len(sys.argv) > 1 else "docs/composition.md").write_text(page())
+    write(Path("docs"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -15,13 +14,16 @@ from torch import Tensor, nn
 from intarsia.catalog import cards
 from intarsia.core import Card
 from intarsia.core.errors import FoldError, IntarsiaError
+from intarsia.core.files import write_text
 from intarsia.hosts import adapt, fold, load, save, upcycle
 from intarsia.hosts.anatomy.compare import outputs, tensors
 from intarsia.hosts.anatomy.own_weights import own_parameters
 
 from .host_models import HOSTS, Batch, host
+from .trials import Trials
 
 UPCYCLE = "upcycle"  # the last column
+ANSWERS = ("yes", "folds")  # any other answer is a reason
 
 
 def said(model: nn.Module, batch: Batch) -> Tensor:
@@ -121,31 +123,48 @@ with a convolution or a batch norm inside cannot be one.
 
 
 def page(report: Callable[[str], None] = lambda _: None) -> str:
-    """Return the page, all of it tried now."""
-    adapters, reasons = cards("adapter"), list[str]()
-    heads = [*(c.key for c in adapters), UPCYCLE]
-    lines = [INTRO, f"| | {' | '.join(heads)} |", f"|---{'|---' * len(heads)}|"]
+    """Return the page; trials whose code has not changed are read back.  report: gets the rest."""
+    adapters, reasons, trials = cards("adapter"), list[str](), Trials(__file__, report)
+    columns = {
+        c.key: trials("column", c, run=partial(_column, partial(works, c))) for c in adapters
+    }
+    columns[UPCYCLE] = trials(UPCYCLE, run=partial(_column, upcycles))
+    lines = [INTRO, f"| | {' | '.join(columns)} |", f"|---{'|---' * len(columns)}|"]
     for name in HOSTS:
-        cells = [_cell(partial(works, card, name), name, reasons) for card in adapters]
-        cells.append(_cell(partial(upcycles, name), name, reasons))
+        cells = [_cell(column[name], reasons) for column in columns.values()]
         lines.append(f"| **{name}** | {' | '.join(cells)} |")
-        report(lines[-1])
     lines += ["", *(f"{i}. {reason}" for i, reason in enumerate(reasons, 1)), ""]
     return "\n".join(lines)
 
 
-def _cell(trial: Callable[[], str], name: str, reasons: list[str]) -> str:
+def _column(trial: Callable[[str], str]) -> dict[str, str]:
+    """Return the answer of a trial on every model, by the model's name."""
+    return {name: _answer(trial, name) for name in HOSTS}
+
+
+def _answer(trial: Callable[[str], str], name: str) -> str:
+    """Return "yes" or "folds", or the reason why a model of this name is refused."""
     try:
-        return trial()
+        return trial(name)
     except IntarsiaError as error:
         # the same for all models but for paths and names
         got = re.sub(r"'[\w.]*'", "…", str(error.got)).replace(type(host(name)).__name__, "a model")
-        reason = f"got {got}; want {error.want}"
-    if reason not in reasons:
-        reasons.append(reason)
-    return str(reasons.index(reason) + 1)
+        return f"got {got}; want {error.want}"
+
+
+def _cell(answer: str, reasons: list[str]) -> str:
+    """Return the text of a cell of the table: a reason's number, which may be a new one."""
+    if answer in ANSWERS:
+        return answer
+    if answer not in reasons:
+        reasons.append(answer)
+    return str(reasons.index(answer) + 1)
+
+
+def write(docs: Path) -> None:
+    """Write the page.  docs: the folder of the documentation."""
+    write_text(docs / "hosts.md", page(print))
 
 
 if __name__ == "__main__":
-    place = sys.argv[1] if len(sys.argv) > 1 else "docs/hosts.md"
-    Path(place).write_text(page(print))
+    write(Path("docs"))

@@ -6,7 +6,6 @@ A method's page has the verdicts of its paper's claims, from the records in docs
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -185,11 +184,16 @@ def write(folder: Path) -> list[Path]:
     return [folder / name for name in texts]
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Write the index and the pages of all cards.")
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("docs/methods"))
-    root = parser.parse_args().folder
+def write_all(docs: Path) -> None:
+    """Write the card index, the stubs, the methods' pages, and their table in reference.md.
+
+    docs: the folder of the documentation.
+    """
     write_index()
-    write(root)
-    page_of_names = root.parent / "reference.md"
+    write(docs / "methods")
+    page_of_names = docs / "reference.md"
     page_of_names.write_text(reference(page_of_names.read_text()))
+
+
+if __name__ == "__main__":
+    write_all(Path("docs"))

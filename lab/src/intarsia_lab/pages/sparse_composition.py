@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ from intarsia.hosts.prune.pruners import Magnitude
 from intarsia.hosts.soups import soup
 from intarsia.schedules import Masking, SparseSchedule
 from intarsia.schedules.drop_and_grow import DropAndGrow
+
+from .trials import Trials
 
 INTRO = """## Sparse weights
 
@@ -197,6 +200,16 @@ def pruned(card: Card, mixture: str) -> str:
     return "yes" if not routers and _loads(model, make, inputs()) else "no"
 
 
+def trained_in_mixtures(card: Card) -> list[str]:
+    """Return what `trained_sparse` says of a schedule, for each kind of mixture."""
+    return [trained_sparse(card, mixture) for mixture in MIXTURES]
+
+
+def pruned_in_mixtures(card: Card) -> list[str]:
+    """Return what `pruned` says of a pruner, for each kind of mixture."""
+    return [pruned(card, mixture) for mixture in MIXTURES]
+
+
 def schedules() -> list[Card]:
     """Return the schedules of masks."""
     return [card for card in cards("schedule") if isinstance(tiny(card), SparseSchedule)]
@@ -206,12 +219,16 @@ def pruners() -> list[Card]:
     return [card for card in cards("change") if isinstance(tiny(card), Pruner)]
 
 
-def parts(firsts: Sequence[Card]) -> Iterator[str | tuple[list[str], dict[str, list[str]]]]:
+def parts(
+    firsts: Sequence[Card], trials: Trials
+) -> Iterator[str | tuple[list[str], dict[str, list[str]]]]:
     """Yield texts, and tables as (heads, rows): the part of the page on sparse weights."""
+
+    def row(trial: Callable[[Card], list[str]], card: Card) -> list[str]:
+        return trials(trial.__name__, card, run=partial(trial, card))
+
     yield INTRO
-    heads = ["stays", "fold", "keep_zeros", "soup"]
-    yield heads, {card.key: on_sparse_trunk(card) for card in firsts}
+    yield ["stays", "fold", "keep_zeros", "soup"], {c.key: row(on_sparse_trunk, c) for c in firsts}
     yield INSIDE
-    rows = {c.key: [trained_sparse(c, mixture) for mixture in MIXTURES] for c in schedules()}
-    rows |= {c.key: [pruned(c, mixture) for mixture in MIXTURES] for c in pruners()}
-    yield list(MIXTURES), rows
+    rows = {c.key: row(trained_in_mixtures, c) for c in schedules()}
+    yield list(MIXTURES), rows | {c.key: row(pruned_in_mixtures, c) for c in pruners()}

@@ -40,7 +40,7 @@ class Contest(NamedTuple):
         ):
             if not named or len(set(named)) < len(named):
                 got = ", ".join(map(str, named)) or "nothing"
-                fix = "For example: 0,1,2, or top-k,switch."
+                fix = "For example: 0,1,2, or topk,switch."
                 raise ConfigError(subject, got=got, want="each once, at least one", fix=fix)
         for budget in self.budgets:
             if budget not in BUDGETS:
@@ -65,7 +65,7 @@ class Contest(NamedTuple):
         return [name for name, variant in VARIANTS.items() if all_allowed or not variant.sees_later]
 
     def baseline(self, name: str | None) -> str:
-        """Return the one that was named, else "top-k" where it is among them, else the first.
+        """Return the one that was named, else "topk" where it is among them, else the first.
 
         Raises: UnknownName for one that is not among them, for each of the data.
         """

@@ -1,7 +1,7 @@
 """How large the models of a comparison are, and how long they learn.
 
 A cell of text is 1500 steps of 16 rows of 64 tokens, 1.5 million tokens; a cell of pictures 1000
-steps of 64 pictures of 28 px in 16 patches. "top-k" took 125 s of a core (AMD EPYC, one thread) on
+steps of 64 pictures of 28 px in 16 patches. "topk" took 125 s of a core (AMD EPYC, one thread) on
 "austen" and 54 s on "fashion-mnist", "switch" 101 and 112 s on "austen". Width 64 and four layers
 are the smallest in which routers of different layers can differ at all; an expert has 128 hidden
 units, so that "dense" is no wider than usual for its width twice over. More rows a step would buy

@@ -29,7 +29,7 @@ from ...core.foreign import model_type_of, tensor_of
 from ...core.registry import settings_to_dict
 from ...gating import of_samples, unwatch, watch
 from ..anatomy import origin
-from ..anatomy.blocks import LAYERS, Conv1D, blocks, unwrapped, walk
+from ..anatomy.blocks import BATCH_NORM, LAYERS, Conv1D, blocks, unwrapped, walk
 from ..anatomy.quantised import keep_trainable, refuse_quantised
 from ..anatomy.sites import call_layer, check_nesting, planned, site_at
 from .config import Family, IntarsiaConfig
@@ -270,8 +270,7 @@ class IntarsiaModel(BaseTuner):
         """Keep the batch statistics of a frozen trunk as they are."""
         for _, module in walk(self.model):
             norm = unwrapped(module)
-            frozen = not any(p.requires_grad for p in norm.parameters())
-            if frozen and isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            if isinstance(norm, BATCH_NORM) and not any(p.requires_grad for p in norm.parameters()):
                 norm.eval()
 
     @classmethod

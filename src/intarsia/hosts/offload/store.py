@@ -272,7 +272,7 @@ class ExpertStore:
             self.bytes = max(_bytes_of(layer) for layer in self.layers)
             self.files = [open_handle(self.folder / layer["file"]) for layer in self.layers]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            want, fix = "a folder that `intarsia pack` wrote", "Pack the model again."
+            want, fix = "a folder that `intarsia offload` wrote", "Pack the model again."
             raise CheckpointError(f"store {folder}", got=error, want=want, fix=fix) from error
         self.verified: set[tuple[int, int]] = set()  # (layer, expert) whose SHA-256 was right
 

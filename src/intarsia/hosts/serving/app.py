@@ -19,10 +19,10 @@ from .connections import Connections
 from .counters import TYPE, Counters
 from .formats import Completions, event
 from .gate import RequestGate
-from .generating import DEAD, Generations
+from .generating import Generations
 from .models import ServedModel, ServedModels
 from .parameters import RESPONSES
-from .refusals import Refused, broken, shown
+from .refusals import DEAD, Refused, broken, shown
 from .requests import ROUTES, RequestReader
 from .responses import Responses
 from .settings import Limits, current

@@ -17,7 +17,8 @@ from transformers.cli.serving.utils import (
     response_events_to_chunks,
 )
 
-from .generating import Generation, NewToken, Sampling
+from .generating import Generation
+from .sampling import NewToken, Sampling, end_tokens
 from .settings import current
 
 LOG = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ class ChoicesRequest:
         tokenizer: Any = served.tokenizer
         parser = _AnswerParser(tokenizer, served.model, ids, self.tools) if self.parsed else None
         words = AnswerText(tokenizer, self.stops, special=parser is not None and parser.active)
-        eos, pending = _end_tokens(sampling.config.eos_token_id), list[NewToken]()
+        eos, pending = end_tokens(sampling.config.eos_token_id), list[NewToken]()
         has_call, text = False, ""
         # the prompt may end inside a thought, which the answer goes on with
         yield Increment(index, parser.start() if parser else [])
@@ -211,8 +212,3 @@ class _AnswerParser:
 def _has_call(parts: list[Any]) -> bool:
     """Return True if one of the parts is a call of a tool."""
     return any(isinstance(part, ToolCall) for part in parts)
-
-
-def _end_tokens(eos: Any) -> frozenset[int]:
-    """Return the end tokens of a configuration, which may be none, one or several."""
-    return frozenset(eos if isinstance(eos, list | tuple) else [] if eos is None else [eos])

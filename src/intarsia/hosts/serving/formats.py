@@ -12,8 +12,8 @@ from typing import Any
 from transformers.cli.serving.utils import ReasoningText, ToolCall
 
 from .choices import ChoicesRequest, Increment
-from .generating import NewToken
 from .parameters import COMPLETIONS
+from .sampling import NewToken
 from .settings import Request, current
 
 DONE = "data: [DONE]\n\n"

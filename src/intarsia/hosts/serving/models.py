@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from ...core.reading import check_regular
 from ...placement.cache import PolicyConfig
 from ..anatomy.blocks import base_of
 from ..attach.config import peft_kind
+from ..native_decoder import TakingTurns, path_of, why_not
 from ..offload.resident import SLOTS, offload
 from ..offload.slots import Slots
 from ..offload.store import INDEX
@@ -98,11 +98,13 @@ def open_models(
         # copies are made before the trunk's forward is locked, or each would be locked twice
         twins = {key: twin(trunk.model, replays(path)) for key, path in adapters.items()}
         one_at_a_time(trunk.model, lock)
+        progress(f"{name}: {path_of(why_not(trunk.model))}")
         served[name] = trunk
         for key, folder in adapters.items():
             progress(f"opening {key}")
             model = _with_adapter(twins[key], folder)
             one_at_a_time(model, lock)
+            progress(f"{key}: {path_of(why_not(model))}")
             served[key] = replace(trunk, name=key, model=model)
     return served
 
@@ -161,15 +163,8 @@ def twin(model: nn.Module, weights: bool = False) -> Any:
 
 
 def one_at_a_time(model: Any, lock: threading.Lock) -> None:
-    """Let a model's forwards wait for those of other copies: slots and processors are shared."""
-    forward = model.forward
-
-    @functools.wraps(forward)  # generate reads the signature
-    def locked(*args: Any, **kwargs: Any) -> Any:
-        with lock:
-            return forward(*args, **kwargs)
-
-    model.forward = locked
+    """Let a model's forwards wait for those of other copies."""
+    model.forward = TakingTurns(model.forward, lock)
 
 
 def _with_adapter(copied: Any, folder: Path) -> Any:

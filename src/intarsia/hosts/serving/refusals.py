@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 GONE = 499  # the client left before its answer was whole, as nginx writes it
+DEAD = "The model has stopped after an error. Restart the server; its log says why."
 SHOWN = 200  # characters of a client's value in a message
 KINDS = {
     401: "authentication_error",

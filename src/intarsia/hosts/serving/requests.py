@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from .choices import ChoicesRequest
-from .generating import Generation, Generations, Sampling, configured
+from .generating import Generation, Generations
 from .models import ServedModels
 from .parameters import CHATS, COMPLETIONS, RESPONSES, checked
 from .prompts import items_of, messages_of, of_chat, of_completion
 from .refusals import Refused, invalid_type, invalid_value, missing
+from .sampling import Sampling, configured
 from .settings import Limits, current
 
 NOT_JSON = "We could not parse the JSON body of your request."

@@ -155,7 +155,7 @@ class Spans:
         if isinstance(content, Mapping) and set(content) == {"alphas", "betas"}:
             return cls(content["alphas"], content["betas"], about={"read": "alphas and betas"})
         if not isinstance(content, Mapping) or content.get("format") != FORMAT:
-            want, fix = f"{FORMAT!r}, or alphas and betas", "Write it with intarsia spans --save."
+            want, fix = f"{FORMAT!r}, or alphas and betas", "Write it with intarsia spans --out."
             got = content.get("format") if isinstance(content, Mapping) else type(content).__name__
             raise ConfigError("format of spans", got=got, want=want, fix=fix)
         if set(content) != KEYS:
@@ -181,7 +181,7 @@ def load_spans(path: str | Path) -> Spans:
         return Spans.from_dict(content)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         want = "a JSON file of spans"
-        fix = "Write it with: intarsia spans MODEL --save spans.json"
+        fix = "Write it with: intarsia spans MODEL --out spans.json"
         raise CheckpointError(f"spans {str(path)!r}", got=error, want=want, fix=fix) from error
 
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationMixin
 from transformers.pytorch_utils import Conv1D
 
 from ... import formats
@@ -22,6 +23,7 @@ from ...core.exports import homes
 from ...formats import Bitmask
 from ..anatomy.blocks import base_of
 from ..changing import apply_plan
+from ..native_generation import with_native_generate, without_native_generate
 from ..prune.matrices import Matrix, seeing
 from ..prune.pruner import Keeping, stops_of
 from ..prune.rows import batched, check_rows, digest_of, inputs_of
@@ -122,6 +124,8 @@ class Compress(Change):
         # every layer is built and checked before the first one is replaced
         for path, layer in packed.items():
             model.set_submodule(path, layer)
+        if isinstance(model, GenerationMixin):
+            with_native_generate(model)
         return host
 
     def fold(self, host: nn.Module) -> nn.Module:
@@ -131,6 +135,7 @@ class Compress(Change):
         for path, layer in list(model.named_modules()):
             if isinstance(layer, PackedLinear):
                 model.set_submodule(path, unpacked(layer))
+        without_native_generate(model)
         set_steps(model, (s for s in steps_of(model) if not isinstance(s.plan.change, Compress)))
         return plain
 

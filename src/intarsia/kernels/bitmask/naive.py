@@ -11,10 +11,11 @@ BLOCK = 64  # inputs that share a scale when they are rounded to int8
 def bitmask_linear(x: Tensor, bits: Tensor, values: Tensor, scales: Tensor | None = None) -> Tensor:
     """Return y_br = sum over the kept (r, c) of x_bc w_rc; with int8 values x is rounded first.
 
-    x: (batch, in), see `rounded`; bits: (out, ceil(in / 8)) uint8; values: (kept,); scales: (out,)
-    of int8 values.  Returns (batch, out).
+    x: (batch, in), see `rounded`; bits: (out, ceil(in / 8)) uint8, the lowest bit first; values:
+      (kept,), row by row; scales: (out,) of int8 values, else None.  Returns (batch, out).
     """
     width = x.shape[1]
+    # one bool for each bit, without those behind the last column
     mask = (bits.long()[..., None] >> torch.arange(8) & 1).flatten(1)[:, :width].bool()
     row, column = mask.nonzero().unbind(1)
     if scales is None:
@@ -31,7 +32,7 @@ def bitmask_linear(x: Tensor, bits: Tensor, values: Tensor, scales: Tensor | Non
 def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
     """Round x to int8: q = round(x / s), s = max |x| / 127 of each 64 inputs, NaN if not finite.
 
-    (batch, in) -> (batch, in) int64 and (batch, ceil(in / 64)) float32.
+    x: (batch, in). Returns q (batch, in) int64 and s (batch, ceil(in / 64)) float32.
     """
     padded = torch.nn.functional.pad(x.float(), (0, -x.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
     steps = padded.abs().amax(2) / 127

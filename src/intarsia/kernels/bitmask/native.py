@@ -21,7 +21,7 @@ TILE = 2**19  # numbers that are decoded at a time: 2 MiB
 
 
 def runs(x: Tensor, values: Tensor) -> bool:
-    """Return True if this machine has a kernel for inputs and values of these types."""
+    """Return True if this machine has a kernel for inputs x and values of these types."""
     supported = values.dtype in KINDS and x.dtype in INPUTS
     return supported and x.device.type == "cpu" == values.device.type and native.load() is not None
 
@@ -31,8 +31,8 @@ def linear(
 ) -> Tensor:
     """Compute `naive.bitmask_linear` by the kernel, in x's dtype, with a gradient for x.
 
-    x: (..., in); offsets: (out,) int64, where each row's values begin.
-    Raises: ShapeError where the stored tensors do not fit together.
+    x: (..., in); bits, values, scales: as there; offsets: (out,) int64, where each row's values
+      begin. Returns (..., out). Raises: ShapeError where the stored tensors do not fit together.
     """
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     if torch.is_grad_enabled() and x.requires_grad:
@@ -50,7 +50,11 @@ def bound(
     width: int,
     max_rows: int,
 ) -> native.Bound | None:
-    """Return `linear` of a fixed weight for up to `max_rows` rows; None without a kernel."""
+    """Return x W^T of a stored weight as a function of x; None without a kernel.
+
+    bits, values, offsets, scales: the weight, as `Bitmask` stores it; width: in; max_rows: rows of
+      x up to which it is to be used.
+    """
     if values.dtype not in KINDS:
         return None
     check(bits, values, offsets, scales, width)
@@ -61,10 +65,10 @@ def bound(
 def linear_many(
     x: Tensor, bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None = None
 ) -> Tensor:
-    """Compute `linear` for many rows of x, decoding some rows of the weight at a time.
+    """Compute x W^T for many rows of x (..., in), decoding some rows of the weight at a time.
 
-    A tile of the weight stays in the cache between the two, and never is there a dense weight.
-    x has no gradient here.
+    bits, values, offsets, scales: the weight, as `Bitmask` stores it. A tile of the weight stays in
+      the cache between the two, and never is there a dense weight. There is no gradient.
     """
     check(bits, values, offsets, scales, x.shape[-1])
     y = x.new_empty(*x.shape[:-1], len(bits))
@@ -80,7 +84,10 @@ def linear_many(
 def decode(
     bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None, width: int
 ) -> Tensor:
-    """Return the weight (out, in): float32, or bfloat16 of bfloat16 values."""
+    """Return the dense weight (out, in): float32, or bfloat16 of bfloat16 values.
+
+    bits, values, offsets, scales: the weight, as `Bitmask` stores it; width: in.
+    """
     check(bits, values, offsets, scales, width)
     out = torch.empty(len(bits), width, dtype=dense_type(values))
     _decode(out, 0, bits, values, offsets, scales)
@@ -95,7 +102,10 @@ def dense_type(values: Tensor) -> torch.dtype:
 def _decode(
     out: Tensor, first: int, bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None
 ) -> None:
-    """Decode rows `first`, `first` + 1, ... of the weight into out (rows, in)."""
+    """Decode rows `first`, `first` + 1, ... of a stored weight into out (rows, in).
+
+    bits, values, offsets, scales: the weight, as `Bitmask` stores it.
+    """
     kernel = native.function("bitmask_decode", *DECODE)
     assert kernel is not None
     fault = kernel(
@@ -113,7 +123,10 @@ def _decode(
 
 
 def check(bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None, width: int) -> None:
-    """Raise ShapeError for tensors that a kernel may not be given: it trusts their addresses."""
+    """Raise ShapeError for tensors that a kernel may not be given: it trusts their addresses.
+
+    bits, values, offsets, scales: the weight, as `Bitmask` stores it; width: in.
+    """
     rows = len(bits)
     fits = bits.shape == (rows, -(-width // 8)) and offsets.shape == (rows,) and values.dim() == 1
     fits = fits and bits.dtype == torch.uint8 and offsets.dtype == torch.int64
@@ -142,7 +155,10 @@ def _operator() -> Any:
 
 
 def _run(x: Tensor, bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None) -> Tensor:
-    """Call the kernel for x (N, in) in float32.  Returns (N, out)."""
+    """Call the kernel for x (N, in) in float32.  Returns (N, out).
+
+    bits, values, offsets, scales: the weight, as `Bitmask` stores it.
+    """
     kernel = native.function("bitmask_linear", *LINEAR)
     assert kernel is not None
     check(bits, values, offsets, scales, x.shape[1])
@@ -180,11 +196,13 @@ class _BitmaskLinear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None
     ) -> Tensor:
+        """Compute the product, and keep the stored weight for the backward."""
         ctx.stored, ctx.width = (bits, values, offsets, scales), x.shape[1]
         return _product(x, bits, values, offsets, scales)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        """Return dy W for x, decoding W, and no gradient for the stored tensors."""
         bits, values, offsets, scales = ctx.stored
         # rounding of x passes the gradient on
         weight = decode(bits, values, offsets, scales, ctx.width)

@@ -11,11 +11,11 @@ WORD = 4  # codes of a row that stand together
 
 
 def bundled(codes: Tensor, bits: int) -> Tensor:
-    """Reorder codes as the kernel reads them.
+    """Reorder codes as the kernel reads them: 16 rows side by side.
 
     codes: (R, K, 32) uint8 below 2^bits, R a multiple of 16 -> (R / 16, K, W, 16, 4) uint8: W = 8
-    words of 4 columns for 8 bits; for 4 bits W = 4, columns 0 ... 15 in the low nibbles and 16 ...
-    31 in the high ones, as in a block of GGUF's Q4_0.
+      words of 4 columns for 8 bits; for 4 bits W = 4, columns 0 ... 15 in the low nibbles and 16
+      ... 31 in the high ones, as in a block of GGUF's Q4_0.
     """
     if bits == 4:
         codes = codes[..., :16] | codes[..., 16:] << 4
@@ -32,7 +32,8 @@ def unbundled(codes: Tensor, bits: int) -> Tensor:
 def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
     """Round x to int8: q = round(x / s), s = max |x| / 127 of each 32 inputs, NaN if not finite.
 
-    (N, in) -> (N, K, 32) float32 and (N, K) float32, zeros behind the last input.
+    x: (N, in). Returns q (N, K, 32) and s (N, K), both float32, K = ceil(in / 32), with zeros
+      behind the last input.
     """
     blocks = torch.nn.functional.pad(x.float(), (0, -x.shape[1] % BLOCK))
     blocks = blocks.unflatten(1, (-1, BLOCK))
@@ -45,9 +46,10 @@ def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def blockint(x: Tensor, codes: Tensor, scales: Tensor, rows: int, bits: int) -> Tensor:
-    """Return y_br = sum_k s_bk d_rk sum_j q_bkj (c_rkj - 2^(bits-1)), x being rounded first.
+    """Return y_br = sum_k s_bk d_rk sum_j q_bkj (c_rkj - 2^(bits-1)), x W^T with x rounded first.
 
-    x: (N, in); codes: see `bundled`; scales: (R / 16, K, 16) float16 -> (N, rows) float32.
+    x: (N, in), rounded to q with scales s, see `rounded`; codes: c, see `bundled`; scales: d, (R /
+      16, K, 16) float16; rows: of the weight, at most R. Returns (N, rows) float32.
     """
     q, steps = rounded(x)
     weight = unbundled(codes, bits).float() - 2 ** (bits - 1)

@@ -24,9 +24,10 @@ def runs(x: Tensor) -> bool:
 
 
 def blockint(x: Tensor, codes: Tensor, scales: Tensor, rows: int, bits: int) -> Tensor:
-    """Compute `naive.blockint` by the kernel, in x's dtype; no gradient.  (..., in) -> (..., rows).
+    """Compute x W^T by the kernel, in x's dtype; no gradient.  (..., in) -> (..., rows).
 
-    Raises: ShapeError for stored tensors that do not fit x.
+    codes, scales: the weight, as `BlockInt` stores it; rows: of the weight; bits: 4 or 8. Raises:
+      ShapeError for stored tensors that do not fit x.
     """
     flat = x.reshape(x.shape[:-1].numel(), x.shape[-1]).float()
     y = _operator()(flat, codes, scales, rows, bits)
@@ -34,13 +35,19 @@ def blockint(x: Tensor, codes: Tensor, scales: Tensor, rows: int, bits: int) -> 
 
 
 def bound(codes: Tensor, scales: Tensor, shape: tuple[int, int], bits: int) -> native.Bound | None:
-    """Return `blockint` of a fixed weight; None without a kernel.  shape: (out, in)."""
+    """Return x W^T of a stored weight as a function of x; None without a kernel.
+
+    codes, scales: the weight, as `BlockInt` stores it; shape: (out, in); bits: 4 or 8.
+    """
     check(codes, scales, shape, bits)
     return native.Bound.of("blockint", shape, (bits,), (codes, scales), native.MANY)
 
 
 def check(codes: Tensor, scales: Tensor, shape: tuple[int, int], bits: int) -> None:
-    """Raise ShapeError for tensors that a kernel may not be given: it trusts their addresses."""
+    """Raise ShapeError for tensors that a kernel may not be given: it trusts their addresses.
+
+    codes, scales: the weight, as `BlockInt` stores it; shape: (out, in); bits: 4 or 8.
+    """
     bundles, blocks = -(-shape[0] // BUNDLE), -(-shape[1] // BLOCK)
     fits = codes.shape == (bundles, blocks, bits, BUNDLE, WORD) and codes.dtype == torch.uint8
     fits = fits and scales.shape == (bundles, blocks, BUNDLE) and scales.dtype == torch.float16
@@ -59,7 +66,10 @@ def _operator() -> Any:
 
 
 def _run(x: Tensor, codes: Tensor, scales: Tensor, rows: int, bits: int) -> Tensor:
-    """Call the kernel for x (N, in) in float32.  Returns (N, rows)."""
+    """Call the kernel for x (N, in) in float32.  Returns (N, rows).
+
+    codes, scales: the weight, as `BlockInt` stores it; rows: of the weight; bits: 4 or 8.
+    """
     kernel = native.function("intarsia_blockint", *LINEAR)
     assert kernel is not None
     shape = rows, x.shape[1]

@@ -25,6 +25,10 @@ class NaiveProgram:
     """Steps on maps (channels, height, width) and vectors (channels,)."""
 
     def __init__(self, steps: Sequence[ProgramStep], inputs: Mapping[int, tuple[int, ...]]) -> None:
+        """Compute the shapes of all values, and make the steps' weights dense.
+
+        inputs: number of an input value -> its shape, a map (channels, height, width) or a vector.
+        """
         self.steps, self.shapes = tuple(steps), shapes_of(steps, inputs)
         self.inputs = tuple(inputs)
         self.weights = [dense_of(s, self.shapes[s.src][0]) for s in self.steps]
@@ -43,7 +47,10 @@ class NaiveProgram:
 
 
 def dense_of(step: ProgramStep, inputs: int) -> Tensor:
-    """Return a step's weight, (out, in, k, k), (out, 1, k, k) or (out, in); empty without one."""
+    """Return a step's weight, (out, in, k, k), (out, 1, k, k) or (out, in); empty without one.
+
+    inputs: the channels that the step reads.
+    """
     if "weight" in step.weights:
         weight = step.weights["weight"]
         return weight[:, None] if step.kind == "depthwise" else weight
@@ -63,7 +70,8 @@ def dense_of(step: ProgramStep, inputs: int) -> Tensor:
 def run(step: ProgramStep, x: Tensor, operand: Tensor | None, weight: Tensor) -> Tensor:
     """Compute one step.
 
-    x: the value `src`; operand: the value `other`, or None; weight: as of `dense_of`.
+    x: the value that the step reads first (`src`); operand: the second one (`other`), or None;
+      weight: as `dense_of` returns it.
     """
     first, second = (ACT[name] for name in step.acts)
     bias = step.weights.get("bias")

@@ -43,23 +43,29 @@ class NativeProgram:
     def __init__(
         self, steps: Sequence[ProgramStep], inputs: Mapping[int, Shape], keep: Sequence[int]
     ) -> None:
+        """Give each value a place in one piece of memory, and write the table for the kernels.
+
+        inputs: number of an input value -> its shape; keep: numbers of the values that can be
+          returned.
+        """
         self.steps, self.shapes = tuple(steps), shapes_of(steps, inputs)
         self.inputs, self.keep, self.threads = tuple(inputs), tuple(keep), torch.get_num_threads()
         run = native.function("intarsia_chw_run", POINTER, I64, I64, I64)
         scratch = native.function("intarsia_chw_scratch", I64, I64, I64, I64, I64, I64)
         assert run is not None and scratch is not None  # the caller has looked
         self._run: Callable[..., int] = run
-        self.offsets, floats = _laid_out(self.steps, self.shapes, self.inputs, self.keep)
+        self.offsets, floats = _lay_out(self.steps, self.shapes, self.inputs, self.keep)
+        # one piece of working memory behind the values, as large as the largest step needs
         sizes = [self._scratch(step, scratch) for step in self.steps]
         self.memory = torch.zeros(floats + max(sizes, default=0))
         self.end = floats
-        self._held: list[Tensor] = []  # what the table points to
+        self._held: list[Tensor] = []  # the tensors whose addresses the table has
         self.rows: list[list[int]] = []
         self.work: list[tuple[Any, ...]] = []  # (first, last) of the table, or a product's tensors
         for step in self.steps:
             self._add(step)
         self.table = torch.tensor(self.rows, dtype=torch.int64).view(-1, len(FIELDS))
-        self.direct = self._direct()
+        self.direct = self._uncopied_inputs()
         self.views = {n: self._view(n) for n in {*self.inputs, *self.keep}}
         self._turn = threading.Lock()  # there is one memory, and a call lets other threads go on
 
@@ -70,12 +76,12 @@ class NativeProgram:
         """
         # only one thread at a time: the values share one memory
         with self._turn:
-            self._take(inputs)
+            self._set_inputs(inputs)
             self.carry_out()
             return [self.views[number].clone() for number in outputs]
 
-    def _take(self, inputs: Sequence[Tensor]) -> None:
-        """Copy the inputs into memory, or point to where they are."""
+    def _set_inputs(self, inputs: Sequence[Tensor]) -> None:
+        """Copy the inputs into memory, or write their own addresses into the table."""
         for number, x in zip(self.inputs, inputs, strict=True):
             if number in self.direct and x.is_contiguous():
                 for row in self.direct[number]:
@@ -86,7 +92,7 @@ class NativeProgram:
                 self.views[number].copy_(x)
 
     def carry_out(self) -> None:
-        """Carry out all steps on the values in memory, which `views` shows."""
+        """Carry out all steps on the values in memory, which `views` shows as tensors."""
         table = self.table.data_ptr()
         # dense products are torch's, everything between them is one call
         for job in self.work:
@@ -100,7 +106,11 @@ class NativeProgram:
         return self.memory.data_ptr() + 4 * self.offsets[number]
 
     def _view(self, number: int, padded: bool = False) -> Tensor:
-        """Return a value in memory: (channels, height, width), (channels,), or a padded map."""
+        """Return a value in memory as a tensor, (channels, height, width) or (channels,).
+
+        number: of the value; padded: return (channels, floats of a channel) instead, with its
+          padding.
+        """
         shape = self.shapes[number]
         flat, pitch = self.memory[self.offsets[number] :], pitch_of(shape)
         rows = flat[: shape[0] * pitch].view(shape[0], pitch)
@@ -109,9 +119,10 @@ class NativeProgram:
         return rows.as_strided(shape, (pitch, shape[2], 1), rows.storage_offset())
 
     def _scratch(self, step: ProgramStep, floats: Callable[..., int]) -> int:
-        """Return the floats of scratch memory that a step needs, for all threads.
+        """Return the floats of working memory that a step needs, for all threads.
 
-        floats: the kernels' function for one thread.  Raises: ShapeError for too large a window.
+        floats: the C function that says it for one thread.  Raises: ShapeError for too large a
+          window.
         """
         if step.kind not in ("conv", "depthwise"):
             return 0
@@ -126,7 +137,7 @@ class NativeProgram:
         return self.threads * floats(KINDS.index(step.kind), *sizes, *window)
 
     def _add(self, step: ProgramStep) -> None:
-        """Append a step to the table, and to the list of work."""
+        """Append a step to the kernels' table, or to the products that torch computes."""
         if step.kind == "spmm" and step.dense:
             # a dense 1x1 convolution is torch's matrix product, followed by bias and activation
             weight = _floats(step.weights["weight"])
@@ -137,7 +148,11 @@ class NativeProgram:
             self._row(step, kind=step.kind)
 
     def _row(self, step: ProgramStep, kind: str, src: int = 0) -> None:
-        """Append a row of the table.  src: an address in place of the step's own."""
+        """Append a step to the kernels' table: a row of addresses and sizes, as FIELDS says.
+
+        kind: of KINDS, may differ from the step's own. src: an address in place of the step's
+          input's.
+        """
         source, result = self.shapes[step.src], self.shapes[step.dst]
         window = step.window.at(*source[1:]) if len(source) == 3 else step.window
         row = dict.fromkeys(FIELDS, 0)
@@ -158,20 +173,21 @@ class NativeProgram:
         row |= {name: self._hold(t) for name, t in _tensors(step, source).items()}
         self.rows.append([int(row[name]) for name in FIELDS])
         first = len(self.rows) - 1
-        # consecutive rows are carried out by one call
+        # `work` has (first, last) rows of the table, for one call, or (a, b, out) of a product:
+        # extend the last entry if it is one of rows
         if self.work and len(self.work[-1]) == 2:
             first = self.work.pop()[0]
         self.work.append((first, len(self.rows)))
 
     def _hold(self, tensor: Tensor) -> int:
-        """Keep a tensor alive, and return its address."""
+        """Keep a tensor from being freed, and return its address."""
         self._held.append(tensor)
         return tensor.data_ptr()
 
-    def _direct(self) -> dict[int, list[int]]:
-        """Return the inputs that need no copy, with the table's rows that read them.
+    def _uncopied_inputs(self) -> dict[int, list[int]]:
+        """Return the inputs that need no copy: number -> the rows of the table that read it.
 
-        These are read by k x k steps alone, which can read them where they are.
+        Only k x k steps can read an input where it is.
         """
         rows: dict[int, list[int]] = {}
         for number in self.inputs:
@@ -195,7 +211,11 @@ def _floats(tensor: Tensor) -> Tensor:
 
 
 def _tensors(step: ProgramStep, source: Shape) -> dict[str, Tensor]:
-    """Return the tensors that a step's row points to, checked: the kernels trust pointers."""
+    """Return the tensors whose addresses a step's row has, by field, checked and converted.
+
+    source: the shape of the step's input. Raises: ShapeError, since the kernels trust the
+      addresses.
+    """
     tensors: dict[str, Tensor] = {}
     weights = step.weights
     # the kernels add in blocks of up to eight rows
@@ -216,15 +236,16 @@ def _tensors(step: ProgramStep, source: Shape) -> dict[str, Tensor]:
     return tensors
 
 
-def _laid_out(
+def _lay_out(
     steps: Sequence[ProgramStep],
     shapes: Mapping[int, Shape],
     inputs: Sequence[int],
     keep: Sequence[int],
 ) -> tuple[dict[int, int], int]:
-    """Return where each value begins, in floats, and the length of the whole memory.
+    """Return where each value begins in memory, in floats, and the length of the memory.
 
-    The memory of a value is used again after the last step that reads it.
+    shapes: of all values; keep: numbers of values that must not be overwritten. The memory of any
+      other value is used again after the last step that reads it.
     """
     # the last step that reads each value
     last = {n: len(steps) for n in keep}
@@ -237,7 +258,7 @@ def _laid_out(
     end = 0
 
     def place(number: int, step_number: int) -> None:
-        """Put a value into the first gap that is large enough while its step runs."""
+        """Put value `number` into the first gap that is large enough at step `step_number`."""
         nonlocal end
         occupied = sorted((offsets[n], size[n]) for n in offsets if last.get(n, -1) >= step_number)
         offset = 0

@@ -31,7 +31,7 @@ class Window(NamedTuple):
     same: bool = False
 
     def at(self, height: int, width: int) -> Window:
-        """Return the window on a picture of this size, its zeros as numbers."""
+        """Return the window for a picture of this size, with its padding as numbers."""
         if not self.same:
             return self
         # ceil(side / stride) outputs, the odd zero behind, as TensorFlow pads
@@ -43,7 +43,7 @@ class Window(NamedTuple):
         return Window(self.size, self.stride, top, left, bottom, right)
 
     def outputs(self, height: int, width: int) -> tuple[int, int]:
-        """Return rows and columns of the result."""
+        """Return rows and columns of the result for a picture of this size."""
         window = self.at(height, width)
         high = (height + window.top + window.bottom - window.size) // window.stride + 1
         return high, (width + window.left + window.right - window.size) // window.stride + 1
@@ -84,9 +84,9 @@ class ProgramStep:
 
 
 def shapes_of(steps: Sequence[ProgramStep], inputs: Mapping[int, Shape]) -> dict[int, Shape]:
-    """Return the shape of every value, from those of the inputs.
+    """Return the shape of every value of a program, from those of the inputs, by number.
 
-    Raises: ShapeError where a step cannot read what it is given.
+    Raises: ShapeError for a step whose input has a shape that it cannot read.
     """
     shapes = dict(inputs)
     for number, step in enumerate(steps):
@@ -113,21 +113,27 @@ def shapes_of(steps: Sequence[ProgramStep], inputs: Mapping[int, Shape]) -> dict
 
 
 def _inputs(step: ProgramStep) -> int:
-    """Return the channels that a step must be given; 0 = any, or as its blocks say."""
+    """Return how many channels a step's input must have; 0 = any."""
     if step.kind == "depthwise":
         return len(step.weights["weight"])
     return step.weights["weight"].shape[1] if step.dense else step.reads
 
 
 def _refuse(number: int, step: ProgramStep, got: Shape, want: Shape | None = None) -> None:
-    """Raise ShapeError for the input of a step.  want: None = what its weights read."""
+    """Raise ShapeError for the input of step `number`.
+
+    got: the input's shape; want: None = the shape that its weights need.
+    """
     words = "what its weights read" if want is None else str(want)
     fix = "Give the net inputs of the size and channels that it was compressed for."
     raise ShapeError(f"input of step {number}, {step.kind!r}", got=got, want=words, fix=fix)
 
 
 def checked_blocks(step: ProgramStep, inputs: int) -> None:
-    """Raise ShapeError for row blocks that do not fit together, as in a damaged file."""
+    """Raise ShapeError for row blocks that do not fit together, as in a damaged file.
+
+    inputs: the channels that the step reads.
+    """
     ptr, channels, values = (step.weights[name] for name in ("ptr", "channels", "values"))
     blocks, taps = -(-step.outputs // step.rows), step.window.size**2
     counts = ptr.long().diff()

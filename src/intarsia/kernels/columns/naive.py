@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def columns_linear(x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
-    """Return y_br, the sum of x_b,column value over row r's kept weights.  (b, in) -> (b, out).
+    """Return y_br = sum over row r's kept weights of x_b,column value.  (b, in) -> (b, out).
 
-    values, columns: (kept,); offsets: (out + 1,), where each row begins.
+    values, columns: (kept,), row by row; offsets: (out + 1,), where each row begins.
     """
     counts = offsets.long().diff()
     row = torch.arange(len(counts)).repeat_interleave(counts)

@@ -19,14 +19,16 @@ LINEAR = (I, P, P, P, P, P, N, N, N, N, I)
 
 
 def runs(x: Tensor, values: Tensor) -> bool:
-    """Return True if this machine has a kernel for inputs and values of these types."""
+    """Return True if this machine has a kernel for inputs x and values of these types."""
     supported = values.dtype in KINDS and x.dtype in INPUTS
     return supported and x.device.type == "cpu" == values.device.type and native.load() is not None
 
 
 def linear(x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
-    """Compute `naive.columns_linear` by the kernel, in x's dtype, with a gradient for x (..., in).
+    """Compute `naive.columns_linear` by the kernel, in x's dtype, with a gradient for x.
 
+    x: (..., in) -> (..., out); values, columns: (kept,); offsets: (out + 1,), where each row
+      begins.
     Raises: ShapeError where the stored tensors do not fit together.
     """
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
@@ -40,7 +42,11 @@ def linear(x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tenso
 def bound(
     values: Tensor, columns: Tensor, offsets: Tensor, width: int, max_rows: int
 ) -> native.Bound | None:
-    """Return `linear` of a fixed weight for up to `max_rows` rows; None without a kernel."""
+    """Return x W^T of a stored weight as a function of x; None without a kernel.
+
+    values, columns, offsets: the weight, as `Columns` stores it; width: in; max_rows: rows of x up
+      to which it is to be used.
+    """
     if values.dtype not in KINDS:
         return None
     check(values, columns, offsets)
@@ -49,7 +55,10 @@ def bound(
 
 
 def check(values: Tensor, columns: Tensor, offsets: Tensor) -> None:
-    """Raise ShapeError for tensors that a kernel may not be given: it trusts their addresses."""
+    """Raise ShapeError for tensors that a kernel may not be given: it trusts their addresses.
+
+    values, columns, offsets: the weight, as `Columns` stores it.
+    """
     fits = values.shape == columns.shape == (len(values),) and offsets.dim() == 1 and len(offsets)
     fits = fits and columns.dtype == torch.uint16 and offsets.dtype == torch.int32
     if not fits or not all(t.is_contiguous() for t in (values, columns, offsets)):
@@ -66,7 +75,10 @@ def _operator() -> Any:
 
 
 def _run(x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
-    """Call the kernel for x (N, in) in float32.  Returns (N, out)."""
+    """Call the kernel for x (N, in) in float32.  Returns (N, out).
+
+    values, columns, offsets: the weight, as `Columns` stores it.
+    """
     kernel = native.function("columns_linear", *LINEAR)
     assert kernel is not None
     check(values, columns, offsets)
@@ -87,12 +99,14 @@ def _product(x: Tensor, *stored: Tensor) -> Tensor:
 class _ColumnsLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
+        """Compute the product, and keep the stored weight for the backward."""
         ctx.stored, ctx.width = (values, columns, offsets), x.shape[1]
         return _product(x, values, columns, offsets)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        values, columns, offsets = ctx.stored  # dL/dx_c = sum over the kept of column c of g_r w_rc
+        """Return dL/dx_c, the sum of dL/dy_r w_rc over column c's kept weights w_rc, (N, in)."""
+        values, columns, offsets = ctx.stored
         row = torch.arange(len(offsets) - 1).repeat_interleave(offsets.long().diff())
         # a transposed product: add each weighted gradient to its column
         parts = grads[0][:, row] * values.to(grads[0].dtype)

@@ -56,7 +56,10 @@ def _read(memory: Mapping[str, Tensor], value: Value) -> Tensor:
 
 
 def _write(memory: dict[str, Tensor], value: Value, result: Tensor) -> None:
-    """Replace the columns of a value; a whole row when the name is new or of another width."""
+    """Replace the columns of a value in memory; a whole row if the name is new or of another width.
+
+    result: (N, value.width).
+    """
     before = memory.get(value.name)
     if value.first == 0 and (before is None or before.shape[1] == value.width):
         memory[value.name] = result
@@ -68,7 +71,11 @@ def _write(memory: dict[str, Tensor], value: Value, result: Tensor) -> None:
 def _result(
     step: DecoderStep, memory: dict[str, Tensor], tokens: Tensor, slots: Tensor, places: Tensor
 ) -> Tensor:
-    """Compute what a step writes, (N, width)."""
+    """Compute what a step writes, (N, width).
+
+    memory: values by name; tokens, slots, places: (N,) of each row: token, number of its text in
+      the cache, position in the text.
+    """
     if isinstance(step, EmbedStep):
         return step.table[tokens].float()
     if isinstance(step, ClipStep):
@@ -88,7 +95,10 @@ def _result(
 
 
 def _normed(x: Tensor, step: NormStep) -> Tensor:
-    """Normalise each `size` numbers of a row: a LayerNorm if centred, else an RMSNorm."""
+    """Normalise each `size` numbers of a row: a LayerNorm if centred, else an RMSNorm.
+
+    x: (N, width); step: has size, eps and weight.
+    """
     parts = x.unflatten(1, (-1, step.size))
     if step.centred:
         parts = parts - parts.mean(2, keepdim=True)
@@ -97,7 +107,7 @@ def _normed(x: Tensor, step: NormStep) -> Tensor:
 
 
 def _rotated(x: Tensor, step: RotateStep, places: Tensor) -> Tensor:
-    """Apply rotary positions to each head of x (N, heads * size)."""
+    """Apply rotary positions to each head of x (N, heads * size).  places: (N,), positions."""
     heads = x.unflatten(1, (step.heads, -1))
     cos, sin = (t[places].float()[:, None] for t in (step.cos, step.sin))  # (N, 1, turned)
     turned, rest = heads[..., : cos.shape[-1]], heads[..., cos.shape[-1] :]
@@ -109,7 +119,10 @@ def _rotated(x: Tensor, step: RotateStep, places: Tensor) -> Tensor:
 def _attended(
     step: AttendStep, memory: Mapping[str, Tensor], slots: Tensor, places: Tensor
 ) -> Tensor:
-    """Write keys and values into the cache, and attend to the cached ones.  (N, heads * size)."""
+    """Write new keys and values into the cache, and attend to it.  Returns (N, heads * size).
+
+    memory: values by name; slots, places: (N,), each row's text in the cache and position there.
+    """
     keys, values = step.cache
     groups, length = keys.shape[1], keys.shape[2]
     # write before any row attends: rows of a prompt see each other

@@ -46,6 +46,7 @@ class NativeDecoder:
     """
 
     def __init__(self, steps: Sequence[DecoderStep], max_rows: int) -> None:
+        """Take the memory of all values, and write the steps as the kernels' table."""
         native.require()
         self.steps, self.max_rows = tuple(steps), max_rows
         run = native.function(
@@ -53,7 +54,7 @@ class NativeDecoder:
         )
         assert run is not None
         self._run = run
-        self._held: list[Tensor] = []  # what the table points to
+        self._held: list[Tensor] = []  # the tensors whose addresses the table has
         widths: dict[str, int] = {}
         for value in (v for step in self.steps for v in _values(step)):
             # a name has one memory, as wide as the widest value of it
@@ -77,9 +78,11 @@ class NativeDecoder:
     def __call__(
         self, tokens: Sequence[int], slots: Sequence[int], places: Sequence[int], *, tail: int = 0
     ) -> Tensor:
-        """Return what the last step wrote, (N, width), for N rows of a token, slot and place each.
+        """Return what the last step wrote, (N, width), for N rows.
 
-        tail: steps at the end that are carried out for the last row alone, (1, width).
+        tokens, slots, places: of each row its token, the number of its text in the cache, and its
+          position in the text. tail: steps at the end that are carried out for the last row alone,
+          (1, width).
         Raises: ConfigError for more than `max_rows` rows, or numbers for which there is no room.
         """
         rows = list(zip(tokens, slots, places, strict=True))
@@ -112,7 +115,10 @@ class NativeDecoder:
         native.refuse(self._run(row, steps, *arguments))
 
     def _check(self, rows: Sequence[tuple[int, int, int]]) -> None:
-        """Raise ConfigError for too many rows, or a token, slot or place without room."""
+        """Raise ConfigError for too many rows, or a token, slot or place without room.
+
+        rows: (token, slot, place) of each row.
+        """
         if not 0 < len(rows) <= self.max_rows:
             fix = "Make calls of fewer rows."
             raise ConfigError("rows", got=len(rows), want=f"1 to {self.max_rows}", fix=fix)
@@ -125,7 +131,7 @@ class NativeDecoder:
                 raise ConfigError(name, got=got, want=want, fix="Make room for prompt and answer.")
 
     def _row(self, step: DecoderStep) -> list[int]:
-        """Return the table's row of a step, checked: decoder.c trusts its addresses."""
+        """Return the numbers of a step for the kernels' table, checked: C trusts its addresses."""
         row = dict.fromkeys(FIELDS, 0)
         row |= {"kind": KINDS.index(type(step)), "width": step.dst.width}
         row |= self._place("dst", step.dst)
@@ -144,7 +150,11 @@ class NativeDecoder:
         return [int(row[name]) for name in FIELDS]
 
     def _row_with_source(self, step: NormStep | ProductStep | GateStep | AddStep) -> dict[str, int]:
-        """Return the fields of a step that reads a value `src`."""
+        """Return, by field, the table's numbers for a step that reads a value `src`.
+
+        Addresses are those of `_hold`; "act" says for a norm if it is centred. Raises: ShapeError
+        for sizes that do not fit.
+        """
         if isinstance(step, NormStep):
             size, weight = step.size, step.weight
             fits = step.dst.width == step.src.width and size > 0 and step.dst.width % size == 0
@@ -166,7 +176,7 @@ class NativeDecoder:
         return {**self._place("other", step.other), "act": act}
 
     def _rotation(self, step: RotateStep) -> dict[str, int]:
-        """Return the fields of rotary positions."""
+        """Return, by field, the table's numbers for rotary positions.  Raises: ShapeError."""
         head, turned = step.dst.width // step.heads, step.cos.shape[1]
         fits = step.dst.width % step.heads == 0 and turned <= head and turned % 2 == 0
         _check(step, fits and step.cos.shape == step.sin.shape)
@@ -174,7 +184,7 @@ class NativeDecoder:
         return {"heads": step.heads, "size": turned, **tables}
 
     def _attention(self, step: AttendStep) -> dict[str, int]:
-        """Return the fields of an attention."""
+        """Return, by field, the table's numbers for an attention.  Raises: ShapeError."""
         keys, values = step.cache
         _, groups, length, size = keys.shape
         fits = keys.shape == values.shape and keys.dtype == values.dtype and keys.dtype in TYPES
@@ -193,7 +203,7 @@ class NativeDecoder:
         return {field: rows.data_ptr() + 4 * value.first, f"{field}_pitch": rows.shape[1]}
 
     def _hold(self, tensor: Tensor) -> int:
-        """Return the address of a tensor that stays; a copy if it is not in one piece."""
+        """Keep a tensor, or a contiguous copy of it, from being freed, and return its address."""
         self._held.append(tensor.detach().contiguous())
         return self._held[-1].data_ptr()
 

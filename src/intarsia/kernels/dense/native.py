@@ -24,14 +24,20 @@ def runs(x: Tensor, weight: Tensor) -> bool:
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """Compute x W^T in x's dtype, summed in float32; no gradient.  (..., in), (out, in)."""
+    """Compute x W^T in x's dtype, summed in float32; no gradient.  (..., in) -> (..., out).
+
+    weight: W (out, in).
+    """
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     y = _operator()(rows.float(), weight)
     return y.to(x.dtype).view(*x.shape[:-1], len(weight))
 
 
 def bound(weight: Tensor, max_rows: int) -> native.Bound | None:
-    """Return `linear` of a fixed weight for up to `max_rows` rows; None without a kernel."""
+    """Return `linear` of one weight (out, in) as a function of x; None without a kernel.
+
+    max_rows: rows of x up to which it is to be used.
+    """
     if weight.dtype not in KINDS or weight.dim() != 2:
         return None
     sides = len(weight), weight.shape[1]

@@ -31,10 +31,11 @@ from .stacks import stacked_matrices as stacked_matrices
 
 
 def fused(act: nn.Module, x: Tensor, *, learned: bool) -> str | None:
-    """Return the activation's name for `mixed_mlps`; None where `grouped` products are used.
+    """Return the name of an activation if `mixed_mlps` can compute experts with it, else None.
 
-    learned: a backward will follow. The operator then returns rows for it, and their number depends
-    on the experts' loads, which a compiled graph cannot know.
+    act: the activation; x: the input, whose device decides, too; learned: a backward will follow.
+      The operator then returns rows for it, and their number depends on the experts' loads, which a
+      compiled graph cannot know.
     """
     if x.device.type != "cpu" or (learned and torch.compiler.is_compiling()):
         return None

@@ -36,7 +36,7 @@ ACTS: Mapping[str, Act] = MappingProxyType(
 
 
 def act_name(act: nn.Module) -> str | None:
-    """Return the activation's name in `ACTS`, or None."""
+    """Return the name in `ACTS` of an activation module, or None if it is not there."""
     if type(act) is nn.GELU:
         return "gelu" if act.approximate == "none" else "gelu_tanh"
     return {nn.SiLU: "silu", nn.ReLU: "relu"}.get(type(act))  # pyright: ignore

@@ -24,10 +24,10 @@ LARGE = 1 << 22
 
 
 def roomy(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Return an uninitialised tensor, on the CPU in large pages if it is large.
+    """Return an uninitialised tensor, on the CPU in large memory pages if it is large.
 
-    The first writing of 100 MB is up to five times as fast as in pages of 4 KiB, each of which
-    interrupts it.
+    like: says dtype and device. The first writing of 100 MB is up to five times as fast as in pages
+      of 4 KiB, each of which interrupts it.
     """
     nbytes = math.prod(shape) * like.element_size()
     if like.device.type != "cpu" or nbytes < LARGE:
@@ -51,7 +51,10 @@ class Block:
         return self.experts.stop - self.experts.start
 
     def products(self, x: Tensor, weight: Tensor, out: Tensor, *, add: bool = False) -> Tensor:
-        """Write x_n W_e into `out`, or add it.  x: (n, i), weight: (count, i, o) -> (n, o)."""
+        """Write x_n W_e into `out`, or add it, e the expert of row n; return `out`.
+
+        x: (n, i), weight: (count, i, o), a matrix for each expert of the block; out: (n, o).
+        """
         if not self.rows_each:
             return out
         if self.count == 1:
@@ -68,7 +71,10 @@ class Block:
         return out
 
     def outer(self, a: Tensor, b: Tensor, out: Tensor) -> None:
-        """Write a_e^T b_e over each expert's rows into `out`.  (n, i), (n, o) -> (count, i, o)."""
+        """Write a_e^T b_e over each expert's rows into `out`.
+
+        a: (n, i), b: (n, o), the block's rows; out: (count, i, o).
+        """
         if not self.rows_each:
             out.zero_()
         elif self.count == 1:
@@ -81,8 +87,8 @@ class Block:
 def blocks(load: list[int]) -> tuple[Block, ...]:
     """Divide the experts into blocks of equally many rows.  load: rows of each expert.
 
-    Experts with few or similarly many rows share a block, filled up with zeros: all of them where
-    all have few; `TOGETHER` neighbours where that adds few rows.
+    Experts with few or similarly many rows share a block, in which rows of zeros fill up the
+    smaller ones: all experts where all have few rows; `TOGETHER` neighbours where that adds few.
     """
     # one batched product pays for some rows of zeros, but not for many
     all_small = max(load) <= FEW and len(load) * max(load) <= SPARE * sum(load)
@@ -116,12 +122,17 @@ class Layout:
 
     @classmethod
     def of(cls, token: Tensor, expert: Tensor, tokens: int, experts: int) -> Layout:
+        """Sort pairs by expert and give each its row among the blocks.
+
+        token, expert: (N,) int64, of each pair; tokens: T; experts: E.
+        """
         pairs = by_expert(expert, experts)
         order, load = pairs.order, pairs.load
         parts = blocks(load.tolist())
         first = [b.rows.start + i * b.rows_each for b in parts for i in range(b.count)]
         # how far the pairs of an expert are moved by the rows of zeros before them
         moved = (torch.tensor(first) - (pairs.ends - load))[pairs.expert]
+        # `order` lists pairs by expert: scatter gives each pair its row
         place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)) + moved)
         return cls(token, place, tokens, parts[-1].rows.stop, parts)
 
@@ -131,7 +142,7 @@ class Layout:
         return self.token.new_full((self.rows,), self.tokens).scatter_(0, self.place, self.token)
 
     def spread(self, weight: Tensor) -> Tensor:
-        """Move numbers of the pairs (N,) to their rows (rows,), 0 for a row of zeros."""
+        """Move one number of each pair, (N,), to its row, (rows,), with 0 in rows of zeros."""
         return weight.new_zeros(self.rows).scatter_(0, self.place, weight)
 
     def padded(self, x: Tensor) -> Tensor:
@@ -140,7 +151,10 @@ class Layout:
         return torch.cat([x, x.new_zeros(1, x.shape[1])]) if has_padding else x
 
     def sums(self, outputs: Tensor, weight: Tensor | None) -> Tensor:
-        """Sum rows by token, each times its pair's weight.  (rows, out) -> (T, out)."""
+        """Sum rows by token, each times its pair's weight.  (rows, out) -> (T, out).
+
+        outputs: a row for each row of the layout; weight: (N,), of each pair; None = 1.
+        """
         if not self.tokens or not len(self.token):
             return outputs.new_zeros(self.tokens, outputs.shape[1])
         token, place = self.token, self.place

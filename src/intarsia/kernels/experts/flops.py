@@ -16,19 +16,25 @@ _OPS: Any = torch.ops.intarsia
 
 @register_flop_formula(_OPS.grouped)
 def grouped_flops(rows: Shape, weight: Shape, *_: Any, **__: Any) -> int:
-    """Return 2 N h d: every row is multiplied once."""
+    """Return 2 N h d: each of N rows of d numbers is multiplied by an (h, d) matrix.
+
+    rows, weight: shapes (N, d) and (E, h, d).
+    """
     return 2 * rows[0] * weight[1] * weight[2]
 
 
 @register_flop_formula(_OPS.grouped_outer)
 def outer_flops(a: Shape, b: Shape, *_: Any, **__: Any) -> int:
-    """Return 2 N h d."""
+    """Return 2 N h d: an outer product for each of N rows.  a, b: shapes (N, h) and (N, d)."""
     return 2 * a[0] * a[1] * b[1]
 
 
 @register_flop_formula(_OPS.mixed_mlps, get_raw=True)
 def mlps_flops(*args: Any, **_: Any) -> int:
-    """Return 2 N h (d + out), and 2 N h d of the gates."""
+    """Return the FLOPs of `mixed_mlps`, 2 N h (d + out), and 2 N h d more with gates.
+
+    args: of the operator, see there; N pairs, h hidden units.
+    """
     _x, token, _expert, _weight, up, gate, down, *_rest = args
     reads = up.shape[2] * (1 if gate is None else 2)
     return 2 * token.shape[0] * up.shape[1] * (reads + down.shape[1])
@@ -36,9 +42,15 @@ def mlps_flops(*args: Any, **_: Any) -> int:
 
 @register_flop_formula(_OPS.mixed_mlps_backward, get_raw=True)
 def mlps_backward_flops(*args: Any, **_: Any) -> int:
-    """Return the cost of a product for each needed gradient, and of one that all of them need."""
+    """Return the FLOPs of `mixed_mlps_backward`: one product for dL/d hidden and for each gradient.
+
+    args: of the operator; the last, `need`, says which gradients are computed: those of x, weight,
+      up, gate and down. A product has 2 N h d FLOPs, or 2 N h out if it is with the output.
+    """
     _dy, x, token, _expert, _weight, up, gate, down, *_rest, need = args
     reads = 1 if gate is None else 2
+    # of width d: dx by up and by gate, d up, d gate
     inner = (need[0] * reads + need[2] + need[3] * (reads - 1)) * x.shape[1]
+    # of width out: dL/d hidden, always, and d down
     outer = (1 + need[4]) * down.shape[1]
     return 2 * token.shape[0] * up.shape[1] * (inner + outer)

@@ -16,7 +16,7 @@ FEW = 6
 
 
 def at_once(a: Tensor, b: Tensor) -> bool:
-    """Return True if `torch.nn.functional.grouped_mm` can multiply these."""
+    """Return True if `torch.nn.functional.grouped_mm` can multiply a and b."""
     # torch's grouped product needs aligned rows, and a recent GPU
     if not hasattr(F, "grouped_mm") or a.dtype not in FAST or not (len(a) and a.numel()):
         return False
@@ -34,7 +34,10 @@ def _aligned(t: Tensor) -> bool:
 
 
 def few(rows: Tensor, weight: Tensor) -> bool:
-    """Return True if most groups are so small that W x^T is faster than x W^T."""
+    """Return True if most groups are so small that W x^T is faster than x W^T.
+
+    rows: (N, d), weight: (E, h, d).
+    """
     on_cpu = rows.device.type == "cpu" and rows.dtype == torch.float32
     return on_cpu and weight.stride(2) == 1 and len(rows) <= FEW * len(weight)
 
@@ -52,8 +55,8 @@ def sizes(ends: Tensor) -> list[int]:
 def grouped(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """Multiply each row by its group's matrix, W_e x_n.  rows: (N, d), weight: (E, h, d) -> (N, h).
 
-    ends: (E,) int32, where each group of rows ends; a group may be empty. An operator of its own,
-    so that torch.compile need not know the sizes.
+    ends: (E,) int32, where each group of rows ends; a group may be empty. It is an operator, so
+      that torch.compile need not know the sizes.
     """
     turned = few(rows, weight)
     if not turned and at_once(rows, weight.transpose(1, 2)):
@@ -72,7 +75,10 @@ def grouped(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     "intarsia::grouped_outer", mutates_args=(), schema="(Tensor a, Tensor b, Tensor ends) -> Tensor"
 )
 def grouped_outer(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
-    """Compute a_e^T b_e over the rows of each group.  a: (N, h), b: (N, d) -> (E, h, d)."""
+    """Compute a_e^T b_e over the rows of each group.  a: (N, h), b: (N, d) -> (E, h, d).
+
+    ends: (E,) int32, where each group of rows ends.
+    """
     if at_once(a, b):
         return F.grouped_mm(a.t(), b, offs=ends)
     out, parts = a.new_empty(len(ends), a.shape[1], b.shape[1]), sizes(ends)
@@ -96,6 +102,7 @@ def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    """Return the gradients of rows (N, d) and weight (E, h, d), and None for the ends."""
     rows, weight, ends = ctx.saved_tensors
     grad = grad.contiguous()
     return (

@@ -31,8 +31,9 @@ def mixed_mlps(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute y_t = sum_n weight_n MLP_e(n)(x_t) over the pairs n of token t.
 
-    x: (T, d), token, expert, weight: (N,), up, gate: (E, h, d), down: (E, out, h) -> (T, out), and
-    if `keep` W1 x and Wg x for the backward, (rows, h) both, else empty.
+    x: (T, d), token, expert, weight: (N,), up, gate: (E, h, d), gate None = none, down: (E, out,
+      h); act: of ACTS. Returns y (T, out) and, if `keep`, W1 x and Wg x for the backward, (rows, h)
+      both, else empty.
     Experts are taken block by block, so that what is between two products stays in the cache. The
     backward takes rows of x again, and the gradient of a weight is <W2' dy, hidden>, so that
     neither rows nor outputs are kept.
@@ -81,11 +82,13 @@ def mixed_mlps_backward(
 ) -> list[Tensor]:
     """Return the gradients of x, weight, up, gate and down; empty ones where `need` is False.
 
-    dy: (T, out); z, g: W1 x and Wg x of the forward; the rest as `mixed_mlps`.
+    dy: (T, out); z, g: W1 x and Wg x of the forward; need: five bools, in the order of the result;
+      the rest as in `mixed_mlps`.
     """
     layout, f = Layout.of(token, expert, len(x), len(up)), ACTS[act]
     source, grads = layout.padded(x), layout.padded(dy.to(x.dtype))
     scale = layout.spread(weight)[:, None].to(x.dtype)
+    # a gradient of each row of x; rows of one token are added up at the end
     of_rows = roomy((layout.rows, x.shape[1] if need[0] else 0), x)
     of_weight = weight.new_empty(layout.rows)
     of_up, of_gate, of_down = (
@@ -150,7 +153,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    """Return the gradients of the operator's nine inputs; None for those that need none."""
+    """Return the gradients of the operator's nine inputs; None for those that need none.
+
+    dy: the gradient of y, (T, out); None = y was not used.
+    """
     if dy is None:
         return (None,) * 9
     x, token, expert, weight, up, gate, down, z, g = ctx.saved_tensors

@@ -11,7 +11,10 @@ from .acts import ACTS
 
 
 def mix_naive(x: Tensor, gates: Tensor, experts: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
-    """Compute sum_e G_te expert_e(x_t), every expert on every row.  (T, d), (T, E) -> (T, out)."""
+    """Compute sum_e G_te expert_e(x_t), every expert on every row.  Returns (T, out).
+
+    x: (T, d); gates: G (T, E); experts: functions (T, d) -> (T, out).
+    """
     return torch.stack([gates[:, e, None] * f(x) for e, f in enumerate(experts)]).sum(0)
 
 
@@ -25,7 +28,7 @@ def mlps_naive(
     down: Tensor,
     act: str,
 ) -> Tensor:
-    """Compute `mixed_mlps` expert by expert, without what it keeps for the backward."""
+    """Compute y of `mixed_mlps` expert by expert.  Arguments as there; returns (T, out)."""
     y = x.new_zeros(len(x), down.shape[1], dtype=torch.promote_types(x.dtype, weight.dtype))
     f = ACTS[act].forward
     for e in range(len(up)):

@@ -33,13 +33,16 @@ class Sorted(NamedTuple):
 
 
 def by_expert(expert: Tensor, experts: int) -> Sorted:
-    """Sort pairs by expert; those of one expert keep their order.  expert: (N,) int64."""
+    """Sort pairs by expert; those of one expert keep their order.
+
+    expert: (N,) int64, of each pair; experts: E.
+    """
     expert, order = expert.sort(stable=True)
     return Sorted(expert, order, ends_of(expert, experts))
 
 
 def ends_of(expert: Tensor, experts: int) -> Tensor:
-    """Return where each expert's rows end.  expert: (N,), rising -> (E,) int32."""
+    """Return where each expert's rows end.  expert: (N,), rising, E experts -> (E,) int32."""
     numbers = torch.arange(experts, device=expert.device)
     return torch.searchsorted(expert, numbers, right=True, out_int32=True)
 
@@ -53,6 +56,7 @@ class GatherRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x, for the next call of the chain, and its rows at `token`, (M, d)."""
         ctx.save_for_backward(token)
         ctx.length = len(x)
         ctx.set_materialize_grads(False)
@@ -60,6 +64,7 @@ class GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, None]:
+        """Add the gradient of the rows to that of x, which the rest of the chain has begun."""
         rest, rows = grads
         if rows is None:
             return rest, None
@@ -83,7 +88,11 @@ class Slices:
             yield rows
 
     def add(self, y: Tensor, e: int, expert: Weighted, rows: Tensor) -> None:
-        """Add an expert's output for its rows to y, in place, by their weights."""
+        """Add an expert's output for its rows to y, in place.
+
+        y: (T, out); e: the expert's number; expert: its function of rows and weights; rows: (M_e,
+          d).
+        """
         y.index_add_(0, self.tokens[e], expert(rows, self.weights[e]).to(y.dtype))
 
     def idle(self, tokens: int) -> Tensor | slice:
@@ -107,6 +116,7 @@ class AllTokens:
         return (x for _ in self.weights)
 
     def add(self, y: Tensor, e: int, expert: Weighted, rows: Tensor) -> None:
+        """Add expert e's output for all rows (T, d) to y (T, out), in place; most weights are 0."""
         y.add_(expert(rows, self.weights[e]).to(y.dtype))
 
     def idle(self, tokens: int) -> Tensor | slice:
@@ -136,9 +146,9 @@ def group_pairs(
 def add_mix(pairs: PairsByExpert, x: Tensor, *into: tuple[Tensor, Sequence[Weighted]]) -> None:
     """Add sum_e G_te expert_e(x_t) to y_t, in place, for each (y, experts) in `into`.
 
-    pairs: as of `group_pairs`; x: (T, d), y: (T, out).  Expert by expert, so that what is computed
-    stays in a processor's cache. One without rows is called too: its gradient is then 0, and
-    data-parallel ranks do not wait for it.
+    pairs: the non-zero G_te, as `group_pairs` returns them; x: (T, d), y: (T, out).  Expert by
+      expert, so that what is computed stays in a processor's cache. An expert without rows is
+      called too: its gradient is then 0, and data-parallel processes do not wait for it.
     """
     for e, rows in enumerate(pairs.rows(x)):
         for y, experts in into:

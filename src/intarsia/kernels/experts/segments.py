@@ -28,17 +28,18 @@ class Segments:
 
     @classmethod
     def of(cls, token: Tensor, expert: Tensor, tokens: int, length: int) -> Segments:
-        """Sort pairs into segments.
+        """Sort pairs into segments, one for each (sequence, expert) with pairs.
 
-        token, expert: (N,), of each pair; tokens: B times `length`, in the order of sequences.
+        token, expert: (N,), of each pair; tokens: B times `length`, in the order of sequences;
+          length: of a sequence.
         """
         # by expert, then by position: pairs of one expert and sequence are consecutive
         order = (expert * tokens + token).argsort()
         token, expert = token[order], expert[order]
-        of_each = torch.div(token, max(1, length), rounding_mode="floor")  # its sequence
+        sequence = torch.div(token, max(1, length), rounding_mode="floor")  # (N,)
         sequences = max(1, tokens // max(1, length))
         keys, row, count = torch.unique_consecutive(
-            expert * sequences + of_each, return_inverse=True, return_counts=True
+            expert * sequences + sequence, return_inverse=True, return_counts=True
         )
         first = count.cumsum(0) - count
         place = torch.arange(len(token), device=token.device) - first[row]
@@ -57,7 +58,10 @@ class Segments:
         return len(self.token) == len(self.count) * self.longest
 
     def pad(self, x: Tensor, fill: float | bool = 0) -> Tensor:
-        """Move pairs to the places of their segments.  (N, ...) -> (S, n, ...), `fill` between."""
+        """Move pairs to their places in the segments, `fill` in the others.
+
+        x: (N, ...), a row for each pair -> (S, n, ...): S segments, padded to the longest, n.
+        """
         shape = (len(self.count), self.longest, *x.shape[1:])
         if self.even:
             return x.view(shape)

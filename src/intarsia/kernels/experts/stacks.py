@@ -18,9 +18,10 @@ class NamesMatrices(Protocol):
 
 
 def stacked_matrices(module: nn.Module) -> dict[str, bool]:
-    """Return the stacks (E, out, in) of a module: name -> True if stored as (E, in, out).
+    """Return the parameters of a module that hold a matrix for each expert, (E, out, in).
 
-    Known are modules that name them in `matrices`, and the fused experts of transformers.
+    name -> True if it is stored as (E, in, out). Known are modules that name them in `matrices`,
+    and the fused experts of transformers.
     """
     turned = getattr(module, "is_transposed", None)
     fused = () if turned is None else FUSED

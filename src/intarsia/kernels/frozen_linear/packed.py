@@ -29,6 +29,7 @@ class Packed:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, rows: int) -> None:
+        """Bring the weight and its transpose into oneDNN's layout.  rows: of x, most often."""
         weight = weight.detach()
         self.outputs = len(weight)
         self.bias = None if bias is None else bias.detach().to(BF16)
@@ -36,6 +37,10 @@ class Packed:
         self.backward = OPS._reorder_linear_weight(weight.T.contiguous(), rows)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Return x W^T + b in bfloat16, with a gradient for x if it needs one.
+
+        (..., in) -> (..., out).
+        """
         x = x.to(BF16)
         # no rows: oneDNN takes none, and the graph must stay connected
         if not x.numel():
@@ -58,4 +63,5 @@ class _PackedLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _product(grads[0], ctx.packed.backward, None), None  # G W
+        """Return G W, G the gradient of the output, by the packed transpose; None for `packed`."""
+        return _product(grads[0], ctx.packed.backward, None), None

@@ -11,9 +11,10 @@ LEAST = torch.finfo(torch.bfloat16).tiny
 def affine(groups: Tensor, bits: int, symmetric: bool = False) -> tuple[Tensor, Tensor]:
     """Return scale s and zero z of each group: s = (max - min) / (2^b - 1), z = round(-min / s).
 
+    groups: (..., G) weights; bits: b. Returns float32 (...), (...).
     0 lies between min and max, so that it has a code of its own and z is one of them; s is rounded
     to bfloat16 before z is chosen.  symmetric: z = 2^(b-1), s = max |w| / (z - 1/2), as
-    compressed-tensors has it.  groups: (..., G) -> float32 (...), (...).
+    compressed-tensors has it.
     """
     # 0 lies in every group's range, so that zero weights stay zero
     low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
@@ -28,7 +29,10 @@ def affine(groups: Tensor, bits: int, symmetric: bool = False) -> tuple[Tensor, 
 
 
 def codes_of(weight: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
-    """Return q = clamp(round(w / s) + z, 0, 2^b - 1) in float; z where s is 0."""
+    """Return the codes q = clamp(round(w / s) + z, 0, 2^b - 1) in float; z where s is 0.
+
+    weight: w; scale, zero: s and z, broadcast against it; bits: b.
+    """
     steps = (weight / scale.where(scale > 0, 1.0)).round().where(scale > 0, 0.0)
     return (steps + zero).clamp(0, 2**bits - 1)
 
@@ -36,7 +40,8 @@ def codes_of(weight: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
 def spread(groups: Tensor, offsets: Tensor, columns: Tensor, across: int) -> Tensor:
     """Put kept groups (K, G) at their places in rows of zeros.  Returns (R, across G).
 
-    offsets: (R + 1,), where each row's groups begin; columns: (K,), their places in the row.
+    offsets: (R + 1,), where each row's groups begin; columns: (K,), their places in the row;
+      across: groups of a row.
     """
     counts = offsets.long().diff()
     row = torch.arange(len(counts), device=groups.device).repeat_interleave(counts)
@@ -46,7 +51,10 @@ def spread(groups: Tensor, offsets: Tensor, columns: Tensor, across: int) -> Ten
 
 
 def rounded(x: Tensor, group: int) -> Tensor:
-    """Round x as int8, a scale for each group: t round(x / t), t = max |x| / 127.  (..., in)."""
+    """Round x to int8 and back, with a scale t for each group: t round(x / t), t = max |x| / 127.
+
+    x: (..., in), group: inputs that share t, a divisor of `in`. Same shape.
+    """
     parts = x.unflatten(-1, (-1, group))
     step = parts.abs().amax(-1, keepdim=True) / 127
     codes = (parts / step.where(step > 0, 1.0)).round()
@@ -62,11 +70,12 @@ def gqsa(
     zeros: Tensor,
     integers: bool = False,
 ) -> Tensor:
-    """Return y_r = sum_g s_g sum_j (q_gj - z_g) x_j over the kept groups g of row r.
+    """Return y_r = sum_g s_g sum_j (q_gj - z_g) x_j over the kept groups g of row r.  (N, R).
 
-    x: (N, 16 C) float32; offsets: (R + 1,) int32, columns: (K,) uint16; codes: (8 K,) uint8, the
-    even weight in the low nibble; scales: (K,) bfloat16; zeros: (ceil(K / 2),) uint8 in nibbles.
-    integers: x is rounded to int8 first, with a scale for each group.  -> (N, R)
+    x: (N, 16 C) float32; offsets: (R + 1,) int32, where each row's groups begin; columns: (K,)
+      uint16, the places of K groups; codes: q, (8 K,) uint8, the even weight in the low nibble;
+      scales: s, (K,) bfloat16; zeros: z, (ceil(K / 2),) uint8 in nibbles. integers: x is rounded to
+      int8 first, with a scale for each group.
     """
     pairs = codes.view(-1, 8)
     q = torch.stack([pairs & 15, pairs >> 4], -1).flatten(1).float()  # (K, 16)

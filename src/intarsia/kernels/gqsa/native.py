@@ -30,8 +30,10 @@ def gqsa(
     zeros: Tensor,
     integers: bool = False,
 ) -> Tensor:
-    """Compute `naive.gqsa` by the kernel where there is one; no gradient.
+    """Compute `naive.gqsa` by the kernel where there is one; no gradient.  x: (N, in) -> (N, out).
 
+    offsets, columns, codes, scales, zeros: the weight, as `GroupSparse` stores it; integers: round
+      x to int8 first.
     Raises: ShapeError for groups outside x, rows that do not rise, tensors of other types or sizes.
     """
     check(x, offsets, columns, codes, scales, zeros)
@@ -41,10 +43,10 @@ def gqsa(
 
 
 def bound(parts: tuple[Tensor, ...], width: int, integers: bool, max_rows: int) -> Bound | None:
-    """Return `gqsa` of a fixed weight for up to `max_rows` rows; None without a kernel.
+    """Return `gqsa` of one stored weight as a function of x; None without a kernel.
 
     parts: offsets, columns, codes, scales, zeros; width: of the weight, whose last group may be
-    shorter.
+      shorter; integers: round x to int8; max_rows: rows of x up to which it is to be used.
     """
     if not all(t.is_contiguous() for t in parts):
         return None
@@ -54,7 +56,11 @@ def bound(parts: tuple[Tensor, ...], width: int, integers: bool, max_rows: int) 
 
 
 def check(x: Tensor, offsets: Tensor, *parts: Tensor) -> None:
-    """Raise ShapeError for tensors that a kernel may not be given: it trusts their addresses."""
+    """Raise ShapeError for tensors that a kernel may not be given: it trusts their addresses.
+
+    x: (N, in); offsets, and parts (columns, codes, scales, zeros): the weight, as `GroupSparse`
+      stores it.
+    """
     count = len(parts[0])
     types = tuple(t.dtype for t in (x, offsets, *parts))
     sizes = [tuple(t.shape) for t in parts]
@@ -80,7 +86,11 @@ def _run(
     zeros: Tensor,
     integers: bool,
 ) -> Tensor:
-    """Call the kernel.  Raises: ShapeError for groups outside x."""
+    """Call the kernel for x (N, in) in float32.  Returns (N, out).
+
+    offsets, columns, codes, scales, zeros: the weight, as `GroupSparse` stores it; integers: round
+      x to int8. Raises: ShapeError for groups outside x.
+    """
     call = function("intarsia_gqsa", *TYPES)
     assert call is not None
     rows, groups = len(offsets) - 1, len(columns)
@@ -88,6 +98,7 @@ def _run(
     x, *parts = (t.contiguous() for t in (x, *parts))
     y = x.new_empty(len(x), rows)
     addresses = [t.data_ptr() for t in parts]
+    # groups of a row
     across = x.shape[1] // 16
     threads = torch.get_num_threads()
     sizes = len(x), across

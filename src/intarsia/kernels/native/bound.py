@@ -43,8 +43,8 @@ class Bound:
     ) -> Bound | None:
         """Return the product of a stored weight; None without a kernel for its tensors.
 
-        kind: of PRODUCTS; sides: (out, in); settings, tensors: its kernel's, in the order of
-        products.c.
+        kind: the format, of PRODUCTS; sides: (out, in); settings, tensors: numbers and tensors of
+          the format, in the order in which products.c reads them; max_rows: see the class.
         """
         present = tuple(t for t in tensors if t is not None)
         call = function("intarsia_product", *TYPES)

@@ -39,7 +39,7 @@ class BuildFailed(Exception):
 
 
 def compilers() -> Iterator[tuple[str, ...]]:
-    """Yield the commands that compile C here: $CC, cc, gcc, clang, the `ziglang` package."""
+    """Yield the commands that compile C on this machine: $CC, cc, gcc, clang, `ziglang`."""
     if command := shlex.split(os.environ.get("CC", "")):
         yield tuple(command)
     yield from ((path,) for name in ("cc", "gcc", "clang") if (path := shutil.which(name)))
@@ -64,7 +64,7 @@ def compiler() -> tuple[tuple[str, ...], str]:
 
 
 def flags(kind: str) -> tuple[str, ...]:
-    """Return the compiler's flags for a kind of build."""
+    """Return the compiler's flags for a kind of build, "native", "avx2" or "portable"."""
     target_flags = ABOUT[kind]
     # other processors than x86 name the native target differently
     if kind == "native" and platform.machine().lower() not in ("x86_64", "amd64"):
@@ -89,7 +89,10 @@ def sources() -> Sequence[Path]:
 
 
 def key(kind: str) -> str:
-    """Return the SHA-256 of sources, flags, compiler and processor, which names a build."""
+    """Return the SHA-256 of sources, flags, compiler and processor, which names a build.
+
+    kind: "native", "avx2" or "portable".
+    """
     digest = hashlib.sha256()
     command, version = compiler()
     of_kind = (*flags(kind), *command, version, platform.machine(), processor())
@@ -115,10 +118,10 @@ def folder() -> Path:
 
 
 def check_private(place: Path) -> None:
-    """Raise ConfigError if anybody else could write into a folder, or replace it.
+    """Raise ConfigError if anybody else could write into the folder `place`, or replace it.
 
-    The folder is ours and only ours to write; others may write to no folder above it, except where
-    they cannot rename what is not theirs (/tmp).
+    The folder belongs to this user, who alone may write to it; others may write to no folder above
+    it, except where they cannot rename files of other users (/tmp).
     """
     # a loaded library runs as this user: nobody else may have written it
     status = place.lstat()
@@ -140,9 +143,10 @@ def check_private(place: Path) -> None:
 
 
 def build(kind: str) -> Path:
-    """Return the shared library of a kind of build, compiled unless an intact one is there.
+    """Return the path of the shared library of a kind of build; compile it unless it is there.
 
-    Raises: BuildFailed if it cannot be compiled; ConfigError as `folder`.
+    A library whose SHA-256 is not the stored one is compiled again. Raises: BuildFailed if it
+    cannot be compiled; ConfigError as `folder`.
     """
     from filelock import FileLock
 
@@ -164,9 +168,9 @@ def intact(target: Path) -> bool:
 
 
 def _compile(kind: str, target: Path) -> None:
-    """Compile into a scratch folder, then move library and SHA-256 to `target`.
+    """Compile into a temporary folder, then move library and SHA-256 to `target`.
 
-    Raises: BuildFailed with the compiler's first error.
+    kind: of the build. Raises: BuildFailed with the compiler's first error.
     """
     command, _ = compiler()
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
@@ -189,6 +193,6 @@ def _compile(kind: str, target: Path) -> None:
         note = Path(scratch) / "note"
         note.write_text(sha256(built) + "\n")
         target.with_suffix(".sha256").unlink(missing_ok=True)  # never a note of other bytes
-        # the SHA-256 goes last, so that a file without one is never trusted
+        # the SHA-256 is moved last: a library without one is never trusted
         os.replace(built, target)
         os.replace(note, target.with_suffix(".sha256"))

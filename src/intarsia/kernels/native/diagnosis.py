@@ -13,7 +13,10 @@ from .loading import instructions, kind, load, why
 
 
 def examine() -> dict[str, Any]:
-    """Return compiler, build, folder, instruction set and kernels; an error is a text in it."""
+    """Return compiler, build, folder, instruction set and kernels for a report, by name.
+
+    An error is a text in the report and is not raised.
+    """
     try:
         command, version = building.compiler()
         compiler = f"{' '.join(command)}: {version}"

@@ -8,7 +8,10 @@ NO_MEMORY = 2**63 - 1
 
 
 def refuse(fault: int) -> None:
-    """Raise the error of a kernel's number: 0 none, n ShapeError at row n - 1, or MemoryError."""
+    """Raise the error that a kernel's result `fault` stands for.
+
+    0: none. NO_MEMORY: MemoryError. n: ShapeError at row n - 1 of the stored weight.
+    """
     if not fault:
         return
     if fault == NO_MEMORY:

@@ -26,7 +26,7 @@ class Floor:
 
 
 def cpu_seconds(call: Callable[[], object], repeats: int = 7) -> list[float]:
-    """Return the seconds of each of `repeats` calls, after one that is not counted.
+    """Return the seconds of each of `repeats` calls of `call`, after one that is not counted.
 
     CPU time on one thread, because others may use the machine, too; wall time on several, whose CPU
     times would add up.
@@ -42,7 +42,7 @@ def cpu_seconds(call: Callable[[], object], repeats: int = 7) -> list[float]:
 
 
 def read_bandwidth(mebibytes: int = MEBIBYTES, repeats: int = 7) -> float:
-    """Return the bytes/s at which numbers are read from memory, the median of the repeats."""
+    """Return the bytes/s at which `mebibytes` MiB are read from memory, the median repeat."""
     numbers = torch.ones(mebibytes * 2**18)
     library, threads = load(), torch.get_num_threads()
     if library is None:  # torch adds them up at about the same speed
@@ -57,7 +57,7 @@ def read_bandwidth(mebibytes: int = MEBIBYTES, repeats: int = 7) -> float:
 
 
 def matmul_peak(dtype: torch.dtype, side: int = SIDE, repeats: int = 5) -> float:
-    """Return the FLOP/s of torch's product of two square matrices, the best of the repeats."""
+    """Return the FLOP/s of torch's product of two (side, side) matrices, the best repeat."""
     a, b = (torch.randn(side, side).to(dtype) for _ in range(2))
     return 2 * side**3 / min(cpu_seconds(lambda: a @ b, repeats))
 

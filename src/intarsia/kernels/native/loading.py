@@ -39,7 +39,10 @@ def _of_environment() -> str:
 
 @contextmanager
 def using(which: str) -> Iterator[None]:
-    """Use this build inside the `with` block: "native", "avx2", "portable", or "off"."""
+    """Use this build of the kernels inside the `with` block.
+
+    which: "native", "avx2", "portable", or "off".
+    """
     one_of("kernels", which, (*KINDS, "off"))
     _forced.append(which)
     try:
@@ -63,7 +66,10 @@ def why() -> str:
 
 @functools.cache
 def _loaded(which: str) -> tuple[ctypes.CDLL | None, str]:
-    """Return the library of a build, or None and the reason."""
+    """Return the library of a build and ""; or None and the reason.
+
+    which: "native", "avx2", "portable", or "off".
+    """
     if which == "off":
         return None, "INTARSIA_NATIVE=0"
     try:
@@ -102,6 +108,10 @@ def function(name: str, *arguments: Any) -> Callable[..., int] | None:
 
 @functools.cache
 def _function(which: str, name: str, arguments: tuple[Any, ...]) -> Callable[..., int] | None:
+    """Return the C function `name` of a build, cached; None without kernels.
+
+    which: the build; arguments: ctypes types.
+    """
     library, _ = _loaded(which)
     if library is None:
         return None

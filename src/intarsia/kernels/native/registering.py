@@ -17,10 +17,10 @@ def _library() -> torch.library.Library:
 
 
 def operator(schema: str, run: Callable[..., Any], shapes: Callable[..., Any]) -> Any:
-    """Define the operator `intarsia::name`, and return it.
+    """Define the torch operator `intarsia::name`, and return it.
 
     schema: "name(Tensor x, ...) -> Tensor"; run: computes it on the CPU; shapes: returns an empty
-    result.
+      tensor of the result's shape, for tracing.
     Call it inside a cached function, so that importing a module defines nothing.
     """
     library, name = _library(), schema.partition("(")[0]

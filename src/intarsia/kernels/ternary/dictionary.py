@@ -41,10 +41,11 @@ class Dictionary:
 
 @lru_cache(maxsize=4)
 def dictionary(zeros: float = 0.885) -> Dictionary:
-    """Return the words for digits that are 0 with probability `zeros`, else 1 or 2 alike.
+    """Return the most probable words for digits that are 0 with probability `zeros`, else 1 or 2.
 
-    A word of n pairs with k digits that are not 0 has probability p0^(2n - k) ((1 - p0) / 2)^k.
-    Ordered by (-probability, word), words digit by digit. Built once in a process, in 0.3 s.
+    A word of n pairs of digits with k that are not 0 has probability p0^(2n - k) ((1 - p0) / 2)^k,
+    p0 = zeros. Ordered by (-probability, word), words digit by digit. Built once in a process, in
+    0.3 s.
     """
     words: list[tuple[int, ...]] = []
     # take the most probable classes whole, and the last one in the order of its words
@@ -75,7 +76,10 @@ def dictionary(zeros: float = 0.885) -> Dictionary:
 
 
 def _classes(zeros: float) -> list[tuple[int, int]]:
-    """Return (pairs, digits that are not 0) of all classes of words, most probable first."""
+    """Return (pairs, digits that are not 0) of all classes of words, most probable first.
+
+    All words of a class have one probability. zeros: that of a digit 0.
+    """
 
     def log(pairs: int, nonzeros: int) -> float:
         return (2 * pairs - nonzeros) * math.log(zeros) + nonzeros * math.log((1 - zeros) / 2)
@@ -85,7 +89,7 @@ def _classes(zeros: float) -> list[tuple[int, int]]:
 
 
 def _of_class(pairs: int, nonzeros: int) -> Iterator[tuple[int, ...]]:
-    """Yield every word of so many pairs with so many digits that are not 0."""
+    """Yield every word of 2 * pairs digits, `nonzeros` of which are 1 or 2 and the others 0."""
     for places in itertools.combinations(range(2 * pairs), nonzeros):
         for values in itertools.product((1, 2), repeat=nonzeros):
             word = [0] * (2 * pairs)
@@ -95,7 +99,7 @@ def _of_class(pairs: int, nonzeros: int) -> Iterator[tuple[int, ...]]:
 
 
 def _in_order(count: int, nonzeros: int) -> Iterator[tuple[int, ...]]:
-    """Yield the words of `count` digits with so many that are not 0, in order."""
+    """Yield the words of `count` digits, `nonzeros` of which are not 0, in lexicographic order."""
     if not count:
         yield ()
         return

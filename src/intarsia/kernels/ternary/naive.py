@@ -11,8 +11,8 @@ from .dictionary import DIGITS, ROOT, Dictionary
 def words_of(digits: Tensor, words: Dictionary) -> tuple[Tensor, Tensor]:
     """Code each row as the longest words that match, one after the other.
 
-    digits: (R, 2 n) uint8, each 0, 1 or 2 -> codes (N,) uint16, row by row, and where each row's
-    begin, (R + 1,) int64. All rows are coded at once, a pair at a time.
+    digits: (R, 2 n) uint8, each 0, 1 or 2; words: the dictionary. Returns codes (N,) uint16, row by
+      row, and where each row's begin, (R + 1,) int64. All rows are coded at once, a pair at a time.
     """
     rows, width = digits.shape
     pairs = digits[:, 0::2].long() * 3 + digits[:, 1::2].long()  # (R, n)
@@ -32,19 +32,23 @@ def words_of(digits: Tensor, words: Dictionary) -> tuple[Tensor, Tensor]:
 
 
 def digits_of(codes: Tensor, words: Dictionary) -> Tensor:
-    """Return the digits of words, one after the other.  (N,) uint16 -> (sum of lengths,) uint8."""
+    """Return the digits of coded words, one after the other.
+
+    codes: (N,) uint16, of the dictionary `words` -> (sum of their lengths,) uint8.
+    """
     numbers = codes.long()
     within = torch.arange(DIGITS) < words.lengths[numbers][:, None]
     return words.digits[numbers][within]
 
 
 def ternary(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor, words: Dictionary) -> Tensor:
-    """Return y_r = sum_j w_rj x_j, w_rj = 0, min_r or max_r for the digits 0, 1, 2.
+    """Return y_r = sum_j w_rj x_j, w_rj = 0, min_r or max_r for the digits 0, 1, 2.  (N, R).
 
-    x: (N, in), in even; codes: (K,) uint16; offsets: (R + 1,) int64; levels: (R, 2) bfloat16, min
-    and max.  -> (N, R)
+    x: (N, in), in even; codes: (K,) uint16, of the dictionary `words`; offsets: (R + 1,) int64,
+      where each row's codes begin; levels: (R, 2) bfloat16, min and max of each row.
     """
     rows = len(levels)
     digits = digits_of(codes, words).view(rows, x.shape[1]).long()
+    # the value of each digit, for each row
     level = torch.cat([levels.new_zeros(rows, 1), levels], 1).float()
     return x @ level.gather(1, digits).T

@@ -20,9 +20,10 @@ BEHIND = 32  # numbers behind x that the kernel may read
 
 
 def ternary(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor, words: Dictionary) -> Tensor:
-    """Compute `naive.ternary` by the kernel where there is one; x float32; no gradient.
+    """Compute x W^T by the kernel where there is one; x float32; no gradient.  (N, in) -> (N, out).
 
-    An infinite input may give NaN where a dense product gives infinity: 0 times it is added.
+    codes, offsets, levels: the weight, as `Ternary` stores it; words: the dictionary of its codes.
+      An infinite input may give NaN where a dense product gives infinity: 0 times it is added.
     Raises: ShapeError for words that do not fill their row, and tensors of other types or sizes.
     """
     check(x, codes, offsets, levels)
@@ -32,9 +33,10 @@ def ternary(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor, words: Di
 
 
 def bound(parts: tuple[Tensor, ...], width: int, words: Dictionary, max_rows: int) -> Bound | None:
-    """Return `ternary` of a fixed weight for up to `max_rows` rows; None without a kernel.
+    """Return `ternary` of one stored weight as a function of x; None without a kernel.
 
-    parts: codes, offsets, levels.
+    parts: codes, offsets, levels; width: in; words: the dictionary; max_rows: rows of x up to which
+      it is to be used.
     """
     if not all(t.is_contiguous() for t in parts):
         return None
@@ -45,7 +47,10 @@ def bound(parts: tuple[Tensor, ...], width: int, words: Dictionary, max_rows: in
 
 
 def check(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor) -> None:
-    """Raise ShapeError for tensors that a kernel may not be given: it trusts their addresses."""
+    """Raise ShapeError for tensors that a kernel may not be given: it trusts their addresses.
+
+    codes, offsets, levels: the weight, as `Ternary` stores it.
+    """
     rows = len(levels)
     types = (t.dtype for t in (x, codes, offsets, levels))
     fits = tuple(types) == (torch.float32, torch.uint16, torch.int64, torch.bfloat16)
@@ -63,7 +68,11 @@ def _operator() -> Any:
 
 
 def _run(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor, table: Tensor) -> Tensor:
-    """Call the kernel.  Raises: ShapeError for words that do not fill their row."""
+    """Call the kernel for x (N, in) in float32.  Returns (N, out).
+
+    codes, offsets, levels: the weight, as `Ternary` stores it; table: the dictionary, for the
+      kernel. Raises: ShapeError for words that do not fill their row.
+    """
     call = function("intarsia_ternary", *TYPES)
     assert call is not None and table.shape == (WORDS, 2)
     # the kernel reads vectors, up to BEHIND numbers after the last input

@@ -149,7 +149,10 @@ class Prior:
     def load(cls, folder: str | Path) -> Prior:
         """Read the folder that `save` wrote.  Raises: CheckpointError if it is none, or damaged."""
         folder = repaired(folder)
-        want, fix = "the folder of a prior", "For one: intarsia prior photographs/ --save my-prior"
+        want, fix = (
+            "the folder of a prior",
+            "For one: intarsia codec train photographs/ --out my-prior",
+        )
         check_kind(folder, ABOUT, what=f"prior {folder}", want=want, fix=fix)
         try:
             record = check_sealed(folder / ABOUT, read_json(folder / ABOUT), needs=(TENSORS,))

@@ -82,7 +82,7 @@ def read_index(folder: Path) -> SavedIndex:
     Raises: CheckpointError for a folder that is damaged, or has no index.
     """
     repaired(folder)
-    want, fix = "the folder of an index", "For one: intarsia index docs.jsonl --save idx"
+    want, fix = "the folder of an index", "For one: intarsia index docs.jsonl --out idx"
     check_kind(folder, META, what=f"folder {folder}", want=want, fix=fix)
     try:
         record = read_json(folder / META)

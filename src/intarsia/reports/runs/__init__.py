@@ -5,6 +5,7 @@ print(markdown_table(comparison_of(runs)))
 write_report(["runs"], "report.html")
 """
 
+from .grouping import ChosenRun as ChosenRun
 from .grouping import Comparison as Comparison
 from .grouping import RunGroup as RunGroup
 from .grouping import comparison_of as comparison_of
@@ -14,6 +15,8 @@ from .page import write_report as write_report
 from .reading import FinishedRun as FinishedRun
 from .reading import gather as gather
 from .reading import read_run as read_run
+from .sentences import choice_sentence as choice_sentence
 from .sentences import differences as differences
+from .tables import json_choice as json_choice
 from .tables import json_rows as json_rows
 from .tables import markdown_table as markdown_table

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import fmean
 from typing import Any
 
 from ...core.errors import DataError, UnknownName
@@ -92,6 +93,23 @@ class RunGroup(BySeed):
 
 
 @dataclass(frozen=True, eq=False)
+class ChosenRun:
+    """Run that validation scores choose out of a comparison; no test score has a part in it.
+
+    group: its method, of the highest mean score over the seeds that all methods have; of equals
+    that with the lower loss, then with the fewer trained parameters, then the first.
+    run: the method's run of the highest score, then of the lower loss, then of the first seed.
+    ranks: of every method what decides, in the order of `Comparison.groups`: mean score (of texts
+    1 / perplexity), minus the mean loss, minus the trained parameters.  seeds: those of the means.
+    """
+
+    group: RunGroup
+    run: FinishedRun
+    ranks: tuple[tuple[float, float, int], ...]
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Comparison:
     """Groups in the order of their runs, and the one the others are held against, if any."""
 
@@ -115,6 +133,19 @@ class Comparison:
         return self.best if all(map(_ahead, intervals)) else None
 
     @property
+    def chosen(self) -> ChosenRun | None:
+        """The run to use, chosen on the validation part; None where `choice` says what is missing.
+
+        The highest test score would be too high an estimate of the run that is chosen by it.
+        """
+        return self.choice[0]
+
+    @cached_property
+    def choice(self) -> tuple[ChosenRun | None, str]:
+        """The run that validation scores choose, or what is missing for a choice."""
+        return _choice_among(self.groups)
+
+    @property
     def runs(self) -> tuple[FinishedRun, ...]:
         return tuple(run for group in self.groups for run in group.runs)
 
@@ -135,6 +166,39 @@ class Comparison:
 
 def _ahead(interval: PairedInterval | None) -> bool:
     return interval is not None and interval.seeds > 1 and interval.low > 0
+
+
+def _choice_among(groups: Sequence[RunGroup]) -> tuple[ChosenRun | None, str]:
+    """Return the run that validation scores choose, or what is missing for it."""
+    for group in groups:
+        if any(run.validation is None for run in group.runs):
+            return None, f"the runs of {group.label} have no validation part"
+    seeds = set[int].intersection(*({run.seed for run in group.runs} for group in groups))
+    if not seeds:
+        return None, "the methods have no seed in common"
+    # Scores on different pictures cannot choose between methods.
+    parts = {seed: {_validated_on(group, seed) for group in groups} for seed in seeds}
+    if any(len(digests) > 1 for digests in parts.values()):
+        return None, "the methods were not validated on the same items"
+    ranks = tuple(_rank(group, seeds) for group in groups)
+    group = groups[ranks.index(max(ranks))]
+    run = max(group.runs, key=lambda run: run.validation or (0.0, 0.0))
+    return ChosenRun(group, run, ranks, tuple(sorted(seeds))), ""
+
+
+def _validated_on(group: RunGroup, seed: int) -> str:
+    """Return the digest of the validation part of a group's run at a seed."""
+    run = next(run for run in group.runs if run.seed == seed)
+    data = run.record.get("data")
+    part = data.get("val") if isinstance(data, Mapping) else None
+    return str(part.get("sha256") if isinstance(part, Mapping) else None)
+
+
+def _rank(group: RunGroup, seeds: Collection[int]) -> tuple[float, float, int]:
+    """Return what decides on a method: mean score, minus mean loss, minus trained parameters."""
+    values = [run.validation for run in group.runs if run.seed in seeds and run.validation]
+    scores, losses = zip(*values, strict=True)
+    return fmean(scores), fmean(losses), -group.runs[0].costs.trained
 
 
 def comparison_of(runs: Iterable[FinishedRun], baseline: str | None = None) -> Comparison:

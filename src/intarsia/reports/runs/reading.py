@@ -57,6 +57,11 @@ def measure(scores: Mapping[str, float]) -> str:
     return next((name for name in MEASURES if name in scores), "accuracy")
 
 
+def score_of(val: Mapping[str, float]) -> float:
+    """Return the validation score that decides, 0 ... 1: of a text 1 / perplexity."""
+    return 1 / val["perplexity"] if "perplexity" in val else val[measure(val)]
+
+
 @dataclass(frozen=True)
 class RunCosts:
     """Parameters, training seconds, peak bytes ("resident" or "accelerator"; None = not known)."""
@@ -101,6 +106,23 @@ class FinishedRun:
     def items(self) -> RunItems | None:
         """Values of its items, see `read_items`."""
         return read_items(self.folder)
+
+    @cached_property
+    def validation(self) -> tuple[float, float] | None:
+        """The validation score that decides and minus the loss behind it; None without the part.
+
+        A run that went astray, whose numbers are not finite, has the lowest of both.
+        Raises: CheckpointError for scores that are no numbers.
+        """
+        val = self.record["results"].get("val")
+        if not isinstance(val, Mapping) or not val:
+            return None
+        try:
+            score, loss = score_of(val), val.get("loss", 0.0)
+            usable = math.isfinite(score), math.isfinite(loss)
+        except (KeyError, TypeError, ZeroDivisionError) as error:
+            raise damaged(self.folder / RUN, f"results.val = {val!r}") from error
+        return score if usable[0] else 0.0, -loss if usable[1] else -math.inf
 
     @property
     def samples(self) -> str:

@@ -37,7 +37,9 @@ def _methods(comparison: Comparison) -> str:
 
 def sentences(comparison: Comparison) -> list[str]:
     """Say what was run, on which data, and with which result."""
-    lines = [_task_sentence(comparison), *choices(comparison.runs), _result_sentence(comparison)]
+    lines = [_task_sentence(comparison), *choices(comparison.runs)]
+    lines += [choice_sentence(comparison)] if len(comparison.groups) > 1 else []
+    lines.append(_result_sentence(comparison))
     lines += differences(comparison)
     if comparison.baseline is not None and comparison.best is not comparison.baseline:
         lines.append(_cost_sentence(comparison.best, comparison.baseline))
@@ -91,6 +93,42 @@ def _result_sentence(comparison: Comparison) -> str:
     if difference is not None and difference.n > 1:
         text += f", ahead in {difference.ahead} of {difference.n} shared seeds"
     return f"{text}."
+
+
+def choice_sentence(comparison: Comparison) -> str:
+    """Say which run the validation part chooses and by what, or why none is chosen."""
+    chosen, missing = comparison.choice
+    if chosen is None:
+        return f"No method is chosen: {missing}, and the test part is not for choosing."
+    groups, ranks = comparison.groups, chosen.ranks
+    place = groups.index(chosen.group)
+    seeds = numbers.plural(len(chosen.seeds), "seed")
+    score = _validation_score(chosen.run, ranks[place][0])
+    text = f"Chosen on the validation part: {chosen.group.label}, {score} over {seeds}"
+    # The best of the others tells how near the choice was.
+    behind = [i for i in range(len(groups)) if i != place]
+    if behind:
+        second = max(behind, key=lambda i: ranks[i])
+        text += f"; {groups[second].label} {_behind(chosen.run, ranks[place], ranks[second])}"
+    return f"{text}. Its best run there is {chosen.run.folder.name}."
+
+
+def _behind(run: FinishedRun, first: Sequence[float], second: Sequence[float]) -> str:
+    """Say how the second of two ranks is behind the first.  run: one of the comparison."""
+    if first[0] > second[0]:
+        return f"has {_validation_score(run, second[0])}"
+    reasons = ("has the higher loss", "trains more parameters")
+    decided = (text for text, a, b in zip(reasons, first[1:], second[1:], strict=True) if a > b)
+    return f"has as much, but {next(decided, 'was named later')}"
+
+
+def _validation_score(run: FinishedRun, score: float) -> str:
+    """Write a mean validation score.  score: 0 ... 1, of a text 1 / perplexity."""
+    if run.samples == "tokens":
+        return f"perplexity {1 / score:.2f}" if score else "no finite perplexity"
+    if run.scores.measure != "accuracy":
+        return f"a {run.scores.measure.replace('_', ' ')} of {numbers.percent(score)}"
+    return f"{numbers.percent(score)} right"
 
 
 def differences(comparison: Comparison) -> list[str]:

@@ -165,6 +165,22 @@ def json_rows(comparison: Comparison) -> list[dict[str, Any]]:
     return rows
 
 
+def json_choice(comparison: Comparison) -> dict[str, Any]:
+    """Return the choice by validation, or what is missing for one, ready for JSON."""
+    chosen, missing = comparison.choice
+    if chosen is None:
+        return {"missing": missing}
+    labels = [group.label for group in comparison.groups]
+    values = [{"score": score, "loss": -loss} for score, loss, _ in chosen.ranks]
+    return {
+        "method": chosen.group.label,
+        "seed": chosen.run.seed,
+        "folder": str(chosen.run.folder),
+        "validation": dict(zip(labels, values, strict=True)),
+        "seeds": list(chosen.seeds),
+    }
+
+
 def _paired(group: RunGroup, base: RunGroup) -> dict[str, Any]:
     """Return the difference for JSON; without a seed in common, that of the means."""
     difference = group.difference(base)

@@ -69,7 +69,7 @@ class Classes(Task):
         return TargetLoss(partial(F.cross_entropy, label_smoothing=self.smoothing), batch[1])
 
     def loss(self, model: nn.Module, batch: Batch, objective: Objective = plain) -> Outcome:
-        x, y = batch
+        (x, y), loss_of = batch, self.loss_of(batch)
         # timm mixes an image with its mirror place in the batch: an odd tail is left as it is
         if (self.mixup or self.cutmix) and isinstance(x, Tensor) and len(x) % 2 == 0:
             mix: Any = Mixup(
@@ -79,8 +79,8 @@ class Classes(Task):
                 num_classes=self.classes or 0,
             )
             x, soft = mix(x, y)
-            return objective(model, x, TargetLoss(SoftTargetCrossEntropy(), soft))
-        return super().loss(model, batch, objective)
+            loss_of = TargetLoss(SoftTargetCrossEntropy(), soft)
+        return objective(model, x, loss_of)
 
     def noted(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
         if self.mixup or self.cutmix:  # a mixed image has no right answer
@@ -191,7 +191,7 @@ def _tasks(groups: Groups, logits: Tensor) -> tuple[Tensor, Tensor]:
     if sorted(order) != list(range(logits.shape[-1])):
         subject, want = "groups of classes", f"each of the {logits.shape[-1]} classes once"
         got = f"{len(groups)} groups with {len(order)} classes"
-        raise ConfigError(subject, got=got, want=want, fix="Take them from suites.groups(classes).")
+        raise ConfigError(subject, got=got, want=want, fix="Put each class into one group.")
     task, place = torch.empty(2, len(order), dtype=torch.int64).unbind()
     for number, classes in enumerate(groups):
         task[list(classes)] = number

@@ -25,7 +25,7 @@ def told() -> Told:
     """A cell's result; layers=0 is a dense model, text=False pictures."""
 
     def make(
-        name: str = "top-k", seed: int = 0, loss: float = 3.0, *, budget: str = "steps",
+        name: str = "topk", seed: int = 0, loss: float = 3.0, *, budget: str = "steps",
         layers: int = 2, drop: float = 0.0, text: bool = True, **changed: Any,
     ) -> dict[str, Any]:  # fmt: skip
         point = {"load_cv": 0.3, "active": 2.0, "gate_entropy": 0.6}

@@ -28,9 +28,9 @@ def _titles(table: Table) -> list[str]:
 
 def test_differences_are_paired_by_seed(told: Told) -> None:
     # seeds differ by far more than contenders: only pairs show the difference
-    rows = [told("top-k", s, 3.0 + s) for s in range(3)]
+    rows = [told("topk", s, 3.0 + s) for s in range(3)]
     rows += [told("comet", s, 2.9 + s) for s in (2, 1, 0)]
-    (sheet,) = sheets_of(rows, "top-k")
+    (sheet,) = sheets_of(rows, "topk")
     base, comet = sheet.contenders
     found = comet.difference(base)
     assert found is not None and found.n == 3 and found.behind == 3
@@ -48,12 +48,12 @@ def test_differences_are_paired_by_seed(told: Told) -> None:
 
 
 def test_a_seed_without_its_pair_is_not_paired(told: Told) -> None:
-    rows = [told("top-k", 0, 3.0), told("top-k", 1, 9.0), told("comet", 0, 2.5)]
+    rows = [told("topk", 0, 3.0), told("topk", 1, 9.0), told("comet", 0, 2.5)]
     (sheet,) = sheets_of(rows)
     found = sheet.contenders[1].difference(sheet.contenders[0])
     assert found is not None and found.spread == Spread(-0.5, None, 1)
     assert "Not with every seed: comet." in notes(sheet)
-    (sheet,) = sheets_of([told("top-k", 0), told("comet", 1)])
+    (sheet,) = sheets_of([told("topk", 0), told("comet", 1)])
     assert sheet.contenders[1].difference(sheet.contenders[0]) is None
     assert "not paired" not in as_markdown([sheet]) and "no seed in common" in as_markdown([sheet])
 
@@ -82,7 +82,7 @@ def test_a_single_contender_has_no_baseline(told: Told) -> None:
 
 def test_materials_and_budgets_are_sheets_of_their_own(told: Told) -> None:
     rows = [told(name, budget=budget, text=text) for text in (True, False)
-            for budget in ("steps", "flops") for name in ("top-k", "comet")]  # fmt: skip
+            for budget in ("steps", "flops") for name in ("topk", "comet")]  # fmt: skip
     titles = [sheet.title for sheet in sheets_of(rows)]
     assert titles == [
         "austen at equal steps", "austen at equal operations",
@@ -93,19 +93,19 @@ def test_materials_and_budgets_are_sheets_of_their_own(told: Told) -> None:
 def test_wrong_rows(told: Told) -> None:
     with refused(DataError, what="cells", got=0):
         sheets_of([])
-    with refused(DataError, what="cells of 'top-k'"):
+    with refused(DataError, what="cells of 'topk'"):
         sheets_of([told(), told()])
-    with refused(UnknownName, what="unknown baseline", got="'topk'", near=("top-k",)):
-        sheets_of([told(), told("comet")], "topk")
+    with refused(UnknownName, what="unknown baseline", got="'top-k'", near=("topk",)):
+        sheets_of([told(), told("comet")], "top-k")
 
 
 def test_who_saw_later_tokens_is_said(told: Told) -> None:
-    (sheet,) = sheets_of([told(), told("expert-choice", sees_later=True)])
-    assert any("a say in expert-choice" in note for note in notes(sheet))
+    (sheet,) = sheets_of([told(), told("expert_choice", sees_later=True)])
+    assert any("a say in expert_choice" in note for note in notes(sheet))
 
 
 def test_the_files(told: Told, tmp_path: Path) -> None:
-    rows = [told(name, seed) for name in ("top-k", "dense|x") for seed in (0, 1)]
+    rows = [told(name, seed) for name in ("topk", "dense|x") for seed in (0, 1)]
     written = write(sheets_of(rows), rows, tmp_path)
     assert [path.name for path in written] == [
         "routers.html", "routers.md", "results.json", "results.csv",
@@ -113,7 +113,7 @@ def test_the_files(told: Told, tmp_path: Path) -> None:
     assert json.loads(written[2].read_text()) == rows
     with written[3].open() as file:
         table = list(csv.DictReader(file))
-    assert len(table) == 4 and table[0]["loss"] == "3.0" and table[0]["contender"] == "top-k"
+    assert len(table) == 4 and table[0]["loss"] == "3.0" and table[0]["contender"] == "topk"
     text = written[1].read_text()
     assert "dense\\|x" in text and "- **Agreement**" in text
 
@@ -121,7 +121,7 @@ def test_the_files(told: Told, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("contest", "what"),
     [
-        (Contest(["austen"], ["top-k", "top-k"]), "routers"),
+        (Contest(["austen"], ["topk", "topk"]), "routers"),
         (Contest(["austen"], seeds=()), "seeds"),
         (Contest(["austin"]), "unknown corpus or set of pictures"),
         (Contest(["austen"], ["comett"]), "unknown contender"),
@@ -141,10 +141,10 @@ def test_all_are_those_that_the_data_allow() -> None:
     assert late and not set(late) & set(names(Contest(["austen"])))
     assert names(Contest(["fashion-mnist"])) == list(VARIANTS)
     assert names(Contest(["austen"], sees_later=True)) == list(VARIANTS)
-    assert Contest(["austen"]).baseline(None) == "top-k"
-    assert Contest(["austen"], ["rmoe", "comet"]).baseline(None) == "rmoe"
+    assert Contest(["austen"]).baseline(None) == "topk"
+    assert Contest(["austen"], ["recurrent", "comet"]).baseline(None) == "recurrent"
     with pytest.raises(UnknownName):
-        Contest(["austen"], ["rmoe"]).baseline("top-k")
+        Contest(["austen"], ["recurrent"]).baseline("topk")
     assert Contest(["fashion-mnist"]).baseline(late[0]) == late[0]
     with pytest.raises(UnknownName):  # left out on the text
         Contest(["austen", "fashion-mnist"]).baseline(late[0])

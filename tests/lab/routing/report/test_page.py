@@ -24,7 +24,7 @@ ALWAYS = {"by_steps", "by_operations", "load_cv", "gate_entropy", "agreement", "
 def _rows(told: Told) -> list[dict[str, Any]]:
     return [
         told(name, seed, loss, budget=budget, layers=2 if name != "dense" else 0, drop=drop)
-        for name, loss, drop in (("dense", 3.2, 0.0), ("top-k", 3.0, 0.0), ("switch", 3.1, 0.2))
+        for name, loss, drop in (("dense", 3.2, 0.0), ("topk", 3.0, 0.0), ("switch", 3.1, 0.2))
         for seed in (0, 1)
         for budget in ("steps", "flops")
     ]
@@ -65,8 +65,8 @@ document.body.dataset.marks = JSON.stringify(marks);
 
 def test_controls_choose_what_is_drawn(told: Told, browse: Browse, tmp_path: Path) -> None:
     rows = _rows(told)
-    assert _drawn(rows, "top-k") == ALWAYS | {"by_place", "by_position"}
-    source = page_of(report_of(sheets_of(rows, "top-k")))
+    assert _drawn(rows, "topk") == ALWAYS | {"by_place", "by_position"}
+    source = page_of(report_of(sheets_of(rows, "topk")))
     assert len(source) < 1_500_000 and "<script>alert(1)" not in source
     page = tmp_path / "page.html"
     changed = POLICY.sub("", source).replace("</body>", f"<script>{SCRIPT}</script></body>")

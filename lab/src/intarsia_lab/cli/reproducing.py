@@ -1,4 +1,4 @@
-"""`intarsia claim`: run a paper's headline, and publish what comes out."""
+"""`intarsia reproduce`: run a paper's headline, and publish what comes out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 from intarsia.cli.completing import among
 from intarsia.cli.early import numbers
-from intarsia.cli.options import Json
+from intarsia.cli.options import Json, Threads, use_threads, writes
 from intarsia.cli.shell import note, say, show_json, show_table
 from intarsia.core.errors import ConfigError
 
@@ -21,43 +21,54 @@ from .words import CLAIMS, check_claim
 NEEDS = {"cpu": "", "gpu": "an accelerator", "long": "more than ten minutes"}
 
 
-def claim(
-    name: Annotated[
-        str | None,
-        typer.Argument(help="Of the claim; without one, a list.", autocompletion=among(CLAIMS)),
-    ] = None,
+Name = Annotated[
+    str | None,
+    typer.Argument(help="Name of the claim; without one, a list.", autocompletion=among(CLAIMS)),
+]
+Long = Annotated[bool, typer.Option("--long", help="Run the long ones, too, with --all.")]
+Seeds = Annotated[
+    str | None,
+    typer.Option(help="Seeds of the runs, with commas; the claim's own if not given."),
+]
+Out = Annotated[
+    Path,
+    writes(
+        "The page of all results to write; records go into a folder beside it, and a run with "
+        "other --seeds overwrites the record that is there."
+    ),
+]
+
+
+def reproduce(
+    name: Name = None,
     every: Annotated[bool, typer.Option("--all", help="Run all that this machine can.")] = False,
-    long: Annotated[bool, typer.Option("--long", help="With --all: the long ones too.")] = False,
-    seeds: Annotated[str | None, typer.Option(help="With commas; the claim's own if none.")] = None,
-    page: Annotated[
-        Path,
-        typer.Option(
-            help="Page of all results, below the current folder; records go into a folder beside "
-            "it, and a run with other --seeds overwrites the record that is there."
-        ),
-    ] = Path("docs/claims.md"),
+    long: Long = False,
+    seeds: Seeds = None,
+    out: Out = Path("docs/claims.md"),
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Run the smallest honest experiment for a paper's headline; a claim that fails says so.
 
-    Example:  intarsia claim mosa
+    Example:  intarsia reproduce mosa
     """
     if every and name is not None:
         got = f"the name {name!r} with it"
         raise ConfigError("--all", got=got, want="one of them", fix="Leave one out.")
     # Records lie in a folder of the page's name without its suffix.
-    if not page.suffix:
+    if not out.suffix:
         want = "a file, beside which the records lie"
-        raise ConfigError("--page", got=page, want=want, fix=f"For example: {page}.md")
+        raise ConfigError("--out", got=out, want=want, fix=f"For example: {out}.md")
     chosen_seeds = None if seeds is None else numbers("--seeds", seeds)
     if name is not None:
         check_claim(name)
     elif not every:
         from ..claims import claims
 
-        _show_list(claims(), page.with_suffix(""), as_json)
+        _show_list(claims(), out.with_suffix(""), as_json)
         return
-    records = [_judged(study, chosen_seeds, page) for study in _chosen(name, long)]
+    use_threads(threads)
+    records = [_judged(study, chosen_seeds, out) for study in _chosen(name, long)]
     if as_json:
         show_json(records)
         return
@@ -78,7 +89,7 @@ def claim(
         names, *cells = squared(record["table"])
         if cells:
             show_table("", names, cells)
-    say(f"Page: {page}")
+    say(f"Page: {out}")
 
 
 def _chosen(name: str | None, long: bool) -> list[Study]:

@@ -1,4 +1,4 @@
-"""`intarsia prior`, `encode` and `decode` on small files."""
+"""`intarsia codec train`, `encode` and `decode` on small files."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from intarsia.cli import app
 from intarsia.models.codec.codec import Recombiner
 from intarsia.models.codec.recombiner import CARD, RecombinerSettings
 
+ENCODE, DECODE = ("codec", "encode"), ("codec", "decode")
 TINY = RecombinerSettings(**CARD.tiny)
 
 
@@ -41,15 +42,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_photograph_goes_into_a_file_and_comes_back(folder: Path) -> None:
     prior = ("--prior", folder / "prior")
-    done = run("encode", folder / "photo.png", *prior, "--steps", 30, "--json")
+    done = run(*ENCODE, folder / "photo.png", *prior, "--steps", 30, "--json")
     assert done.exit_code == 0, done.output
     said = json.loads(done.stdout)
     assert said["bytes"] == (folder / "photo.irc").stat().st_size
     assert said["steps"] == 30 + int(done.stderr.split(" more between")[0].split()[-1]) > 30
-    assert run("decode", folder / "photo.irc", *prior).exit_code == 0
+    assert run(*DECODE, folder / "photo.irc", *prior).exit_code == 0
     with Image.open(folder / "photo.decoded.png") as found:
         assert found.size == (24, 20) and found.mode == "RGB"
-    shown = json.loads(run("decode", folder / "photo.irc", "--inspect", "--json").stdout)
+    shown = json.loads(run(*DECODE, folder / "photo.irc", "--inspect", "--json").stdout)
     assert shown["kind"] == "image" and shown["sizes"] == [20, 24]
     assert shown["prior"] == said["prior"]
 
@@ -57,8 +58,8 @@ def test_a_photograph_goes_into_a_file_and_comes_back(folder: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*far from the prior")
 def test_a_sound_keeps_its_rate(folder: Path) -> None:
     prior, out = ("--prior", folder / "sounds"), folder / "hum.irc"
-    assert run("encode", folder / "hum.wav", "-o", out, *prior, "--steps", 5).exit_code == 0
-    assert run("decode", out, *prior, "-o", folder / "again.wav").exit_code == 0
+    assert run(*ENCODE, folder / "hum.wav", "-o", out, *prior, "--steps", 5).exit_code == 0
+    assert run(*DECODE, out, *prior, "-o", folder / "again.wav").exit_code == 0
     rate, samples = wavfile.read(folder / "again.wav")
     assert rate == 8000 and samples.shape == (90,) and samples.dtype == np.int16
 
@@ -89,36 +90,36 @@ def test_what_cannot_be_encoded_is_one_panel(folder: Path) -> None:
         ("nothing.png", "no such file"),
         ("photo.png/..", "a folder"),
     ):
-        done = run("encode", folder / name if "/" not in name else folder, *prior)
+        done = run(*ENCODE, folder / name if "/" not in name else folder, *prior)
         assert done.exit_code == 2 and words in " ".join(done.output.split()), done.output
-    done = run("encode", folder / "empty.wav", "--prior", folder / "sounds")
+    done = run(*ENCODE, folder / "empty.wav", "--prior", folder / "sounds")
     assert done.exit_code == 2 and "nothing" in done.output
 
 
 def test_another_prior_and_a_damaged_file_are_one_panel(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "photo.irc"
-    run("encode", folder / "photo.png", "-o", out, "--prior", folder / "prior", "--steps", 1)
-    done = run("decode", out, "--prior", folder / "sounds")
+    run(*ENCODE, folder / "photo.png", "-o", out, "--prior", folder / "prior", "--steps", 1)
+    done = run(*DECODE, out, "--prior", folder / "sounds")
     assert done.exit_code == 2 and "which the file names" in " ".join(done.output.split())
     out.write_bytes(out.read_bytes()[:-1])
-    done = run("decode", out, "--inspect")
+    done = run(*DECODE, out, "--inspect")
     assert done.exit_code == 2 and "got" in done.output
-    done = run("decode", out.with_name("no.irc"))
+    done = run(*DECODE, out.with_name("no.irc"))
     assert done.exit_code == 2 and "no such file" in done.output
 
 
 def test_a_target_of_another_kind_is_refused(folder: Path) -> None:
     out, prior = folder / "other.irc", ("--prior", folder / "prior")
-    run("encode", folder / "photo.png", "-o", out, *prior, "--steps", 1)
-    done = run("decode", out, *prior, "-o", folder / "photo.wav")
+    run(*ENCODE, folder / "photo.png", "-o", out, *prior, "--steps", 1)
+    done = run(*DECODE, out, *prior, "-o", folder / "photo.wav")
     assert done.exit_code == 2 and ".png" in done.output
 
 
 def test_a_folder_is_no_target_and_is_refused_before_the_work(folder: Path, tmp_path: Path) -> None:
     prior, irc = ("--prior", folder / "prior"), folder / "third.irc"
-    run("encode", folder / "photo.png", "-o", irc, *prior, "--steps", 1)
+    run(*ENCODE, folder / "photo.png", "-o", irc, *prior, "--steps", 1)
     (tmp_path / "kept.txt").write_text("kept")
-    for words in (("encode", folder / "photo.png", "--steps", 10**9), ("decode", irc)):
+    for words in ((*ENCODE, folder / "photo.png", "--steps", 10**9), (*DECODE, irc)):
         done = run(*words, "-o", tmp_path, *prior)
         assert done.exit_code == 2 and "--out" in done.output
     assert (tmp_path / "kept.txt").read_text() == "kept"
@@ -127,10 +128,10 @@ def test_a_folder_is_no_target_and_is_refused_before_the_work(folder: Path, tmp_
 def test_a_prior_is_trained_from_a_folder(folder: Path, tmp_path: Path) -> None:
     Image.new("RGB", (64, 64), "teal").save(tmp_path / "one.png")
     saved = tmp_path / "prior"
-    words = ("prior", tmp_path, "--save", saved, "--steps", 2, "--crops", 1, "--tiles", 1)
+    words = ("codec", "train", tmp_path, "--out", saved, "--steps", 2, "--crops", 1, "--tiles", 1)
     assert run(*words).exit_code == 0
     assert Recombiner.load(saved).settings.kind == "image"
     assert run(*words).exit_code == 2  # the folder is there
-    assert run("prior", tmp_path).exit_code == 2
+    assert run("codec", "train", tmp_path).exit_code == 2
     (tmp_path / "none").mkdir()
-    assert run("prior", tmp_path / "none", "--save", tmp_path / "x").exit_code == 2
+    assert run("codec", "train", tmp_path / "none", "--out", tmp_path / "x").exit_code == 2

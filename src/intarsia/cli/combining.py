@@ -1,4 +1,4 @@
-"""`intarsia stack`: techniques that make a sparse model cheaper, alone and in pairs."""
+"""`intarsia combine`: techniques that make a sparse model cheaper, alone and in pairs."""
 
 from __future__ import annotations
 
@@ -11,25 +11,36 @@ from ..core.checks import at_least
 from ..core.errors import ConfigError
 from ..data.corpora import is_text
 from .early import check_data
-from .options import Json
+from .options import Json, Length, Seed, SparseModel, Threads, use_threads, writes
 from .shell import note, say, show_json, show_table
 from .targets import target
 
-STACK = "intarsia stack"
+COMBINED = "intarsia combine"
 ALL = "prune,merge,student,skip,place,lowrank,quant,offload"
 
 
-def stack(
-    model: Annotated[str, typer.Argument(help="A folder of save_pretrained with experts.")],
-    text: Annotated[str, typer.Argument(help="A text: a corpus, or a file.")],
-    entries: Annotated[str, typer.Argument(help="As prune:0.25,quant:w4,offload:expected.")] = ALL,
-    pairs: Annotated[
-        bool, typer.Option("--pairs", help="Each entry alone and all pairs, not the stack.")
-    ] = False,
+Text = Annotated[str, typer.Argument(help="Text to calibrate and measure on: a corpus, or a file.")]
+Entries = Annotated[
+    str, typer.Argument(help="Techniques with their settings: prune:0.25,quant:w4.")
+]
+Pairs = Annotated[
+    bool,
+    typer.Option("--pairs", help="Each entry alone and in pairs, not all at once."),
+]
+Out = Annotated[Path | None, writes("The JSON file to write, with all that was measured.")]
+
+
+def combine(
+    model: SparseModel,
+    text: Text,
+    entries: Entries = ALL,
+    pairs: Pairs = False,
     rows: Annotated[int, typer.Option(help="Rows to measure on.")] = 48,
     calibration: Annotated[int, typer.Option(help="Rows to calibrate on.")] = 48,
-    size: Annotated[int, typer.Option(help="Tokens of a row.")] = 128,
-    save: Annotated[Path | None, typer.Option(help="A JSON file with all of it.")] = None,
+    length: Length = 128,
+    seed: Seed = 0,
+    out: Out = None,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Put techniques on a sparse model and measure what they are worth together.
@@ -38,9 +49,9 @@ def stack(
     the quantile of g2 / g1 below which a token has one expert; place: experts ordered for four
     devices, home or stay; lowrank: the energy that is kept; quant: w2, w3, w4 or w8; offload: the
     policy of a cache of a quarter of the experts, expected, lfu or lru. Times of devices
-    are simulated. Nothing is written but --save.
+    are simulated. Nothing is written but --out.
 
-    Example:  intarsia stack my-mixtral austen "prune:0.25,quant:w4"
+    Example:  intarsia combine my-mixtral austen "prune:0.25,quant:w4"
     """
     check_data(text)
     if not is_text(text):
@@ -49,16 +60,17 @@ def stack(
     for option, value, least in (
         ("--rows", rows, 1),
         ("--calibration", calibration, 1),
-        ("--size", size, 2),
+        ("--length", length, 2),
     ):
         at_least(option, value, least)
     pairs = pairs or entries == ALL
-    if save is not None:
-        target(save, "stack.json", mark=STACK)
+    if out is not None:
+        target(out, "combined.json", mark=COMBINED)
     from ..experiments.stack import broken, parsed, stack_of, stack_pairs
 
+    use_threads(threads)
     settings = parsed(entries, alone=pairs)
-    texts = _texts(model, text, (calibration, rows, size))
+    texts = _texts(model, text, (calibration, rows, length), seed)
     if pairs:
         table = stack_pairs(*texts[:1], settings, *texts[1:], report=note)
     else:
@@ -69,30 +81,31 @@ def stack(
         "broken": broken(table),
         "sha256": table.digest(),
     }
-    if save is not None:
+    if out is not None:
         from ..core.files import write_json
 
-        write_json(save, {"format": STACK} | record)
+        write_json(out, {"format": COMBINED} | record)
     if as_json:
         show_json(record)
         return
     _show(record)
 
 
-def _texts(model: str, text: str, sizes: tuple[int, int, int]) -> tuple[Any, Any, Any]:
+def _texts(model: str, text: str, sizes: tuple[int, int, int], seed: int) -> tuple[Any, Any, Any]:
     """Load the model, batches to calibrate on, and batches to measure on."""
     from ..data.language_models import language_model
     from ..data.texts import load_texts
     from ..data.token_batches import inputs_of
 
-    calibration, rows, size = sizes
+    calibration, rows, length = sizes
     host, tokenizer = language_model(model)
-    parts = load_texts(text, tokenizer, length=size, train=calibration, test=rows, progress=note)
+    counts = {"length": length, "train": calibration, "test": rows}
+    parts = load_texts(text, tokenizer, seed=seed, progress=note, **counts)
     some = [[part[i] for i in range(len(part))] for part in (parts.train, parts.test)]
     # A padded row would count as cheaper than it is: only full rows are measured.
-    full_rows = [[row for row in part if len(row["input_ids"]) == size] for part in some]
+    full_rows = [[row for row in part if len(row["input_ids"]) == length] for part in some]
     if not all(full_rows):
-        got, fix = f"no row of {size} tokens", "Give more text, or a smaller --size."
+        got, fix = f"no row of {length} tokens", "Give more text, or a smaller --length."
         raise ConfigError("TEXT", got=got, want="rows without padding", fix=fix)
     return host, inputs_of(full_rows[0], 8), inputs_of(full_rows[1], 8)
 

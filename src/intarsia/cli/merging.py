@@ -1,4 +1,4 @@
-"""`intarsia soup`: the average of finished runs with one mask."""
+"""`intarsia merge`: the average of finished runs with one mask."""
 
 from __future__ import annotations
 
@@ -10,23 +10,29 @@ import typer
 
 from ..core.errors import ConfigError
 from .early import check_run
-from .options import Json
+from .options import Device, Json, Threads, use_threads, writes
 from .shell import note, say, show_json, show_table
 from .targets import target
 
 
-def soup(
+def merge(
     runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs with one mask.")],
-    save: Annotated[Path | None, typer.Option(help="The run folder to write.")] = None,
+    out: Annotated[Path | None, writes("The run folder to write.")] = None,
     greedy: Annotated[
-        bool, typer.Option("--greedy", help="Take runs in as long as the score on val holds.")
+        bool,
+        typer.Option(
+            "--greedy", help="Add runs one by one, as long as the score on val does not fall."
+        ),
     ] = False,
     weights: Annotated[
-        str | None, typer.Option(help="Shares, as 0.5,0.25,0.25; all equal if not given.")
+        str | None,
+        typer.Option(help="Weights of the runs, such as 0.5,0.25,0.25; all equal if not given."),
     ] = None,
     line: Annotated[
         bool, typer.Option("--line", help="Score 11 places between two of them, for the report.")
     ] = False,
+    device: Device = None,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Average runs that were trained from one pruned model, zeros and all, into one run.
@@ -34,22 +40,24 @@ def soup(
     The runs differ in seed, weight decay, length or rate, and share mask and --split-seed. Batch
     norms are counted anew on training data.
 
-    Example:  intarsia soup runs/a runs/b runs/c --save soup
+    Example:  intarsia merge runs/a runs/b runs/c --out merged
     """
-    save = target(save, "soup")
+    out = target(out, "merged")
     if len(runs) < 2:
-        fix = "Name two or more: intarsia soup runs/a runs/b --save soup"
-        raise ConfigError("soup", got=f"{len(runs)} candidate", want="at least two", fix=fix)
+        fix = "Name two or more: intarsia merge runs/a runs/b --out merged"
+        raise ConfigError("runs", got=f"{len(runs)} run", want="at least two", fix=fix)
     # Each of them is checked before torch is imported.
     for run in runs:
         check_run(run)
     shares = _shares(weights)
+    use_threads(threads)
     from ..experiments.souping import soup_runs
 
-    record = soup_runs(runs, save, weights=shares, by_val=greedy, line=line, report=note)
+    options = {"by_val": greedy, "line": line, "device": device, "report": note}
+    record = soup_runs(runs, out, weights=shares, **options)
     described, results = record["record"]["soup"], record["results"]
     if as_json:
-        show_json({"folder": str(save), **described, "results": results})
+        show_json({"folder": str(out), **described, "results": results})
         return
     rows = [
         (part, *(f"{results[part][name]:.4f}" for name in ("accuracy", "loss")))
@@ -57,10 +65,8 @@ def soup(
         if part in results
     ]
     show_table("", ("part", "accuracy", "loss"), rows, right="accuracy,loss")
-    say(
-        f"In the soup: {', '.join(described['chosen'])}; mean distance {described['distance']:.3g}."
-    )
-    say(f"Next:  intarsia evaluate {shlex.quote(str(save))}")
+    say(f"Merged: {', '.join(described['chosen'])}; mean distance {described['distance']:.3g}.")
+    say(f"Next:  intarsia evaluate {shlex.quote(str(out))}")
 
 
 def _shares(text: str | None) -> list[float] | None:

@@ -1,4 +1,4 @@
-"""`intarsia stack`: a stack and pairs are measured, and what cannot be is refused."""
+"""`intarsia combine`: a stack and pairs are measured, and what cannot be is refused."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from .conftest import Intarsia
 
 
 def test_a_stack_and_pairs_are_measured(intarsia: Intarsia, mixture: Path, tmp_path: Path) -> None:
-    text, out = tmp_path / "a.txt", tmp_path / "stack.json"
+    text, out = tmp_path / "a.txt", tmp_path / "combined.json"
     text.write_text("".join(f"Line {i} of a plain text, which says {i * i}.\n" for i in range(40)))
     given = (mixture, text, "prune:0.5,quant:w4")
-    few = ("--rows", 2, "--calibration", 4, "--size", 16)
-    said = intarsia("stack", *given, *few, "--json")
+    few = ("--rows", 2, "--calibration", 4, "--length", 16)
+    said = intarsia("combine", *given, *few, "--json")
     assert said.code == 0, said.err
     names = [row["entries"] for row in said.json["rows"]]
     assert names == ["none", "prune", "prune + quant"] and said.json["broken"] == []
-    said = intarsia("stack", *given, *few, "--pairs", "--save", out)
+    said = intarsia("combine", *given, *few, "--pairs", "--out", out)
     assert said.code == 0 and "prune + quant" in said.out and out.exists(), said.err
 
 
@@ -40,5 +40,5 @@ def test_what_cannot_be_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    found = intarsia("stack", "nothing", *words)
+    found = intarsia("combine", "nothing", *words)
     assert found.code == 2 and said in found.words

@@ -1,4 +1,4 @@
-"""`intarsia soup`: an average of runs is a run."""
+"""`intarsia merge`: an average of runs is a run."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def fitted(intarsia: Intarsia, folder: Path, out: Path, *words: str, model: str 
 def test_runs_are_averaged_into_a_run(intarsia: Intarsia, folder: Path, tmp_path: Path) -> None:
     a = fitted(intarsia, folder, tmp_path / "a")
     b = fitted(intarsia, folder, tmp_path / "b", "--weight-decay", "0.3", "--epochs", "3")
-    out = tmp_path / "soup"
-    said = intarsia("soup", str(a), str(b), "--save", str(out), "--json")
+    out = tmp_path / "merged"
+    said = intarsia("merge", str(a), str(b), "--out", str(out), "--json")
     assert said.code == 0, said.err
     assert said.json["chosen"] == [str(a), str(b)] and said.json["distance"] > 0
     states = [open_run(run).model.state_dict() for run in (a, b, out)]
@@ -39,7 +39,7 @@ def test_runs_are_averaged_into_a_run(intarsia: Intarsia, folder: Path, tmp_path
     record = json.loads((out / "run.json").read_text())
     assert record["record"]["soup"]["by"] is None and record["record"]["label"].startswith("soup")
     greedy = tmp_path / "greedy"
-    said = intarsia("soup", str(a), str(b), "--save", str(greedy), "--greedy", "--line", "--json")
+    said = intarsia("merge", str(a), str(b), "--out", str(greedy), "--greedy", "--line", "--json")
     assert said.code == 0, said.err
     points = said.json["line"]["points"]
     assert [round(share, 1) for share, _ in points] == [i / 10 for i in range(11)]
@@ -57,16 +57,16 @@ def test_runs_are_averaged_into_a_run(intarsia: Intarsia, folder: Path, tmp_path
     record["record"]["data"]["parts"]["train"]["sha256"] = "0" * 64
     (other / "run.json").write_text(json.dumps(record))
     for words, what in (
-        ((str(a), str(other), "--save", str(tmp_path / "no")), "other parts of data"),
-        ((str(a), "--save", str(tmp_path / "no")), "1 candidate"),
-        ((str(a), str(b)), "--save"),
-        ((str(a), str(b), "--save", str(out)), "other files in it"),
-        ((str(a), str(tmp_path), "--save", str(tmp_path / "no")), "a folder with 1 .html file"),
-        ((str(a), f"{a}/.", "--save", str(tmp_path / "no")), "more than once"),
-        ((str(a), str(b), "--weights", "1,x", "--save", str(tmp_path / "no")), "'1,x'"),
-        ((str(a), str(b), "--weights", "1,1", "--save", str(tmp_path / "no")), "add up to 1"),
+        ((str(a), str(other), "--out", str(tmp_path / "no")), "other parts of data"),
+        ((str(a), "--out", str(tmp_path / "no")), "1 run"),
+        ((str(a), str(b)), "--out"),
+        ((str(a), str(b), "--out", str(out)), "other files in it"),
+        ((str(a), str(tmp_path), "--out", str(tmp_path / "no")), "a folder with 1 .html file"),
+        ((str(a), f"{a}/.", "--out", str(tmp_path / "no")), "more than once"),
+        ((str(a), str(b), "--weights", "1,x", "--out", str(tmp_path / "no")), "'1,x'"),
+        ((str(a), str(b), "--weights", "1,1", "--out", str(tmp_path / "no")), "add up to 1"),
     ):
-        said = intarsia("soup", *words)
+        said = intarsia("merge", *words)
         assert said.code == 2 and what in said.words, said.err
         assert not (tmp_path / "no").exists()
 
@@ -75,8 +75,8 @@ def test_batch_norms_are_counted_anew(intarsia: Intarsia, folder: Path, tmp_path
     runs = [
         fitted(intarsia, folder, tmp_path / n, "--epochs", n, model="test_resnet") for n in "12"
     ]
-    out = tmp_path / "soup"
-    said = intarsia("soup", *map(str, runs), "--save", str(out))
+    out = tmp_path / "merged"
+    said = intarsia("merge", *map(str, runs), "--out", str(out))
     assert said.code == 0, said.err
     states = [open_run(run).model.state_dict() for run in (*runs, out)]
     name = next(n for n in states[0] if n.endswith("running_var"))

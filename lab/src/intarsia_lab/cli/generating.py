@@ -1,0 +1,30 @@
+"""All that is generated, written by one process: `python -m intarsia_lab.cli.generating`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+DOCS = Path("docs")
+
+
+def main() -> None:
+    """Write the card index and the names first: the modules of what follows read them."""
+    from ..pages import methods
+
+    methods.write_all(DOCS)
+    from intarsia.cli import names as library
+
+    from . import names as laboratory
+
+    library.write()
+    laboratory.write()
+    from ..pages import claims, composition, hosts, settings
+
+    claims.write_page(DOCS / "claims", DOCS / "claims.md")
+    settings.write(DOCS)
+    composition.write(DOCS)
+    hosts.write(DOCS)
+
+
+if __name__ == "__main__":
+    main()

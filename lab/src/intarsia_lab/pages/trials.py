@@ -1,0 +1,52 @@
+"""Trials of methods for the pages that report them: a trial is run again when its code changes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from intarsia.core import Card
+from intarsia.core.store import Store
+from intarsia.data import packages
+
+from ..kit.provenance import code_digest, module_of
+
+PACKAGES = ("torch", "timm", "transformers", "peft")
+
+
+class Trials:
+    """The stored results of one page's trials: `trials = Trials(__file__)`.
+
+    A result is read back if the packages have the same versions and if nothing changed in the code
+    that it depends on: the page's module, the methods' modules, and all that these import.
+    report: gets a line for each trial that runs.
+    """
+
+    def __init__(self, page: str, report: Callable[[str], None] = lambda _: None) -> None:
+        self.page, self.report = Path(page), report
+        self.store = Store(packages.cache_dir() / "pages", f"{self.page.stem}.jsonl")
+
+    def __call__(self, name: str, *methods: Card, run: Callable[[], Any]) -> Any:
+        """Return the JSON-ready result of a trial of these methods, stored or by running it."""
+        modules = (file for method in methods for file in module_of(method.key))
+        inputs: dict[str, Any] = {
+            "trial": name,
+            "methods": [method.key for method in methods],
+            "code": code_digest(self.page, *modules, deep=True),
+            "versions": _versions(),
+        }
+
+        def announced() -> Any:
+            self.report(f"{self.page.stem}: {' '.join([name, *inputs['methods']])}")
+            return run()
+
+        return self.store.record(inputs, announced)
+
+
+@functools.cache
+def _versions() -> Mapping[str, str]:
+    """Return the versions of the packages of others whose code a trial runs."""
+    return {name: version(name) for name in PACKAGES}

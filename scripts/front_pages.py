@@ -1,0 +1,118 @@
+"""Write the site's home from README.md, and its first hour from the notebook.
+
+python scripts/front_pages.py          # docs/index.md and docs/start/first-hour.md
+python scripts/front_pages.py --run    # carry the notebook out in this folder first; wants photos/
+
+A test compares both pages with what this writes, so that nothing is said twice by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOK = ROOT / "examples" / "first_hour.ipynb"
+# pages of the repository that the site has under another name
+ELSEWHERE = {
+    "examples/README.md": "start/first-hour.md",
+    "CONTRIBUTING.md": "how-to/add-a-method.md",
+}
+WIDE = "---\nhide: [toc]\n---\n\n"  # a terminal's table in place of a list of headings
+PICTURE = re.compile(
+    r'<picture>\s*<source [^>]*srcset="docs/(?P<dark>[^"]+)">\s*'
+    r'<img src="docs/(?P<light>[^"]+)" alt="(?P<alt>[^"]+)">\s*</picture>'
+)
+
+
+def home(readme: str) -> str:
+    """Return README's text with the links and the picture of the site."""
+    text = PICTURE.sub(
+        lambda m: f"![{m['alt']}]({m['light']}#only-light)\n![{m['alt']}]({m['dark']}#only-dark)",
+        readme,
+    )
+    for target, page in ELSEWHERE.items():
+        text = text.replace(f"]({target})", f"]({page})")
+    text = text.replace("[CITATION.cff](CITATION.cff)", "CITATION.cff").replace("](docs/", "](")
+    return WIDE + text.replace(" (docs/install.md)", "")
+
+
+def first_hour(book: dict[str, Any]) -> str:
+    """Return the notebook as a page: its text, its code, and what each cell printed."""
+    parts: list[str] = []
+    for cell in book["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+            continue
+        parts.append(f"```python\n{source}\n```")
+        printed = "".join("".join(_text(output)) for output in cell["outputs"]).rstrip()
+        if printed:
+            parts.append(f"```console\n{printed}\n```")
+    return WIDE + "\n\n".join(parts) + "\n"
+
+
+def _text(output: dict[str, Any]) -> list[str]:
+    """Return the lines of one output of a cell."""
+    return output["text"] if output["output_type"] == "stream" else output["data"]["text/plain"]
+
+
+def carry_out(book: dict[str, Any]) -> None:
+    """Run the cells of a notebook in order, and put what they print into it."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    count = 0
+    for cell in book["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        count += 1
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            value = _run("".join(cell["source"]), names)
+        lines = printed.getvalue().splitlines(keepends=True)
+        cell["execution_count"] = count
+        cell["outputs"] = (
+            [{"name": "stdout", "output_type": "stream", "text": lines}] if lines else []
+        )
+        if value is not None:
+            data = {"text/plain": repr(value).splitlines(keepends=True)}
+            result = {"data": data, "execution_count": count, "metadata": {}}
+            cell["outputs"].append({**result, "output_type": "execute_result"})
+
+
+def _run(source: str, names: dict[str, Any]) -> object:
+    """Run one cell, and return the value of its last line where that is an expression."""
+    tree = ast.parse(source)
+    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+    exec(compile(tree, "cell", "exec"), names)  # noqa: S102 - a notebook of this repository
+    if last is None:
+        return None
+    return eval(compile(ast.Expression(last.value), "cell", "eval"), names)  # noqa: S307
+
+
+def pages() -> dict[Path, str]:
+    """Return the text of both pages by their file."""
+    return {
+        ROOT / "docs" / "index.md": home((ROOT / "README.md").read_text()),
+        ROOT / "docs" / "start" / "first-hour.md": first_hour(json.loads(NOTEBOOK.read_text())),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--run", action="store_true", help="carry the notebook out first")
+    if parser.parse_args().run:
+        book = json.loads(NOTEBOOK.read_text())
+        carry_out(book)
+        NOTEBOOK.write_text(json.dumps(book, indent=1, ensure_ascii=False) + "\n")
+    for path, text in pages().items():
+        path.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""`intarsia codec`: a signal as a file and back, and the prior that both sides share."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shlex
+import shutil
+import time
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..core.errors import ConfigError, DataError
+from ..core.files import write_text
+from ..core.reading import read_bytes
+from .options import Json, OutFolder, Seed, Threads, use_threads, writes
+from .shell import note, say, show_json, show_table, warn
+from .signal_files import SUFFIXES, check_signal, open_whole, read_signal, save_signal
+from .targets import target
+
+IRC = "IRC"  # where a file of `codec encode` begins
+PriorFolder = Annotated[
+    Path | None,
+    typer.Option(help="Prior: a folder of `codec train`; the built-in one of photographs if none."),
+]
+codec = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="Store a signal as a file by a learned prior, and train such priors.",
+)
+Out = Annotated[Path | None, writes("The file to write; beside FILE if not given.")]
+
+
+@codec.command()
+def encode(
+    file: Annotated[
+        Path, typer.Argument(help="Signal: a picture, a .wav, or a .npy of frames or points.")
+    ],
+    out: Out = None,
+    prior: PriorFolder = None,
+    steps: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Steps of fitting before the first part is coded; between parts come as many.",
+        ),
+    ] = 600,
+    seed: Seed = 0,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Encode a signal as a file whose length is the prior's rate: half an hour a megapixel.
+
+    The file names the prior by its digest; who decodes needs the same prior.
+
+    Example:  intarsia codec encode photo.png -o photo.irc
+    """
+    check_signal(file)
+    place = out or file.with_suffix(".irc")
+    _no_folder(place)
+    target(place, "photo.irc", mark=IRC)
+    signal, rate = read_signal(file)
+    use_threads(threads)
+    from ..models.codec.codec import Recombiner
+
+    coder, start = Recombiner.load(prior or _built_in()), time.monotonic()
+    # Between two parts the rest of the signal is fitted again, to make up for what the coded part
+    # lost.
+    between = coder.steps_of(steps) - steps
+    note(f"{steps} steps of fitting before the first part, {between} more between the parts.")
+    # A codec warns in Python's way; here its warnings become lines on stderr.
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        data = coder.encode(signal, steps=steps, rate=rate, seed=seed)
+    for warning in caught:
+        warn(str(warning.message))
+    write_text(place, data)
+    points, seconds = _points(data), time.monotonic() - start
+    rate_of_file = len(data) * 8 / points
+    record = {"file": str(place), "bytes": len(data), "bits_per_point": rate_of_file}
+    record |= {
+        "steps": steps + between,
+        "seconds": seconds,
+        "seconds_per_million_points": seconds / points * 1e6,
+    }
+    if as_json:
+        show_json(record | {"prior": coder.prior.digest.hex()})
+        return
+    say(f"{place}: {len(data):,} bytes, {rate_of_file:.2f} bits for each point.")
+    say(_speed(seconds, points))
+    say(f"Next:  intarsia codec decode {shlex.quote(str(place))}")
+
+
+@codec.command()
+def decode(
+    file: Annotated[Path, typer.Argument(help="A file of `intarsia codec encode`.")],
+    out: Out = None,
+    prior: PriorFolder = None,
+    inspect: Annotated[
+        bool,
+        typer.Option("--inspect", help="Show kind, sizes and prior of the file; decode nothing."),
+    ] = False,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Decode a file of `intarsia codec encode`: a PNG, a .wav, or a .npy.
+
+    Example:  intarsia codec decode photo.irc -o photo.png
+    """
+    from ..models.codec import irc
+
+    check_signal(file)
+    data = read_bytes(file)
+    header, payload = irc.read(data)
+    record = dataclasses.asdict(header) | {
+        "prior": header.prior.hex(),
+        "version": irc.VERSION,
+        "bytes": len(data),
+        "payload": len(payload),
+    }
+    if inspect:
+        # Fields that this kind of signal does not use are 0 or empty.
+        rows = [(name, str(value)) for name, value in record.items() if value not in (0, ())]
+        show_json(record) if as_json else show_table("", ("what", "value"), rows)
+        return
+    place = out or file.with_name(f"{file.stem}.decoded{SUFFIXES[header.kind]}")
+    _no_folder(place)
+    # PNG and .wav hold one signal each; an array holds any number.
+    if header.count > 1 and header.kind != "video" and place.suffix != ".npy":
+        place = place.with_suffix(".npy")
+        note(f"A pack of {header.count} signals: written as one array, {place}.")
+    target(place, "photo.png")
+    use_threads(threads)
+    from ..models.codec.codec import Recombiner
+
+    coder, start = Recombiner.load(prior or _built_in()), time.monotonic()
+    signal = coder.decode(data)
+    seconds = time.monotonic() - start
+    save_signal(place, signal, header.rate)
+    if as_json:
+        show_json(record | {"out": str(place), "seconds": seconds})
+        return
+    say(f"{place}: {header.kind} of {' x '.join(map(str, header.sizes))}.")
+    say(_speed(seconds, _points(data)))
+
+
+@codec.command()
+def train(
+    pictures: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
+    out: OutFolder = None,
+    bits_per_pixel: Annotated[
+        float, typer.Option(help="Size of the coded pictures, in bits for each pixel.")
+    ] = 1.0,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the training.")] = 2000,
+    crops: Annotated[
+        int, typer.Option(min=1, help="Parts that are cut out of the pictures.")
+    ] = 500,
+    tiles: Annotated[int, typer.Option(min=1, help="Patches along each side of a part.")] = 2,
+    seed: Seed = 0,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Train the prior of a codec of pictures; a training that was killed goes on.
+
+    Example:  intarsia codec train photographs/ --bits-per-pixel 0.5 --out my-prior
+    """
+    out = target(out, "my-prior")
+    use_threads(threads)
+    from ..data.decode import SUFFIXES as PICTURES
+    from ..data.decode import to_rgb
+
+    files = [
+        path
+        for picture in pictures
+        for path in (sorted(picture.rglob("*")) if picture.is_dir() else [picture])
+        # A file that was named is taken whatever its suffix; of a folder only pictures are.
+        if picture.is_file() or path.suffix.lower() in PICTURES
+    ]
+    if not files:
+        got, want = "none", f"files ending in {', '.join(sorted(PICTURES))}"
+        raise DataError("pictures", got=got, want=want, fix="Check the path.")
+    from ..models.codec.codec import Recombiner
+
+    arrays = [to_rgb(open_whole(path)) for path in files]
+    # The training's checkpoints, which let a killed one go on; removed when the prior is written.
+    state = out.with_name(f".{out.name}.training")
+    options: dict[str, Any] = {"crops": crops, "tiles": tiles, "steps": steps, "seed": seed}
+    coder = Recombiner.train(
+        # A part has tiles x tiles patches: the batch keeps about 256 patches a step.
+        arrays,
+        bits_per_pixel,
+        batch=max(1, 256 // tiles**2),
+        out=state,
+        **options,
+    )
+    coder.save(out)
+    shutil.rmtree(state, ignore_errors=True)
+    if as_json:
+        record = {"folder": str(out), "prior": coder.prior.digest.hex(), "pictures": len(files)}
+        show_json(record)
+        return
+    say(f"{out}: prior {coder.prior.digest.hex()} of {len(files)} pictures.")
+    say(f"Next:  intarsia codec encode photo.png --prior {shlex.quote(str(out))}")
+
+
+def _built_in() -> Path:
+    from ..models.codec.codec import PHOTOGRAPHS
+
+    return PHOTOGRAPHS
+
+
+def _no_folder(target: Path) -> None:
+    """Refuse a folder in place of a file before the work, not after it."""
+    if target.is_dir():
+        fix = f"Name a file in it: {target / 'photo'}."
+        raise ConfigError("--out", got=f"the folder {target}", want="a file", fix=fix)
+
+
+def _speed(seconds: float, points: int) -> str:
+    return f"{seconds:.1f} s, {seconds / points * 1e6:,.1f} s for each million points."
+
+
+def _points(data: bytes) -> int:
+    from ..models.codec import irc
+
+    header, _ = irc.read(data)
+    # Pixels, samples or points: the rate is bits for each of them.
+    return math.prod(header.sizes) * header.count

@@ -1,0 +1,165 @@
+"""Requests of a model in one batch of native steps: they join and leave between two tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..native_decoder import SLOTS, NativeText
+from .models import ServedModel
+from .refusals import DEAD, Refused
+from .sampling import NewToken, Sampling, TokenDraw, end_tokens
+from .settings import Limits
+
+LOG = logging.getLogger(__name__)
+PIECE = 256  # tokens of prompts that are computed between two tokens of the answers
+
+
+@dataclass
+class _Request:
+    """Request in the batch.  send: takes each token; None at the end, or an error, from a thread.
+
+    left: whether nobody listens any more.  read: tokens of the prompt in the cache.
+    """
+
+    ids: list[int]
+    draw: TokenDraw
+    last: frozenset[int]  # tokens that end an answer
+    tokens: int  # of the answer, at most
+    send: Callable[[Any], None]
+    left: bool = False
+    slot: int = -1
+    read: int = 0
+
+
+class NativeBatch:
+    """Continuous batch of a decoder that `NativeText` computes, on a thread of its own.
+
+    Each request has a slot of the cache, up to 16 at once, and its own draw: greedy and sampled
+    ones share the batch. Its tokens do not depend on the others, to the last bit. Between two
+    tokens up to 256 tokens of new prompts are read, so that a long one does not hold up the rest.
+    """
+
+    def __init__(self, served: ServedModel, limits: Limits) -> None:
+        self.served, self.slots = served, min(limits.at_once, SLOTS)
+        self.waiting, self.running = deque[_Request](), list[_Request]()
+        self.free = list(range(self.slots))
+        self.changed = threading.Condition()  # of the three above, and of `ending`
+        self.ending, self.failed = False, False
+        self.thread = threading.Thread(target=self._run, name=f"native {served.name}", daemon=True)
+        self.thread.start()
+
+    def alive(self) -> bool:
+        """Return whether the batch takes requests."""
+        return not self.failed
+
+    async def tokens(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[NewToken]:
+        """Yield the tokens of a request; one that is closed before its end is given up."""
+        loop, news = asyncio.get_running_loop(), asyncio.Queue[Any]()
+        config = sampling.config
+        request = _Request(
+            ids,
+            TokenDraw(sampling, ids),
+            end_tokens(config.eos_token_id),
+            config.max_new_tokens,
+            # the batch has its own thread, and queues of asyncio are not safe there
+            lambda news_item: loop.call_soon_threadsafe(news.put_nowait, news_item),
+        )
+        with self.changed:
+            if self.ending or self.failed:
+                raise Refused(503, DEAD)
+            self.waiting.append(request)
+            self.changed.notify()
+        try:
+            while (item := await news.get()) is not None:
+                if isinstance(item, Refused):
+                    raise item
+                yield item
+        finally:
+            with self.changed:
+                request.left = True
+                self.changed.notify()
+
+    def stop(self) -> None:
+        """End the batch; what is still in it fails."""
+        with self.changed:
+            self.ending = True
+            self.changed.notify()
+        self.thread.join(30)
+
+    def _run(self) -> None:
+        """Read prompts and draw tokens until the batch ends; an error ends it, too."""
+        try:
+            length = self.served.context
+            text = NativeText(self.served.model, slots=self.slots, length=length)
+            while self._admit(text):
+                self._read_prompts(text)
+                self._draw_tokens(text)
+        except Exception:
+            LOG.exception("the batch of %s has died", self.served.name)
+            self.failed = True
+        with self.changed:
+            self.ending = True
+            for request in (*self.waiting, *self.running):
+                self._send(request, Refused(503, DEAD))
+
+    def _admit(self, text: NativeText) -> bool:
+        """Wait for work, and give slots to requests that wait; False once the batch ends."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.ending or self.waiting or self.running)
+            for request in [request for request in self.running if request.left]:
+                self._release(request)
+            while self.free and self.waiting:
+                request = self.waiting.popleft()
+                if not request.left:
+                    request.slot = self.free.pop()
+                    text.clear(request.slot)
+                    self.running.append(request)
+            return not self.ending
+
+    def _read_prompts(self, text: NativeText) -> None:
+        """Read up to `PIECE` tokens of prompts; draw the first token behind a whole one."""
+        room = PIECE
+        for request in [request for request in self.running if request.read < len(request.ids)]:
+            piece = request.ids[request.read : request.read + room]
+            if not piece:
+                return
+            logits = text.prefill(request.slot, piece)
+            request.read, room = request.read + len(piece), room - len(piece)
+            if request.read == len(request.ids):
+                self._accept(request, request.draw(logits))
+
+    def _draw_tokens(self, text: NativeText) -> None:
+        """Draw the next token of each answer that has begun, all in one native call."""
+        begun = [request for request in self.running if request.read == len(request.ids)]
+        if not begun:
+            return
+        tokens = [request.draw.ids[-1] for request in begun]
+        logits = text.step(tokens, [request.slot for request in begun])
+        for request, row in zip(begun, logits, strict=True):
+            self._accept(request, request.draw(row))
+
+    def _accept(self, request: _Request, token: NewToken) -> None:
+        """Send a token; the last one of an answer frees its slot."""
+        self._send(request, token)
+        count = len(request.draw.ids) - len(request.ids)
+        if token.id in request.last or count >= request.tokens:
+            self._send(request, None)
+            self._release(request)
+
+    def _release(self, request: _Request) -> None:
+        """Take a request out of the batch."""
+        self.running.remove(request)
+        self.free.append(request.slot)
+
+    def _send(self, request: _Request, item: Any) -> None:
+        """Send a token, an end or an error to the loop, which may be closed by now."""
+        try:
+            request.send(item)
+        except RuntimeError:
+            request.left = True

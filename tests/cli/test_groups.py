@@ -1,0 +1,42 @@
+"""The commands stand in groups, and three of them are named to begin with."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import typer
+
+from intarsia.cli import app
+from intarsia.cli.groups import GROUPS, OTHERS, TO_BEGIN_WITH, group_of
+
+from .conftest import Intarsia
+
+GROUP: Any = typer.main.get_group(app)
+
+
+def test_every_command_stands_in_one_group() -> None:
+    names = [name for group in GROUPS.values() for name in group]
+    assert sorted(names) == sorted(GROUP.list_commands(None)) and len({*names}) == len(names)
+    assert group_of("fit") == "Adapt" and group_of("of another distribution") == OTHERS
+
+
+def test_the_help_shows_the_groups_in_order(intarsia: Intarsia) -> None:
+    out = intarsia("--help").out
+    places = [out.index(f"─ {group} ─") for group in GROUPS]
+    assert places == sorted(places) and "─ Commands ─" not in out
+
+
+def test_the_program_alone_names_groups_and_commands_to_begin_with(intarsia: Intarsia) -> None:
+    overview = intarsia()
+    assert overview.code == 0
+    lines = overview.out.splitlines()
+    assert max(map(len, lines)) <= 100
+    for group, names in GROUPS.items():
+        assert any(line.split() == [*group.split(), *", ".join(names).split()] for line in lines)
+    for command in TO_BEGIN_WITH:
+        assert command in overview.out
+        program, name, *words = shlex.split(command)
+        assert program == "intarsia"
+        # The parser alone: nothing runs.
+        GROUP.get_command(None, name).make_context(name, words)
