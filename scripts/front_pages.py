@@ -1,9 +1,9 @@
 """Write the site's home from README.md, and its first hour from the notebook.
 
-python scripts/front_pages.py          # docs/index.md and docs/start/first-hour.md
+python scripts/front_pages.py          # docs/index.md, docs/start/first-hour.md; counts of README
 python scripts/front_pages.py --run    # carry the notebook out in this folder first; wants photos/
 
-A test compares both pages with what this writes, so that nothing is said twice by hand.
+A test compares the pages with what this writes, so that nothing is said twice by hand.
 """
 
 from __future__ import annotations
@@ -24,11 +24,24 @@ ELSEWHERE = {
     "examples/README.md": "start/first-hour.md",
     "CONTRIBUTING.md": "how-to/add-a-method.md",
 }
+VERDICTS = re.compile(
+    r"\d+\s+hold,\s+\d+\s+fail,\s+\d+\s+are\s+not\s+decided,\s+and\s+in\s+\d+\s+the"
+)
 WIDE = "---\nhide: [toc]\n---\n\n"  # a terminal's table in place of a list of headings
 PICTURE = re.compile(
     r'<picture>\s*<source [^>]*srcset="docs/(?P<dark>[^"]+)">\s*'
     r'<img src="docs/(?P<light>[^"]+)" alt="(?P<alt>[^"]+)">\s*</picture>'
 )
+
+
+def counted(readme: str, claims: str) -> str:
+    """Return README's text with the counts of verdicts that the page of claims has."""
+    counts = dict(re.findall(r"^\| (holds|fails|not decided|void) \| (\d+) \|", claims, re.M))
+    return VERDICTS.sub(
+        f"{counts['holds']} hold, {counts['fails']} fail, {counts['not decided']} are not "
+        f"decided, and\nin {counts['void']} the",
+        readme,
+    )
 
 
 def home(readme: str) -> str:
@@ -96,9 +109,12 @@ def _run(source: str, names: dict[str, Any]) -> object:
 
 
 def pages() -> dict[Path, str]:
-    """Return the text of both pages by their file."""
+    """Return the text of README and of both pages by their file."""
+    claims = (ROOT / "docs" / "claims.md").read_text()
+    readme = counted((ROOT / "README.md").read_text(), claims)
     return {
-        ROOT / "docs" / "index.md": home((ROOT / "README.md").read_text()),
+        ROOT / "README.md": readme,
+        ROOT / "docs" / "index.md": home(readme),
         ROOT / "docs" / "start" / "first-hour.md": first_hour(json.loads(NOTEBOOK.read_text())),
     }
 

@@ -149,6 +149,14 @@ def test_every_page_can_be_reached() -> None:
     assert pages <= listed | linked, "no way leads to this page"
 
 
+def test_the_site_and_its_search_ask_no_other_server() -> None:
+    config = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    assert config["theme"]["font"] is False and "offline" in config["plugins"]
+    # without one of ours the offline plugin takes its worker from another server
+    (worker,) = config["extra"]["polyfills"]
+    assert "iframe-worker" in worker and (DOCS / worker).is_file()
+
+
 def test_every_picture_exists() -> None:
     for page in PAGES:
         pictures = re.findall(r"!\[[^]]*\]\(([^)\s]+)", page.read_text())

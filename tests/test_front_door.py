@@ -227,17 +227,12 @@ def test_the_readme_is_short() -> None:
     assert len(prose.split()) <= 700
 
 
-def test_the_readme_counts_the_headlines_as_the_page_of_claims_does() -> None:
-    counts = dict(
-        re.findall(r"^\| (\w[\w ]*) \| (\d+) \|", (ROOT / "docs" / "claims.md").read_text(), re.M)
-    )
-    sentence = re.search(
-        r"(\d+)\s+hold,\s+(\d+)\s+fail,\s+(\d+)\s+are\s+not\s+decided,\s+and\s+in\s+(\d+)\s+the",
-        (ROOT / "README.md").read_text(),
-    )
-    assert sentence is not None
-    names = ("holds", "fails", "not decided", "void")
-    assert sentence.groups() == tuple(counts[name] for name in names)
+def test_the_readme_counts_the_verdicts_of_the_page_of_claims() -> None:
+    counted = runpy.run_path(str(ROOT / "scripts" / "front_pages.py"))["counted"]
+    claims = "| holds | 1 | 9 |\n| fails | 2 | 9 |\n| not decided | 3 | 9 |\n| void | 4 | 9 |\n"
+    readme = (ROOT / "README.md").read_text()
+    words = " ".join(counted(readme, claims).split())
+    assert "1 hold, 2 fail, 3 are not decided, and in 4 the positive control failed" in words
 
 
 def test_pages_that_are_made_of_others_are_as_they_would_be_made() -> None:
