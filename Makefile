@@ -56,9 +56,8 @@ format: setup  ## fix and format with ruff
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-new: setup  ## begin a method: make new KIND=router NAME=relu PAPER=2412.14711
-	@[ -n "$(KIND)" -a -n "$(NAME)" -a -n "$(PAPER)" ] || { echo "new: got KIND='$(KIND)' NAME='$(NAME)' PAPER='$(PAPER)', want all three. Call: make new KIND=router NAME=relu PAPER=2412.14711"; exit 1; }
-	$(BIN)/python scripts/new_method.py $(KIND) $(NAME) --paper $(PAPER)
+new: setup  ## begin a method of any kind: make new KIND=router NAME=relu PAPER=2412.14711; without KIND it lists them
+	@$(BIN)/python scripts/new_method.py "$(KIND)" "$(NAME)" "$(PAPER)" --title "$(TITLE)"
 
 generate: setup  ## write the files that are generated from the methods' cards, and the names of claims
 	$(BIN)/python -m intarsia_lab.cli.generating

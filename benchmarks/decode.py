@@ -12,6 +12,7 @@ which nothing here was calibrated (`--texts`).
 from __future__ import annotations
 
 import argparse
+import atexit
 import copy
 import importlib.util
 import math
@@ -36,7 +37,7 @@ from intarsia.hosts.opened import open_language_model
 from intarsia.hosts.swap.compress import compress
 from intarsia.hosts.swap.packed_linear import PackedLinear
 from intarsia.kernels import native
-from intarsia.kernels.decoder import NativeDecoder, ProductStep
+from intarsia.kernels.decoder import AttendStep, NativeDecoder, ProductStep
 from intarsia.kernels.native.floor import read_bandwidth
 
 PROMPT = "The ship left the harbour before dawn, and"
@@ -107,6 +108,7 @@ class Peer:
         given = str(file), ids, threads, end
         self.process = context.Process(target=serve_peer, args=given, daemon=True)
         self.process.start()
+        atexit.register(self.link.send, None)
 
     def ask(self, what: object) -> Any:
         self.link.send(what)
@@ -119,8 +121,7 @@ def serve_peer(file: str, ids: list[int], threads: int, link: Any) -> None:
 
     given: Any = {"n_ctx": LENGTH, "n_threads": threads, "n_threads_batch": threads}
     host: Any = llama_cpp.Llama(file, verbose=False, **given)
-    while True:
-        what = link.recv()
+    while (what := link.recv()) is not None:
         started = time.process_time()
         if what == "start":
             host.reset()
@@ -212,15 +213,23 @@ def least(arms: Sequence[Arm], turns: int) -> dict[str, float]:
     return best
 
 
-def rest_of(model: nn.Module, turns: int) -> float:
-    """Least milliseconds of all steps but the products, at 64 tokens of text."""
-    text = NativeText(model, length=LENGTH)
-    others = [s for s in text.program.steps if not isinstance(s, ProductStep)]
-    program, best = NativeDecoder(others, 1), math.inf
-    for _ in range(20 * turns):
-        started = time.process_time()
-        program([5], [0], [64])
-        best = min(best, 1e3 * (time.process_time() - started))
+def parts_of(model: nn.Module, turns: int) -> dict[str, float]:
+    """Least milliseconds of each kind of steps at 64 tokens of text, and of a call of one step."""
+    steps = NativeText(model, length=LENGTH).program.steps
+    kinds: dict[str, Callable[[object], bool]] = {
+        "products": lambda step: isinstance(step, ProductStep),
+        "attention": lambda step: isinstance(step, AttendStep),
+        "norms, rotations, gates, sums": lambda s: not isinstance(s, (ProductStep, AttendStep)),
+        "the call from Python": lambda step: step is steps[0],
+    }
+    best: dict[str, float] = {}
+    for kind, is_of in kinds.items():
+        program, least_ms = NativeDecoder([step for step in steps if is_of(step)], 1), math.inf
+        for _ in range(20 * turns):
+            started = time.process_time()
+            program([5], [0], [64])
+            least_ms = min(least_ms, 1e3 * (time.process_time() - started))
+        best[kind] = least_ms
     return best
 
 
@@ -254,11 +263,17 @@ def main() -> None:
     ]
     head = ["weights", "ms a token", f"of {PEER} Q4_0", "MB read", "ms at the limit", "perplexity"]
     body = [*frame.markdown(head, table), "", *verdicts(spent, base)]
-    rest = rest_of(copy.deepcopy(model), args.reps)
+    packed = compress(copy.deepcopy(model).bfloat16(), BlockInt(4), force=True)
+    parts = parts_of(compress(packed, BlockInt(8), layers=HEAD, force=True), args.reps)
+    rest = sum(parts.values()) - parts["products"]
     body += [
+        "Of dense int4, head int8: "
+        + ", ".join(f"{k} {ms:.2f} ms" for k, ms in parts.items())
+        + ".",
+        "",
         f"All steps but the products: {rest:.2f} ms, target {REST:.1f}: "
         f"{'met' if rest <= REST else 'not met'}. Memory reads {floor / 1e3:.1f} GB/s. Kernels: "
-        f"{native.instructions()}. Texts that judge: {args.texts}. {left_out}".strip()
+        f"{native.instructions()}. Texts that judge: {args.texts}. {left_out}".strip(),
     ]
     frame.publish("A token beside llama.cpp", ABOUT, body, args)
 

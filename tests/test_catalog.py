@@ -19,6 +19,7 @@ from intarsia.core import Card, registry
 from intarsia.core.errors import ConfigError, UnknownName
 from intarsia.core.exports import homes, namespaces, public_path
 from intarsia.core.registry import INDEX, index
+from intarsia.core.schema import help_of
 from intarsia_lab.pages.index import (
     entries,
     index_text,
@@ -237,4 +238,8 @@ def test_a_description_is_json_and_says_every_setting(found: Card) -> None:
     defaults = {s["name"]: s["default"] for s in said["settings"]}
     assert registry.settings_from_dict(found, defaults) == found.config()
     assert said["paper"]["url"].endswith(said["paper"]["arxiv"]) and said["summary"]
-    assert said["doc"] == inspect.getdoc(found.config)
+    doc = inspect.getdoc(found.config) or ""
+    helps = [help_of(field) for field in fields(found.config)]
+    assert said["doc"].startswith(doc)
+    assert all(help in said["doc"] for help in helps)
+    assert any(helps) or said["doc"] == doc

@@ -12,12 +12,14 @@ from . import mixtures as mixtures
 from . import models as models
 from . import offloading as offloading
 from . import parallel as parallel
+from . import partitions as partitions
 from . import placement as placement
 from . import privacy as privacy
 from . import processes as processes
 from . import recommend as recommend
 from . import routers as routers
 from . import schedules as schedules
+from . import scores as scores
 from . import search as search
 from . import senses as senses
 from . import spans as spans

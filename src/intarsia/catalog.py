@@ -43,7 +43,7 @@ COMMANDS: Mapping[str, tuple[Paper, str]] = MappingProxyType(
                 2024,
                 "A Survey on Inference Optimization Techniques for Mixture of Experts Models",
             ),
-            "Techniques that make a sparse model cheaper, alone and in pairs: intarsia stack.",
+            "Techniques that make a sparse model cheaper, alone and in pairs: intarsia combine.",
         )
     }
 )
@@ -101,7 +101,8 @@ def commands(text: str = "") -> list[dict[str, Any]]:
 def describe(method: Card) -> dict[str, Any]:
     """Describe a listed card for JSON: paper, tags, and each setting with its type and default.
 
-    python: where its config is imported from; doc: the config's docstring.
+    python: where its config is imported from; doc: the config's docstring, and behind it the help
+    of the settings that their fields declare.
     """
     # out of the index: the config's module would import torch
     entry = dict(registry.index()[method.key])
@@ -110,8 +111,9 @@ def describe(method: Card) -> dict[str, Any]:
     described = {"name": method.key} | entry
     described["paper"] = entry["paper"] | {"url": method.paper.url}
     if config:
-        python = public_path(config)
-        described |= {"config": config, "python": python, "doc": _doc(module, config)}
+        helps = [f"{s['name']}: {s['help']}." for s in entry["settings"] if s.get("declared")]
+        doc = "\n".join([_doc(module, config), *([""] if helps else []), *helps])
+        described |= {"config": config, "python": public_path(config), "doc": doc}
     return described
 
 

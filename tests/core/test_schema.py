@@ -19,6 +19,8 @@ from intarsia.core.schema import Setting, check, fits, from_json, in_words, read
 from intarsia.experiments.experiment import GROUPS, Experiment
 from intarsia.train.settings import Running
 
+from ..refusals import refused
+
 FIELDS = [
     pytest.param(item, declared, id=f"{kind.__name__}.{item.name}")
     for kind in PANELS
@@ -154,3 +156,52 @@ def test_the_types_of_every_method_can_be_read(key: str) -> None:
         from intarsia.core.registry import check_types
 
         check_types(card(key).config())
+
+
+def postponed(**types: str) -> type:
+    """Make a dataclass as the module of a method has it: its annotations are text."""
+    names = {name: setting(default, "The number.", **ranges) for name, default, ranges in NUMBERS}
+    return dataclass(frozen=True)(
+        type("Postponed", (), {"__annotations__": types, "__post_init__": check, **names})
+    )
+
+
+NUMBERS: tuple[tuple[str, Any, dict[str, Any]], ...] = (
+    ("rank", 4, {"least": 1}),
+    ("share", 0.5, {"above": 0, "most": 1}),
+)
+
+
+@pytest.mark.parametrize(
+    ("values", "want"),
+    [
+        ({"rank": 0}, "at least 1"),
+        ({"rank": 1.5}, "a whole number"),
+        ({"rank": "four"}, "a whole number"),
+        ({"share": 0}, "0 < share <= 1"),
+        ({"share": 1.5}, "0 < share <= 1"),
+    ],
+)
+def test_types_that_are_text_are_checked_like_others(values: dict[str, Any], want: str) -> None:
+    kind = postponed(rank="int", share="float")
+    kind(rank=1, share=1)
+    with refused(ConfigError, what=next(iter(values)), want=want):
+        kind(**values)
+
+
+def test_a_type_that_only_type_checkers_import_leaves_the_range() -> None:
+    kind = postponed(rank="Nowhere", share="float")
+    kind(rank="four")
+    with refused(ConfigError, what="rank", got=0):
+        kind(rank=0)
+
+
+def test_help_says_the_limits() -> None:
+    helps = {
+        item.name: schema.help_of(item)
+        for item in dataclasses.fields(postponed(rank="int", share="float"))
+    }
+    assert helps == {"rank": "The number; at least 1", "share": "The number; 0 < share <= 1"}
+    assert (
+        setting("a", "A word.", choices=("a", "b")).metadata["setting"].limits("x") == "one of a, b"
+    )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from intarsia.core.errors import DataError, UnknownName
+from intarsia.core.errors import DataError, MissingExtra, UnknownName
 from intarsia.data import naves, reverse_dictionary
 from intarsia.data.collections import (
     Collection,
@@ -26,6 +29,50 @@ def _file(folder: Path, *rows: object) -> Path:
     path = folder / "docs.jsonl"
     path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows) + "\n")
     return path
+
+
+def test_a_collection_of_beir_is_known_by_the_names_of_beir_and_mteb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Hub is a stand-in that records which repository and revision are asked for."""
+    calls: list[tuple[Any, ...]] = []
+
+    def load_dataset(path: str, name: str, split: str | None = None, *, revision: str) -> Any:
+        calls.append((path, name, revision))
+        return {
+            "corpus": [
+                {"_id": "d1", "title": "T", "text": "x"},
+                {"_id": 2, "title": "", "text": "y"},
+            ],
+            "queries": [{"_id": "q1", "text": "a"}, {"_id": "q2", "text": "b"}],
+            "default": {"test": [{"query-id": "q1", "corpus-id": 2, "score": 1.0}]},
+        }[name]
+
+    hub = SimpleNamespace(load_dataset=load_dataset)
+    monkeypatch.setitem(sys.modules, "datasets", hub)
+    monkeypatch.chdir(tmp_path)
+    for name in ("scifact", "SciFact"):
+        found = load_collection(name)
+        assert found.docs == {"d1": "T x", "2": "y"} and found.queries == {"q1": "a"}
+        assert found.qrels == {"q1": {"2": 1}}
+    assert {path for path, _, _ in calls} == {"mteb/scifact"}
+    assert len({revision for _, _, revision in calls}) == 1
+    assert load_collection("FiQA2018", "val").qrels == {}  # a part that it does not have
+    # a folder of that name goes first
+    write_collection({"test": Collection({"own": "z"})}, tmp_path / "scifact")
+    assert load_collection("scifact").docs == {"own": "z"}
+
+    def away(*_: Any, **__: Any) -> Any:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(hub, "load_dataset", away)
+    with refused(DataError, what="collection 'nfcorpus'"):
+        load_collection("nfcorpus")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with refused(MissingExtra):
+        load_collection("nfcorpus")
+    with refused(UnknownName, near=("scifact",)):
+        load_collection("scifakt")
 
 
 def test_documents_are_read_with_their_ids(tmp_path: Path) -> None:

@@ -130,6 +130,21 @@ def test_rounded_inputs_share_a_scale_with_their_group_alone() -> None:
 
 @pytest.mark.skipif(native.load() is None, reason="no C compiler here, or off")
 @pytest.mark.parametrize("activations", ["float", "int8"])
+def test_many_rows_are_multiplied_as_they_are_stored(
+    activations: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, keep = drawn(5, 3, 0.6)
+    form = GroupSparse(activations=activations)
+    stored = form.encode(weight, keep)
+    x = torch.randn(300, 48, generator=torch.Generator().manual_seed(1))
+    want = form.matmul(x, stored, weight.shape)  # so many are decoded first
+    monkeypatch.setattr(GroupSparse, "decode", None)
+    for rows in (1, 5, 33, 128):
+        assert_close(form.matmul(x[:rows], stored, weight.shape), want[:rows], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.skipif(native.load() is None, reason="no C compiler here, or off")
+@pytest.mark.parametrize("activations", ["float", "int8"])
 def test_a_weight_that_stays_is_multiplied_as_any_other(activations: str) -> None:
     weight, keep = drawn(5, 3, 0.6)
     form = GroupSparse(activations=activations)

@@ -173,10 +173,22 @@ def test_a_weight_that_stays_is_multiplied_as_any_other(width: int) -> None:
     x = torch.randn(2, 2, width, generator=draw)
     product = FORM.bound(stored, (9, width))
     assert product.takes(x) and torch.equal(product(x), FORM.matmul(x, stored, (9, width)))
-    assert not product.takes(x.repeat(2, 1, 1)) and FORM.bound(stored, (9 * width,)) is None
+    assert not product.takes(x.repeat(97, 1, 1)) and FORM.bound(stored, (9 * width,)) is None
     stored["row_offsets"] = stored["row_offsets"].clone()
     stored["row_offsets"][4] = 0  # a row in front of the one before it
     with pytest.raises(ShapeError):
         FORM.bound(stored, (9, width))(x)
     with native.using("off"):
         assert FORM.bound(stored, (9, width)) is None
+
+
+@pytest.mark.skipif(native.load() is None, reason="no C compiler here, or off")
+def test_many_rows_are_multiplied_as_they_are_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(7, 50, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(400, 50, generator=torch.Generator().manual_seed(1))
+    stored = FORM.encode(weight)
+    want = FORM.matmul(x, stored, weight.shape)  # so many are decoded first
+    monkeypatch.setattr(Ternary, "decode", None)
+    for rows in (1, 5, 33, 384):
+        got = FORM.matmul(x[:rows], stored, weight.shape)
+        torch.testing.assert_close(got, want[:rows], rtol=1e-5, atol=1e-4)

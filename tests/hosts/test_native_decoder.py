@@ -88,6 +88,31 @@ def test_products_of_any_format_are_those_of_the_packed_model(form: Any) -> None
 
 
 @needs
+@pytest.mark.parametrize("sink", [0, 3])
+def test_heads_with_spans_see_what_the_torch_path_sees(sink: int) -> None:
+    model = decoder(num_hidden_layers=3)
+    # two runs of heads, one run, and a head that sees everything
+    spans = intarsia.spans.Spans.of(torch.tensor([[6, 20], [9, 9], [40, 4 + sink]]), sink=sink)
+    intarsia.spans.attach_spans(model, spans, length=40)
+    assert why_not(model) == ""
+    with torch.no_grad():
+        want = model(IDS, use_cache=False).logits
+    text = NativeText(model, slots=3, length=64)  # spans are for 40
+    assert [len(runs) for runs in text.heads] == [2, 1, 2]
+    for slot, first in ((1, 37), (0, 5)):  # several blocks of 16, and a ring that has gone round
+        got = text.prefill(slot, IDS[slot, :first].tolist())
+        assert_close(got, want[slot, first - 1], atol=1e-5, rtol=1e-5)
+    for at in range(5, 40):
+        slots = [0, 1] if at + 32 < 40 else [0]
+        new = [int(IDS[s, at + 32 * s]) for s in slots]
+        for row, slot in zip(text.step(new, slots), slots, strict=True):
+            assert_close(row, want[slot, at + 32 * slot], atol=1e-5, rtol=1e-5)
+    with pytest.raises(ConfigError):
+        text.step([1], [0])
+    assert text.nbytes < NativeText(decoder(num_hidden_layers=3), slots=3, length=40).nbytes
+
+
+@needs
 def test_a_model_that_is_not_suited_says_why_and_is_refused() -> None:
     assert why_not(decoder()) == ""
     hooked = decoder()

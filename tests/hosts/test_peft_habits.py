@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 from peft import (
+    AutoPeftModel,
     AutoPeftModelForCausalLM,
+    AutoPeftModelForSeq2SeqLM,
     FourierFTConfig,
     IA3Config,
     LNTuningConfig,
@@ -23,7 +25,14 @@ from peft import (
 )
 from torch import Tensor, nn
 from torch.testing import assert_close
-from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 import intarsia
 from intarsia import Bottleneck, Lora, Mosa
@@ -45,6 +54,13 @@ def t5() -> Any:
     torch.manual_seed(0)
     config = T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4)
     return T5ForConditionalGeneration(config).eval()
+
+
+def bert() -> Any:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    config = BertConfig(**sizes, num_attention_heads=4, num_labels=3)  # pyright: ignore
+    return BertForSequenceClassification(config).eval()
 
 
 def logits(model: Any) -> Tensor:
@@ -75,6 +91,23 @@ def test_models_that_do_not_generate_from_token_ids_have_no_task_type(make: Make
     model = intarsia.adapt(make("vit"), Lora(2))
     assert type(model) is PeftModel and model.peft_config["default"].task_type is None
     assert type(intarsia.adapt(t5(), Lora(2))) is PeftModelForSeq2SeqLM
+
+
+@pytest.mark.parametrize("method", [Lora(2), Mosa(Bottleneck(4)), LoraConfig(r=2)])
+@pytest.mark.parametrize("kind", ["classifier", "seq2seq"])
+def test_peft_s_auto_classes_open_what_was_saved(kind: str, method: Any, tmp_path: Path) -> None:
+    host, auto, inputs = {
+        "classifier": (bert(), AutoPeftModel, {"input_ids": IDS}),
+        "seq2seq": (t5(), AutoPeftModelForSeq2SeqLM, {"input_ids": IDS, "decoder_input_ids": IDS}),
+    }[kind]
+    host.save_pretrained(tmp_path / "base")
+    model: Any = intarsia.adapt(type(host).from_pretrained(tmp_path / "base"), method)
+    intarsia.save(model, tmp_path / "adapter")
+    again: Any = auto.from_pretrained(str(tmp_path / "adapter"))
+    assert type(again) is type(model)
+    assert (type(model) is PeftModelForSeq2SeqLM) == (kind == "seq2seq")
+    with torch.no_grad():
+        assert_close(again.eval()(**inputs).logits, model.eval()(**inputs).logits)
 
 
 CONFIGS: dict[str, Any] = {

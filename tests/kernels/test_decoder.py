@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from intarsia.core.errors import ConfigError, ShapeError
-from intarsia.formats import BlockInt
+from intarsia.formats import Bitmask, BlockInt, Columns, Dense, GroupSparse, Ternary
 from intarsia.kernels import dense, native
 from intarsia.kernels.decoder import (
     AddStep,
@@ -118,6 +119,39 @@ def test_it_gives_what_its_twin_gives(sizes: tuple[int, int, int], window: int, 
             assert_close(got, want, atol=close, rtol=close)
 
 
+@pytest.mark.parametrize(("sink", "window"), [(0, 1), (0, 5), (3, 1), (3, 6), (12, 4), (0, 0)])
+def test_a_ring_gives_what_a_whole_cache_gives(sink: int, window: int, build: str) -> None:
+    rows, length = 3, 29
+    size, heads, groups = 10, 4, 2
+    q, k, v = Value("x", heads * size), Value("x", 20, 40), Value("x", 20, 60)
+    embed = EmbedStep(Value("x", 80), drawn(6, 80))
+    room = sink + window + rows - 1 if window else length
+    results: list[list[Tensor]] = []
+    for kind, places in ((NativeDecoder, room), (NaiveDecoder, room), (NaiveDecoder, length)):
+        cache = LayerCache(*(torch.zeros(2, groups, places, size) for _ in range(2)))
+        step = AttendStep(Value("y", 40), q, k, v, cache, heads, 0.3, window, sink)
+        program = NativeDecoder([embed, step], rows) if kind is NativeDecoder else None
+        naive = NaiveDecoder([embed, step])
+        outputs: list[Tensor] = []
+        for first in range(0, length - 2, rows):  # blocks of one text, in the second slot
+            numbers = [
+                [(first + i) % 6 for i in range(rows)],
+                [1] * rows,
+                [*range(first, first + rows)],
+            ]
+            tensors = [torch.tensor(n) for n in numbers]
+            outputs.append(program(*numbers) if program else naive(*tensors))
+        results.append(outputs)
+        assert step.most_places(rows) == (2**62 if window else length)
+    tight = AttendStep(
+        q, q, k, v, LayerCache(*(torch.zeros(2, groups, room, size),) * 2), 4, 1.0, window, sink
+    )
+    assert tight.most_places(rows + 1) == room  # one more row would overwrite what the first sees
+    for got, twin, whole in zip(*results, strict=True):
+        assert_close(got, twin, atol=1e-5, rtol=1e-5)
+        assert_close(twin, whole, atol=1e-5, rtol=1e-5)
+
+
 def test_any_number_of_threads_and_rows_gives_the_same_bits(build: str, threads: None) -> None:
     results: list[Tensor] = []
     for count in (1, 2, 5):
@@ -154,6 +188,8 @@ def test_rows_that_are_no_rows_and_steps_that_do_not_fit_are_refused() -> None:
     attend = next(s for s in steps if isinstance(s, AttendStep))
     for bad in (
         replace(attend, heads=3),
+        replace(attend, sink=LENGTH + 1),
+        replace(attend, window=-1),
         replace(attend, cache=LayerCache(cache.keys, cache.values.bfloat16())),
         NormStep(Value("x", 37), Value("x", 37), drawn(5), 1e-5, 37),
         NormStep(Value("x", 37), Value("x", 37), None, 1e-5, 7),
@@ -167,8 +203,6 @@ def test_rows_that_are_no_rows_and_steps_that_do_not_fit_are_refused() -> None:
 
 
 def test_a_damaged_weight_is_refused_when_it_is_read() -> None:
-    from intarsia.formats import Bitmask
-
     weight = drawn(11, 37)
     stored = Bitmask().encode(weight)
     bound = Bitmask().bound(stored, weight.shape)
@@ -201,3 +235,21 @@ def test_any_format_may_be_a_product() -> None:
     ]
     rows = [torch.tensor(numbers) for numbers in ROWS]
     assert torch.equal(NativeDecoder(steps, 8)(*ROWS), NaiveDecoder(steps)(*rows))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        *(BlockInt(4), BlockInt(8), Dense(), Columns("bf16"), Ternary()),
+        *(Bitmask("fp32"), Bitmask("bf16"), Bitmask("int8")),
+        *(GroupSparse(), GroupSparse(activations="int8")),
+    ],
+    ids=str,
+)
+def test_a_row_has_the_same_bits_in_any_company(form: Any, build: str) -> None:
+    weight, x = drawn(23, 70), drawn(16, 70, seed=1)
+    weight[drawn(23, 70, seed=2) < 0] = 0
+    bound = form.bound(form.encode(weight), weight.shape)
+    alone = torch.cat([bound(row[None]) for row in x])
+    for count in (2, 3, 5, 8, 13, 16):
+        assert torch.equal(bound(x[:count]), alone[:count])

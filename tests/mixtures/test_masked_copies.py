@@ -18,7 +18,7 @@ from intarsia.core import Site
 from intarsia.gating import passes
 from intarsia.methods import Mosa, MosaCell
 from intarsia.mixtures import SplitLinear
-from intarsia.mixtures.split_adamw import split_adamw
+from intarsia.mixtures.split_optimizer import split_adamw
 from intarsia.routers import RandomRouter
 
 WIDTH, BLOCKS, CLASSES, EXPERTS = 6, 2, 3, 4

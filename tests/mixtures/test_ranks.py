@@ -17,7 +17,7 @@ from torch.testing import assert_close
 from intarsia.adapters import Bottleneck
 from intarsia.core import Site
 from intarsia.methods import Mosa
-from intarsia.mixtures import split_adamw
+from intarsia.mixtures.split_optimizer import split_adamw
 from intarsia.routers import random_routers
 
 WORLD, LOCAL, STEPS, EXPERTS = 2, 1, 6, 8

@@ -26,7 +26,7 @@ from intarsia.adapters import Bottleneck
 from intarsia.core import files
 from intarsia.fitting import fit
 from intarsia.methods import Mosa
-from intarsia.mixtures.split_adamw import split_adamw
+from intarsia.mixtures.split_optimizer import split_adamw
 from intarsia.routers import random_routers
 from intarsia.train import Training, checkpoint, folder, two_pass
 

@@ -20,7 +20,7 @@ from intarsia.adapters import Bottleneck
 from intarsia.core.errors import ConfigError
 from intarsia.fitting import fit
 from intarsia.methods import Mosa
-from intarsia.mixtures.split_adamw import split_adamw
+from intarsia.mixtures.split_optimizer import split_adamw
 from intarsia.schedules import RigL
 from intarsia.train import features, one_backward, plain, two_pass
 from intarsia.train.precision import learned_state

@@ -27,7 +27,7 @@ from intarsia.adapters import Bottleneck
 from intarsia.core.errors import ConfigError, DataError, TrainingError, UnknownName
 from intarsia.fitting import fit
 from intarsia.methods import Mosa
-from intarsia.mixtures.split_adamw import split_adamw
+from intarsia.mixtures.split_optimizer import split_adamw
 from intarsia.routers import random_routers
 from intarsia.train import (
     Interrupted,

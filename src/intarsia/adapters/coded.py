@@ -85,7 +85,7 @@ class CodedCell(Cell):
             got = f"{type(body).__name__} without a weight matrix of its own"
             fix = "Code a Bottleneck or a Lora."
             raise ConfigError("over", got=got, want="a cell with linear maps", fix=fix)
-        # without them the quantised cell has fewer bits to store; the maps become bias-free
+        # without biases the quantised cell has fewer bits to store
         if not biases:
             for name in weights:
                 owner = body.get_submodule(name.rpartition(".")[0])

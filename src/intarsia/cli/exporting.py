@@ -18,7 +18,6 @@ MARKS = {"onnx": "intarsia", "torch": "preprocessing.json", "gguf": "GGUF"}  # i
 EXPORTED = ("config.json", "model.safetensors", "predict.py")  # files of a timm folder
 SUFFIXES = {"timm": "", "onnx": ".onnx", "torch": ".pt2", "gguf": ".gguf"}
 
-
 Run = Annotated[
     str,
     typer.Argument(

@@ -10,6 +10,7 @@ import typer
 
 from ..core.checks import at_least
 from ..core.errors import ConfigError, UnknownName
+from ..core.registry import keys
 from ..core.sealing import sealed_names
 from ..data.corpora import is_text
 from .completing import among
@@ -20,7 +21,8 @@ from .shell import note, say, show_json, show_table
 from .targets import target
 
 RECORD = "placement.json"  # of a checkpoint in a placement's order
-SEARCHES = ("eplb", "exflow", "joint_swaps-home", "joint_swaps-stay", "moetuner")
+ENGINES = {"joint_swaps": ("joint_swaps-home", "joint_swaps-stay")}
+SEARCHES = tuple(name for key in keys("placement") for name in ENGINES.get(key, (key,)))
 WORTH = (
     "imbalance: largest load of a device over the mean; cross: share of transitions that change\n"
     "the device; destinations: devices of a token's experts in a layer."

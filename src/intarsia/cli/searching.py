@@ -25,7 +25,7 @@ DOCS = (
     "Documents: a .jsonl file with id and text in each line, a folder in BEIR's layout, or a "
     "collection: "
 )
-NAMED = "naves, naves-nt, reverse-dictionary."
+NAMED = "naves, naves-nt, reverse-dictionary; of BEIR scifact, nfcorpus, fiqa, ... (the Hub)."
 Out = Annotated[Path | None, writes("The folder to write; with --form the file.")]
 Model = Annotated[
     str,

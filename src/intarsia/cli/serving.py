@@ -15,12 +15,13 @@ from ..core.errors import ConfigError, MissingExtra, UnknownName
 from .completing import among
 from .options import Threads, use_threads
 from .shell import note, say, warn
+from .simulating import UNPREDICTED as POLICIES
 
 if TYPE_CHECKING:
     from ..hosts.serving.settings import Limits
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-ENGINES, POLICIES = ("transformers", "vllm"), ("expected", "lfu", "lru")
+ENGINES = ("transformers", "vllm")
 NEEDS = ("starlette", "uvicorn", "prometheus_client")
 
 

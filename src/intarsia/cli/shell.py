@@ -140,10 +140,10 @@ class Verbs(TyperGroup):
         self.commands = cast(Any, dict.fromkeys(HOMES))
 
     def list_commands(self, ctx: Any) -> list[str]:
-        there = (*HOMES, *plugins(VERBS))
+        names = (*HOMES, *plugins(VERBS))
         # Grouped as the help shows them, those of further distributions last.
-        grouped = [name for names in GROUPS.values() for name in names if name in there]
-        return [*grouped, *(name for name in there if name not in grouped)]
+        grouped = [name for group in GROUPS.values() for name in group if name in names]
+        return [*grouped, *(name for name in names if name not in grouped)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Raises: ConfigError for a verb of the laboratory where it is not installed."""

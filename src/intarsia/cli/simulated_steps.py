@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-POLICIES = ("lru", "lfu", "expected", "belady")
+from .simulating import UNPREDICTED
+
+POLICIES = (*UNPREDICTED, "belady")
 SHARES = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0)  # of the experts in memory
 DECODED = 512  # tokens of which hit rates are
 

@@ -10,6 +10,7 @@ import typer
 
 from ..core.checks import at_least
 from ..core.errors import ConfigError, UnknownName
+from ..core.registry import keys
 from .completing import among
 from .options import Json, writes
 from .placing import Devices, TopologyFile, TraceFile, topology_of
@@ -17,11 +18,13 @@ from .shell import say, show_json
 from .targets import page_target, target
 
 ENGINES = {"ep": "home", "stay": "stay"}  # plans that know of placements
-STRATEGIES = ("deepspeed", "fssdp", "semoe", "tutel")
+STRATEGIES = tuple(key for key in keys("parallel") if key not in ENGINES)
 PLANS = ("auto", *ENGINES, *STRATEGIES)
 TIMELINE = '{"otherData": {"by": "intarsia"}'  # where a timeline begins
 WINDOW = 5  # batches that a strategy may have seen before
-POLICIES = ("belady", "expected", "expertflow", "lfu", "lru")
+POLICIES = ("belady", *keys("cache"))
+# policies that need no predictions of the next step
+UNPREDICTED = tuple(key for key in keys("cache") if key != "expertflow")
 Plan = Annotated[
     str,
     typer.Option(

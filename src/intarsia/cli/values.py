@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError
-from ..core.registry import index
+from ..core.registry import index, keys
 from ..core.schema import METADATA, options_of
 from ..experiments.experiment import Experiment, schedules
 from ..train.settings import Running
@@ -52,11 +52,14 @@ def _check_density(schedule: str | None) -> None:
 def check_teacher(objective: str, teacher: str | None) -> None:
     """Raises: ConfigError for a teacher without an objective that has one, or the reverse."""
     # A teacher may also stand inside --objective itself.
-    has, wants = teacher or "teacher=" in objective, objective.startswith("squarehead")
+    has, wants = (
+        teacher or "teacher=" in objective,
+        objective.partition(":")[0] in keys("objective"),
+    )
     if bool(has) != wants:
         got = f"{teacher or 'none'} with --objective {objective}"
         fix = "For example: --objective squarehead --teacher smollm2"
-        want = "squarehead and the dense model, both or neither"
+        want = f"{' or '.join(keys('objective'))} and the dense model, both or neither"
         raise ConfigError("--teacher", got=got, want=want, fix=fix)
 
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 from ..core import Card
 from ..core.errors import IntarsiaError
 from ..core.registry import settings_from_dict, settings_to_dict
+from ..core.schema import help_of
 from .verdict import Broken, laws_of, require, require_equal
 
 ARXIV = re.compile(r"\d{4}\.\d{4,5}")
@@ -49,13 +50,13 @@ def says_what_it_is(card: Card) -> None:
 
 
 def documents_its_settings(card: Card) -> None:
-    """Check that the config's docstring, which `intarsia show` prints, names each setting."""
+    """Check that `intarsia show` explains each setting: in its declaration, or in the docstring."""
     text = getattr(card.config, "__doc__", None) or ""
     holds, got = dataclasses.is_dataclass(card.config), type(card.config).__name__
     require(holds, got, "a dataclass as config", "Make the config a frozen dataclass.")
-    names = [f.name for f in dataclasses.fields(cast(Any, card.config))]
+    names = [f.name for f in dataclasses.fields(cast(Any, card.config)) if not help_of(f)]
     missing = [name for name in names if re.search(rf"\b{name}\b", text) is None]
-    fix = "Name it in the config's docstring."
+    fix = "Declare it with `setting(default, help)`, or name it in the config's docstring."
     require(not missing, f"nothing about {missing}", "a word on every setting", fix)
 
 

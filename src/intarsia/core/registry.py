@@ -14,12 +14,12 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_type_hints
+from typing import TYPE_CHECKING, Any, cast
 
 from .card import Card, Paper
 from .errors import ConfigError, UnknownName
 from .method_settings import MethodSettings
-from .schema import fits, in_words
+from .schema import fits, in_words, types_of
 
 if TYPE_CHECKING:
     from .cell import Method
@@ -241,11 +241,7 @@ def check_types(settings: object) -> None:
     """
     if not is_dataclass(settings) or type(settings).__module__.partition(".")[0] == "peft":
         return
-    try:
-        # annotations are texts: they are resolved in the class's module
-        kinds = get_type_hints(type(settings))
-    except NameError:  # a type that only type checkers import
-        kinds = {}
+    kinds = types_of(type(settings))
     for field in fields(settings):
         value, kind = getattr(settings, field.name), kinds.get(field.name)
         if is_dataclass(value) and not isinstance(value, type):

@@ -8,13 +8,15 @@
             check(self)
 
 The options of the command line, what is refused before torch is imported, completion, `--config`,
-experiment.json and docs/settings.md are made from these fields. A module of settings imports no
-torch and has no `from __future__ import annotations`: the types of its fields are read as they are.
+experiment.json and docs/settings.md are made from these fields; of a method's settings the card
+index and its page are. A module of a run's settings imports no torch and has no `from __future__
+import annotations`: the types of its options are read as they are.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -22,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args, get_origin
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from .errors import ConfigError, UnknownName
 
@@ -111,15 +113,24 @@ class Setting:
             return 0.1
         return 0 if self.least is None else self.least
 
+    def limits(self, name: str) -> str:
+        """Return the valid words or the range of a number as the docs say it, "" without any."""
+        if valid := words(self.choices):
+            return f"one of {', '.join(valid)}"
+        bounds = (self.least, self.above, self.below, self.most)
+        return self.range_in_words(name) if any(bound is not None for bound in bounds) else ""
+
     def range_in_words(self, name: str) -> str:
         """Return the range as an error and the docs say it, such as "at least 1"."""
-        # a lower bound is inclusive or exclusive, never both
+        # a bound is inclusive or exclusive, never both
         low = f"{self.least} <= " if self.least is not None else ""
         low = f"{self.above} < " if self.above is not None else low
         if self.below is not None:
             return f"{low}{name} < {self.below}"
-        if self.most is not None:
+        if self.most is not None and self.least is not None:
             return f"{self.least} ... {self.most}"
+        if self.most is not None:
+            return f"{low}{name} <= {self.most}"
         if self.above is not None:
             return f"above {self.above}"
         return f"at least {self.least}" if self.least is not None else "a finite number"
@@ -135,6 +146,15 @@ def _as_float(value: Real) -> float:
 def setting(default: Any, help: str, **declared: Any) -> Any:
     """Return a dataclass field with its declaration, see `Setting`; MISSING = it must be given."""
     return field(default=default, metadata={METADATA: Setting(help=help, **declared)})
+
+
+def help_of(item: dataclasses.Field[Any]) -> str:
+    """Return the help of a declared field with its limits, "" for a field that is not declared."""
+    if METADATA not in item.metadata:
+        return ""
+    declared: Setting = item.metadata[METADATA]
+    limits, sentence = declared.limits(item.name), declared.help.rstrip(".")
+    return f"{sentence}; {limits}" if limits else sentence
 
 
 def words(listed: Words) -> Sequence[str]:
@@ -166,9 +186,24 @@ def check(settings: object) -> None:
 
     Raises: as `Setting.check`.
     """
+    kinds = types_of(type(settings))
     for item in fields(cast(Any, settings)):
         if (declared := item.metadata.get(METADATA)) is not None:
-            declared.check(item.name, getattr(settings, item.name), item.type)
+            declared.check(item.name, getattr(settings, item.name), kinds.get(item.name, object))
+
+
+@functools.cache
+def types_of(kind: type) -> Mapping[str, Any]:
+    """Return the types of a dataclass's fields by name; none where one cannot be resolved.
+
+    In the module of a method annotations are postponed, so that they are text.
+    """
+    if not any(isinstance(item.type, str) for item in fields(cast(Any, kind))):
+        return {item.name: item.type for item in fields(cast(Any, kind))}
+    try:
+        return get_type_hints(kind)
+    except NameError:  # a type that only type checkers import
+        return {}
 
 
 def to_json(settings: object) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Collections for retrieval: documents, queries, and which document answers which query.
 
-    naves = load_collection("naves")                      # or a folder in BEIR's layout
-    naves.docs["John.3.16"], naves.qrels["q17"]           # {"Matt.5.44": 1, ...}
+    naves = load_collection("naves")               # or "scifact", or a folder in BEIR's layout
+    naves.docs["John.3.16"], naves.qrels["q17"]    # {"Matt.5.44": 1, ...}
 
 A folder in BEIR's layout has corpus.jsonl (_id, title, text), queries.jsonl (_id, text) and
 qrels/train.tsv, dev.tsv, test.tsv (query-id, corpus-id, score). A file docs.jsonl with `id` and
@@ -20,6 +20,7 @@ from typing import Any
 from intarsia.core.errors import DataError, UnknownName
 from intarsia.core.files import parse_json, writing
 from intarsia.core.reading import read_lines
+from intarsia.data import beir
 from intarsia.data.naves import in_new_testament, read_naves
 from intarsia.data.packages import announce
 from intarsia.data.reverse_dictionary import read_reverse_dictionary
@@ -67,6 +68,8 @@ def _refuse_unknown(kind: str, name: str, part: str) -> None:
 def load_collection(spec: str, part: str = "test", *, report: Report = announce) -> Collection:
     """Load a collection by name, a folder in BEIR's layout, or a file of documents.
 
+    spec: one of NAMES, a path, or what BEIR or MTEB call a collection, such as "scifact".
+
     part: "train", "val" or "test", whose queries and judgements are read; documents are the same.
     Raises: DataError for a file that is missing or damaged, an id that occurs twice, a judgement of
     an unknown id; UnknownName for another part, or a name that is neither known nor a path.
@@ -84,7 +87,7 @@ def load_collection(spec: str, part: str = "test", *, report: Report = announce)
     if path.is_dir():
         return _read_beir(path, part)
     if not path.exists() and not path.suffix:
-        raise UnknownName("collection", spec, NAMES)
+        return _read_beir_named(spec, part)
     return Collection(dict(read_docs(path)))
 
 
@@ -165,6 +168,14 @@ def _write_lines(path: Path, rows: Iterator[dict[str, str]]) -> None:
     """Write rows as a .jsonl file."""
     with path.open("w", encoding="utf-8") as out:
         out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _read_beir_named(name: str, part: str) -> Collection:
+    """Read a collection by its name in BEIR or MTEB.  Raises: UnknownName; as `read_named`."""
+    if (beir_set := beir.named(name)) is None:
+        raise UnknownName("collection", name, (*NAMES, *(s.name for s in beir.SETS)))
+    docs, queries, qrels = beir.read_named(beir_set, TSV[part])
+    return Collection(docs, {q: queries[q] for q in qrels if q in queries}, qrels)
 
 
 def _read_beir(folder: Path, part: str) -> Collection:

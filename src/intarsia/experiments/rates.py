@@ -122,10 +122,10 @@ class _Trials:
         """Carry out what is not kept yet."""
         trials = [self._trial(e) for m in self.bases for e in self.of(m, rates, seeds)]
         # one after the other they share what they have in memory with the trials of later rounds
-        here = "here" if self.how.jobs == 1 else "processes"
+        local = "here" if self.how.jobs == 1 else "processes"
         pool_options: dict[str, Any] = {
             "jobs": self.how.jobs,
-            "executor": "ray" if self.how.ray else here,
+            "executor": "ray" if self.how.ray else local,
         }
         pool_options |= {
             "threads": self.how.threads,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core.checks import at_least, between, one_of
 from ..core.modes import evaluating
+from ..core.registry import keys
 from ..formats.absmax import Absmax
 from ..hosts.relabel import relabel
 from ..hosts.swap.stock import (
@@ -26,13 +27,11 @@ from ..hosts.swap.stock import (
 )
 from ..hosts.tracing import recording
 from ..placement.balance import JointSwaps
-from ..placement.policies import Expected, Lfu, Lru
 from ..placement.searching import place
 from ..placement.trace import NONE, Trace
 
 DEVICES = 4
 NAMES = ("gate_up_proj", "down_proj")
-POLICIES = {"expected": Expected, "lfu": Lfu, "lru": Lru}
 Batch = dict[str, Tensor]
 
 
@@ -180,7 +179,7 @@ def _quantise(on: Stacked, text: str) -> None:
 
 
 def _policy(text: str) -> str:
-    one_of("policy", text, tuple(POLICIES))
+    one_of("policy", text, keys("cache"))
     return text
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.modes import evaluating
+from ..core.registry import card
 from ..hosts.offload.resident import offload
 from ..hosts.swap.stock import gated_experts, skipping
 from ..placement.cache import replay
@@ -24,7 +25,7 @@ from ..placement.placement import Placement
 from ..placement.timeline import simulate
 from ..placement.topology import Topology
 from ..placement.trace import Trace
-from .stack_entries import DEVICES, POLICIES, Batch, Stacked, trace_of
+from .stack_entries import DEVICES, Batch, Stacked, trace_of
 
 SLOTS = 0.25
 ITEM = 2  # bytes of a number that no format stores
@@ -72,7 +73,7 @@ def measure(on: Stacked, names: tuple[str, ...], rows: Sequence[Batch]) -> Measu
     sequence_losses = losses(on.model, rows, on.below)
     cpu = time.process_time() - started
     trace = trace_of(on, rows)
-    policy = POLICIES[on.policy or "expected"]().build(trace.layers, trace.experts)
+    policy = card(on.policy or "expected").config().build(trace.layers, trace.experts)
     # a cache with room for a quarter of all experts
     slots = max(2, round(SLOTS * trace.layers * trace.experts))
     hits = replay(demand(trace, 1), policy, slots).rate
@@ -177,7 +178,7 @@ def _offloaded_is_exact(on: Stacked, rows: Sequence[Batch]) -> bool:
     """Return whether outputs are the same bits with a quarter of the experts in memory."""
     with tempfile.TemporaryDirectory() as folder:
         on.model.save_pretrained(Path(folder, "model"))
-        policy = POLICIES[on.policy or "expected"]()
+        policy = card(on.policy or "expected").config()
         count = sum(layer.experts for layer in gated_experts(on.model).values())
         slots = max(2, round(SLOTS * count))
         # experts are loaded from disk as the router asks for them

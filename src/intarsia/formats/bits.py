@@ -10,7 +10,7 @@ from ..core.errors import ShapeError
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:
     """Pack numbers below 2^b, lowest bit first.  (n,) int64 -> (ceil(n b / 8),) uint8."""
-    if bits == 4:  # the same, in a byte for each code in place of 32
+    if bits == 4:  # the same result with 1 byte of memory for each code, not 32
         half = torch.cat([codes, codes.new_zeros(len(codes) % 2)]).to(torch.uint8)
         return half[0::2] | half[1::2] << 4
     place = torch.arange(8, device=codes.device)

@@ -13,10 +13,11 @@ from torch import Tensor
 from ..core import Format
 from ..core.checks import between
 from ..core.errors import DataError, ShapeError
+from ..kernels import native
 from ..kernels.ternary import Dictionary, bound, dictionary, digits_of, ternary, words_of
 from .rows import kept_of, matrix, sides
 
-FEW = 4  # rows of x up to which decoding them each time is faster than decoding the weight
+FEW = 384  # rows of x up to which the kernel is faster than decoding the weight: 370 to 730
 PARTS = ("codes", "row_offsets", "levels")
 
 
@@ -99,13 +100,14 @@ class Ternary(Format):
     def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
         """Return x W^T.  x: (..., in) -> (..., out).  stored: W by `encode`; shape: (out, in).
 
-        Compiled code decodes as it multiplies up to 4 rows of x without gradients; otherwise W is
+        Compiled code decodes in registers up to 384 rows of x without gradients; otherwise W is
         decoded first.
         """
         width = shape[-1] if len(shape) else 1
         flat = x.reshape(x.shape[:-1].numel(), width)
         learned = torch.is_grad_enabled() and x.requires_grad
         suits = x.device.type == "cpu" and len(shape) == 2 and x.dtype != torch.float64
+        suits = suits and native.load() is not None
         if learned or not suits or len(flat) > FEW:
             return (flat @ self.decode(stored, shape).to(x).T).view(*x.shape[:-1], shape[0])
         # a word is a pair of digits: rows of an odd width are stored with a 0 behind

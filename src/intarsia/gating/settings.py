@@ -42,7 +42,7 @@ def non_causal(config: object) -> bool:
         return False
     try:
         by_itself = "non_causal" in card(method_key(cast(Any, config))).tags
-    except ConfigError:  # in no list
+    except ConfigError:  # settings without a card
         by_itself = False
     return by_itself or any(non_causal(getattr(config, f.name)) for f in fields(config))
 

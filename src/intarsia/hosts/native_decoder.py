@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ from ..kernels.decoder import (
 )
 from .anatomy.blocks import base_of
 from .fixed_cache import FixedLayer, cache_name
+from .one_token import has_hooks
+from .spans.head_spans import windows_of
+from .spans.windows import Windows
 from .swap.packed_linear import PackedLinear
 
 # of configurations: a residual stream, rotated heads, a gated MLP
@@ -78,7 +82,8 @@ class NativeText:
     """Texts of a decoder, each in a slot of the cache; tokens are computed by native steps.
 
     Weights are taken where they are, in the format in which they are stored; keys and values are in
-    the type of the model, products are summed in float32. Logits are those of the model's forward,
+    the type of the model, products are summed in float32. Of heads with spans or windows a ring
+    holds what they can see. Logits are those of the model's forward,
     to 1e-5 in float32 where no format rounds inputs.
     slots: texts at once, up to 16; length: tokens of each, prompt and answer together.
     Raises: ConfigError for a model that `why_not` has a reason against, or another number of slots.
@@ -92,28 +97,30 @@ class NativeText:
             fix = "Share the texts out over several."
             raise ConfigError("slots", got=slots, want=f"1 to {SLOTS}", fix=fix)
         host: Any = base_of(model)
-        sizes, self.model = _Sizes.of(host), host
-        dtype = host.get_input_embeddings().weight.dtype
-        shape = slots, sizes.groups, length, sizes.size
-        self.caches = [
-            LayerCache(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype))
-            for _ in host.model.layers
+        self.model, spans = host, windows_of(host)
+        # heads with spans see nothing of a text that is longer than these are for
+        length = length if spans is None else min(length, *(layer.length for layer in spans))
+        self.heads = [
+            list(_head_runs(layer.self_attn, host, slots, length, windows))
+            for layer, windows in zip(
+                host.model.layers, spans or [None] * len(host.model.layers), strict=True
+            )
         ]
-        self.windows = any(_window(layer.self_attn) for layer in host.model.layers)
-        steps = list(steps_of(host, self.caches, length))
+        self.windows = any(run.window for runs in self.heads for run in runs)
+        steps = list(steps_of(host, self.heads, length))
         self.program, self.length = NativeDecoder(steps, ROWS), length
         self.counts = [0] * slots  # tokens that each slot has
 
     @property
     def nbytes(self) -> int:
         """Bytes of keys and values."""
-        return sum(t.nbytes for cache in self.caches for t in cache)
+        return sum(t.nbytes for runs in self.heads for run in runs for t in run.cache)
 
     def prefill(self, slot: int, tokens: Sequence[int]) -> Tensor:
         """Add a prompt, or more of it, to a slot; return the logits behind its last token, (V,).
 
         16 tokens at a time; more than 32 by the model's forward, whose products of many rows are
-        faster, into the same cache.
+        faster, into the same cache, unless heads have windows.
         Raises: ConfigError for no token, or more than there is room for.
         """
         room = self.length - self.counts[slot]
@@ -148,8 +155,8 @@ class NativeText:
         cache, count = DynamicCache(config=self.model.config), self.counts[slot]
         # views of this slot's memory: transformers writes where the native steps will read
         cache.layers = [
-            FixedLayer.over(keys[slot : slot + 1], values[slot : slot + 1], count)
-            for keys, values in self.caches
+            FixedLayer.over(*(t[slot : slot + 1] for t in run.cache), count)
+            for (run,) in self.heads
         ]
         arguments = {cache_name(self.model): cache, "use_cache": True, "logits_to_keep": 1}
         logits = self.model(input_ids=torch.tensor([list(tokens)]), **arguments).logits
@@ -189,15 +196,56 @@ class _Sizes:
         return cls(config.num_attention_heads, groups, size)
 
 
-def steps_of(host: Any, caches: Sequence[LayerCache], length: int) -> Iterator[DecoderStep]:
-    """Yield the steps of a model's forward in order, for texts of at most `length` tokens."""
+@dataclass(frozen=True)
+class _HeadRun:
+    """Key-value heads in a row that see as far as each other, with their cache.
+
+    first, count: of the heads.  sink, window: of the places that they see, as `AttendStep`.
+    """
+
+    first: int
+    count: int
+    sink: int
+    window: int
+    cache: LayerCache
+
+
+def _head_runs(
+    attention: Any, host: Any, slots: int, length: int, windows: Windows | None
+) -> Iterator[_HeadRun]:
+    """Yield the runs of a layer's heads, with empty caches: whole, or rings where heads have spans.
+
+    windows: of the layer's spans; None = its own window, of all heads.
+    """
+    sizes, dtype = _Sizes.of(host), host.get_input_embeddings().weight.dtype
+    sink = 0 if windows is None else windows.sink
+    reach = [_window(attention)] * sizes.groups
+    for group in () if windows is None else windows.groups:
+        for head in group.heads:
+            reach[head] = 0 if sink + group.window >= length else group.window
+    first = 0
+    for window, neighbours in itertools.groupby(reach):
+        count = len(list(neighbours))
+        # a block of a prompt is written before its first token attends
+        room = min(length, sink + window + ROWS - 1) if window else length
+        shape = slots, count, room, sizes.size
+        cache = LayerCache(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype))
+        yield _HeadRun(first, count, sink if window else 0, window, cache)
+        first += count
+
+
+def steps_of(host: Any, heads: Sequence[Sequence[_HeadRun]], length: int) -> Iterator[DecoderStep]:
+    """Yield the steps of a model's forward in order, for texts of at most `length` tokens.
+
+    heads: the runs of heads of each layer.
+    """
     body, width = host.model, host.config.hidden_size
     x, h = Value("x", width), Value("h", width)
     rotation = _rotation(body, length)
     # x is the residual stream, h the scratch value that each layer part reads and writes
     yield EmbedStep(x, body.embed_tokens.weight)
-    for layer, cache in zip(body.layers, caches, strict=True):
-        yield from _attention(layer, x, h, cache, rotation, _Sizes.of(host))
+    for layer, runs in zip(body.layers, heads, strict=True):
+        yield from _attention(layer, x, h, runs, rotation, _Sizes.of(host))
         yield from _mlp(layer, x, h, host.config)
     yield _norm(body.norm, h, x)
     yield _product_step(host.lm_head, Value("logits", host.lm_head.out_features), h)
@@ -207,7 +255,7 @@ def _attention(
     layer: Any,
     x: Value,
     h: Value,
-    cache: LayerCache,
+    runs: Sequence[_HeadRun],
     rotation: tuple[Tensor, Tensor],
     sizes: _Sizes,
 ) -> Iterator[DecoderStep]:
@@ -238,11 +286,28 @@ def _attention(
         yield RotateStep(k, groups, *rotation)
     # 3. attention over the slot's cache, output projection, residual
     out = Value("heads", wide)
-    yield AttendStep(out, q, k, v, cache, heads, attention.scaling, _window(attention))
+    for run in runs:
+        share, key = heads // groups * sizes.size, (run.count * sizes.size, run.first * sizes.size)
+        yield AttendStep(
+            _columns(out, run.count * share, run.first * share),
+            _columns(q, run.count * share, run.first * share),
+            _columns(k, *key),
+            _columns(v, *key),
+            run.cache,
+            run.count * heads // groups,
+            attention.scaling,
+            run.window,
+            run.sink,
+        )
     yield _product_step(attention.o_proj, h, out)
     if norm_before is None:
         yield _norm(layer.post_attention_layernorm, h, h)
     yield AddStep(x, x, h)
+
+
+def _columns(value: Value, width: int, first: int) -> Value:
+    """Return some columns of a value."""
+    return Value(value.name, width, value.first + first)
 
 
 def _mlp(layer: Any, x: Value, h: Value, config: Any) -> Iterator[DecoderStep]:
@@ -330,8 +395,7 @@ def _check_suited(model: nn.Module) -> None:
 
 def _objection(module: nn.Module) -> str:
     """Return the reason why native steps cannot compute a module; "" if they can."""
-    changed = "forward" in vars(module) and not isinstance(vars(module)["forward"], TakingTurns)
-    if module._forward_pre_hooks or module._forward_hooks or changed:
+    if has_hooks(module) and not isinstance(vars(module).get("forward"), TakingTurns):
         return "a hook or another forward"
     if isinstance(module, PackedLinear):
         return "" if module.product is not None else f"no kernel for {module.form}"

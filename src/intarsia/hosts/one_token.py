@@ -36,7 +36,7 @@ def one_token(model: nn.Module) -> Step | None:
     if any(kind != "full_attention" for kind in kinds):
         return None
     around = [host, body, *layers, *(layer.self_attn for layer in layers)]
-    if any(_has_hooks(module) for module in around):
+    if any(has_hooks(module) for module in around):
         return None
 
     def step(ids: Tensor, cache: Any, position: int) -> Tensor:
@@ -45,7 +45,7 @@ def one_token(model: nn.Module) -> Step | None:
     return step
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
     """Return True if a forward does more than its class says; hooks of rings do not count."""
     before = [h for h in module._forward_pre_hooks.values() if not isinstance(h, RingCaches)]
     return bool(before or module._forward_hooks or "forward" in vars(module))

@@ -17,7 +17,7 @@ from ..core.sealing import seal_folder
 from ..data.language_models import language_model
 from ..data.packages import announce
 from .anatomy.blocks import base_of
-from .prune.files import SPARSE, convert_sparse
+from .prune.files import SPARSE, convert_sparse, tokenizer_of
 from .saved import load, save
 
 SETTINGS, CONFIG = "intarsia.json", "config.json"
@@ -32,7 +32,8 @@ def save_language_model(
 ) -> Path:
     """Save a changed model with configuration and tokenizer, so that its folder opens by itself.
 
-    record: file name -> what it holds as JSON.
+    tokenizer: None = the one that belongs to what the model was loaded from, where this machine has
+      it.  record: file name -> what it holds as JSON.
     Raises: TargetError for a model of another library; as `save`.
     """
     host: Any = base_of(model)
@@ -43,8 +44,9 @@ def save_language_model(
         save(model, scratch)
         content = read_json(scratch / SETTINGS)
         host.config.save_pretrained(scratch)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(scratch)
+        tokenizer_to_save = tokenizer or tokenizer_of(host)
+        if tokenizer_to_save is not None:
+            tokenizer_to_save.save_pretrained(scratch)
         for name, value in (record or {}).items():
             (scratch / name).write_text(json.dumps(value, indent=1) + "\n")
         # `save` sealed its own files; the seal is renewed, since there are more of them now

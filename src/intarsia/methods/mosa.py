@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -21,7 +21,7 @@ from ..hosts.attach.prepare import linear_head, reset_head, set_dropout
 from ..mixtures.over import OverMethod
 from ..mixtures.routed import RoutedCell, draw_apart, two_sided
 from ..mixtures.split import DECAYS, SCALINGS, SplitLinear
-from ..mixtures.split_adamw import SplitAdamW, split_adamw
+from ..mixtures.split_optimizer import SplitAdamW, split_adamw
 from ..partitions import random_disjoint
 from ..partitions.disjoint import UNITS
 from ..routers import RandomRouter
@@ -199,10 +199,8 @@ class Official(PublishedRecipe):
     @classmethod
     def for_training(cls, training: Training) -> Official:
         """Return the recipe for a training's rate, epochs and batches; a tenth of them warms up."""
-        epochs, warmup = training.epochs, max(1, training.epochs // 10)
-        return cls(
-            lr=training.lr, epochs=epochs, warmup_epochs=warmup, batch_size=training.batch_size
-        )
+        warmup = max(1, training.epochs // 10)
+        return replace(super().for_training(training), warmup_epochs=warmup)
 
     def prepare(self, host: nn.Module, seed: int) -> None:
         """Set dropout in the trunk and the head's published start, in place.
@@ -311,8 +309,5 @@ CARDS = (
         summary="The published training of MoSA: cells, objective, optimiser and schedule.",
         family="adapter mixtures",
         names=("mosa, official",),
-        exceptions={
-            "leaves_no_trace_of_an_error": "the head's first weights are drawn before the cells",
-        },
     ),
 )

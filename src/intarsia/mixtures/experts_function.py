@@ -53,7 +53,7 @@ def _read(path: str, module: Any) -> StockExperts:
     if not isinstance(down, Tensor) or down.dim() != 3:
         got, want = f"{type(module).__name__} without a 3-D down_proj", "experts in one tensor"
         fix = "Use a transformers version and model whose experts are fused."
-        if down is not None and not isinstance(down, Tensor):  # it reads them when it is asked
+        if down is not None and not isinstance(down, Tensor):  # read from disk
             got, want = "experts on disk", "experts in memory"
             fix = "Do this with the whole model, before intarsia.offload."
         raise TargetError(f"experts at {path!r}", got=got, want=want, fix=fix)

@@ -191,7 +191,7 @@ class SplitLinear(nn.Module):
         gates = gates.to(self.weight.dtype)
         weight = self.expert_weight(gates)  # (G, out, in)
         bias = None if self.biases is None else gates @ self.biases / self.active  # (G, out)
-        # who is active is noted in the backward: a forward without a loss trains nobody
+        # the backward notes which experts were active: a forward without a loss trains none
         if weight.requires_grad:
             weight = _CountInBackward.apply(weight, self._probe, gates)
         elif bias is not None and bias.requires_grad:

@@ -12,6 +12,7 @@ import torch
 
 from ..core.checks import at_least
 from ..core.errors import ConfigError, UnknownName
+from ..core.registry import card, keys
 from ..mixtures.experts import Experts
 from ..placement.engines import ExpertSize
 from ..placement.plan import DevicePlan
@@ -110,19 +111,16 @@ class Auto(Strategy):
         return best.shard(experts, wire, topology, layers)
 
 
-NAMED: Mapping[str, Any] = MappingProxyType(
-    {
-        "auto": Auto,
-        "ep": ExpertParallel,
-        "fssdp": Fssdp,
-        "tutel": Tutel,
-        "coordinated": partial(DeepSpeed, exchange="coordinated"),
-    }
+# SE-MoE's loads are known to its plan alone; of DeepSpeed's exchanges the coordinated one is named
+NOT_NAMED = ("deepspeed", "semoe")
+VARIANTS: Mapping[str, Any] = MappingProxyType(
+    {"auto": Auto, "coordinated": partial(DeepSpeed, exchange="coordinated")}
 )
+NAMED = (*VARIANTS, *(key for key in keys("parallel") if key not in NOT_NAMED))
 
 
 def strategy_named(name: str) -> Strategy:
     """Return the strategy that `intarsia fit --plan` calls by this name.  Raises: UnknownName."""
     if name not in NAMED:
         raise UnknownName("--plan", name, NAMED)
-    return NAMED[name]()
+    return VARIANTS[name]() if name in VARIANTS else card(name).config()

@@ -47,7 +47,7 @@ class ExpertTrial:
         scores = torch.rand(tokens, self.layers, self.experts, generator=draws)
         # The even loads of uniform draws would hide errors in strategies that look for busy
         # experts.
-        scores[:, :, 0] += 0.5  # some are hotter
+        scores[:, :, 0] += 0.5  # expert 0 is busier
         if self.routing == "an expert without tokens":
             scores[:, :, -1] = -1
         if self.routing == "one expert":

@@ -37,7 +37,7 @@ class ExFlow:
 
         trace: recorded routing, whose transitions between layers decide; topology: D devices.
         """
-        from scipy.optimize import linear_sum_assignment  # a third of a second, needed once
+        from scipy.optimize import linear_sum_assignment  # here, as it takes a third of a second
 
         devices = topology.devices
         check_divides(trace.experts, devices)

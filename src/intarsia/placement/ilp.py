@@ -51,7 +51,7 @@ class OneHot:
           that matters more.
         """
         from scipy import sparse
-        from scipy.optimize import Bounds, LinearConstraint, milp  # a third of a second
+        from scipy.optimize import Bounds, LinearConstraint, milp  # a third of a second to import
 
         items, options = self.cost.shape
         count, extras = items * options, len(self.extra_cost)

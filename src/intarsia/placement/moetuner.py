@@ -101,7 +101,7 @@ def even_clusters(load: Tensor, devices: int, *, gap: float, nodes: int) -> Tens
       largest load is fixed in cluster 0, since clusters are interchangeable.  Returns the cluster
       of each expert, (E,); None where the search ends without a solution.
     """
-    from scipy import sparse  # a third of a second
+    from scipy import sparse  # here, as it takes a third of a second
 
     experts = len(load)
     t, ones, eye = load.double().numpy(), np.ones((1, experts)), sparse.identity(devices)
@@ -189,7 +189,7 @@ def _by_assignment(traffic: list[Tensor], bandwidth: Tensor, layers: int, sweeps
     traffic: C (D, D), from cluster to cluster, between each two layers; bandwidth: (D, D); layers:
       L; sweeps: passes at most.
     """
-    from scipy.optimize import linear_sum_assignment  # a third of a second, needed once
+    from scipy.optimize import linear_sum_assignment  # here, as it takes a third of a second
 
     devices = len(bandwidth)
     diagonal = torch.eye(devices, dtype=torch.bool)

@@ -219,7 +219,7 @@ def sinkhorn(scores: Tensor, rounds: int) -> Tensor:
 
 def hungarian(plan: Tensor) -> Tensor:
     """Return the permutation of largest sum_i P_i,order(i).  (E, E) -> (E,) int64."""
-    from scipy.optimize import linear_sum_assignment  # a third of a second, needed once
+    from scipy.optimize import linear_sum_assignment  # here, as it takes a third of a second
 
     return torch.from_numpy(linear_sum_assignment(plan.numpy(), maximize=True)[1])
 

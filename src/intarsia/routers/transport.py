@@ -158,7 +158,7 @@ def _ascent(cost: Tensor, a: Tensor, b: Tensor, k: int, gamma: float, iterations
     # Adam, whose step falls to 0 on a line
     for t in range(1, iterations + 1):
         # the gradient of the semi-dual: the mass that a row still misses
-        slope = a - _columns(alpha, cost, b, k, gamma).sum(-1)  # of the semi-dual, (..., n)
+        slope = a - _columns(alpha, cost, b, k, gamma).sum(-1)  # (..., n)
         first = 0.9 * first + 0.1 * slope
         second = 0.99 * second + 0.01 * slope.square()
         step = RATE * spread * (1 - (t - 1) / iterations)

@@ -56,7 +56,10 @@ class Entries:
     """
 
     def __init__(self, index: Mapping[nn.Parameter, Tensor]) -> None:
-        """Make a short trained vector of each parameter's entries; see the class for `index`."""
+        """Make a short trained vector of some entries of each parameter.
+
+        index: parameter -> flat places of the entries, (n,) int64, each once.
+        """
         self.dense: dict[nn.Parameter, Tensor] | None = None
         self.index = {p: i.to(p.device) for p, i in index.items()}
         self.vectors = {p: nn.Parameter(self._read(p)) for p in self.index}

@@ -65,7 +65,7 @@ def prune(
     """Set all but round(density n) of the n weights of some layers to 0, the smallest first.
 
     layers: globs of layers, None = all linear maps and convolutions. within: masks of an earlier
-      call, outside which nothing is kept.  Returns the masks, a part of the weights' names.
+      call, outside which nothing is kept.  Returns the masks as a partition of one part.
     Raises: ConfigError as `masked_weights` does.
     """
     weights = masked_weights(model, layers)

@@ -88,8 +88,8 @@ class Masked:
     def __init__(self, weights: Weights, partition: Partition, store: str = "dense") -> None:
         """Set the weights outside the masks to 0.
 
-        weights: name -> parameter; partition: one part, the kept weights of each; store: "dense" or
-          "vectors", see the class. Raises: ConfigError.
+        weights: name -> parameter; partition: its one part says which entries are kept; store: of
+          optimiser states, "dense" or "vectors", see the class. Raises: ConfigError.
         """
         if store not in STORES:
             raise ConfigError("store", got=repr(store), want=f"one of {STORES}", fix="Pick one.")

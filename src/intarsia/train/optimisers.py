@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ..mixtures.split_adamw import decay_groups
+from ..mixtures.split_optimizer import decay_groups
 from .settings import LrFactor
 
 

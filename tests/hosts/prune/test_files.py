@@ -18,8 +18,11 @@ from transformers import PreTrainedTokenizerFast
 
 import intarsia
 from intarsia.core.errors import CheckpointError, ConfigError, FoldError, MissingExtra, TargetError
+from intarsia.formats import Bitmask
+from intarsia.hosts.opened import save_language_model
 from intarsia.hosts.prune.files import read_folder
 from intarsia.hosts.prune.packed import packable, rounded, scales, scales_of
+from intarsia.hosts.swap.compress import compress
 from intarsia.methods.gqsa.stages import Tuning
 
 from ...refusals import refused
@@ -317,6 +320,10 @@ def test_the_tokenizer_of_the_folder_it_was_loaded_from_goes_along(tmp_path: Pat
     intarsia.sparse.save_sparse(model, tmp_path / "out")
     again = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert again.get_vocab() == words.get_vocab()
+    packed = compress(model, Bitmask(), force=True)
+    save_language_model(packed, tmp_path / "packed")
+    assert AutoTokenizer.from_pretrained(tmp_path / "packed").get_vocab() == words.get_vocab()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     (tmp_path / "base" / "tokenizer.json").unlink()
     (tmp_path / "base" / "tokenizer_config.json").unlink()
     intarsia.sparse.save_sparse(

@@ -33,7 +33,7 @@ def compared(make_run: Make, changes: Mapping[tuple[str, int], Mapping[str, Any]
 
 
 def test_validation_chooses_where_the_test_part_says_otherwise(make_run: Make) -> None:
-    """Of the fixture mosa has the best test scores; the linear probe is validated best."""
+    """The test scores of the fixture are best for mosa, the validation scores for the probe."""
     comparison = compared(
         make_run,
         {
@@ -74,8 +74,8 @@ def test_ties_and_lost_trainings(
 
 
 def test_equal_methods_are_chosen_in_the_order_of_their_names(make_run: Make) -> None:
-    same = scores(0.7) | {"parameters.trained": 9}
-    comparison = compared(make_run, {("one", 0): same, ("other", 0): same, ("one", 1): same})
+    change = scores(0.7) | {"parameters.trained": 9}
+    comparison = compared(make_run, {("one", 0): change, ("other", 0): change, ("one", 1): change})
     assert comparison.chosen is not None and comparison.chosen.run.folder.name == "one-0"
     assert "other has as much, but was named later" in choice_sentence(comparison)
     # only seeds of both count: a seed more can make no method the better one

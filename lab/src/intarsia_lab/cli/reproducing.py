@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,8 +15,10 @@ from intarsia.cli.options import Json, Threads, use_threads, writes
 from intarsia.cli.shell import note, say, show_json, show_table
 from intarsia.core.errors import ConfigError
 
-from ..kit import Study
 from .words import CLAIMS, check_claim
+
+if TYPE_CHECKING:
+    from ..kit import Study
 
 NEEDS = {"cpu": "", "gpu": "an accelerator", "long": "more than ten minutes"}
 

@@ -14,6 +14,7 @@ from typing import Any, cast
 from intarsia.core import Card
 from intarsia.core.exports import homes, namespaces
 from intarsia.core.registry import INDEX, card, cards_in, index, settings_to_dict
+from intarsia.core.schema import help_of
 
 ROOT = INDEX.parents[1]
 
@@ -66,6 +67,8 @@ def _settings(config: Any) -> list[dict[str, Any]]:
     return [
         {"name": f.name, "type": _type_name(f.type), "default": defaults[f.name]}
         | ({"help": helps[f.name]} if f.name in helps else {})
+        # the docstring does not repeat what the field's declaration says
+        | ({"help": declared, "declared": True} if (declared := help_of(f)) else {})
         for f in dataclasses.fields(config)
         if f.name in defaults
     ]

@@ -104,8 +104,7 @@ def _range(name: str, declared: Setting) -> str:
     """Return the words that are valid, or the range of a number."""
     if valid := words(declared.choices):
         return ", ".join(f"`{word}`" for word in valid)
-    bounds = (declared.least, declared.above, declared.below, declared.most)
-    return declared.range_in_words(name) if any(bound is not None for bound in bounds) else ""
+    return declared.limits(name)
 
 
 def write(docs: Path) -> None:

@@ -7,8 +7,8 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, cast
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Self, cast
 
 from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftModel
 from torch import nn
@@ -43,6 +43,12 @@ class PublishedRecipe(MethodSettings, abc.ABC):
     @property
     @abc.abstractmethod
     def method(self) -> Method: ...
+
+    @classmethod
+    def for_training(cls, training: Any) -> Self:
+        """Return the recipe with a `Training`'s values of the settings that both have."""
+        shared = {f.name for f in fields(cast(Any, cls))} & {f.name for f in fields(training)}
+        return cls(**{name: getattr(training, name) for name in shared})
 
     @abc.abstractmethod
     def prepare(self, host: nn.Module, seed: int) -> None:

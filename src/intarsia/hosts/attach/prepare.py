@@ -50,5 +50,8 @@ def reset_head(head: nn.Linear, *, generator: torch.Generator) -> None:
 
     W ~ N(0, 2 / classes) (Kaiming, fan-out) and b = -log 99: every class starts unlikely.
     """
+    # new tensors: the old ones are put back if an error stops the change
+    for parameter in (head.weight, head.bias):
+        parameter.data = torch.empty_like(parameter.data)
     nn.init.kaiming_normal_(head.weight, mode="fan_out", generator=generator)
     nn.init.constant_(head.bias, -math.log(99))

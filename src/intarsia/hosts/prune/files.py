@@ -77,7 +77,7 @@ def save_sparse(
     parts, quantised = packed(host) if layout == PACKED else ({}, None)
     with writing(folder, spare=True) as scratch:
         host.save_pretrained(scratch)
-        tokenizer_to_save = tokenizer or _tokenizer_of(host)
+        tokenizer_to_save = tokenizer or tokenizer_of(host)
         if tokenizer_to_save is not None:
             tokenizer_to_save.save_pretrained(scratch)
         for name, value in (record or {}).items():
@@ -100,7 +100,7 @@ def save_sparse(
     return Path(folder)
 
 
-def _tokenizer_of(host: Any) -> Any:
+def tokenizer_of(host: Any) -> Any:
     """Return the tokenizer of the folder or the cached repository that a model was loaded from."""
     source = getattr(host, "name_or_path", "")
     if not source:

@@ -17,14 +17,14 @@ from .sampling import NewToken, Sampling, TokenDraw, end_tokens
 from .settings import Limits
 
 LOG = logging.getLogger(__name__)
-PIECE = 256  # tokens of prompts that are computed between two tokens of the answers
+PIECE = 256  # tokens of a prompt that are computed between two tokens of the answers
 
 
 @dataclass
 class _Request:
     """Request in the batch.  send: takes each token; None at the end, or an error, from a thread.
 
-    left: whether nobody listens any more.  read: tokens of the prompt in the cache.
+    abandoned: whether nobody listens any more.  read: tokens of the prompt in the cache.
     """
 
     ids: list[int]
@@ -32,7 +32,7 @@ class _Request:
     last: frozenset[int]  # tokens that end an answer
     tokens: int  # of the answer, at most
     send: Callable[[Any], None]
-    left: bool = False
+    abandoned: bool = False
     slot: int = -1
     read: int = 0
 
@@ -41,8 +41,9 @@ class NativeBatch:
     """Continuous batch of a decoder that `NativeText` computes, on a thread of its own.
 
     Each request has a slot of the cache, up to 16 at once, and its own draw: greedy and sampled
-    ones share the batch. Its tokens do not depend on the others, to the last bit. Between two
-    tokens up to 256 tokens of new prompts are read, so that a long one does not hold up the rest.
+    ones share the batch. Its tokens do not depend on the others, to the last bit. Prompts are read
+    by pieces of 256 tokens, one or two between two tokens, so that a long one does not hold up the
+    rest.
     """
 
     def __init__(self, served: ServedModel, limits: Limits) -> None:
@@ -82,7 +83,7 @@ class NativeBatch:
                 yield item
         finally:
             with self.changed:
-                request.left = True
+                request.abandoned = True
                 self.changed.notify()
 
     def stop(self) -> None:
@@ -112,27 +113,28 @@ class NativeBatch:
         """Wait for work, and give slots to requests that wait; False once the batch ends."""
         with self.changed:
             self.changed.wait_for(lambda: self.ending or self.waiting or self.running)
-            for request in [request for request in self.running if request.left]:
+            for request in [request for request in self.running if request.abandoned]:
                 self._release(request)
             while self.free and self.waiting:
                 request = self.waiting.popleft()
-                if not request.left:
+                if not request.abandoned:
                     request.slot = self.free.pop()
                     text.clear(request.slot)
                     self.running.append(request)
             return not self.ending
 
     def _read_prompts(self, text: NativeText) -> None:
-        """Read up to `PIECE` tokens of prompts; draw the first token behind a whole one."""
+        """Read about `PIECE` tokens of prompts; draw the first token behind a whole one."""
         room = PIECE
         for request in [request for request in self.running if request.read < len(request.ids)]:
-            piece = request.ids[request.read : request.read + room]
-            if not piece:
-                return
+            # the last bits depend on where a prompt is cut, so that others have no say in it
+            piece = request.ids[request.read : request.read + PIECE]
             logits = text.prefill(request.slot, piece)
             request.read, room = request.read + len(piece), room - len(piece)
             if request.read == len(request.ids):
                 self._accept(request, request.draw(logits))
+            if room <= 0:
+                return
 
     def _draw_tokens(self, text: NativeText) -> None:
         """Draw the next token of each answer that has begun, all in one native call."""
@@ -162,4 +164,4 @@ class NativeBatch:
         try:
             request.send(item)
         except RuntimeError:
-            request.left = True
+            request.abandoned = True

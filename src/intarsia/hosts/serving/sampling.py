@@ -158,10 +158,10 @@ class TokenDraw:
         """Draw the next token from logits (V,)."""
         scores = self.processors(torch.tensor([self.ids]), logits[None])[0]
         if self.sample:
-            chosen = torch.multinomial(scores.softmax(0), 1, generator=self.generator)
+            token = torch.multinomial(scores.softmax(0), 1, generator=self.generator)
         else:
-            chosen = scores.argmax()
-        self.ids.append(int(chosen))
+            token = scores.argmax()
+        self.ids.append(int(token))
         return self.logits.token(self.ids[-1])
 
 

@@ -52,7 +52,7 @@ class NativeProgram:
         self.inputs, self.keep, self.threads = tuple(inputs), tuple(keep), torch.get_num_threads()
         run = native.function("intarsia_chw_run", POINTER, I64, I64, I64)
         scratch = native.function("intarsia_chw_scratch", I64, I64, I64, I64, I64, I64)
-        assert run is not None and scratch is not None  # the caller has looked
+        assert run is not None and scratch is not None  # the caller has asked `available()`
         self._run: Callable[..., int] = run
         self.offsets, floats = _lay_out(self.steps, self.shapes, self.inputs, self.keep)
         # one piece of working memory behind the values, as large as the largest step needs
@@ -219,7 +219,7 @@ def _tensors(step: ProgramStep, source: Shape) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     weights = step.weights
     # the kernels add in blocks of up to eight rows
-    if "bias" in weights:  # as long as whole blocks are
+    if "bias" in weights:  # padded to whole blocks
         tensors["bias"] = torch.nn.functional.pad(_floats(weights["bias"]), (0, -step.outputs % 8))
     if "values" in weights:
         checked_blocks(step, source[0])

@@ -30,7 +30,7 @@ KINDS = (EmbedStep, NormStep, ProductStep, ClipStep, RotateStep, AttendStep, Gat
 FIELDS = (  # of a row, as in decoder.h
     *("kind", "dst", "dst_pitch", "src", "src_pitch", "other", "other_pitch", "third"),
     *("third_pitch", "width", "size", "weight", "bias", "type", "keys", "values", "length"),
-    *("window", "heads", "groups", "act", "number"),
+    *("sink", "window", "heads", "groups", "act", "number"),
 )
 TYPES = {torch.float32: 0, torch.bfloat16: 1}  # of dense.c
 I64, POINTER = ctypes.c_int64, ctypes.c_void_p
@@ -66,12 +66,12 @@ class NativeDecoder:
             torch.zeros(1, dtype=torch.int64),
         )
         tables = [len(s.table) for s in self.steps if isinstance(s, EmbedStep)]
-        caches = [s.cache.keys.shape for s in self.steps if isinstance(s, AttendStep)]
+        attends = [s for s in self.steps if isinstance(s, AttendStep)]
         turned = [len(s.cos) for s in self.steps if isinstance(s, RotateStep)]
         self.limits = (
             min(tables, default=2**62),
-            min((shape[0] for shape in caches), default=2**62),
-            min((*(shape[2] for shape in caches), *turned), default=2**62),
+            min((len(s.cache.keys) for s in attends), default=2**62),
+            min((*(s.most_places(max_rows) for s in attends), *turned), default=2**62),
         )
         self._turn = threading.Lock()  # there is one memory, and a call lets other threads go on
 
@@ -190,10 +190,12 @@ class NativeDecoder:
         fits = keys.shape == values.shape and keys.dtype == values.dtype and keys.dtype in TYPES
         fits = fits and step.heads % groups == 0 and keys.is_contiguous() and values.is_contiguous()
         fits = fits and step.query.width == step.dst.width == step.heads * size
+        fits = fits and 0 <= step.sink <= length and step.window >= 0
         _check(step, fits and step.key.width == step.value.width == groups * size)
         places = self._place("src", step.query) | self._place("other", step.key)
         cache = {"keys": self._hold(keys), "values": self._hold(values), "length": length}
-        sizes = {"heads": step.heads, "groups": groups, "size": size, "window": step.window}
+        sizes = {"heads": step.heads, "groups": groups, "size": size}
+        sizes |= {"sink": step.sink, "window": step.window}
         kind = {"type": TYPES[keys.dtype], "number": _bits(step.scale)}
         return {**places, **self._place("third", step.value), **cache, **sizes, **kind}
 

@@ -90,8 +90,9 @@ class RotateStep:
 class AttendStep:
     """Write key and value into the cache, then dst_h = sum_p softmax_p(scale q_h k_p) v_p.
 
-    p: the token's own place and those before it, or the last `window` of them; 0 = all.  The heads
-    share the keys of `groups`, as many in order.
+    p: the token's own place and those before it, or of them the first `sink` and the last `window`;
+    window 0 = all.  The heads share the keys of the cache's groups, as many in order.
+    Behind the sink the cache is a ring: place p is kept at sink + (p - sink) mod (length - sink).
     """
 
     dst: Value
@@ -102,6 +103,16 @@ class AttendStep:
     heads: int
     scale: float
     window: int = 0
+    sink: int = 0
+
+    def most_places(self, rows: int) -> int:
+        """Number of places of a text, of which `rows` are computed in one call; 2^62 is no limit.
+
+        A ring has to keep what the first of these rows sees when the last one is written.
+        """
+        length = self.cache.keys.shape[2]
+        endless = self.window > 0 and length >= self.sink + self.window + rows - 1
+        return 2**62 if endless else length
 
 
 @dataclass(frozen=True)

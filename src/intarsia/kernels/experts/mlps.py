@@ -162,7 +162,7 @@ def _backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]
     x, token, expert, weight, up, gate, down, z, g = ctx.saved_tensors
     needs_grad = ctx.needs_input_grad
     need = [bool(needs_grad[i]) for i in (0, 3, 4, 5, 6)]
-    if torch.is_grad_enabled():  # a gradient of the gradient will be asked for
+    if torch.is_grad_enabled():  # create_graph=True: gradients of these gradients are needed
         y = mlps_naive(x, token, expert, weight, up, gate, down, ctx.act)
         inputs = [t for t, n in zip((x, weight, up, gate, down), need, strict=True) if n]
         gradients = iter(

@@ -21,7 +21,7 @@ def affine(groups: Tensor, bits: int, symmetric: bool = False) -> tuple[Tensor, 
     largest = 2**bits - 1
     span = 2 * torch.maximum(-low, high) if symmetric else high - low
     scale = (span / largest).bfloat16().float()
-    scale = scale.where(scale >= LEAST, 0.0)  # no group has a scale that cannot be divided by
+    scale = scale.where(scale >= LEAST, 0.0)  # a scale so small that w / s may overflow becomes 0
     if symmetric:
         return scale, torch.full_like(scale, 2 ** (bits - 1))
     zero = (-low / scale.where(scale > 0, 1.0)).round().clamp(0, largest)

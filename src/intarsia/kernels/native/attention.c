@@ -2,8 +2,11 @@
  *
  * src: queries (heads x size), other, third: the keys and values (groups x size) of the new rows, all
  * rotated; keys, values: the cache (slots, groups, length, size) in float32 or bfloat16. A row sees
- * places 0 ... its own, or the last `window` of them. All new rows are written first, so that rows
- * of one text, a block of a prompt, see those before them. heads / groups queries share a key. */
+ * places 0 ... its own, or of them the first `sink` and the last `window`. Behind the sink the cache
+ * is a ring: place p is kept at sink + (p - sink) mod (length - sink). All new rows are written
+ * first, so that rows of one text, a block of a prompt, see those before them; a ring is so much
+ * longer than a window that none of them overwrites what another one sees. heads / groups queries
+ * share a key. */
 #include "decoder.h"
 
 enum { F32, BF16, CHUNK = 8 /* vectors of an output that are summed in registers */ };
@@ -27,6 +30,27 @@ ALWAYS float cached_one(const void *cache, int64_t at, const int type) {
 static void keep(void *cache, int64_t at, const float *x, int64_t count, int64_t type) {
     if (type == F32) memcpy((float *)cache + at, x, (size_t)count * sizeof(float));
     else for (int64_t i = 0; i < count; i++) ((uint16_t *)cache)[at + i] = to_bf16(x[i]);
+}
+
+/* The places that a row sees, as up to three runs of the cache: sink, ring, and the ring's begin. */
+struct seen {
+    int64_t at[3], count[3], total;
+};
+
+ALWAYS int64_t kept_at(const struct decoder_step *s, int64_t place) {
+    return place < s->sink ? place : s->sink + (place - s->sink) % (s->length - s->sink);
+}
+
+ALWAYS struct seen seen_from(const struct decoder_step *s, int64_t place) {
+    const int64_t near = s->window && place + 1 - s->window > s->sink ? place + 1 - s->window : s->sink;
+    const int64_t first = place + 1 < s->sink ? place + 1 : s->sink, rest = place + 1 - near;
+    struct seen r = {.at = {0, 0, s->sink}, .count = {first, 0, 0}, .total = first};
+    if (rest <= 0) return r;
+    r.at[1] = kept_at(s, near);
+    r.count[1] = rest < s->length - r.at[1] ? rest : s->length - r.at[1];
+    r.count[2] = rest - r.count[1];
+    r.total += rest;
+    return r;
 }
 
 /* scores[p] of one head, p from ... place; their largest. */
@@ -57,32 +81,35 @@ ALWAYS float weighed(float *scores, int64_t count, float most) {
     return 1.0f / total(sum);
 }
 
-ALWAYS void mixed(float *out, const float *weights, const void *values, int64_t from, int64_t count,
-                  int64_t size, float by, const int type) {
+/* `wide` vectors of the output, summed in registers over all places. */
+ALWAYS void mixed_vectors(float *out, const float *weights, const void *values, int64_t from,
+                          const struct seen *r, int64_t size, float by, const int wide, const int type) {
+    vf sums[CHUNK];
+    for (int k = 0; k < wide; k++) sums[k] = splat(0);
+    for (int run = 0; run < 3; run++) {
+        const int64_t at = from + r->at[run] * size;
+        for (int64_t p = 0; p < r->count[run]; p++)
+            for (int k = 0; k < wide; k++)
+                sums[k] += splat(weights[p]) * cached(values, at + p * size + k * V, type);
+        weights += r->count[run];
+    }
+    for (int k = 0; k < wide; k++) store(out + k * V, sums[k] * splat(by));
+}
+
+ALWAYS void mixed(float *out, const float *weights, const void *values, int64_t from,
+                  const struct seen *r, int64_t size, float by, const int type) {
     int64_t i = 0;
-    for (; i + CHUNK * V <= size; i += CHUNK * V) {
-        vf sums[CHUNK];
-        for (int k = 0; k < CHUNK; k++) sums[k] = splat(0);
-        for (int64_t p = 0; p < count; p++)
-            for (int k = 0; k < CHUNK; k++)
-                sums[k] += splat(weights[p]) * cached(values, from + p * size + i + k * V, type);
-        for (int k = 0; k < CHUNK; k++) store(out + i + k * V, sums[k] * splat(by));
-    }
-    for (; i + 4 * V <= size; i += 4 * V) {
-        vf sums[4] = {splat(0), splat(0), splat(0), splat(0)};
-        for (int64_t p = 0; p < count; p++)
-            for (int k = 0; k < 4; k++)
-                sums[k] += splat(weights[p]) * cached(values, from + p * size + i + k * V, type);
-        for (int k = 0; k < 4; k++) store(out + i + k * V, sums[k] * splat(by));
-    }
-    for (; i + V <= size; i += V) {
-        vf sum = splat(0);
-        for (int64_t p = 0; p < count; p++) sum += splat(weights[p]) * cached(values, from + p * size + i, type);
-        store(out + i, sum * splat(by));
-    }
+    for (; i + CHUNK * V <= size; i += CHUNK * V)
+        mixed_vectors(out + i, weights, values, from + i, r, size, by, CHUNK, type);
+    for (; i + 4 * V <= size; i += 4 * V)
+        mixed_vectors(out + i, weights, values, from + i, r, size, by, 4, type);
+    for (; i + V <= size; i += V) mixed_vectors(out + i, weights, values, from + i, r, size, by, 1, type);
     for (; i < size; i++) {
+        const float *weight = weights;
         float sum = 0;
-        for (int64_t p = 0; p < count; p++) sum += weights[p] * cached_one(values, from + p * size + i, type);
+        for (int run = 0; run < 3; run++)
+            for (int64_t p = 0; p < r->count[run]; p++)
+                sum += *weight++ * cached_one(values, from + (r->at[run] + p) * size + i, type);
         out[i] = sum * by;
     }
 }
@@ -92,18 +119,22 @@ ALWAYS int attend_one(const struct decoder_job *j, int64_t unit, const int type)
     const struct decoder_step *s = j->s;
     const int64_t row = unit / s->groups, group = unit % s->groups, each = s->heads / s->groups;
     const struct decoder_row *r = j->rows + row;
-    const int64_t first = s->window && r->place >= s->window ? r->place + 1 - s->window : 0;
-    const int64_t count = r->place + 1 - first;
-    const int64_t at = ((r->slot * s->groups + group) * s->length + first) * s->size;
-    float *scores = malloc((size_t)(count + V) * sizeof(float));
+    const struct seen places = seen_from(s, r->place);
+    const int64_t from = (r->slot * s->groups + group) * s->length * s->size;
+    float *scores = malloc((size_t)(places.total + V) * sizeof(float));
     if (!scores) return 1;
     for (int64_t h = group * each; h < (group + 1) * each; h++) {
         const float *q = row_at(s->src, s->src_pitch, row) + h * s->size;
         float *out = row_at(s->dst, s->dst_pitch, row) + h * s->size;
         const void *keys = (const void *)(intptr_t)s->keys, *values = (const void *)(intptr_t)s->values;
-        const float most = scored(q, keys, at, count, s->size, number_of(s), scores, type);
-        const float by = weighed(scores, count, most);
-        mixed(out, scores, values, at, count, s->size, by, type);
+        float most = -INFINITY, *next = scores;
+        for (int run = 0; run < 3; next += places.count[run++]) {
+            const int64_t at = from + places.at[run] * s->size;
+            const float here = scored(q, keys, at, places.count[run], s->size, number_of(s), next, type);
+            most = here > most ? here : most;
+        }
+        const float by = weighed(scores, places.total, most);
+        mixed(out, scores, values, from, &places, s->size, by, type);
     }
     free(scores);
     return 0;
@@ -124,12 +155,12 @@ int64_t decoder_attend(const struct decoder_step *s, const struct decoder_row *r
     int64_t bytes = 0;
     for (int64_t r = 0; r < count; r++) {
         for (int64_t g = 0; g < s->groups; g++) {
-            const int64_t at = ((rows[r].slot * s->groups + g) * s->length + rows[r].place) * s->size;
-            const int64_t from = g * s->size;
+            const int64_t place = kept_at(s, rows[r].place), from = g * s->size;
+            const int64_t at = ((rows[r].slot * s->groups + g) * s->length + place) * s->size;
             keep((void *)(intptr_t)s->keys, at, row_at(s->other, s->other_pitch, r) + from, s->size, s->type);
             keep((void *)(intptr_t)s->values, at, row_at(s->third, s->third_pitch, r) + from, s->size, s->type);
         }
-        bytes += (rows[r].place + 1) * s->size * s->heads * 8;
+        bytes += seen_from(s, rows[r].place).total * s->size * s->heads * 8;
     }
     j.parts = parts_of(bytes, threads);
     if (j.parts > count * s->groups) j.parts = count * s->groups;

@@ -192,7 +192,8 @@ def _compile(kind: str, target: Path) -> None:
         sync(built)
         note = Path(scratch) / "note"
         note.write_text(sha256(built) + "\n")
-        target.with_suffix(".sha256").unlink(missing_ok=True)  # never a note of other bytes
+        # an old SHA-256 must not stand beside the new file
+        target.with_suffix(".sha256").unlink(missing_ok=True)
         # the SHA-256 is moved last: a library without one is never trusted
         os.replace(built, target)
         os.replace(note, target.with_suffix(".sha256"))

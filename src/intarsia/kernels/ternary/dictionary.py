@@ -55,7 +55,7 @@ def dictionary(zeros: float = 0.885) -> Dictionary:
             break
         if math.comb(2 * pairs, nonzeros) * 2**nonzeros <= room:
             words += sorted(_of_class(pairs, nonzeros))
-        else:  # far more than are wanted: one after the other
+        else:  # a class too large for the room: its first words alone
             words += itertools.islice(_in_order(2 * pairs, nonzeros), room)
     digits = np.zeros((WORDS, DIGITS), np.uint8)
     lengths = np.array([len(word) for word in words], np.int64)

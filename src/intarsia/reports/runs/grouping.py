@@ -196,8 +196,8 @@ def _validated_on(group: RunGroup, seed: int) -> str:
 
 def _rank(group: RunGroup, seeds: Collection[int]) -> tuple[float, float, int]:
     """Return what decides on a method: mean score, minus mean loss, minus trained parameters."""
-    values = [run.validation for run in group.runs if run.seed in seeds and run.validation]
-    scores, losses = zip(*values, strict=True)
+    runs = [run for run in group.runs if run.seed in seeds]
+    scores, losses = zip(*(score for run in runs if (score := run.validation)), strict=True)
     return fmean(scores), fmean(losses), -group.runs[0].costs.trained
 
 

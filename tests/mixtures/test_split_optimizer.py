@@ -15,7 +15,7 @@ from intarsia.core import Site
 from intarsia.core.errors import ConfigError
 from intarsia.methods import Mosa, MosaCell
 from intarsia.mixtures import SplitLinear, StackedExperts
-from intarsia.mixtures.split_adamw import SplitAdamW, decay_groups, split_adamw
+from intarsia.mixtures.split_optimizer import SplitAdamW, decay_groups, split_adamw
 from intarsia.partitions import random_disjoint
 
 from ..refusals import refused
