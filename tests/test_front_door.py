@@ -44,11 +44,11 @@ EXACT = tuple(f"docs/areas/{name}.md" for name in ("mixtures", "see-and-hear", "
 PICTURES = ("--model", "test_vit", "--untrained", "--size", "32", "--epochs", "1")
 TEXTS = ("--model", "tiny", "--epochs", "1", "--precision", "fp32")
 QUICK = {  # the same command in seconds: what is typed after it counts
-    "auto": ("--model", "test_vit", "--untrained", "--minutes", "0.1", "--methods", "linear,lora"),
+    "auto": (*PICTURES[:5], "--minutes", "0.25", "--methods", "linear,lora"),
     "compare": ("--seeds", "0,1", "--images", "0.8"),
-    "sparsify": ("--rows", "2", "--size", "16", "--test", "2", "--calib", "notes.txt"),
+    "sparsify": ("--rows", "2", "--length", "16", "--test", "2", "--calib", "notes.txt"),
     "compress": ("--force",),
-    "trace": ("--rows", "8", "--size", "16"),
+    "trace": ("--rows", "8", "--length", "16"),
 }
 STAND_INS = {"smollm2": "tiny", "austen": "notes.txt"}
 NUMBER = re.compile(r"[-+−±]?\d[\d.,]*(?:e[-+]?\d+)?")
@@ -120,20 +120,14 @@ def words_of(text: str) -> list[str]:
     return re.sub(r"[^\w/.=-]+", " ", NUMBER.sub("", TIME.sub("", text))).lower().split()
 
 
-def heads(text: str) -> list[str]:
-    """The headings of the tables of an output."""
-    return [" ".join(words_of(line)) for line in text.splitlines() if line.startswith("┃")]
-
-
 def sentences(text: str) -> list[list[str]]:
-    """The words of every line that is no part of a table."""
-    lines = (words_of(line) for line in text.splitlines() if line[:1] not in "┏┃┡│├└╭╰")
+    """The words of every line, heads of tables among them, but for the rows of tables."""
+    lines = (words_of(line) for line in text.splitlines() if line[:1] not in "┏┡│├└╭╰")
     return [words for words in lines if words]
 
 
 def resembles(shown: str, printed: str) -> None:
     """Assert that an output has the tables and the sentences of the one that a page shows."""
-    assert not set(heads(shown)) - set(heads(printed)), printed
     whole = words_of(printed)
     for words in sentences(shown):
         matcher = SequenceMatcher(None, words, whole, autojunk=False)
@@ -232,7 +226,7 @@ def test_the_readme_counts_the_verdicts_of_the_page_of_claims() -> None:
     claims = "| holds | 1 | 9 |\n| fails | 2 | 9 |\n| not decided | 3 | 9 |\n| void | 4 | 9 |\n"
     readme = (ROOT / "README.md").read_text()
     words = " ".join(counted(readme, claims).split())
-    assert "1 hold, 2 fail, 3 are not decided, and in 4 the positive control failed" in words
+    assert "1 hold, 2 fail, 3 are not decided, and in 4 the figure means nothing" in words
 
 
 def test_pages_that_are_made_of_others_are_as_they_would_be_made() -> None:
