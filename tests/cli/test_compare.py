@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -354,6 +355,8 @@ def test_the_demo_from_pictures_to_page(
 ) -> None:
     for name, value in {"VAL": 4, "TEST": 6, "BLOCKS": 2, "COMPARED": 6}.items():
         monkeypatch.setattr(demo_steps, name, value)
+    no_more = functools.partial(demo_steps.RateSearch, reach=(1e-3, 1e-2))  # adds no rates
+    monkeypatch.setattr(demo_steps, "RateSearch", no_more)
     monkeypatch.setattr(demo_steps, "obtain", lambda _: None)
     words = (
         "demo", "--data", photos(tmp_path / "photos"), "--model", "test_vit", "--untrained",
@@ -363,14 +366,16 @@ def test_the_demo_from_pictures_to_page(
     assert intarsia(*words[:-1], "cuda:77").code == 2 and not started
     said = intarsia(*words)
     assert said.code == 0, said.err
-    for text in ("linear probe", "bottleneck", "mosa", "Report:"):
+    for text in ("linear probe", "lora", "bottleneck", "mosa", "Report:"):
         assert text in said.out
     assert "largest output difference" in said.words and "agree on 6 of 6" in said.words
+    assert "Chosen on the validation part" in said.words
+    assert "What adapting gained:" in said.words and "Mosa minus bottleneck" in said.words
     assert (tmp_path / "demo" / "report.html").is_file()
     assert (tmp_path / "demo" / "stock" / "model.safetensors").is_file()
-    assert len(started) == 3
+    trained = len(started)  # the search for rates and four runs
     said = intarsia(*words, "--json")
-    assert said.code == 0 and len(said.json["rows"]) == 3 and len(started) == 3
+    assert said.code == 0 and len(said.json["rows"]) == 4 and len(started) == trained
 
 
 def test_assets_are_obtained_in_another_process() -> None:

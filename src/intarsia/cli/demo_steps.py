@@ -15,15 +15,17 @@ from ..data.sets import located
 from ..experiments import experiment as experiments
 from ..experiments.experiment import Adapted, Experiment, Pictures
 from ..experiments.matrix import PlannedRun, on_one_adapter, planned, run_all
+from ..experiments.rates import RateSearch
 from ..experiments.release import some_pictures, stock_of
 from ..experiments.runs import open_pictures
 from ..experiments.workers import FreshProcess
 from ..hosts import export_timm
+from ..reports.runs import Comparison, choice_sentence, difference_sentence
 from ..train import Training
 from ..train.processes import device_named
 
 Report = Callable[[str], None]
-VAL, TEST = 0, 1600
+VAL, TEST = 150, 2000  # pictures; validation is drawn beside the training pictures
 BLOCKS = 3  # of twelve; the others stay as they are and are computed once
 REPEATS = 20  # of a multiplication that is timed
 COMPARED = 200  # test pictures
@@ -86,13 +88,15 @@ def train_all(
     torch.set_num_threads(1)
     pictures = Pictures(located(request.data), images=request.images, val=VAL, test=TEST)
     adapted = Adapted(request.model, request.size, pretrained=request.pretrained)
-    training = Training(epochs=request.epochs, batch_size=32, lr=5e-3, weight_decay=0.01)
+    training = Training(epochs=request.epochs, batch_size=32, weight_decay=0.01)
     start = Experiment(pictures, adapted, training).changed(
         last_blocks=BLOCKS, frozen_once=True, precision=_precision(request, target_device, report)
     )
     settings = on_one_adapter(start, methods, {}, report)
     runs = planned(start, methods, request.seeds, settings, request.out)
-    run_all(runs, jobs=jobs, report=report, threads=1, running={"device": device})
+    running: dict[str, Any] = {"jobs": jobs, "threads": 1, "running": {"device": device}}
+    runs = RateSearch(**running).find(runs, request.out, report)
+    run_all(runs, report=report, **running)
     return runs
 
 
@@ -107,14 +111,15 @@ def _precision(request: Demo, device: torch.device, report: Report) -> str:
     return precision
 
 
-def fold_one(runs: Sequence[PlannedRun], target: Path, report: Report) -> Path:
-    """Fold the first run of the last method into a stock model and write it as timm loads it.
+def fold_chosen(comparison: Comparison, target: Path, report: Report) -> Path:
+    """Fold the run that validation chose into a stock model and write it as timm loads it.
 
     Raises: FoldError or ExportError where the outputs differ.
     """
-    method = runs[-1].experiment.adapted.method
-    first = next(e for e in runs if e.experiment.adapted.method == method)
-    opened = open_pictures(first.folder, as_trained=False)
+    chosen = comparison.chosen
+    assert chosen is not None  # every run has the same validation pictures, so that one is chosen
+    report(choice_sentence(comparison))
+    opened = open_pictures(chosen.run.folder, as_trained=False)
     # The stock model is exported and compared on real pictures, not on noise.
     images = some_pictures(opened, report, COMPARED)
     stock = stock_of(opened, images, report)
@@ -127,3 +132,15 @@ def fold_one(runs: Sequence[PlannedRun], target: Path, report: Report) -> Path:
             "test pictures."
         )
     return path
+
+
+def gains(comparison: Comparison) -> list[str]:
+    """Say what the chosen method gains over the linear probe, and MoSA over its adapter."""
+    chosen, probe = comparison.chosen, comparison.baseline
+    assert chosen is not None and probe is not None
+    if chosen.group is probe:
+        first = "What adapting gained: nothing that validation saw; the linear probe was chosen."
+    else:
+        first = f"What adapting gained: {difference_sentence(chosen.group, probe)}"
+    groups = {group.label: group for group in comparison.groups}
+    return [first, f"What MoSA gained: {difference_sentence(groups['mosa'], groups['bottleneck'])}"]

@@ -16,6 +16,7 @@ from .reading import FinishedRun as FinishedRun
 from .reading import gather as gather
 from .reading import read_run as read_run
 from .sentences import choice_sentence as choice_sentence
+from .sentences import difference_sentence as difference_sentence
 from .sentences import differences as differences
 from .tables import json_choice as json_choice
 from .tables import json_rows as json_rows

@@ -136,10 +136,11 @@ def differences(comparison: Comparison) -> list[str]:
     base = comparison.baseline
     if base is None:
         return []
-    return [_difference(group, base) for group in comparison.others()]
+    return [difference_sentence(group, base) for group in comparison.others()]
 
 
-def _difference(group: RunGroup, base: RunGroup) -> str:
+def difference_sentence(group: RunGroup, base: RunGroup) -> str:
+    """Say how a method differs from another, with the interval or why there is none."""
     interval, missing = group.interval(base)
     pairs = group.difference(base)
     # seeds in common are paired; without any, the means are compared
