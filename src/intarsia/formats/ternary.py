@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..core import Format
 from ..core.checks import between
-from ..core.errors import DataError, ShapeError
+from ..core.errors import ShapeError
 from ..kernels.ternary import Dictionary, bound, dictionary, digits_of, ternary, words_of
-from .rows import kept_of, matrix, sides
+from .rows import finite, kept_of, matrix, sides
 
 FEW = 4  # rows of x up to which decoding them each time is faster than decoding the weight
 PARTS = ("codes", "row_offsets", "levels")
@@ -54,11 +54,7 @@ class Ternary(Format):
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Encode a weight, of which more may become 0.  keep: others are 0, None = all."""
-        w = weight.detach().float()
-        if not bool(torch.isfinite(w).all()):
-            got = f"{int((~torch.isfinite(w)).sum())} not finite"
-            fix = "Look at how it was trained."
-            raise DataError("weight", got=got, want="finite numbers", fix=fix)
+        w = finite(weight)
         if keep is not None:
             w = w.masked_fill(~kept_of(weight, keep), 0)
         rows = matrix(w)
