@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..core import Format
 from ..core.checks import one_of
-from ..core.errors import DataError, ShapeError
+from ..core.errors import ShapeError
 from ..kernels import blockint as kernels
 from ..kernels.blockint import BLOCK, BUNDLE
-from .rows import kept_of, matrix
+from .rows import finite, kept_of, matrix
 
 LARGEST = torch.finfo(torch.float16).max
 HEAD = 2  # bytes of the scale before the codes of a block of GGUF
@@ -53,10 +53,7 @@ class BlockInt(Format):
         keep: bool, False = the weight becomes 0; None = all are kept. moments: unused; other
           formats need it. Raises: DataError for weights that are not finite.
         """
-        w = weight.detach().float()
-        if not bool(torch.isfinite(w).all()):
-            got = f"{int((~torch.isfinite(w)).sum())} not finite"
-            raise DataError("weight", got=got, want="finite numbers", fix="Look at its training.")
+        w = finite(weight)
         rows = matrix(w if keep is None else w.masked_fill(~kept_of(weight, keep), 0))
         padded = torch.nn.functional.pad(rows, (0, -rows.shape[1] % BLOCK))
         blocks = padded.view(len(rows), padded.shape[1] // BLOCK, BLOCK)

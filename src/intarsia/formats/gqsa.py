@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ..core import Format
 from ..core.checks import between, one_of
-from ..core.errors import DataError, ShapeError
+from ..core.errors import ShapeError
 from ..kernels import native
 from ..kernels.gqsa import affine, bound, codes_of, gqsa, rounded, spread
 from .bits import pack_bits, unpack_bits
-from .rows import kept_of, matrix, sides
+from .rows import finite, kept_of, matrix, sides
 
 ACTIVATIONS = ("float", "int8")
 FAST = (4, 16)  # bits and group of the kernel
@@ -65,11 +65,7 @@ class GroupSparse(Format):
           need it. Returns the tensors that the class lists.
         """
         keep = kept_of(weight, keep)
-        w = weight.detach().float()
-        if not bool(torch.isfinite(w).all()):
-            got = f"{int((~torch.isfinite(w)).sum())} not finite"
-            fix = "Look at how it was trained."
-            raise DataError("weight", got=got, want="finite numbers", fix=fix)
+        w = finite(weight)
         group_mask = self.groups(matrix(keep)).any(-1)  # (R, C)
         # a group is kept whole; its pruned weights are stored as 0
         kept_groups = self.groups(matrix(w.masked_fill(~keep, 0)))[group_mask]  # (K, G)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..core.errors import ShapeError
+from ..core.errors import DataError, ShapeError
 
 
 def matrix(weight: Tensor) -> Tensor:
@@ -19,6 +19,16 @@ def sides(shape: Sequence[int]) -> tuple[int, int]:
     """Return the rows and the width that `matrix` gives a weight of this shape."""
     size = torch.Size(shape)
     return (size[0], size[1:].numel()) if len(size) > 1 else (1, size.numel())
+
+
+def finite(weight: Tensor) -> Tensor:
+    """Return a weight's values in float32.  Raises: DataError for NaN or infinity among them."""
+    values = weight.detach().float()
+    if not bool(torch.isfinite(values).all()):
+        got = f"{int((~torch.isfinite(values)).sum())} not finite"
+        fix = "Look at how it was trained."
+        raise DataError("weight", got=got, want="finite numbers", fix=fix)
+    return values
 
 
 def kept_of(weight: Tensor, keep: Tensor | None) -> Tensor:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ..core import Format
 from ..core.checks import between
-from ..core.errors import DataError, ShapeError
+from ..core.errors import ShapeError
 from ..kernels import native
 from ..kernels.ternary import Dictionary, bound, dictionary, digits_of, ternary, words_of
-from .rows import kept_of, matrix, sides
+from .rows import finite, kept_of, matrix, sides
 
 FEW = 384  # rows of x up to which the kernel is faster than decoding the weight: 370 to 730
 PARTS = ("codes", "row_offsets", "levels")
@@ -62,11 +62,7 @@ class Ternary(Format):
         keep: bool, False = the weight becomes 0; None = all are kept. moments: unused; other
           formats need it. Returns "codes", "row_offsets" and "levels", see the class.
         """
-        w = weight.detach().float()
-        if not bool(torch.isfinite(w).all()):
-            got = f"{int((~torch.isfinite(w)).sum())} not finite"
-            fix = "Look at how it was trained."
-            raise DataError("weight", got=got, want="finite numbers", fix=fix)
+        w = finite(weight)
         if keep is not None:
             w = w.masked_fill(~kept_of(weight, keep), 0)
         rows = matrix(w)
