@@ -14,7 +14,6 @@ from .completing import models
 from .early import numbers
 from .options import Device, Json, writes
 from .shell import note
-from .values import check_options
 
 METHODS = ("linear", "bottleneck", "mosa")
 WHOLE = "bottleneck"  # the adapter that MoSA splits, trained whole
@@ -51,7 +50,6 @@ def demo(
     """
     # All that can be refused is refused before torch is imported.
     runs = numbers("--seeds", seeds)
-    check_options({"device": device})
     from .demo_steps import Demo, fold_one, obtain, train_all
 
     start = time.perf_counter()
