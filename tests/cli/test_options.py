@@ -130,6 +130,9 @@ def test_a_help_says_what_the_value_is() -> None:
         (("simulate", "t", "-o", "a.txt"), "one .json"),
         (("simulate", "t", "-o", "a.html", "-o", "b.html"), "one .json"),
         (("sparsify", "smollm2", "-o", "new", "--threads", "0"), "at least 1"),
+        (("codec", "encode", "a.png", "--seed", "-1"), "0 ... "),
+        (("trace", "m", "austen", "-o", "t", "--length", "1"), "at least 2"),
+        (("trace", "m", "austen", "-o", "t", "--device", "gpu"), "'gpu'"),
     ],
 )
 def test_what_an_option_cannot_be_is_refused(

@@ -57,12 +57,8 @@ def combine(
     if not is_text(text):
         want, fix = "a corpus, or a .txt, .md or .jsonl file", "For example: austen"
         raise ConfigError("TEXT", got=text, want=want, fix=fix)
-    for option, value, least in (
-        ("--rows", rows, 1),
-        ("--calibration", calibration, 1),
-        ("--length", length, 2),
-    ):
-        at_least(option, value, least)
+    at_least("--rows", rows, 1)
+    at_least("--calibration", calibration, 1)
     pairs = pairs or entries == ALL
     if out is not None:
         target(out, "combined.json", mark=COMBINED)

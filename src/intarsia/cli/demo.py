@@ -14,7 +14,6 @@ from .completing import models
 from .early import numbers
 from .options import Device, Json, writes
 from .shell import note
-from .values import check_options
 
 METHODS = ("linear", "lora", "bottleneck", "mosa")
 PROBE = "linear probe"  # the label that the gain is measured from
@@ -53,7 +52,6 @@ def demo(
     """
     # All that can be refused is refused before torch is imported.
     runs = numbers("--seeds", seeds)
-    check_options({"device": device})
     from .demo_steps import Demo, fold_chosen, gains, obtain, train_all
 
     start = time.perf_counter()

@@ -188,8 +188,18 @@ def rows(*kinds: type) -> tuple[Parameter, ...]:
 
 
 def option_of(name: str) -> Any:
-    """Return the option of a setting, for a verb that has its parameter in its signature."""
-    return row(name).annotation.__metadata__[0]
+    """Return the option of a setting, for a verb that has its parameter in its signature.
+
+    Its value is checked when it is read, as that of the setting is.
+    """
+    info, (item, _) = row(name).annotation.__metadata__[0], FIELDS[name]
+
+    def checked(value: Any) -> Any:
+        item.metadata[METADATA].check(flag(name), value, item.type)
+        return value
+
+    info.callback = checked
+    return info
 
 
 def writes(help: str) -> Any:

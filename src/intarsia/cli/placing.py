@@ -62,7 +62,6 @@ def trace(
         want, fix = "a corpus, or a .txt, .md or .jsonl file", "For example: austen"
         raise ConfigError("TEXT", got=text, want=want, fix=fix)
     at_least("--rows", rows, 1)
-    at_least("--length", length, 2)
     file = target(out, "t.safetensors", mark="intarsia trace")
     use_threads(threads)
     from ..data.texts import load_texts

@@ -28,7 +28,6 @@ from .options import (
 from .seeing import evaluate_seeing, is_seeing, predict_seeing
 from .shell import note, say, show_json, show_table, warn
 from .targets import page_target
-from .values import check_options
 
 if TYPE_CHECKING:
     from ..experiments.runs import PictureRun, Prediction
@@ -69,7 +68,6 @@ def evaluate(
         evaluate_seeing(run, data, part, device, as_json)
         return
     check_run(run)
-    check_options({"device": device})
     allow_pixels(ctx, max_pixels)
     from ..experiments.opening import open_run
     from ..experiments.writing import TextRun
@@ -181,7 +179,6 @@ def predict(
     if as_json and as_csv:
         raise ConfigError("--json and --csv", got="both", want="one of them", fix="Choose one.")
     check_run(run)
-    check_options({"device": device})
     allow_pixels(ctx, max_pixels)
     from ..experiments.opening import open_run
     from ..experiments.writing import TextRun

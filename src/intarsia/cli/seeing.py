@@ -176,7 +176,6 @@ def predict_seeing(
 
 
 def _open(run: Path, device: str | None) -> Any:
-    check_options({"device": device})
     from ..experiments.seeing import open_seeing
     from ..train.processes import device_named
 
