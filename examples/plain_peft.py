@@ -1,51 +1,45 @@
-"""Train an adapter here; open it with PEFT and timm alone, and go on training it there.
+"""Open an adapter of intarsia with PEFT and timm alone, and go on training it there.
 
-python examples/plain_peft.py photos/
+intarsia fit photos --method lora --model vit_tiny_patch16_224 --out runs/photos
+python examples/plain_peft.py runs/photos
 """
 
 import argparse
+import json
+import sys
+from pathlib import Path
 
 import timm
 import torch
 from peft import PeftModel
 
-import intarsia
-
 parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-parser.add_argument("folder")
+parser.add_argument("run", type=Path, help="a run of `intarsia fit --method lora`")
 parser.add_argument("--out", default="adapter")
-parser.add_argument("--model", default="vit_tiny_patch16_224", help="a name of timm")
-parser.add_argument("--epochs", type=int, default=5)
-parser.add_argument("--tiny", action="store_true", help="a small untrained model, 1 epoch")
-asked = parser.parse_args()
-settings = {"pretrained": not asked.tiny}
-if asked.tiny:
-    asked.model, asked.epochs = "test_vit", 1
-    settings["img_size"] = 32
+parser.add_argument("--tiny", action="store_true", help="the run is of an untrained model")
+arguments = parser.parse_args()
 
-data = intarsia.load_data(asked.folder, seed=0)
-torch.manual_seed(0)  # of the trunk, where it is not pretrained
-trunk = timm.create_model(asked.model, num_classes=len(data.classes), **settings)
-model = intarsia.adapt(trunk, intarsia.Lora(8))
-intarsia.fit(model, data, epochs=asked.epochs, lr=2e-3)
-model.save_pretrained(asked.out)
+# the run's record names the model of timm, the size of its pictures and the classes
+record = json.loads((arguments.run / "run.json").read_text())["record"]
+experiment, classes = record["experiment"], record["data"]["classes"]
+size = {} if experiment["size"] is None else {"img_size": experiment["size"]}
+torch.manual_seed(experiment["seed"])  # of the trunk, where it is not pretrained
+trunk = timm.create_model(
+    experiment["model"], pretrained=not arguments.tiny, num_classes=len(classes), **size
+)
+model = PeftModel.from_pretrained(trunk, str(arguments.run / "adapter"), is_trainable=True)
+model.print_trainable_parameters()
 
-# from here on, PEFT and timm; `import intarsia` has told PEFT of its adapters
-torch.manual_seed(0)
-trunk = timm.create_model(asked.model, num_classes=len(data.classes), **settings)
-again = PeftModel.from_pretrained(trunk, asked.out, is_trainable=True)
-images = torch.randn(4, *trunk.pretrained_cfg["input_size"][:1], *trunk.patch_embed.img_size)
-with torch.no_grad():
-    apart = (again.eval()(images) - model.eval()(images)).abs().max()
-print(f"largest difference of the outputs: {apart:.1e}")
-assert apart < 1e-5
-
-optimizer = torch.optim.AdamW([p for p in again.parameters() if p.requires_grad], lr=1e-3)
-labels = torch.arange(4) % len(data.classes)
-again.train()
+# a loop of your own: these are random pictures, in the place of yours
+optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+images = torch.randn(4, 3, *trunk.patch_embed.img_size)
+labels = torch.arange(4) % len(classes)
+model.train()
 for step in range(3):
-    loss = torch.nn.functional.cross_entropy(again(images), labels)
+    loss = torch.nn.functional.cross_entropy(model(images), labels)
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
     print(f"step {step}: loss {loss.item():.3f}")
+model.save_pretrained(arguments.out)
+assert "intarsia" not in sys.modules
