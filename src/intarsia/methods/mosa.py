@@ -54,10 +54,6 @@ class Mosa(OverMethod):
     adapter. It regularises: where an adapter over-fits (few images, seen 20 to 60 times) it is
     better calibrated, so that loss and calibration error are lower; its accuracy does not differ
     significantly from that of the same adapter left whole (docs/benchmarks/mosa_pairs.md).
-    When to use it: for probabilities that are used as they are, where no validation part can fit a
-    temperature; with one, the gain is gone. For accuracy begin with `Lora`.
-    Not for ample data and few steps: every part then sees a fraction of an already short training;
-    `Mosa.for_budget` knows when to leave the adapter whole.
     Measured against the same adapter left whole, with 100 images seen 40 times: +1.19 points (+0.05
     to +2.32; 15 pairs) in the claim mosa-long; by a protocol that was fixed beforehand, on new sets
     with a rate chosen for each, -0.57 (-1.16 to +0.03; 72 pairs), and -0.17 (-0.62 to +0.29; 72
@@ -68,6 +64,10 @@ class Mosa(OverMethod):
     fifteen, five split bottlenecks are 0.33 points (+0.01 to +0.70) above the same whole, and MoSA
     over LoRA is 0.41 (-1.72 to +0.67) below LoRA. In an EfficientNet, whose adapters do not fit
     their training images, splitting costs accuracy (docs/benchmarks/mini.md).
+    When to use it: for probabilities that are used as they are, where no validation part can fit a
+    temperature; with one, the gain is gone. For accuracy begin with `Lora`.
+    Not for ample data and few steps: every part then sees a fraction of an already short training;
+    `Mosa.for_budget` knows when to leave the adapter whole.
     """
 
     EPOCHS: ClassVar[tuple[int, int]] = (20, 60)  # where the split pays
