@@ -128,8 +128,8 @@ def test_a_ring_gives_what_a_whole_cache_gives(sink: int, window: int, build: st
     room = sink + window + rows - 1 if window else length
     results: list[list[Tensor]] = []
     for kind, places in ((NativeDecoder, room), (NaiveDecoder, room), (NaiveDecoder, length)):
-        cache = LayerCache(*(torch.zeros(2, groups, places, size) for _ in range(2)))
-        step = AttendStep(Value("y", 40), q, k, v, cache, heads, 0.3, window, sink)
+        cache = LayerCache(*(torch.zeros(2, groups, places, size) for _ in range(2)), sink)
+        step = AttendStep(Value("y", 40), q, k, v, cache, heads, 0.3, window)
         program = NativeDecoder([embed, step], rows) if kind is NativeDecoder else None
         naive = NaiveDecoder([embed, step])
         outputs: list[Tensor] = []
@@ -143,9 +143,8 @@ def test_a_ring_gives_what_a_whole_cache_gives(sink: int, window: int, build: st
             outputs.append(program(*numbers) if program else naive(*tensors))
         results.append(outputs)
         assert step.most_places(rows) == (2**62 if window else length)
-    tight = AttendStep(
-        q, q, k, v, LayerCache(*(torch.zeros(2, groups, room, size),) * 2), 4, 1.0, window, sink
-    )
+    keys, values = (torch.zeros(2, groups, room, size) for _ in range(2))
+    tight = AttendStep(q, q, k, v, LayerCache(keys, values, sink), heads, 1.0, window)
     assert tight.most_places(rows + 1) == room  # one more row would overwrite what the first sees
     for got, twin, whole in zip(*results, strict=True):
         assert_close(got, twin, atol=1e-5, rtol=1e-5)
@@ -188,7 +187,7 @@ def test_rows_that_are_no_rows_and_steps_that_do_not_fit_are_refused() -> None:
     attend = next(s for s in steps if isinstance(s, AttendStep))
     for bad in (
         replace(attend, heads=3),
-        replace(attend, sink=LENGTH + 1),
+        replace(attend, cache=cache._replace(sink=LENGTH + 1)),
         replace(attend, window=-1),
         replace(attend, cache=LayerCache(cache.keys, cache.values.bfloat16())),
         NormStep(Value("x", 37), Value("x", 37), drawn(5), 1e-5, 37),

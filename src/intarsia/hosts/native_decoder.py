@@ -114,7 +114,7 @@ class NativeText:
     @property
     def nbytes(self) -> int:
         """Bytes of keys and values."""
-        return sum(t.nbytes for runs in self.heads for run in runs for t in run.cache)
+        return sum(t.nbytes for runs in self.heads for run in runs for t in run.cache[:2])
 
     def prefill(self, slot: int, tokens: Sequence[int]) -> Tensor:
         """Add a prompt, or more of it, to a slot; return the logits behind its last token, (V,).
@@ -155,7 +155,7 @@ class NativeText:
         cache, count = DynamicCache(config=self.model.config), self.counts[slot]
         # views of this slot's memory: transformers writes where the native steps will read
         cache.layers = [
-            FixedLayer.over(*(t[slot : slot + 1] for t in run.cache), count)
+            FixedLayer.over(*(t[slot : slot + 1] for t in run.cache[:2]), count)
             for (run,) in self.heads
         ]
         arguments = {cache_name(self.model): cache, "use_cache": True, "logits_to_keep": 1}
@@ -200,12 +200,11 @@ class _Sizes:
 class _HeadRun:
     """Key-value heads in a row that see as far as each other, with their cache.
 
-    first, count: of the heads.  sink, window: of the places that they see, as `AttendStep`.
+    first, count: of the heads.  window: of the places that they see, as `AttendStep`.
     """
 
     first: int
     count: int
-    sink: int
     window: int
     cache: LayerCache
 
@@ -229,8 +228,8 @@ def _head_runs(
         # a block of a prompt is written before its first token attends
         room = min(length, sink + window + ROWS - 1) if window else length
         shape = slots, count, room, sizes.size
-        cache = LayerCache(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype))
-        yield _HeadRun(first, count, sink if window else 0, window, cache)
+        keys, values = (torch.zeros(shape, dtype=dtype) for _ in range(2))
+        yield _HeadRun(first, count, window, LayerCache(keys, values, sink if window else 0))
         first += count
 
 
@@ -297,7 +296,6 @@ def _attention(
             run.count * heads // groups,
             attention.scaling,
             run.window,
-            run.sink,
         )
     yield _product_step(attention.o_proj, h, out)
     if norm_before is None:

@@ -21,7 +21,7 @@ PIECE = 256  # tokens of a prompt that are computed between two tokens of the an
 
 
 @dataclass
-class _Request:
+class _SlotRequest:
     """Request in the batch.  send: takes each token; None at the end, or an error, from a thread.
 
     abandoned: whether nobody listens any more.  read: tokens of the prompt in the cache.
@@ -48,7 +48,7 @@ class NativeBatch:
 
     def __init__(self, served: ServedModel, limits: Limits) -> None:
         self.served, self.slots = served, min(limits.at_once, SLOTS)
-        self.waiting, self.running = deque[_Request](), list[_Request]()
+        self.waiting, self.running = deque[_SlotRequest](), list[_SlotRequest]()
         self.free = list(range(self.slots))
         self.changed = threading.Condition()  # of the three above, and of `ending`
         self.ending, self.failed = False, False
@@ -63,7 +63,7 @@ class NativeBatch:
         """Yield the tokens of a request; one that is closed before its end is given up."""
         loop, news = asyncio.get_running_loop(), asyncio.Queue[Any]()
         config = sampling.config
-        request = _Request(
+        request = _SlotRequest(
             ids,
             TokenDraw(sampling, ids),
             end_tokens(config.eos_token_id),
@@ -146,7 +146,7 @@ class NativeBatch:
         for request, row in zip(begun, logits, strict=True):
             self._accept(request, request.draw(row))
 
-    def _accept(self, request: _Request, token: NewToken) -> None:
+    def _accept(self, request: _SlotRequest, token: NewToken) -> None:
         """Send a token; the last one of an answer frees its slot."""
         self._send(request, token)
         count = len(request.draw.ids) - len(request.ids)
@@ -154,12 +154,12 @@ class NativeBatch:
             self._send(request, None)
             self._release(request)
 
-    def _release(self, request: _Request) -> None:
+    def _release(self, request: _SlotRequest) -> None:
         """Take a request out of the batch."""
         self.running.remove(request)
         self.free.append(request.slot)
 
-    def _send(self, request: _Request, item: Any) -> None:
+    def _send(self, request: _SlotRequest, item: Any) -> None:
         """Send a token, an end or an error to the loop, which may be closed by now."""
         try:
             request.send(item)

@@ -123,19 +123,19 @@ def _attended(
 
     memory: values by name; slots, places: (N,), each row's text in the cache and position there.
     """
-    keys, values = step.cache
+    keys, values, sink = step.cache
     groups, length = keys.shape[1], keys.shape[2]
     # a ring behind the sink: write before any row attends, rows of a prompt see each other
-    ring = max(1, length - step.sink)
-    written = torch.where(places < step.sink, places, step.sink + (places - step.sink) % ring)
+    ring = max(1, length - sink)
+    written = torch.where(places < sink, places, sink + (places - sink) % ring)
     for cached, value in ((keys, step.key), (values, step.value)):
         cached[slots, :, written] = _read(memory, value).unflatten(1, (groups, -1)).to(cached)
     query = _read(memory, step.query).unflatten(1, (groups, step.heads // groups, -1))
     scores = torch.einsum("nghd,ngpd->nghp", query, keys[slots].float()) * step.scale
     # the place that each number of the ring holds for a row: its own, or the last one before it
     index, last = torch.arange(length), places[:, None]
-    place = torch.where(index < step.sink, index, last - (last - index) % ring)
+    place = torch.where(index < sink, index, last - (last - index) % ring)
     near = last - place < step.window if step.window else place >= 0
-    mask = (place <= last) & (index < step.sink) | (place >= step.sink) & near
+    mask = (place <= last) & (index < sink) | (place >= sink) & near
     weights = scores.masked_fill(~mask[:, None, None], -torch.inf).softmax(-1)
     return torch.einsum("nghp,ngpd->nghd", weights, values[slots].float()).flatten(1)

@@ -185,17 +185,17 @@ class NativeDecoder:
 
     def _attention(self, step: AttendStep) -> dict[str, int]:
         """Return, by field, the table's numbers for an attention.  Raises: ShapeError."""
-        keys, values = step.cache
+        keys, values, sink = step.cache
         _, groups, length, size = keys.shape
         fits = keys.shape == values.shape and keys.dtype == values.dtype and keys.dtype in TYPES
         fits = fits and step.heads % groups == 0 and keys.is_contiguous() and values.is_contiguous()
         fits = fits and step.query.width == step.dst.width == step.heads * size
-        fits = fits and 0 <= step.sink <= length and step.window >= 0
+        fits = fits and 0 <= sink <= length and step.window >= 0
         _check(step, fits and step.key.width == step.value.width == groups * size)
         places = self._place("src", step.query) | self._place("other", step.key)
         cache = {"keys": self._hold(keys), "values": self._hold(values), "length": length}
         sizes = {"heads": step.heads, "groups": groups, "size": size}
-        sizes |= {"sink": step.sink, "window": step.window}
+        sizes |= {"sink": sink, "window": step.window}
         kind = {"type": TYPES[keys.dtype], "number": _bits(step.scale)}
         return {**places, **self._place("third", step.value), **cache, **sizes, **kind}
 

@@ -22,10 +22,15 @@ class Value(NamedTuple):
 
 
 class LayerCache(NamedTuple):
-    """The keys and values of a layer: (slots, groups, length, size) each, float32 or bfloat16."""
+    """The keys and values of a layer: (slots, groups, length, size) each, float32 or bfloat16.
+
+    Behind the first `sink` places it is a ring: a text's place p >= sink is kept at
+    sink + (p - sink) mod (length - sink).
+    """
 
     keys: Tensor
     values: Tensor
+    sink: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,9 +95,8 @@ class RotateStep:
 class AttendStep:
     """Write key and value into the cache, then dst_h = sum_p softmax_p(scale q_h k_p) v_p.
 
-    p: the token's own place and those before it, or of them the first `sink` and the last `window`;
+    p: the token's own place and those before it, or of them the cache's sink and the last `window`;
     window 0 = all.  The heads share the keys of the cache's groups, as many in order.
-    Behind the sink the cache is a ring: place p is kept at sink + (p - sink) mod (length - sink).
     """
 
     dst: Value
@@ -103,7 +107,6 @@ class AttendStep:
     heads: int
     scale: float
     window: int = 0
-    sink: int = 0
 
     def most_places(self, rows: int) -> int:
         """Number of places of a text, of which `rows` are computed in one call; 2^62 is no limit.
@@ -111,7 +114,7 @@ class AttendStep:
         A ring has to keep what the first of these rows sees when the last one is written.
         """
         length = self.cache.keys.shape[2]
-        endless = self.window > 0 and length >= self.sink + self.window + rows - 1
+        endless = self.window > 0 and length >= self.cache.sink + self.window + rows - 1
         return 2**62 if endless else length
 
 
