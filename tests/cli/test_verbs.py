@@ -16,10 +16,9 @@ from PIL import Image
 from intarsia.catalog import cards
 from intarsia.cli import app, listing, shell
 from intarsia.cli.groups import HOMES
-from intarsia.cli.simulating import PLANS, POLICIES
+from intarsia.cli.simulating import PLANS, POLICIES, UNPREDICTED
 from intarsia.core.errors import ConfigError
 from intarsia.experiments.stack_entries import ENTRIES
-from intarsia.experiments.stack_entries import POLICIES as CACHES
 from intarsia.placement.topology import KEYS
 
 from .conftest import Intarsia, commands
@@ -300,7 +299,7 @@ def test_what_is_no_signal_is_told_which_signals_there_are(
     ("verb", "words"),
     [
         ("simulate", [*PLANS, *POLICIES, *KEYS]),
-        ("combine", [*ENTRIES, *CACHES, "w2", "w3", "stay"]),
+        ("combine", [*ENTRIES, *UNPREDICTED, "w2", "w3", "stay"]),
     ],
 )
 def test_the_help_has_every_word_that_is_taken(
