@@ -16,7 +16,7 @@ from PIL import Image
 from intarsia.catalog import cards
 from intarsia.cli import app, listing, shell
 from intarsia.cli.groups import HOMES
-from intarsia.cli.simulating import PLANS, POLICIES
+from intarsia.cli.simulating import PLANS, POLICIES, UNPREDICTED
 from intarsia.core.errors import ConfigError
 from intarsia.core.registry import keys
 from intarsia.experiments.stack_entries import ENTRIES
@@ -300,7 +300,11 @@ def test_what_is_no_signal_is_told_which_signals_there_are(
     ("verb", "words"),
     [
         ("simulate", [*PLANS, *POLICIES, *KEYS]),
+<<<<<<< HEAD
         ("combine", [*ENTRIES, *keys("cache"), "w2", "w3", "stay"]),
+=======
+        ("combine", [*ENTRIES, *UNPREDICTED, "w2", "w3", "stay"]),
+>>>>>>> verbs
     ],
 )
 def test_the_help_has_every_word_that_is_taken(
