@@ -300,11 +300,7 @@ def test_what_is_no_signal_is_told_which_signals_there_are(
     ("verb", "words"),
     [
         ("simulate", [*PLANS, *POLICIES, *KEYS]),
-<<<<<<< HEAD
         ("combine", [*ENTRIES, *keys("cache"), "w2", "w3", "stay"]),
-=======
-        ("combine", [*ENTRIES, *UNPREDICTED, "w2", "w3", "stay"]),
->>>>>>> verbs
     ],
 )
 def test_the_help_has_every_word_that_is_taken(
