@@ -145,7 +145,7 @@ def test_a_training_with_n_of_m_weights_and_its_cycles(
     assert float((weight != 0).float().mean()) == 0.5
     for words, what in (
         (("bdwp:pattern=3:2",), "3:2"),
-        (("bdwp", "--density", "0.5"), "dsl, gradual, rigl, set with it"),
+        (("bdwp", "--density", "0.5"), "got it with bdwp"),
     ):
         no = ("--out", str(tmp_path / "no"), "--schedule")
         said = intarsia("fit", str(folder), *TINY, *QUICK, *no, *words)

@@ -80,6 +80,16 @@ def test_the_saving_factor_is_between_measured_ranks() -> None:
     assert mos.matching_rank(4, (1, 2, 4), errors) == 4
 
 
+def test_the_saving_is_the_rank_of_the_same_error_over_e(
+    small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mos, "parameters", lambda *_: 7)
+    monkeypatch.setattr(mos, "STUDY", replace(mos.STUDY, sets=("a",)))
+    result = mos.against_lora((0,), quiet)
+    assert 1 / mos.E <= result.got <= mos.RANKS[-1] / mos.E
+    assert [rate.arm for rate in result.rates] == list(mos.RANKED)
+
+
 def test_one_bit_has_as_many_bytes_as_what_it_is_held_against() -> None:
     size, formula = bi.sizes(bi.CODED[bi.ONE])
     assert abs(size / formula - 1) < 0.02
@@ -96,6 +106,7 @@ def test_one_bit_is_judged_by_bytes_and_by_width(
     assert result.got > 0 and "3.0 %" in result.note and len(result.table) == len(bi.CODED)
     assert [rate.arm for rate in result.rates] == list(bi.CODED)
     assert abs(bi.same_width((0,), quiet).got) <= 100
+    monkeypatch.setattr(bi, "STUDY", replace(bi.STUDY, sets=("a",)))
     assert len(bi.against_peft((0,), quiet).table) == 1 + len(bi.RIVALS)
 
 

@@ -31,7 +31,7 @@ from ..kit.arms import by_seed, judge, row_of, shown
 from ..routing import VARIANTS, Scale, Variant, material
 from ..routing.build import dense, with_mixtures
 from ..routing.cell import CLIP, WARMUP, WEIGHT_DECAY
-from ..routing.contenders import BENCH, Bench, Cell, arm, loss
+from ..routing.contenders import BENCH, Bench, Cell, arm, loss, one_rate
 from ..routing.materials import Material, stream
 
 # the paper doubles the experts of the last layers: 32 and 64, where its baseline has 128
@@ -190,6 +190,7 @@ CLAIMS = (
         baseline="16 experts in each layer, top-1",
         target=1.01,
         measure=partial(ratio, ours=PR, base=EVEN),
+        rates=one_rate(*(arm(v.name, v) for v in (EVEN, PR))),
         minutes=14,
     ),
     study(
@@ -209,6 +210,7 @@ CLAIMS = (
         baseline="top-1 of the same eight experts",
         target=1.0,
         measure=partial(ratio, ours=BESIDE, base=ONE, rivals=(TWO,)),
+        rates=one_rate(*(arm(v.name, v) for v in (ONE, BESIDE, TWO))),
         minutes=20,
     ),
     study(
@@ -219,6 +221,7 @@ CLAIMS = (
         baseline="top-2 of the same eight experts",
         target=1.01,
         measure=partial(ratio, ours=BESIDE, base=TWO, rivals=(ONE,)),
+        rates=one_rate(*(arm(v.name, v) for v in (ONE, BESIDE, TWO))),
         minutes=20,
     ),
     study(

@@ -151,19 +151,13 @@ def inputs_of(**extra: Any) -> dict[str, Any]:
     return {"rows": [TRAIN, TEST], "training": [EPOCHS, BATCH]} | extra
 
 
+def validated(arm: str, lr: float) -> float:
+    """Return right answers of an arm on validation rows of the first task."""
+    return right(trained(ARMS[arm], TASKS[0], TUNED, lr), TASKS[0], "val")
+
+
 def rates(report: Report) -> tuple[ArmRate, ...]:
-    """Return the rate at which each arm is best on validation rows of the first task."""
-
-    def score(arm: str, lr: float) -> float:
-        def run() -> float:
-            with threads(1):
-                return right(trained(ARMS[arm], TASKS[0], TUNED, lr), TASKS[0], "val")
-
-        share = stored("lt_sft", inputs_of(tried=arm, rate=lr), run)
-        report(f"  {arm} at rate {lr:g}: {share:.3f} right on validation rows")
-        return share
-
-    return RATES.choose(score)
+    return stored.choose("lt_sft", RATES, inputs_of(), validated, report)
 
 
 def cell(arm: str, lr: float, task: str, seed: int, report: Report) -> float:

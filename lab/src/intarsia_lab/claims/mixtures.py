@@ -152,18 +152,13 @@ def scored(arm: Trained, lr: float, seed: int, part: str) -> tuple[Losses, float
     return losses_by_domain, share
 
 
+def validated(name: str, lr: float) -> float:
+    """Return minus the mean log loss of an arm on validation rows."""
+    return -log_loss({"losses": scored(ARMS[name], lr, TUNED, "val")[0]})
+
+
 def rates(report: Report) -> tuple[ArmRate, ...]:
-    """Return the rate at which each arm is best on validation rows; each is tried once and kept."""
-
-    def score(name: str, lr: float) -> float:
-        def run() -> float:
-            return -log_loss({"losses": scored(ARMS[name], lr, TUNED, "val")[0]})
-
-        value = stored("mixtures", inputs_of(tried=name, rate=lr), run)
-        report(f"  {name} at rate {lr:g}: mean log loss {-value:.4f} on validation rows")
-        return value
-
-    return RATES.choose(score)
+    return stored.choose("mixtures", RATES, inputs_of(), validated, report)
 
 
 def cell(name: str, lr: float, seed: int, report: Report) -> dict[str, Any]:

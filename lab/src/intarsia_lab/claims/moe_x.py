@@ -26,7 +26,7 @@ from ..kit.arms import by_seed, judge, row_of, shown, threads
 from ..kit.stored import StoredResults
 from ..materials.code_states import STATES, library, states_of
 from ..routing import VARIANTS, Expert, Variant
-from ..routing.contenders import BENCH, Bench, Cell, arm
+from ..routing.contenders import BENCH, Bench, Cell, arm, one_rate
 from ..routing.kinds_of_text import BATCH, LENGTH, decoder_of_experts, in_rows, learn, vocabulary
 
 stored = StoredResults(__file__)
@@ -308,6 +308,7 @@ CLAIMS = (
         sense="<=",
         control=LEARNED,
         measure=partial(on_text, figure=units_ratio),
+        rates=one_rate(arm(GATE, LINEAR), arm(WEIGHTS, OURS)),
         needs="long",
         minutes=14,
     ),
@@ -319,6 +320,7 @@ CLAIMS = (
         sense="<=",
         control=LEARNED,
         measure=partial(on_text, figure=loss_ratio),
+        rates=one_rate(arm(GATE, LINEAR), arm(WEIGHTS, OURS)),
         needs="long",
         minutes=14,
     ),

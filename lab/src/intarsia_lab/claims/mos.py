@@ -24,7 +24,7 @@ from ..materials.picture_cells import Budget
 FIRST = 8  # of twelve blocks; the four from there on are adapted
 BUDGET = Budget("400 images", images=400, epochs=5)
 BASE = Training(weight_decay=0.0, batch_size=16, precision="bf16")  # each arm has its own rate
-RANKS = (1, 2, 4, 8)
+RANKS = (1, 2, 4, 8, 16)  # from e to eight times e, the paper's saving
 # e is the rank of a LoRA with as many parameters
 E = 2  # the equivalent rank at which ways to share, PiSSA and DoRA are compared
 
@@ -88,24 +88,26 @@ SETTING = (
 
 
 def against_lora(seeds: tuple[int, ...], report: Report) -> Result:
-    """The worst of e = 1, 2, 4: the error of MoS over that of LoRA of rank e, mean of the seeds."""
+    """Return the saving at e = 2: the LoRA rank of the same error over e, by seed."""
     sheet, rates = STUDY.measure(RANKED, seeds, report)
     wrong = errors(sheet)
+    curves = np.array([wrong[LORA[rank]] for rank in RANKS])  # (ranks, seeds)
+
+    def saved(e: int) -> list[float]:
+        ours = zip(wrong[MOS[e]], curves.T, strict=True)
+        return [matching_rank(float(error), RANKS, lora.tolist()) / e for error, lora in ours]
+
     # equal parameters: MoS of e against LoRA of rank e
-    ratios = {e: wrong[name] / wrong[LORA[e]] for e, name in MOS.items()}
-    worst = max(MOS, key=lambda e: float(ratios[e].mean()))
-    lora = [float(wrong[LORA[rank]].mean()) for rank in RANKS]
-    saved = {
-        e: matching_rank(float(wrong[name].mean()), RANKS, lora) / e for e, name in MOS.items()
-    }
+    ratios = {e: float((wrong[name] / wrong[LORA[e]]).mean()) for e, name in MOS.items()}
     note = (
         f"{SETTING} Error over that of LoRA with as many parameters: "
-        + ", ".join(f"{r.mean():.2f} at e = {e}" for e, r in ratios.items())
-        + ". Saving factor, the LoRA rank of the same error over e: "
-        + ", ".join(f"{f:.1f}x at e = {e}" for e, f in saved.items())
-        + f" (of ranks up to {RANKS[-1]}; the paper: about 8x on a 7B model)."
+        + ", ".join(f"{ratio:.2f} at e = {e}" for e, ratio in ratios.items())
+        + ". Saving factor: "
+        + ", ".join(f"{statistics.mean(saved(e)):.1f}x at e = {e}" for e in MOS)
+        + f" (of ranks up to {RANKS[-1]}). {12 - FIRST} layers share a pool, the paper's 32: a "
+        f"saving of at most {12 - FIRST}."
     )
-    return result_of(ratios[worst].tolist(), rows_of(sheet), note, rates=rates)
+    return result_of(saved(E), rows_of(sheet), note, rates=rates)
 
 
 def against_peft(seeds: tuple[int, ...], report: Report) -> Result:
@@ -152,14 +154,13 @@ CLAIMS = (
         effect=Effect(8.0, "abstract: about 8 times fewer parameters, LLaMA2-7B", null=1.0),
         work="ViT-S, solar cells and turned photographs",
         sentence="Low-rank changes put together from shards of one pool need fewer parameters: on "
-        "photographs, MoS in a pretrained ViT-S has at most 0.85 of the error of LoRA with as many "
-        f"({PAPER}abstract).",
-        baseline="LoRA of rank e = 1, 2, 4 by PEFT; the worst ratio of errors",
-        target=0.85,
-        sense="<=",
+        "photographs, LoRA needs at least twice those of MoS in a pretrained ViT-S for the same "
+        f"error ({PAPER}abstract).",
+        baseline="LoRA of ranks 1 to 16 by PEFT; the rank of the same error over e = 2",
+        target=2.0,
         measure=against_lora,
         rates=STUDY.rates(RANKED),
-        minutes=10,
+        minutes=25,
     ),
     study(
         "mos-peft",

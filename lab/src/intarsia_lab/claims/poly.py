@@ -196,22 +196,16 @@ def inputs_of(**extra: Any) -> dict[str, Any]:
     return inputs | {"batch": BATCH, "rate of Z": LR_Z} | extra
 
 
+def validated(arm: str, lr: float) -> float:
+    """Return minus the percent of wrong answers of an arm on validation rows."""
+    kinds = TaskKinds(TUNED, "val")
+    model = adapted(kinds.base, methods(len(kinds.known))[arm], TUNED)
+    train(model, kinds.mixed(kinds.train), EPOCHS, BATCH, lr=lr, seed=TUNED)
+    return -error(model, kinds.mixed(kinds.test))
+
+
 def rates(report: Report) -> tuple[ArmRate, ...]:
-    """Return the rate at which each arm errs least on validation rows; each is tried once."""
-
-    def score(arm: str, lr: float) -> float:
-        def run() -> float:
-            kinds = TaskKinds(TUNED, "val")
-            with threads(1):
-                model = adapted(kinds.base, methods(len(kinds.known))[arm], TUNED)
-                train(model, kinds.mixed(kinds.train), EPOCHS, BATCH, lr=lr, seed=TUNED)
-                return -error(model, kinds.mixed(kinds.test))
-
-        value = stored("poly", inputs_of(tried=arm, rate=lr), run)
-        report(f"  {arm} at rate {lr:g}: {-value:.2f} % wrong on validation")
-        return value
-
-    return RATES.choose(score)
+    return stored.choose("poly", RATES, inputs_of(), validated, report)
 
 
 def _run(seed: int, rate_by_arm: Mapping[str, float], report: Report) -> Cell:

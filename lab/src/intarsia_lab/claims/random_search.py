@@ -21,7 +21,7 @@ from intarsia.core.seeds import mix
 from intarsia.experiments.pool import Arm
 from intarsia.methods.random_search import RandomSearch, cut, search
 
-from ..kit import Report, Result, Study, UnknownEffect, above
+from ..kit import FixedRate, Report, Result, Study, UnknownEffect, above
 from ..kit.arms import each, result_of, shown
 from ..kit.stored import StoredResults
 from ..materials import thin_resnets
@@ -264,6 +264,7 @@ def _study(
         target=target,
         sense=sense,
         control=LEARNED,
+        rates=FixedRate(1e-3, {"each net": EPOCHS * thin_resnets.STEPS}),
         measure=partial(judged, figure=figure),
         seeds=tuple(range(10)),
         minutes=8,

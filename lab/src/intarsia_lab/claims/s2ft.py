@@ -241,7 +241,8 @@ study = partial(
         lambda rows: numbers(rows, "matched target accuracy", {"task": "photo-rotation"})[0] > 0.35,
     ),
     rates=RATES,
-    minutes=15,
+    needs="long",
+    minutes=20,
 )
 
 CLAIMS = (

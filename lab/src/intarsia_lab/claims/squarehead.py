@@ -23,7 +23,7 @@ from intarsia.reports.sheet import deviation
 from intarsia.schedules import FixedMask
 from intarsia.train import SquareHead, distill, plain
 
-from ..kit import Control, Report, Result, Study, UnknownEffect, numbers
+from ..kit import Control, FixedRate, Report, Result, Study, UnknownEffect, numbers
 from ..kit.arms import each, shown
 from ..kit.stored import StoredResults
 
@@ -196,6 +196,7 @@ CLAIMS = (
         "model of bytes with 4 blocks, trained here, 80 % pruned).",
         baseline="the share of the gap that labels close in as many steps",
         target=1.0,
+        rates=FixedRate(1e-3, dict.fromkeys(OBJECTIVES, STEPS)),
         measure=closing_of(SparseCells("small", 1e-3, small), (0.2,)),
         minutes=10,
     ),
@@ -204,6 +205,7 @@ CLAIMS = (
         sentence="The same for SmolLM2-135M on WordNet's definitions, 70 and 80 % pruned.",
         baseline="the share of the gap that labels close in as many steps; the worse density",
         target=1.2,
+        rates=FixedRate(1e-4, dict.fromkeys(OBJECTIVES, STEPS)),
         measure=closing_of(SparseCells("smollm2", 1e-4, smollm2), (0.3, 0.2)),
         needs="long",
         minutes=120,

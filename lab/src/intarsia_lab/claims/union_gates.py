@@ -15,7 +15,7 @@ from intarsia.hosts import apply
 from intarsia.hosts.swap.union_of_experts import UnionOfExperts
 from intarsia.routers.union import UnionRouter
 
-from ..kit import Report, Study, above
+from ..kit import FixedRate, Report, Study, above
 from ..routing.union_arms import Cell, Found, arm_cell, judge, noise, trained
 
 DENSE, SIZES, FROZEN, STRAIGHT = "dense", "sizes", "frozen", "straight-through"
@@ -164,6 +164,7 @@ CLAIMS = (
         "less that of a random choice, in points.",
         baseline="positions drawn at random, in training and afterwards",
         target=3.0,
+        rates=FixedRate(LR, {"each gate": EPOCHS * -(-IMAGES // BATCH)}),
         measure=partial(on_gates, figure=partial(less, ours=FROZEN, base=RANDOM)),
     ),
     study(
@@ -172,6 +173,7 @@ CLAIMS = (
         f"{_PAPER}: difference of accuracies in points.",
         baseline="the dense ViT, tuned alike; the table has one that drops patches, too",
         target=-1.0,
+        rates=FixedRate(SOLAR_LR, {"each model": SOLAR_EPOCHS * -(-SOLAR_IMAGES // BATCH)}),
         measure=partial(on_tuned, figure=partial(less, ours=UNION, base=DENSE)),
     ),
 )

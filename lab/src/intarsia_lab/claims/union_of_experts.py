@@ -15,7 +15,7 @@ from intarsia.hosts.swap.union_of_experts import UnionOfExperts
 from intarsia.hosts.swap.upcycle import Upcycle
 from intarsia.routers import Switch
 
-from ..kit import COUNTED, TIMED, Report, Study, UnknownEffect, above, below
+from ..kit import COUNTED, TIMED, FixedRate, Report, Study, UnknownEffect, above, below
 from ..materials.routing_traces import texts
 from ..routing import union_arms
 
@@ -162,6 +162,10 @@ CLAIMS = (
             30,
             {"model": "dense"},
         ),
+        rates=FixedRate(
+            union_arms.LR,
+            {"each model": union_arms.EPOCHS * -(-union_arms.IMAGES // union_arms.BATCH)},
+        ),
         measure=partial(on_pictures, figure=points),
     ),
     study(
@@ -190,6 +194,7 @@ CLAIMS = (
             10.8,
             {"model": "union of experts"},
         ),
+        rates=FixedRate(TEXT_LR, {"each model": STEPS}),
         measure=partial(on_text, figure=partial(ratio, name="score")),
     ),
     study(

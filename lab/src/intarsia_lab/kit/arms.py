@@ -72,11 +72,6 @@ def by_seed(
     return {name: [arms[name] for arms in results] for name in results[0]}
 
 
-def lower(values: Sequence[float]) -> float:
-    """Return the lower end of the mean's 95 % interval over seeds."""
-    return t_interval(values)[0]
-
-
 def upper(values: Sequence[float]) -> float:
     """Return the upper end of the mean's 95 % interval over seeds."""
     return t_interval(values)[1]

@@ -13,7 +13,9 @@ from typing import Any, ParamSpec, TypeVar, cast
 from intarsia.core.store import Store
 from intarsia.data import packages
 
+from .arms import threads
 from .provenance import code_digest
+from .rates import ArmRate, Rates
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -43,6 +45,30 @@ class StoredResults:
         if store.stale(inputs):
             report(f"{name}: the stored result is of older code, so that it is computed again.")
         return store.record(inputs, run)
+
+    def choose(
+        self,
+        name: str,
+        rates: Rates,
+        inputs: Mapping[str, Any],
+        score: Callable[[str, float], float],
+        report: Callable[[str], None],
+    ) -> tuple[ArmRate, ...]:
+        """Return the rate that each arm chooses; each score is computed once and kept.
+
+        score: an arm and a rate -> what is highest at the best rate, on validation data.
+        """
+
+        def stored_score(arm: str, rate: float) -> float:
+            def run() -> float:
+                with threads(1):
+                    return score(arm, rate)
+
+            value = self(name, {**inputs, "tried": arm, "rate": rate}, run, report)
+            report(f"  {arm} at rate {rate:g}: {value:.4g} on validation data")
+            return value
+
+        return rates.choose(stored_score)
 
     def cell(self, function: Callable[P, R]) -> Callable[P, R]:
         """Store what a function returns under its arguments; they and the result are JSON-ready.

@@ -78,7 +78,7 @@ def _row(row: EvidenceRow, y: float) -> Iterable[str]:
         if kind in places:
             yield from _bar(kind, row.word, *places[kind], y)
     if row.figure is None:
-        yield f'<text class="soft" x="{MIDDLE:g}" y="{y + 4:g}">not run</text>'
+        yield f'<text class="soft left" x="{MIDDLE + 8:g}" y="{y + 4:g}">not run</text>'
     yield "</g>"
 
 
