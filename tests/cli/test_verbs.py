@@ -16,9 +16,9 @@ from PIL import Image
 from intarsia.catalog import cards
 from intarsia.cli import app, listing, shell
 from intarsia.cli.groups import HOMES
-from intarsia.cli.simulating import PLANS, POLICIES, UNPREDICTED
+from intarsia.cli.simulating import PLANS, POLICIES
 from intarsia.core.errors import ConfigError
-from intarsia.core.registry import keys
+from intarsia.core.registry import unpredicted_policies
 from intarsia.experiments.stack_entries import ENTRIES
 from intarsia.placement.topology import KEYS
 
@@ -300,7 +300,7 @@ def test_what_is_no_signal_is_told_which_signals_there_are(
     ("verb", "words"),
     [
         ("simulate", [*PLANS, *POLICIES, *KEYS]),
-        ("combine", [*ENTRIES, *keys("cache"), "w2", "w3", "stay"]),
+        ("combine", [*ENTRIES, *unpredicted_policies(), "w2", "w3", "stay"]),
     ],
 )
 def test_the_help_has_every_word_that_is_taken(

@@ -12,10 +12,10 @@ import typer
 
 from ..core.checks import one_of
 from ..core.errors import ConfigError, MissingExtra, UnknownName
+from ..core.registry import unpredicted_policies
 from .completing import among
 from .options import Threads, use_threads
 from .shell import note, say, warn
-from .simulating import UNPREDICTED as POLICIES
 
 if TYPE_CHECKING:
     from ..hosts.serving.settings import Limits
@@ -56,8 +56,8 @@ Dtype = Annotated[
 Policy = Annotated[
     str,
     typer.Option(
-        help=f"Policy by which experts leave memory: {', '.join(POLICIES)}.",
-        autocompletion=among(POLICIES),
+        help=f"Policy by which experts leave memory: {', '.join(unpredicted_policies())}.",
+        autocompletion=among(unpredicted_policies()),
     ),
 ]
 Host = Annotated[
@@ -119,8 +119,8 @@ def serve(
     """
     one_of("--engine", engine, ENGINES, "Leave it out.")
     one_of("--dtype", dtype, DTYPES)
-    if policy not in POLICIES:
-        raise UnknownName("--policy", policy, POLICIES)
+    if policy not in unpredicted_policies():
+        raise UnknownName("--policy", policy, unpredicted_policies())
     if slots is not None and memory is not None:
         fix = "Keep one of them."
         raise ConfigError("--memory", got="--slots, too", want="one of the two", fix=fix)

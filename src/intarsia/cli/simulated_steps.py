@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .simulating import UNPREDICTED
+from ..core.registry import unpredicted_policies
 
-POLICIES = (*UNPREDICTED, "belady")
+POLICIES = (*unpredicted_policies(), "belady")
 SHARES = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0)  # of the experts in memory
 DECODED = 512  # tokens of which hit rates are
 

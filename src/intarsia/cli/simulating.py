@@ -23,8 +23,6 @@ PLANS = ("auto", *ENGINES, *STRATEGIES)
 TIMELINE = '{"otherData": {"by": "intarsia"}'  # where a timeline begins
 WINDOW = 5  # batches that a strategy may have seen before
 POLICIES = ("belady", *keys("cache"))
-# policies that need no predictions of the next step
-UNPREDICTED = tuple(key for key in keys("cache") if key != "expertflow")
 Plan = Annotated[
     str,
     typer.Option(

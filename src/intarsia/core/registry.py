@@ -77,6 +77,11 @@ def keys(kind: str = "adapter") -> tuple[str, ...]:
     return tuple(key for key, entry in index().items() if entry["kind"] == kind)
 
 
+def unpredicted_policies() -> tuple[str, ...]:
+    """Return the cache policies that need no predictions of the next step, as ExpertFlow's does."""
+    return tuple(key for key in keys("cache") if key != "expertflow")
+
+
 @functools.cache
 def card(key: str) -> Card:
     """Return the card of a method; its module is imported when `config` or `tiny` is read.

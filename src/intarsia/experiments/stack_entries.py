@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core.checks import at_least, between, one_of
 from ..core.modes import evaluating
-from ..core.registry import keys
+from ..core.registry import unpredicted_policies
 from ..formats.absmax import Absmax
 from ..hosts.relabel import relabel
 from ..hosts.swap.stock import (
@@ -179,7 +179,7 @@ def _quantise(on: Stacked, text: str) -> None:
 
 
 def _policy(text: str) -> str:
-    one_of("policy", text, keys("cache"))
+    one_of("policy", text, unpredicted_policies())
     return text
 
 
