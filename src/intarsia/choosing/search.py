@@ -72,7 +72,7 @@ class Search:
         # The better half of the methods answers all folds.
         self._advance((row.candidate, self.full) for row in ranked[: -(-len(ranked) // 2)])
         # What comes next depends on the answers, so no more than one for each job is begun.
-        while self._advance(self._next_steps(), most=self.folded.jobs):
+        while self._advance(self._next_steps(), at_most=self.folded.jobs):
             pass
         if not (ranked := self.ranked()):
             fix, want = "Mend that, or leave --methods out.", "one candidate that trains"
@@ -157,15 +157,15 @@ class Search:
             for size in (*sizes[position + 1 : position + 2], *sizes[:position][-1:]):
                 yield row.name, experiment.changed(size=size)
 
-    def _advance(self, moves: Iterable[Move], most: int | None = None) -> bool:
+    def _advance(self, moves: Iterable[Move], at_most: int | None = None) -> bool:
         """Train candidates until each has answered so many parts; tell whether any was trained.
 
-        As many at a time as there are jobs.  most: of candidates that are begun; None = all.
+        As many at a time as there are jobs.  at_most: of candidates that are begun; None = all.
         Not those for which there is no time, and none longer than it keeps up with the leader.
         """
         waiting, working, begun = iter(moves), list[Move](), 0
         while True:
-            while len(working) < self.folded.jobs and begun != most:
+            while len(working) < self.folded.jobs and begun != at_most:
                 if (move := self._next_to_begin(waiting, working)) is None:
                     break
                 working.append(move)

@@ -207,11 +207,11 @@ def of_places(seeds: Sequence[int], report: Report, *, over: Sequence[str]) -> R
 
     It is the median of the worse task.
     """
-    chosen = rates(report)
+    arm_rates = rates(report)
     errors = {
         (rate.arm, task): [cell(rate.arm, rate.rate, task, seed, report) for seed in seeds]
         for task in TASKS
-        for rate in chosen
+        for rate in arm_rates
     }
     ratios = {
         task: [
@@ -229,15 +229,15 @@ def of_places(seeds: Sequence[int], report: Report, *, over: Sequence[str]) -> R
     listing = ", ".join(f"{task} {value:.2f}" for task, value in medians.items())
     all_ratios = tuple(value for values in ratios.values() for value in values)
     note = f"Ratio of errors, median of {len(seeds)} seeds: {listing}. {WORK}"
-    return result_of(all_ratios, table, note, lambda _: max(medians.values()), rates=chosen)
+    return result_of(all_ratios, table, note, lambda _: max(medians.values()), rates=arm_rates)
 
 
 def compose(seeds: Sequence[int], report: Report, *, over: tuple[str, str]) -> Result:
     """Points by which the sum at drifted places beats another arm's, or one of its own parts."""
-    chosen = rates(report)
+    arm_rates = rates(report)
     by_arm = {
         rate.arm: [sums(rate.arm, rate.rate, seed, report) for seed in seeds]
-        for rate in chosen
+        for rate in arm_rates
         if rate.arm in SUMS
     }
     arm, part = over
@@ -259,7 +259,7 @@ def compose(seeds: Sequence[int], report: Report, *, over: tuple[str, str]) -> R
         f"{TRAIN} other definitions. 'shared places': of the sparser delta's entries, those that "
         f"the other has too. {WORK}"
     )
-    return result_of(gains, table, note, statistics.median, rates=chosen)
+    return result_of(gains, table, note, statistics.median, rates=arm_rates)
 
 
 def shared(a: SparseDelta, b: SparseDelta) -> float:

@@ -227,7 +227,7 @@ def compared(
 def compared_tuned(seeds: tuple[int, ...], report: Report, *, figure: Any) -> Result:
     """Return a figure of methods tuned alike on the warm films of validation, of seed 0."""
     inputs = {arm: {"tuned": arm, "epochs": EPOCHS} for arm in GRIDS}
-    best, chosen = tuned(
+    best, arm_rates = tuned(
         "m2trec",
         inputs,
         GRIDS,
@@ -247,7 +247,7 @@ def compared_tuned(seeds: tuple[int, ...], report: Report, *, figure: Any) -> Re
         "the events before the test (seed 0), and the one that finds most is taken. The baselines "
         f"read sessions' last {LAST} films; in all else as above."
     )
-    return judge(rates, figure, row_of("method", COLUMNS), note, rates=chosen)
+    return judge(rates, figure, row_of("method", COLUMNS), note, rates=arm_rates)
 
 
 def of_cold(rates: Any) -> float:

@@ -197,18 +197,18 @@ def ratio(seeds: Sequence[int], report: Report, *, ours: str, over: str) -> Resu
 
     There is a value for each seed.
     """
-    chosen = rates(report)
-    by_arm = cells(chosen, seeds, report)
+    arm_rates = rates(report)
+    by_arm = cells(arm_rates, seeds, report)
     # geometric means, so that no domain weighs more by the size of its loss
     logs = {name: [log_loss(result) for result in results] for name, results in by_arm.items()}
     values = [math.exp(a - b) for a, b in zip(logs[ours], logs[over], strict=True)]
-    return result_of(values, table(by_arm), NOTE, rates=chosen)
+    return result_of(values, table(by_arm), NOTE, rates=arm_rates)
 
 
 def closed(seeds: Sequence[int], report: Report) -> Result:
     """Return the share of the conflict that MoLE resolves; 0 where there is none to resolve."""
-    chosen = rates(report)
-    by_arm = cells(chosen, seeds, report)
+    arm_rates = rates(report)
+    by_arm = cells(arm_rates, seeds, report)
     single, mixed, ours = (
         [log_loss(result) for result in by_arm[name]] for name in (SINGLE, LORA, MOLE)
     )
@@ -217,14 +217,14 @@ def closed(seeds: Sequence[int], report: Report) -> Result:
     conflict = gap >= math.log(LEAST)
     values = [(m - o) / gap if conflict else 0.0 for m, o in zip(mixed, ours, strict=True)]
     words = f"The mixed LoRA's loss is {math.exp(gap):.3f} times that of one for each domain. "
-    return result_of(values, table(by_arm), words + NOTE, rates=chosen)
+    return result_of(values, table(by_arm), words + NOTE, rates=arm_rates)
 
 
 def cells(
-    chosen: Sequence[ArmRate], seeds: Sequence[int], report: Report
+    arm_rates: Sequence[ArmRate], seeds: Sequence[int], report: Report
 ) -> dict[str, list[dict[str, Any]]]:
     return {
-        rate.arm: [cell(rate.arm, rate.rate, seed, report) for seed in seeds] for rate in chosen
+        rate.arm: [cell(rate.arm, rate.rate, seed, report) for seed in seeds] for rate in arm_rates
     }
 
 

@@ -140,7 +140,7 @@ def compared(seeds: tuple[int, ...], report: Report, *, figure: Any) -> Result:
         early, late = early_and_late(train)
         return ranked(made(arm, early, settings, 0), *questions(late, early)).ndcg
 
-    best, chosen = tuned("onerec", inputs, GRIDS, RATES, validated)
+    best, arm_rates = tuned("onerec", inputs, GRIDS, RATES, validated)
 
     def work(arm: str, seed: int) -> NextFound:
         def run() -> list[float]:
@@ -157,7 +157,7 @@ def compared(seeds: tuple[int, ...], report: Report, *, figure: Any) -> Result:
         "TIGER's ids are k-means of the same vectors, 3 levels of 16. OneRec learns to write "
         "sessions that were liked, the others every next film."
     )
-    return judge(results, figure, row_of("method", columns), note, rates=chosen)
+    return judge(results, figure, row_of("method", columns), note, rates=arm_rates)
 
 
 CLAIMS = (

@@ -179,9 +179,9 @@ def error(model: nn.Module, rows: Sequence[Row]) -> float:
     return 100 * (1 - scores.accuracy)
 
 
-def cell(chosen: Sequence[ArmRate], seed: int, report: Report) -> Cell:
+def cell(arm_rates: Sequence[ArmRate], seed: int, report: Report) -> Cell:
     """Return a seed's results: "known", "size" of each arm; "later", errors of each way by kind."""
-    by_arm = {rate.arm: rate.rate for rate in chosen}
+    by_arm = {rate.arm: rate.rate for rate in arm_rates}
     extra = {"seed": seed, "rates": by_arm, "later": [SHOTS, LATER_EPOCHS, LATER_BATCH]}
 
     def run() -> Cell:
@@ -275,8 +275,8 @@ def new_task(
 
 def on_known_tasks(seeds: Sequence[int], report: Report, *, over: str) -> Result:
     """Return error of MHR over that of another arm, the median of the seeds."""
-    chosen = rates(report)
-    cells = [cell(chosen, seed, report) for seed in seeds]
+    arm_rates = rates(report)
+    cells = [cell(arm_rates, seed, report) for seed in seeds]
     middle = {n: statistics.median(c["known"][n] for c in cells) for n in cells[0]["known"]}
     rows = [
         {
@@ -293,7 +293,7 @@ def on_known_tasks(seeds: Sequence[int], report: Report, *, over: str) -> Result
         f"Medians: shared {shared:.2f} %, Poly {poly:.2f} %, MHR {ours:.2f} %: "
         f"{'in' if shared > poly > ours else 'NOT in'} the paper's order. {WORK}"
     )
-    return result_of(values, rows, note, statistics.median, chosen)
+    return result_of(values, rows, note, statistics.median, arm_rates)
 
 
 def on_a_later_task(
@@ -303,8 +303,8 @@ def on_a_later_task(
 
     surely: the lower end of the interval over held-out tasks in place of the median.
     """
-    chosen = rates(report)
-    errors_of_seeds = [cell(chosen, seed, report)["later"] for seed in seeds]
+    arm_rates = rates(report)
+    errors_of_seeds = [cell(arm_rates, seed, report)["later"] for seed in seeds]
     rows = [
         {
             "way": name,
@@ -328,7 +328,7 @@ def on_a_later_task(
         f"{WORK}"
     )
     judged = (lambda _: float(low)) if surely else statistics.median
-    return result_of(values, rows, note, judged, chosen)
+    return result_of(values, rows, note, judged, arm_rates)
 
 
 WORK = (

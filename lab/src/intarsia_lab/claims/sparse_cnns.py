@@ -184,10 +184,10 @@ def _scored(
 ) -> tuple[Sheet[str, str, float], list[dict[str, Any]], tuple[ArmRate, ...]]:
     """Return the scores of all runs, a line for each arm, and the rate that each arm chose."""
     named = {_named(arm): arm for arm in arms}
-    chosen = rates(arms).choose(
+    arm_rates = rates(arms).choose(
         lambda arm, lr: statistics.mean(cell(named[arm], s, TUNED, lr, "val") for s in SETS)
     )
-    lr = {DENSE: DENSE_RATE} | {rate.arm: rate.rate for rate in chosen}
+    lr = {DENSE: DENSE_RATE} | {rate.arm: rate.rate for rate in arm_rates}
     results: dict[tuple[str, str, int], float] = {}
     sheet: Any = None
     for name in SETS:  # runs from one dense net follow each other
@@ -207,7 +207,7 @@ def _scored(
         {"net": arm, **{s: shown([results[arm, s, seed] for seed in seeds], ".2f") for s in SETS}}
         for arm in names
     ]
-    return combined, table, chosen
+    return combined, table, arm_rates
 
 
 def _mean(sheet: Sheet[str, str, float], arm: str, seed: int) -> float:
@@ -216,9 +216,9 @@ def _mean(sheet: Sheet[str, str, float], arm: str, seed: int) -> float:
 
 def of_blocks(seeds: tuple[int, ...], report: Report) -> Result:
     """Rearranged blocks at .7 minus the dense net that was trained as long, in points."""
-    sheet, table, chosen = _scored(ARMS, seeds, report)
+    sheet, table, arm_rates = _scored(ARMS, seeds, report)
     gains = [_mean(sheet, f"{MOVED}, 0.7", s) - _mean(sheet, AGAIN, s) for s in seeds]
-    return result_of(gains, table, NOTE, rates=chosen)
+    return result_of(gains, table, NOTE, rates=arm_rates)
 
 
 def of_order(seeds: tuple[int, ...], report: Report) -> Result:
@@ -226,7 +226,7 @@ def of_order(seeds: tuple[int, ...], report: Report) -> Result:
 
     The densities are .7 and .5.
     """
-    sheet, table, chosen = _scored(ARMS, seeds, report)
+    sheet, table, arm_rates = _scored(ARMS, seeds, report)
     order = (FREE, MOVED, PLAIN, FILTERS)
     steps = {
         f"{better} over {worse}, {d:g}": [
@@ -238,14 +238,14 @@ def of_order(seeds: tuple[int, ...], report: Report) -> Result:
     listing = "; ".join(f"{step} {shown(values, '+.2f')}" for step, values in steps.items())
     # the order is as good as its weakest step
     least = min(steps, key=lambda step: statistics.mean(steps[step]))
-    return result_of(steps[least], table, f"{NOTE} Points: {listing}.", rates=chosen)
+    return result_of(steps[least], table, f"{NOTE} Points: {listing}.", rates=arm_rates)
 
 
 def of_pointwise(seeds: tuple[int, ...], report: Report) -> Result:
     """1x1 layers at .2 minus the dense net that was trained as long, in points."""
-    sheet, table, chosen = _scored(POINTWISE_ARMS, seeds, report)
+    sheet, table, arm_rates = _scored(POINTWISE_ARMS, seeds, report)
     gains = [_mean(sheet, POINTWISE, s) - _mean(sheet, AGAIN, s) for s in seeds]
-    return result_of(gains, table, NOTE, rates=chosen)
+    return result_of(gains, table, NOTE, rates=arm_rates)
 
 
 NOTE = (

@@ -180,14 +180,14 @@ class Study:
         mean = statistics.mean(result.values)
         # of the two targets of a tie, the nearer one
         nearest = math.copysign(self.target, mean) if self.sense == "within" else self.target
-        why, distance = "The target lies inside the interval", mean - nearest
+        reason, distance = "The target lies inside the interval", mean - nearest
         if not low <= nearest <= high:
-            why = "The figure, the worst of several, lies on the other side than their mean"
+            reason = "The figure, the worst of several, lies on the other side than their mean"
             distance = result.got - nearest
         count = seeds_needed(result.values, distance)
         if count is None:
-            return f"{why}; {MOST_SEEDS} seeds would not decide it."
-        return f"{why}; about {count} seeds would decide it."
+            return f"{reason}; {MOST_SEEDS} seeds would not decide it."
+        return f"{reason}; about {count} seeds would decide it."
 
     def power(self, result: Result) -> str:
         """Return how many seeds see the paper's own effect, by the spread of a run, in a sentence.

@@ -77,11 +77,11 @@ class OnPictures:
         self, names: Sequence[str], seeds: Sequence[int], report: Report
     ) -> tuple[Found, tuple[ArmRate, ...]]:
         """Return the scores of these adapters on the sets, and the rate that each has chosen."""
-        chosen = self.rates(names).choose(lambda name, rate: self._validated(name, rate, report))
-        arms = [self._arm(rate.arm, rate.rate) for rate in chosen]
+        arm_rates = self.rates(names).choose(lambda name, rate: self._validated(name, rate, report))
+        arms = [self._arm(rate.arm, rate.rate) for rate in arm_rates]
         cells = PictureCells(base=self.base, first=self.first)
         sheets = cells.sheets(arms, [self.budget], self.sets, seeds, report)
-        return sheets[self.budget.name], chosen
+        return sheets[self.budget.name], arm_rates
 
     def _arm(self, name: str, rate: float) -> Arm[StudyRecipe]:
         return Arm(name, StudyRecipe(lambda _: self.methods[name], lr=rate))
