@@ -10,13 +10,13 @@ from typing import Any
 from intarsia.choosing.arms import BenchArm
 from intarsia.core.errors import ConfigError
 from intarsia.core.store import key_of
-from intarsia.experiments.experiment import Experiment
+from intarsia.experiments.experiment import LENGTH, Experiment
 
 from ..materials.suites import Suite, SuiteTask
 from .protocols import Protocol
 
-# options that came after results were published: at None, a run has the key it had without them
-LATER = frozenset({"class_weights", "ema", "patience", "schedule"})
+# settings that came after results were published: at these values a run has the key it had before
+LATER = {"class_weights": None, "ema": None, "patience": None, "schedule": None, "length": LENGTH}
 
 
 @dataclass(frozen=True, eq=False)  # one object for each place
@@ -133,5 +133,5 @@ def _share(images: float | None) -> str:
 
 def key_for(experiment: Experiment) -> str:
     """The key of a run: everything its result depends on but the code and the suite's files."""
-    settings = {k: v for k, v in experiment.flat().items() if v is not None or k not in LATER}
+    settings = {k: v for k, v in experiment.flat().items() if k not in LATER or v != LATER[k]}
     return key_of({"format": 1, "experiment": settings})
