@@ -57,8 +57,8 @@ VAGUE = re.compile(
 
 def options(command: str) -> Mapping[str, Any]:
     """Return the options of a command by their long names, and -k."""
-    found = [p for p in COMMANDS[command].params if p.param_type_name == "option"]
-    return {max((*p.opts, *p.secondary_opts), key=len): p for p in found if not p.hidden}
+    params = [p for p in COMMANDS[command].params if p.param_type_name == "option"]
+    return {max((*p.opts, *p.secondary_opts), key=len): p for p in params if not p.hidden}
 
 
 def parameters() -> Iterator[tuple[str, str, Any]]:
@@ -118,8 +118,8 @@ def test_size_is_pixels_and_length_is_tokens() -> None:
 
 def test_a_help_says_what_the_value_is() -> None:
     texts = {(command, name): parameter.help or "" for command, name, parameter in parameters()}
-    assert not {at: text for at, text in texts.items() if VAGUE.match(text)}
-    assert not {at: text for at, text in texts.items() if not START.match(text)}
+    assert not {place: text for place, text in texts.items() if VAGUE.match(text)}
+    assert not {place: text for place, text in texts.items() if not START.match(text)}
 
 
 @pytest.mark.parametrize(

@@ -54,9 +54,9 @@ def test_an_item_that_was_learned_is_familiar_and_keeps_its_code() -> None:
     assert_allclose(mac.familiarity(x), 1)
     assert (mac.code(x) == mac.codes_).mean() > 0.98
     assert (mac.familiarity(items(6, seed=1)) < 1).all()
-    one = Mac(random_state=0).partial_fit(x[0])
-    first = one.codes_
-    again = one.partial_fit(x[0]).codes_  # G = 1: eta is so large that the winners are the same
+    memory = Mac(random_state=0).partial_fit(x[0])
+    first = memory.codes_
+    again = memory.partial_fit(x[0]).codes_  # G = 1: eta is so large that the winners are the same
     assert (again == first).mean() > 0.95
 
 
