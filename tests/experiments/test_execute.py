@@ -192,8 +192,8 @@ def test_any_change_is_trained_and_opened_again(case: str, tmp_path: Path) -> No
     done = carry_out(start, Running(out=out), lambda _: None)
     logits = load_file(out / "predictions.safetensors")["logits"]
     key = {"official": "mosa"}.get(method, method)
-    said = done.record["record"]["method"]
-    assert key == (said if isinstance(said, str) else said["method"])
+    method_record = done.record["record"]["method"]
+    assert key == (method_record if isinstance(method_record, str) else method_record["method"])
 
     def scored() -> Tensor:
         opened = open_pictures(out)

@@ -94,7 +94,7 @@ def test_evaluate_reads_a_run_back(method: str, carry: Carry, answers: str, tmp_
     scores = json.loads(result.stdout)
     assert run.test is not None and scores["loss"] == pytest.approx(run.test.loss, rel=1e-4)
     by_part = CliRunner().invoke(app, ["evaluate", str(out), answers, "--part", "train"])
-    assert by_part.exit_code == 0 and "perplexity" in part_result.stdout
+    assert by_part.exit_code == 0 and "perplexity" in by_part.stdout
     counts = {
         part: json.loads(
             CliRunner().invoke(app, ["evaluate", str(out), answers, *options, "--json"]).stdout

@@ -132,8 +132,8 @@ def test_one_that_fails_leaves_the_others_and_goes_on_alone(
 
     with monkeypatch.context() as patched:
         patched.setattr(Loop, "_step", cut)
-        found = run({"stack": stack})["ends"]
-    assert ["cut off" in end["error"] for end in found] == [False, True, False]
+        results = run({"stack": stack})["ends"]
+    assert ["cut off" in end["error"] for end in results] == [False, True, False]
     ends(run({"stack": stack[1:2]}))
     for n in range(3):
         run(inputs(tmp_path / f"alone-{n}", **METHODS["lora"], seed=n))
@@ -155,8 +155,8 @@ def test_runs_at_different_steps_go_on_together(
 
     with monkeypatch.context() as patched:
         patched.setattr(Loop, "_step", cut)
-        found = run({"stack": stack})["ends"]
-    assert all("cut off" in end["error"] for end in found)
+        results = run({"stack": stack})["ends"]
+    assert all("cut off" in end["error"] for end in results)
     ends(run({"stack": stack}))
     for n in range(2):
         run(inputs(tmp_path / f"alone-{n}", **METHODS["mosa"], seed=n))
@@ -191,14 +191,14 @@ def test_what_may_step_together() -> None:
 
 
 def models(count: int, change: Any = None) -> list[nn.Module]:
-    found: list[nn.Module] = []
+    adapted: list[nn.Module] = []
     for n in range(count):
         torch.manual_seed(0)
         host = timm.create_model("test_vit", num_classes=3, img_size=32)
         if change and n:
             change(host)
-        found.append(adapt(host, Bottleneck(4), seed=n))
-    return found
+        adapted.append(adapt(host, Bottleneck(4), seed=n))
+    return adapted
 
 
 def test_only_runs_on_equal_trunks_step_together() -> None:

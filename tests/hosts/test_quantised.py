@@ -34,8 +34,8 @@ class Int8(nn.Linear):
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__(layer.in_features, layer.out_features, bias=False)
         scale = layer.weight.detach().abs().amax(1, keepdim=True) / 127
-        whole = (layer.weight.detach() / scale).round().to(torch.int8)
-        self.weight = nn.Parameter(whole, requires_grad=False)
+        codes = (layer.weight.detach() / scale).round().to(torch.int8)
+        self.weight = nn.Parameter(codes, requires_grad=False)
         self.scale = scale
 
     def forward(self, input: Tensor) -> Tensor:

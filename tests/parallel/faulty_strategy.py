@@ -39,17 +39,17 @@ class Faulty(ExpertParallel):
         backward: bool = False,
         past: Sequence[Tensor] = (),
     ) -> DevicePlan:
-        found = super().plan(trace, size, topology, backward=backward)
+        device_plan = super().plan(trace, size, topology, backward=backward)
         if self.fault == "draws":
-            step = replace(found.steps[0], name=str(float(torch.rand(()))))
-            return DevicePlan((step, *found.steps), found.devices)
-        return found
+            step = replace(device_plan.steps[0], name=str(float(torch.rand(()))))
+            return DevicePlan((step, *device_plan.steps), device_plan.devices)
+        return device_plan
 
     def shard(self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1) -> Sharded:
         right = super().shard(experts, wire, topology)
-        found = Wrong(right.local, right.holds, meter=wire.meter, layer=wire.layer)
-        found.fault = self.fault
-        return found
+        wrong = Wrong(right.local, right.holds, meter=wire.meter, layer=wire.layer)
+        wrong.fault = self.fault
+        return wrong
 
 
 class Wrong(Sharded):

@@ -174,15 +174,15 @@ def with_owners(
     return *trained(strategy, experts, folder, owners=owners, resume=resume), owners
 
 
-def run_of(model: nn.Module, own: dict[str, Any]) -> Run:
-    """Two epochs of three steps; own: options of `fit`."""
+def run_of(model: nn.Module, changes: dict[str, Any]) -> Run:
+    """Two epochs of three steps; changes: options of `fit`."""
     if dist.is_initialized():
         rank, world = str(dist.get_rank()), str(dist.get_world_size())
         environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "LOCAL_RANK": rank}
         os.environ |= environment | {"RANK": rank, "WORLD_SIZE": world}
     train = rows(36, 1)
     options: Any = {"epochs": 2, "batch_size": 12, "lr": 0.02, "clip": 0.5}
-    options |= {"trackers": (), "checkpoint_steps": 1} | own
+    options |= {"trackers": (), "checkpoint_steps": 1} | changes
     settings = settle(None, options)
     sets = train, rows(10, 2), None
     job = Job(model, sets, chosen(None, train, settings[1], None), plain, *settings)

@@ -55,12 +55,12 @@ def value_of(folder: Path) -> float:
 
 def count_down(calls: int) -> Callable[[], int]:
     """Die in place of a later one of the calls.  Returns how many there were."""
-    seen = [0]
+    count = [0]
 
     def counted(real: Any) -> Any:
         def wrapper(*args: Any, **keywords: Any) -> Any:
-            seen[0] += 1
-            if seen[0] == calls:
+            count[0] += 1
+            if count[0] == calls:
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(*args, **keywords)
 
@@ -68,7 +68,7 @@ def count_down(calls: int) -> Callable[[], int]:
 
     for owner, name in MOMENTS:
         setattr(owner, name, counted(getattr(owner, name)))
-    return lambda: seen[0]
+    return lambda: count[0]
 
 
 def child(rank: int, folder: Path, store: Path, dies: int) -> int:

@@ -138,13 +138,13 @@ def of_stock(kind: str, strategy: Strategy) -> None:
 
 def with_nothing(strategy: Strategy) -> None:
     """Process 3 has no rows, and the experts of the last processes have none of anybody."""
-    whole, model, rank = built("mixtral"), built("mixtral"), dist.get_rank()
+    stock, model, rank = built("mixtral"), built("mixtral"), dist.get_rank()
     draws = torch.Generator().manual_seed(1)
     x = torch.randn(3, 8, generator=draws, dtype=torch.float64)
     index, weight = torch.tensor([[0, 1]]), torch.tensor([[0.25, 0.75]])
     mine = x[rank : rank + 1].requires_grad_()
     inputs = mine, index[: len(mine)], weight[: len(mine)].requires_grad_()
-    experts_of_model: Any = whole.model.layers[0].mlp.experts
+    experts_of_model: Any = stock.model.layers[0].mlp.experts
     want = experts_of_model(x.requires_grad_(), index.expand(3, 2), weight.expand(3, 2))
     want.square().sum().backward()
     with attached(model, strategy, topology=LINKS):
@@ -159,9 +159,9 @@ def with_nothing(strategy: Strategy) -> None:
         assert_close(local.down_proj.grad, full, rtol=0, atol=1e-12)
 
 
-def same_gradients(whole: Any, model: Any, parts: Any, world: int) -> None:
+def same_gradients(stock: Any, model: Any, parts: Any, world: int) -> None:
     """Of experts, the mean's; of the rest, their sum over processes is the whole's."""
-    parameters = dict(whole.named_parameters())
+    parameters = dict(stock.named_parameters())
     state = {n: p.grad for n, p in model.named_parameters()}
     experts = {n: g for n, g in state.items() if n in parts.names}
     assert experts and all(g is not None for g in experts.values())
@@ -212,24 +212,24 @@ def in_slices() -> None:
 
 def in_transformers() -> None:
     """The same exchange, asked for by name where transformers shards a model out."""
-    whole, model = built("mixtral"), built("mixtral")
+    stock, model = built("mixtral"), built("mixtral")
     rank, world, meter = dist.get_rank(), dist.get_world_size(), Meter()
     mesh = init_device_mesh("cpu", (world, 1), mesh_dim_names=("ep", "tp"))
     plan = {f"model.{n.replace('*', str(i))}": style for i in range(2)
             for n, style in model.config.base_model_ep_plan.items()}  # fmt: skip
     name = register_exchange(meter)
     apply_expert_parallelism(model, mesh["ep"], mesh["tp"], plan, ep_implementation=name)
-    want, mine = whole(IDS).logits.detach(), IDS[rank::world]
-    loss(whole, IDS).backward()
+    want, mine = stock(IDS).logits.detach(), IDS[rank::world]
+    loss(stock, IDS).backward()
     got = model(mine).logits.detach()
     assert_close(got, want[rank::world], rtol=0, atol=1e-12 * float(want.abs().max()))
     meter.sent.clear()
     loss(model, mine).backward()
-    size = ExpertSize(8, 6, 8, weight=weight_bytes(whole))
-    as_planned(meter, ExpertParallel().plan(trace(whole.eval(), [IDS]), size, LINKS, backward=True))
+    size = ExpertSize(8, 6, 8, weight=weight_bytes(stock))
+    as_planned(meter, ExpertParallel().plan(trace(stock.eval(), [IDS]), size, LINKS, backward=True))
     for name, weight in model.named_parameters():
         if ".experts." in name:
-            full, grad = whole.get_parameter(name).grad, weight.grad.to_local()
+            full, grad = stock.get_parameter(name).grad, weight.grad.to_local()
             assert_close(
                 grad, full.chunk(world)[rank], rtol=0, atol=1e-12 * float(full.abs().max())
             )

@@ -39,12 +39,12 @@ def plan(epochs: int) -> BenchPlan:
     )  # fmt: skip
 
 
-def lasting(found: RunResult) -> dict[str, Any]:
+def lasting(result: RunResult) -> dict[str, Any]:
     """A result but for what it cost, flat."""
-    told = dataclasses.asdict(found)
-    told |= {f"{group}.{name}": value for group in ("outcome", "setup")
-             for name, value in told.pop(group).items()}  # fmt: skip
-    return {name: value for name, value in told.items() if name.split(".")[-1] not in COSTS}
+    values = dataclasses.asdict(result)
+    values |= {f"{group}.{name}": value for group in ("outcome", "setup")
+             for name, value in values.pop(group).items()}  # fmt: skip
+    return {name: value for name, value in values.items() if name.split(".")[-1] not in COSTS}
 
 
 def remains(folder: Path) -> dict[str, Any]:
