@@ -124,10 +124,10 @@ def generator() -> torch.Generator:
 
 @dataclass(frozen=True)
 class Forked:
-    """A script in a forked process.  said: its files of output, but for their endings."""
+    """A script in a forked process.  output: its files of output, but for their endings."""
 
     process: Any
-    said: Path
+    output: Path
 
     def wait(self, seconds: float = 300) -> tuple[int, str, str]:
         """Its exit status, and what it wrote to stdout and stderr."""
@@ -135,7 +135,7 @@ class Forked:
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
-        out, err = (self.said.with_suffix(end).read_text() for end in (".out", ".err"))
+        out, err = (self.output.with_suffix(end).read_text() for end in (".out", ".err"))
         return self.process.exitcode, out, err
 
 
@@ -151,18 +151,18 @@ def forked(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Forked]:
     count = iter(range(1_000))
 
     def start(script: Path, *words: object, **environment: str) -> Forked:
-        said = folder / str(next(count))
+        output = folder / str(next(count))
         job = {
             "script": str(script),
             "words": [str(word) for word in words],
             "environment": environment,
-            "said": str(said),
+            "output": str(output),
         }
         # of the standard library, which any process can import
-        told = (str(TESTS / "forked.py"), {"job": job}, "__main__")
-        process = context.Process(target=runpy.run_path, args=told)
+        arguments = (str(TESTS / "forked.py"), {"job": job}, "__main__")
+        process = context.Process(target=runpy.run_path, args=arguments)
         process.start()
-        return Forked(process, said)
+        return Forked(process, output)
 
     return start
 

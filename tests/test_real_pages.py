@@ -80,7 +80,7 @@ def test_a_page_runs_on_stand_ins(
     monkeypatch.setattr(intarsia, "load_data", load_data)
     monkeypatch.setattr(
         intarsia, "backbone",
-        lambda name, **given: backbone("test_vit", **{**given, "size": 32, "pretrained": False}),
+        lambda name, **opts: backbone("test_vit", **{**opts, "size": 32, "pretrained": False}),
     )  # fmt: skip
     text = run(page, tmp_path)
     check(text, capsys.readouterr().out)
@@ -106,8 +106,8 @@ def check(text: str, printed: str) -> None:
     All active slices stay the dense model while they train: each weight has the same gradient.
     """
     lines = {
-        found[1]: found.groups()[1:]
-        for found in re.finditer(
+        match[1]: match.groups()[1:]
+        for match in re.finditer(
             r"^(\w.*?) +(?:perplexity|accuracy) (\S+) -> (\S+),", printed, re.M
         )
     }

@@ -51,9 +51,9 @@ def test_a_path_names_what_is_there(title: str) -> None:
 @pytest.mark.parametrize("title", sorted(PATHS))
 def test_a_path_climbs_at_most_three_times_and_says_where(title: str) -> None:
     steps = STEP.findall(PATHS[title])
-    found = climbs([file for file, _, _ in steps])
-    assert [bool(mark) for _, mark, _ in steps] == found
-    assert sum(found) <= MOST
+    marks = climbs([file for file, _, _ in steps])
+    assert [bool(mark) for _, mark, _ in steps] == marks
+    assert sum(marks) <= MOST
 
 
 def test_a_climb_is_seen() -> None:

@@ -34,8 +34,8 @@ class Sequences(nn.Module):
         self.read, self.write = nn.Embedding(ITEMS, WIDTH), nn.Linear(WIDTH, ITEMS)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        found = self.write(self.read(input_ids))
-        return found if self.every else found[:, -1]
+        output = self.write(self.read(input_ids))
+        return output if self.every else output[:, -1]
 
 
 def rows(count: int, seed: int) -> list[Tensor]:
