@@ -70,7 +70,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """What the imports made stays: no collection of garbage walks over half a million objects."""
+    """Freeze the imported objects: no garbage collection visits half a million of them."""
     gc.disable()
     try:
         return (yield)
@@ -206,7 +206,7 @@ addEventListener("load", () => {{
 
 @pytest.fixture
 def on_a_phone(browse: Callable[..., str], tmp_path: Path) -> Callable[[Path], str]:
-    """How wide a page is on how wide a phone, "360 of 360" where nothing is cut off.
+    """Measure a page's width on a phone of some width, "360 of 360" where nothing is cut off.
 
     In a frame, since a headless window has a least width of its own; from the page's own file,
     since a browser was seen to change a script of megabytes that it read out of an attribute.

@@ -359,7 +359,7 @@ class GateRouter(Router):
         )
 
     def broken_logits(self, logits: Tensor) -> Tensor:
-        """With the faults that begin at the logits."""
+        """Return the logits with the faults that begin there."""
         if self.fault == "empty":
             logits.max()
         if self.fault == "poison":

@@ -103,7 +103,7 @@ def typed(line: str) -> list[str]:
 
 
 def carried_out(line: str) -> str:
-    """What a command prints; `python FILE` runs in a process that does not find this library."""
+    """Run a command and return its output; `python FILE` runs where this library is not found."""
     if line.startswith("python "):
         done = subprocess.run(
             [sys.executable, "-I", *shlex.split(line)[1:]], capture_output=True, text=True

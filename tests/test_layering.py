@@ -57,7 +57,7 @@ for folder in sys.argv[1:]:
 
 @pytest.fixture(scope="module")
 def linted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What import-linter says of this tree, "", and of each with a violation; in one process."""
+    """Run import-linter on this tree, "", and on each with a violation, in one process."""
     pytest.importorskip("importlinter", reason="import-linter comes with intarsia[dev]")
     trees = {"": ROOT}
     for name, (files, _) in PLANTED.items():
@@ -181,7 +181,7 @@ OPENERS = {
 
 
 def _opens(call: ast.Call) -> bool:
-    """Whether a call opens a file for reading by its name."""
+    """Tell whether a call opens a file for reading by its name."""
     words = ast.unparse(call.func)
     name = words.rpartition(".")[2]
     if name == "load_file":  # our own classes have it, too: Trace.load_file(path)

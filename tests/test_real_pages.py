@@ -92,7 +92,7 @@ def test_a_page_runs_on_stand_ins(
 def test_a_page_runs_on_the_real_weights(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On fewer rows than the page, whose figures take some minutes."""
+    """The page runs on fewer rows than it shows, whose figures take some minutes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(intarsia, "load_texts", fewer(intarsia.load_texts, 16, 8))
     monkeypatch.setattr(intarsia, "load_data", fewer(intarsia.load_data, 50, 50))
@@ -101,7 +101,7 @@ def test_a_page_runs_on_the_real_weights(
 
 
 def check(text: str, printed: str) -> None:
-    """What is printed has the page's lines; mixtures that are the dense model begin with its score.
+    """Compare the output with the page's lines; copied mixtures begin with the dense score.
 
     All active slices stay the dense model while they train: each weight has the same gradient.
     """

@@ -28,7 +28,7 @@ def _height(file: str) -> int:
 
 
 def climbs(steps: list[str]) -> list[bool]:
-    """For each step, whether its folder is above that of the step before."""
+    """Tell for each step whether its folder is above that of the step before."""
     heights = [_height(file) for file in steps]
     return [False, *(b < a for a, b in zip(heights, heights[1:], strict=False))]
 

@@ -27,7 +27,7 @@ QUICK = ("--epochs", "2", "--batch-size", "8", "--lr", "1e-2", "--tracker", "ten
 
 @dataclass(frozen=True)
 class Said:
-    """What a command printed, and its exit code."""
+    """The printed output of a command and its exit code."""
 
     code: int
     out: str

@@ -33,7 +33,7 @@ GIVEN: dict[str, Any] = {
 
 @pytest.fixture(autouse=True, scope="module")
 def places_looked_for_once() -> Iterator[None]:
-    """Whether an arm has a place in a model is looked up once for all tests of this file."""
+    """Look up once for all tests of this file whether an arm has a place in a model."""
     real, reasons = fitting_methods._unfit, dict[str, str | None]()
 
     def remembered(plan: BenchPlan, model: nn.Module) -> dict[str, str]:

@@ -45,7 +45,7 @@ WANTED = {
 
 
 def test_a_shell_completes_methods_and_values_without_torch() -> None:
-    """In one process: the words that each shell is given for a line."""
+    """Complete all lines of all shells in one process, which must not import torch."""
     shells = ("bash", "zsh", "fish")
     pairs = [*((shell, METHOD) for shell in shells), *(("bash", line) for line in WANTED)]
     words = [sys.executable, "-c", COMPLETED, json.dumps(pairs)]

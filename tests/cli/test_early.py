@@ -24,7 +24,7 @@ STALE = "run: make generate"
 
 
 def test_the_names_are_those_of_the_library() -> None:
-    """As sets: the order of what two branches add is left to the next `make generate`."""
+    """Compare them as sets: the next `make generate` sorts what two branches add."""
     for file, lists in ((registry.NAMES, names.names()), (words.NAMES, lab_names.names())):
         lines = names.text(lists).splitlines()
         assert set(file.read_text().splitlines()) == set(lines), STALE

@@ -84,7 +84,7 @@ def test_the_exported_script_uses_a_sigmoid(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """That it needs nothing of ours is tried in hosts/test_preprocessing.py."""
+    """The test in hosts/test_preprocessing.py tries it without this library."""
     result = intarsia("export", trained, "--format", "torch", "--out", tmp_path / "m.pt2")
     assert result.code == 0, result.err
     files = [str(table.parent / f"{i}.png") for i in range(4)]

@@ -93,7 +93,7 @@ def test_whoever_draws_has_a_seed() -> None:
 
 
 def test_a_common_option_is_declared_once() -> None:
-    """It has one help and one short form, in every command that has it."""
+    """Every command that has a common option has it with the same help and short form."""
     for option in ("--json", "--threads", "--device", "--seed", "--length", "--max-pixels"):
         forms = {(p.help, tuple(p.opts)) for c in COMMANDS if (p := options(c).get(option))}
         assert len(forms) == 1, (option, forms)

@@ -31,7 +31,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "serve-a-mixture.md"
 
 
 def asked(app: running.Application, listening: Any, say: Any) -> int:
-    """In the place of `run`: a request over a real socket, whole and as a stream, then the end."""
+    """Stand in for `run`: send a request over a real socket, whole and as a stream, then end."""
     server = running.Server(app)
     port = listening.getsockname()[1]
     thread = threading.Thread(target=server.run, args=([listening],))

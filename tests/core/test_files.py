@@ -272,7 +272,7 @@ def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
 
 @pytest.fixture
 def ctrl_c() -> Iterator[None]:
-    """What Ctrl-C does in a terminal; a shell lets its background jobs ignore it."""
+    """Do what Ctrl-C does in a terminal; a shell lets its background jobs ignore it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -40,7 +40,7 @@ DEATHS = {"memory": OutOfMemoryError("memory"), "crash": WorkerCrashedError("gon
 
 
 class Ray(ModuleType):
-    """As much of ray as a slot needs: actors are objects, `get` gives what a call left."""
+    """The part of ray that a slot needs: actors are objects, `get` gives the result of a call."""
 
     exceptions = SimpleNamespace(RayError=RayError)
 

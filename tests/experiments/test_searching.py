@@ -43,7 +43,7 @@ def test_an_edge_wins_if_it_is_best_and_better_than_its_neighbour(
 
 
 def test_an_edge_that_only_ties_does_not_win() -> None:
-    """Where every answer is right the loss falls with the rate, as far as one goes."""
+    """The loss falls with the rate, however far, where every answer is right."""
     scores = {1e-3: (1.0, -0.3), 3e-3: (1.0, -0.2), 1e-2: (1.0, -0.1)}
     assert best_of(scores) == 1e-2 and winning_edge(scores) is None
 

@@ -31,7 +31,7 @@ def table(ends: list[Ended]) -> str:
 
 
 def show(end: Ended) -> None:
-    """One case, with the words that repeat it."""
+    """Print one case, with the command that repeats it."""
     case = end.case
     again = "--irregular" if case.seed is None else f"make fuzz SEED={case.seed} CASE={case.name}"
     print(f"{end.outcome}: {again}\n  {end.damage}\n{end.error}")

@@ -58,7 +58,7 @@ def _open_pictures(folder: Path) -> Any:
 
 
 def _decoded(splits: Any) -> Any:
-    """All pictures and labels of the parts."""
+    """Read all pictures and labels of the parts."""
     parts = [part for part in (splits.train, splits.val, splits.test) if part is not None]
     return [
         (read_image(p) if isinstance(p, Path | bytes) else p, label, part.classes)

@@ -159,7 +159,7 @@ CELLS = (
 
 
 def _table(raw: bytes, draw: random.Random) -> bytes:
-    """One place between commas, tabs or blanks is another text."""
+    """Delete, repeat or replace the text between two commas, tabs or blanks."""
     parts = re.split(rb"([,\t\n ])", raw)
     part = draw.randrange(len(parts))
     way = draw.randrange(4)

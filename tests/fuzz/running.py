@@ -42,7 +42,7 @@ MEMORY, FILE = 2**31, 2**28  # bytes beside what a process has at its start, and
 
 @dataclass(frozen=True)
 class Case:
-    """One damaged file.
+    """A damaged file.
 
     number: with the seed, which damage is done; seed: None for the file of that number in the place
     of which stands no regular file, but a pipe, a device or a folder.
@@ -92,7 +92,7 @@ def _signed(folder: Path, before: bytes, after: bytes) -> bool:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a case ended.  error: type and text, or the traceback of a raw one."""
+    """The end of a case.  error: type and text, or the traceback of a raw one."""
 
     case: Case
     outcome: str
@@ -118,7 +118,7 @@ class Fuzz:
         gc.freeze()
 
     def cases(self, count: int, seed: int = 0) -> Iterator[Case]:
-        """So many cases, of all kinds in turn."""
+        """Draw `count` cases, of all kinds in turn."""
         for i in range(count):
             yield Case(self.kinds[i % len(self.kinds)], i // len(self.kinds), seed)
 
@@ -223,7 +223,7 @@ def _limit(limit: int, value: int) -> None:
 
 
 def counts(ends: Sequence[Ended]) -> dict[str, dict[str, int]]:
-    """By kind, and over "all": how many cases ended so."""
+    """Count the cases with each outcome, by kind and over "all"."""
     counted: dict[str, dict[str, Any]] = {}
     for end in ends:
         for name in (end.case.kind.name, "all"):

@@ -111,7 +111,7 @@ def test_after_an_error_inside_no_bit_has_moved() -> None:
 
 
 def test_training_on_several_sources_keeps_what_was_learned_and_nothing_else() -> None:
-    """Each batch with the delta of its source: the twin adds the deltas outside the weights."""
+    """The reference adds the delta of each batch's source outside the weights."""
     model, twin = vit().double(), vit().double()
     sources = [delta(vit().double(), seed=s) for s in (0, 1)]
     learns = "blocks.0.mlp.fc1.weight"

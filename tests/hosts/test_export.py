@@ -236,12 +236,12 @@ def test_the_plain_quotient_would_not_do() -> None:
 
 
 def small() -> nn.Module:
-    """With dropout, which an export in training would keep."""
+    """Build a small model with dropout, which an export in training mode would keep."""
     return vit(depth=1, drop_rate=0.5)
 
 
 def flat() -> nn.Module:
-    """What is traced in no time."""
+    """Build a model that is traced in no time."""
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5))
 
 

@@ -33,7 +33,7 @@ Make = Callable[[str], nn.Module]
 
 
 def fresh(code: str, *args: Path) -> str:
-    """What a new process prints.  args: its sys.argv[1:]."""
+    """Return the output of a new process.  args: its sys.argv[1:]."""
     ours = {**os.environ, "PYTHONPATH": str(Path(intarsia.__file__).parents[1])}
     run = subprocess.run(
         [sys.executable, "-c", code, *map(str, args)],

@@ -40,7 +40,7 @@ def saved(
 
 
 def state(model: nn.Module) -> dict[str, Any]:
-    """All that a failed load must leave alone."""
+    """Copy everything that a failed load must leave alone."""
     return {
         "modules": [(n, type(m), m.training) for n, m in model.named_modules()],
         "parameters": [(n, p.requires_grad, p.sum().item()) for n, p in model.named_parameters()],

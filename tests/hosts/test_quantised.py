@@ -159,7 +159,7 @@ def test_an_adapter_lives_on_a_quantised_base(
 
 
 def test_gradients_are_those_of_the_weights_in_full() -> None:
-    """Beside a quantised layer the adapter learns what it learns beside its decoded weights."""
+    """The adapter learns the same beside a quantised layer as beside its decoded weights."""
     torch.manual_seed(0)
     grads: list[list[Tensor]] = []
     for decoded in (False, True):

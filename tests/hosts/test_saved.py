@@ -113,7 +113,7 @@ def test_a_mixture_into_the_dense_model_and_the_other_way_round(saved: Path) -> 
 
 
 def test_files_of_the_dense_model_and_of_the_mixture_are_told_apart(tmp_path: Path) -> None:
-    """As `save_pretrained` writes them, and safetensors reads them: nothing is lost in silence."""
+    """Files that `save_pretrained` writes and safetensors reads lose nothing in silence."""
     dense = llama()
     mixture: Any = intarsia.upcycle(llama(), TopK(experts=2))
     with torch.no_grad():
@@ -262,7 +262,7 @@ HOSTS: dict[str, tuple[Callable[[int], nn.Module], list[str]]] = {
 
 
 def moved(model: nn.Module) -> nn.Module:
-    """As if trained: every number that is not frozen is another one."""
+    """Change every number that is not frozen, as training would."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:

@@ -37,7 +37,7 @@ def m2m() -> nn.Module:
 
 
 def dry(model: nn.Module) -> nn.Module:
-    """Without dropout, which GPT-2, T5 and DistilBERT have inside their MLPs."""
+    """Remove the dropout that GPT-2, T5 and DistilBERT have inside their MLPs."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

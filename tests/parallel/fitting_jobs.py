@@ -80,12 +80,12 @@ def by_words(words: list[str]) -> None:
 
 
 def links() -> Topology:
-    """What this process knows of all links."""
+    """Return this process's measurements of all links."""
     return Topology.measured()
 
 
 class MostExperts(TorchDispatchMode):
-    """Of how many experts there was a weight in one tensor of this process, at most."""
+    """The largest number of experts with a weight in one tensor of this process."""
 
     most = 0
     shapes = frozenset({(4, WIDTH), (WIDTH, 4)})  # of an expert
@@ -207,7 +207,7 @@ def resumed(
 
 
 def round_trip(strategy: Strategy, experts: int, folder: Path) -> None:
-    """What processes write of their experts, each of them reads again, and one reads whole."""
+    """Write each process's experts; each reads its own again, and one process reads all."""
     model = net(experts)
     before = {name: t.clone() for name, t in model.state_dict().items()}
     with attached(model, strategy) as parts:

@@ -58,7 +58,7 @@ def rows_of(trace: Trace, full: bool) -> Tensor:
 
 
 def alone(trace: Trace, x: Tensor, layers: list[StackedExperts]) -> Tensor:
-    """What one process computes."""
+    """Compute everything in one process."""
     for number, layer in enumerate(layers):
         routing = trace.routing(number)
         weight = routing.weight.to(x.dtype)

@@ -41,7 +41,7 @@ def state(rank: int, value: float) -> dict[str, Any]:
 
 
 def value_of(folder: Path) -> float:
-    """Of the newest checkpoint, all of which is there."""
+    """Return the value in the newest checkpoint, which must be complete."""
     path = checkpoint.latest(folder)
     assert path is not None, "no checkpoint"
     state = checkpoint.load(path)
@@ -91,7 +91,7 @@ def child(rank: int, folder: Path, store: Path, dies: int) -> int:
 
 
 def pair(folder: Path, killed: int, dies: int) -> list[int]:
-    """How both processes ended."""
+    """Return the exit status of both processes."""
     folder.mkdir()
     children: list[int] = []
     for rank in range(2):

@@ -160,7 +160,7 @@ def with_nothing(strategy: Strategy) -> None:
 
 
 def same_gradients(stock: Any, model: Any, parts: Any, world: int) -> None:
-    """Of experts, the mean's; of the rest, their sum over processes is the whole's."""
+    """Compare gradients: of experts the mean's, of the rest their sum over processes."""
     parameters = dict(stock.named_parameters())
     state = {n: p.grad for n, p in model.named_parameters()}
     experts = {n: g for n, g in state.items() if n in parts.names}
@@ -182,7 +182,7 @@ def same_gradients(stock: Any, model: Any, parts: Any, world: int) -> None:
 
 
 def weight_bytes(model: Any) -> int:
-    """Of a gate's weight, as this architecture has it."""
+    """Return the bytes of a gate's weight, as this architecture has it."""
     sizes: list[int] = []
     first = next(iter(stock_experts(model).values())).module
     hook = first.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[2].element_size()))
@@ -245,7 +245,7 @@ def in_transformers() -> None:
 
 
 def written_by_all(folder: Path) -> None:
-    """Each process writes its experts; what one process opens has the same bits."""
+    """Write the experts of each process; one process opens the same bits."""
     for kind in ("mixtral", "olmoe", "qwen"):
         full, model = built(kind), built(kind)
         with attached(model, Fssdp(1, 3)) as parts:

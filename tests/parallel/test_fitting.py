@@ -133,7 +133,7 @@ def test_no_process_has_all_experts_from_the_first_step_to_the_folder(
 def test_the_log_names_the_process_that_others_wait_for(
     two: Processes, strategy: Strategy | None
 ) -> None:
-    """It sleeps in each step; None: data-parallel alone.
+    """The slow process sleeps in each step; None: data-parallel alone.
 
     Without taking off what is waited for all are busy for as long, within a hundredth.
     """

@@ -90,7 +90,7 @@ def test_a_file_that_another_process_renames_meanwhile_is_no_error(tmp_path: Pat
 
 
 def everything(tree: Any, path: str = "") -> dict[str, Tensor]:
-    """All tensors of a checkpoint, whole, by their place."""
+    """Read all tensors of a checkpoint, whole, by their place."""
     if isinstance(tree, Stored | Tensor):
         return {path: tree.all() if isinstance(tree, Stored) else tree}
     items = (
@@ -186,7 +186,7 @@ def test_a_process_killed_while_all_write_loses_nothing(
 
 
 def test_experts_of_another_model_are_refused(tmp_path: Path) -> None:
-    """Of fewer and of more experts, from files and whole: what is missing must not be zeros."""
+    """Models of fewer and of more experts are refused: missing weights must not become zeros."""
     part = SimpleNamespace(lot=lambda _: (torch.arange(4), 0, 1))
     pieces = Pieces(tmp_path / "s", written(tmp_path / "s"))
     patch = pytest.MonkeyPatch()

@@ -34,7 +34,7 @@ def test_four_processes_are_one_for_stock_models(group: Processes) -> None:
 
 
 def test_slices_of_stock_experts_are_one_process(group: Processes) -> None:
-    """More processes than experts: logits, gradients, bytes; every degree of Tutel's."""
+    """Logits, gradients and bytes agree with more processes than experts, at every Tutel degree."""
     from stock_jobs import in_slices  # pyright: ignore[reportMissingImports]
 
     group.run(in_slices)
@@ -63,7 +63,7 @@ def stock(kind: str) -> tuple[StockExperts, FusedExperts, Any]:
 @pytest.mark.parametrize("kind", ["mixtral", "gpt-oss"])
 @pytest.mark.usefixtures("group")  # has the folder of `stock_jobs`
 def test_fused_experts_are_those_of_the_model(kind: str) -> None:
-    """By its own function, whole, some of them, or with weights that were sent."""
+    """The model's own function agrees with all, some, and sent experts."""
     experts, fused, _ = stock(kind)
     assert size_of(fused) == ExpertSize(8, 6, 8, True, kind == "gpt-oss")
     draws = torch.Generator().manual_seed(0)

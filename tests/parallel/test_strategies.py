@@ -66,7 +66,7 @@ FAULTS = {
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that a failed process has left waiting are ended soon."""
+    """End soon the processes that a failed one has left waiting."""
     monkeypatch.setattr("intarsia.parallel.processes.STRAGGLERS", 0.5)
 
 

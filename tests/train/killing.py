@@ -124,7 +124,7 @@ def forked(job: Callable[[], object], kill_after: float | None = None) -> int:
 
 
 def outcome(out: Path) -> dict[str, Any]:
-    """All that a finished run left behind, but for times."""
+    """Read everything that a finished run left behind, but for times."""
     path = checkpoint.latest(out / "state")
     assert path is not None
     tensors: dict[str, Tensor] = {}

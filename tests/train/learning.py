@@ -39,7 +39,7 @@ class Sequences(nn.Module):
 
 
 def rows(count: int, seed: int) -> list[Tensor]:
-    """Each item is followed by the next one, from 8 by 1."""
+    """Draw sessions in which the next item follows each one, and 1 follows 8."""
     generator = torch.Generator().manual_seed(seed)
     starts = torch.randint(ITEMS - 1, (count,), generator=generator)
     return [(start + torch.arange(3 + i % 3)) % (ITEMS - 1) + 1 for i, start in enumerate(starts)]
@@ -70,7 +70,7 @@ def two_views(count: int, seed: int) -> TensorDataset:
 
 
 class Towers(nn.Module):
-    """One encoder for both; it has to undo the turn."""
+    """An encoder for both sides, which has to undo the turn."""
 
     def __init__(self) -> None:
         super().__init__()

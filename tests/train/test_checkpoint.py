@@ -80,7 +80,7 @@ def test_after_the_last_number_of_six_digits_comes_the_next(tmp_path: Path) -> N
 
 @pytest.fixture
 def ctrl_c() -> Iterator[None]:
-    """What Ctrl-C does in a terminal; a shell lets its background jobs ignore it."""
+    """Do what Ctrl-C does in a terminal; a shell lets its background jobs ignore it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

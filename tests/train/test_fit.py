@@ -72,7 +72,7 @@ def test_it_learns_and_leaves_the_trunk_alone() -> None:
 
 
 def test_a_traceback_from_a_cell_is_at_most_fifteen_calls_of_ours_deep() -> None:
-    """From `fit` to the innermost forward of MoSA on a timm model."""
+    """The traceback goes from `fit` to the innermost forward of MoSA on a timm model."""
     model = intarsia.adapt(timm.create_model("test_vit", num_classes=CLASSES, img_size=32), "mosa")
     depths: list[int] = []
 
@@ -336,7 +336,7 @@ def test_it_runs_outside_the_main_thread() -> None:
 
 
 class Dicts(torch.utils.data.Dataset[dict[str, Any]]):
-    """As Hugging Face datasets give them."""
+    """Rows as Hugging Face datasets give them."""
 
     def __init__(self, label: str = "labels") -> None:
         self.inner, self.label = pictures(40), label

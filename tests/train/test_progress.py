@@ -13,7 +13,7 @@ BEGIN = FirstSteps()
 def _told(
     capsys: pytest.CaptureFixture[str], steps: int, seconds: float, start: FirstSteps = BEGIN
 ) -> str:
-    """What is said in four steps of so many seconds each, of a run of so many steps."""
+    """Return the output of the first four steps, each of `seconds`, of a run of `steps` steps."""
     with Bar(steps, 2, show=True, start=start).shown() as bar:
         for step in range(1, 5):
             line = {"split": "train", "epoch": 1, "loss": 0.5, "accuracy": 0.75}

@@ -220,7 +220,7 @@ def test_a_client_s_mistake_is_one_line_in_the_log(
 
 
 def sent(server: Running) -> float:
-    """All answers with status 200, read past the server, which would count the look."""
+    """Count the answers with status 200 without asking the server, which would count that, too."""
     lines = server.app.counters.text().decode().splitlines()
     return sum(float(x.split()[-1]) for x in lines if "requests_total" in x and '="200"' in x)
 

@@ -128,7 +128,7 @@ TEMPLATE = {
 
 
 class Written:
-    """In the place of a generation: a text that is there already, token by token."""
+    """A stand-in for a generation: a fixed text, token by token."""
 
     def __init__(self, served: ServedModel, text: str) -> None:
         self.served, self.text = served, text

@@ -278,7 +278,7 @@ def test_vllm_gets_a_stock_checkpoint_and_plain_lora(
 
 
 def test_a_burst_does_not_pass_the_queue() -> None:
-    """All of them come before the first one is in the works."""
+    """Requests all arrive before the first one is being answered."""
     ended: list[int] = []
     counters: Any = SimpleNamespace(
         running=SimpleNamespace(set_function=id),
@@ -314,7 +314,7 @@ def test_a_burst_does_not_pass_the_queue() -> None:
 
 
 def tried(page: Any, server: Running, opened: dict[str, ServedModel]) -> None:
-    """As a user would: an answer, an error, a stop."""
+    """Use the server as a user would: an answer, an error, a stop."""
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.goto(f"http://127.0.0.1:{server.port}/")

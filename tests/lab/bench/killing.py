@@ -48,7 +48,7 @@ def lasting(result: RunResult) -> dict[str, Any]:
 
 
 def remains(folder: Path) -> dict[str, Any]:
-    """What a run left in its folder but for times: its weights, its answers, its curve."""
+    """Read a run's folder but for times: its weights, its answers, its curve."""
     files = [*folder.glob("adapter/*.safetensors"), folder / "predictions.safetensors"]
     lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
     curve = [{n: v for n, v in line.items() if n != "seconds"} for line in lines]

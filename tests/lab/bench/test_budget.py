@@ -114,7 +114,7 @@ def test_pilots_of_many_classes_take_no_more_than_there_is(tmp_path) -> None:
 
 
 def test_classes_with_a_single_image_are_drawn(monkeypatch, tmp_path) -> None:
-    """As VTAB-1k's SUN397 has them: 1,000 images of 397 classes."""
+    """VTAB-1k's SUN397 has such classes: 1,000 images of 397 classes."""
     train_rows, test_rows = (
         np.r_[0:397, 0:200, 0:203],
         np.r_[0:397, 0:396, 0:396],

@@ -60,6 +60,6 @@ def test_a_comparison_on_ray_is_the_same(tmp_path: Path) -> None:
 
 
 def scores(result: RunResult) -> object:
-    """All but times and memory, to rounding."""
+    """Return everything but times and memory, to rounding."""
     values = killing.lasting(result)
     return {n: round(v, 4) if isinstance(v, float) else v for n, v in values.items()}

@@ -38,7 +38,7 @@ def result(
     accuracy: float | None = 0.8,
     **fields: Any,
 ) -> RunResult:
-    """One result; accuracy None = failed.  fields: label, group, protocol, model, suite,
+    """Make a result; accuracy None = failed.  fields: label, group, protocol, model, suite,
     error, own.
     """
     protocol, model = fields.get("protocol", "honest"), fields.get("model", "vit-s")
@@ -88,7 +88,7 @@ def suite(
 
 @pytest.fixture(scope="session")
 def make_result() -> Callable[..., RunResult]:
-    """One result; see `result`."""
+    """Return `result`, which makes a result."""
     return result
 
 

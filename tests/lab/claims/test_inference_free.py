@@ -14,7 +14,7 @@ from intarsia_lab.claims import inference_free as claims
 
 
 class _Index:
-    """What `thinned` reads of an index."""
+    """The attributes of an index that `thinned` reads."""
 
     model, digest = "toy", "0"
 

@@ -44,7 +44,7 @@ def test_even_loads_have_no_excess_and_copies_take_some_off(
 
 
 def test_a_repeated_batch_has_as_many_rows_on_every_device() -> None:
-    """Of the sizes of the paper: loads are multiples, and choosing again pays there."""
+    """Loads are multiples at the paper's sizes, and choosing again pays there."""
     draws = torch.Generator().manual_seed(0)
     row = torch.arange(4 * 8)
     expert = torch.rand(32, 2, 16, generator=draws).topk(2).indices

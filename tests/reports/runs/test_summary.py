@@ -115,7 +115,7 @@ def base(i: int, seed: int) -> bool:
 
 
 def test_one_picture_decides_nothing(scored: Callable[..., Comparison]) -> None:
-    """It is right in all three seeds: over seeds alone that was +2.78 to +2.78, ahead."""
+    """The picture is right in all three seeds: over seeds alone that was +2.78 to +2.78, ahead."""
     comparison = scored(3, linear=base, lora=lambda i, seed: i == 0 or base(i, seed))
     (text,) = differences(comparison)
     assert text.startswith("Lora minus linear: +2.78 points (95 % interval ")
