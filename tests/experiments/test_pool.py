@@ -30,8 +30,8 @@ def run(kinds: list[str], jobs: int, executor: str = "processes") -> dict[str, T
 
 def test_a_fresh_process_serves_one_trial() -> None:
     ends = run(["work", "raise", "work", "die"], jobs=1, executor="fresh")
-    first, two = (ends[f"work-{n}"].result for n in (0, 2))
-    assert first and two and len({first["process"], two["process"], os.getpid()}) == 3
+    first, second = (ends[f"work-{n}"].result for n in (0, 2))
+    assert first and second and len({first["process"], second["process"], os.getpid()}) == 3
     assert "Count." in ends["raise-1"].error and "exit code -9" in ends["die-3"].error
 
 

@@ -73,15 +73,15 @@ def inputs(folder: Path, **changes: Any) -> dict[str, Any]:
     return {"experiment": START.changed(**changes).flat(), "folder": str(folder)}
 
 
-def equal(first: Path, two: Path) -> None:
+def equal(first: Path, second: Path) -> None:
     """Losses, weights and predictions."""
     logs = [
         [json.loads(x) for x in (f / "metrics.jsonl").read_text().splitlines()]
-        for f in (first, two)
+        for f in (first, second)
     ]
     assert_close(*([line["loss"] for line in log] for log in logs), rtol=1e-3, atol=1e-4)
     for file in ("adapter/adapter_model.safetensors", "predictions.safetensors"):
-        assert_close(load_file(first / file), load_file(two / file), rtol=1e-2, atol=1e-3)
+        assert_close(load_file(first / file), load_file(second / file), rtol=1e-2, atol=1e-3)
 
 
 def ends(outcome: Mapping[str, Any]) -> list[Any]:

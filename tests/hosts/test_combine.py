@@ -109,9 +109,11 @@ def test_the_page_of_compositions_names_every_adapter_under_its_trait() -> None:
 
 
 @pytest.mark.parametrize(
-    ("one_trait", "two"), [("bi", "s2ft"), ("mixlora", "mos"), ("poly", "ssf")]
+    ("one_trait", "other_trait"), [("bi", "s2ft"), ("mixlora", "mos"), ("poly", "ssf")]
 )
-def test_what_was_not_tried_follows_from_the_traits(one_trait: str, two: str) -> None:
+def test_what_was_not_tried_follows_from_the_traits(one_trait: str, other_trait: str) -> None:
     first = {c.key: group[0] for group in by_trait(cards("adapter")).values() for c in group}
-    assert first[one_trait].key != one_trait or first[two].key != two
-    assert beside(card(one_trait), card(two)) == beside(first[one_trait], first[two])
+    assert first[one_trait].key != one_trait or first[other_trait].key != other_trait
+    assert beside(card(one_trait), card(other_trait)) == beside(
+        first[one_trait], first[other_trait]
+    )

@@ -84,12 +84,12 @@ def test_the_short_way_gives_the_bits_of_the_model_s_own_forward() -> None:
     model = made("bfloat16")
     step, name = one_token(model), cache_name(model)
     assert step is not None
-    first, two = (fixed_cache(model, 24) for _ in range(2))
+    first, second = (fixed_cache(model, 24) for _ in range(2))
     with torch.inference_mode():
-        for cache in (first, two):
+        for cache in (first, second):
             model(IDS, **{name: cache}, use_cache=True)
         for index in range(20, 24):
-            want = model(IDS[:, index - 20 : index - 19], **{name: two}, use_cache=True).logits
+            want = model(IDS[:, index - 20 : index - 19], **{name: second}, use_cache=True).logits
             assert torch.equal(step(IDS[:, index - 20 : index - 19], first, index), want)
     assert one_token(made("windowed")) is None
     assert one_token(made("hooked")) is None

@@ -92,16 +92,18 @@ CASES = [(host, case) for host in HOSTS for case in SETTINGS]
 def test_merged_and_pruned_models_are_saved_as_they_are(
     host: str, case: str, tmp_path: Path
 ) -> None:
-    first, two = (trained(host, case, seed) for seed in (1, 2))
+    first, second = (trained(host, case, seed) for seed in (1, 2))
     counts = places(first).experts
-    both = intarsia.experts.merge_mixtures(first, two)
+    both = intarsia.experts.merge_mixtures(first, second)
     assert places(both).experts == tuple(2 * e for e in counts)
     assert places(first).experts == counts, "parents stay as they are"
     with torch.no_grad():
         norm = (
             first.get_parameter("norm.weight") if host == "vit" else first.lm_head.weight
         ).clone()
-        second_norm = two.get_parameter("norm.weight") if host == "vit" else two.lm_head.weight
+        second_norm = (
+            second.get_parameter("norm.weight") if host == "vit" else second.lm_head.weight
+        )
         got = both.get_parameter("norm.weight") if host == "vit" else both.lm_head.weight
     assert_close(got, (norm + second_norm) / 2)
     # as uneven as can be: another number for each layer

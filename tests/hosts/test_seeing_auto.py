@@ -69,8 +69,8 @@ def test_its_folder_is_opened_by_auto_classes(method: Any, change: Any, tmp_path
     rows = [q for q in questions(2) if hasattr(change, "audio") or not q.audio]
     batch = answers_batch(quiet(model).rows(rows))
     with torch.no_grad():
-        first, two = seeing_model(**batch), again(**batch)
-    assert_close((two.logits, two.loss), (first.logits, first.loss))
+        first, second = seeing_model(**batch), again(**batch)
+    assert_close((second.logits, second.loss), (first.logits, first.loss))
     learn = {n for n, p in again.named_parameters() if p.requires_grad}
     frozen = ("embed_tokens", "base_layer", "layernorm.weight")
     assert learn and not any(part in name for name in learn for part in frozen)

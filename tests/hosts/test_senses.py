@@ -78,8 +78,8 @@ def test_text_alone_is_computed_as_before(seeing: Any, rows: QuestionRows) -> No
 
 def test_pictures_decide(seeing: Any) -> None:
     make = quiet(seeing)
-    first, two = (make.rows([Question("a", image=(picture(i),))])[0] for i in (0, 1))
-    assert not torch.allclose(*(logits(seeing, answers_batch([r])) for r in (first, two)))
+    first, second = (make.rows([Question("a", image=(picture(i),))])[0] for i in (0, 1))
+    assert not torch.allclose(*(logits(seeing, answers_batch([r])) for r in (first, second)))
 
 
 def test_only_connectors_learn_and_encoders_are_no_part_of_it(seeing: Any) -> None:
@@ -118,10 +118,10 @@ def test_fit_learns_and_the_folder_has_it(tmp_path: Path) -> None:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert size < 4.5 * trained  # nothing of the decoder
     question = Question("which?", image=(picture(1),))
-    first, two = (
+    first, second = (
         intarsia.senses.answer(m, quiet(m), "which?", image=picture(1)) for m in (model, again)
     )
-    assert first == two and isinstance(question.modality, str)
+    assert first == second and isinstance(question.modality, str)
 
 
 def test_answers_are_those_of_the_whole_row(seeing: Any) -> None:

@@ -156,8 +156,8 @@ def trained(objective: Any, **options: Any) -> dict[str, Tensor]:
     return student.state_dict()
 
 
-def same(first: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
-    return all(torch.equal(first[n], two[n]) for n in first)
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return all(torch.equal(first[n], second[n]) for n in first)
 
 
 def test_it_stops_at_a_share_of_the_steps() -> None:

@@ -50,13 +50,13 @@ def learned(model: nn.Module) -> dict[str, Tensor]:
     return {n: t.detach().clone() for n, t in learned_state(model).items()}
 
 
-def assert_same(first: dict[str, Tensor], two: dict[str, Tensor], **tolerance: float) -> None:
-    assert first.keys() == two.keys()
+def assert_same(first: dict[str, Tensor], second: dict[str, Tensor], **tolerance: float) -> None:
+    assert first.keys() == second.keys()
     for name, value in first.items():
         if tolerance:
-            torch.testing.assert_close(value, two[name], msg=name, **tolerance)
+            torch.testing.assert_close(value, second[name], msg=name, **tolerance)
         else:
-            assert torch.equal(value, two[name]), name
+            assert torch.equal(value, second[name]), name
 
 
 def test_it_learns_and_leaves_the_trunk_alone() -> None:
@@ -365,7 +365,7 @@ def broken(**change: Any) -> TensorDataset:
 
 
 @pytest.mark.parametrize(
-    ("data", "error", 'field'),
+    ("data", "error", "field"),
     [
         (broken(y=torch.full((16,), CLASSES)), DataError, "labels"),
         (broken(y=torch.full((16,), -1)), DataError, "labels"),
@@ -400,7 +400,7 @@ def _never(model: nn.Module, x: Tensor, loss_of: Any) -> Outcome:
 
 
 @pytest.mark.parametrize(
-    ("options", "error", 'field'),
+    ("options", "error", "field"),
     [
         ({"epoch": 3}, UnknownName, "unknown setting of fit"),
         ({"epochs": 0}, ConfigError, "epochs"),

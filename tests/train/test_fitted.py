@@ -45,9 +45,9 @@ def trained(method: Mosa, schedule: Any = None, **options: Any) -> dict[str, Ten
     return learned(model)
 
 
-def same(first: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
-    assert first.keys() == two.keys()
-    return all(torch.equal(first[name], two[name]) for name in first)
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    assert first.keys() == second.keys()
+    return all(torch.equal(first[name], second[name]) for name in first)
 
 
 @given(

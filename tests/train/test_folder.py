@@ -147,8 +147,8 @@ def test_functions_are_described_by_name() -> None:
     assert describe(two_pass) == "two_pass"
     assert describe(partial(two_pass, reg=0.5)) == {"name": "two_pass", "reg": 0.5}
     assert describe(nn.ReLU()) == "ReLU"
-    first, two = (describe(nn.Linear(2, 2)) for _ in range(2))
-    assert first["name"] == "Linear" and first["sha256"] != two["sha256"]
+    first, second = (describe(nn.Linear(2, 2)) for _ in range(2))
+    assert first["name"] == "Linear" and first["sha256"] != second["sha256"]
 
 
 class Terminal(io.StringIO):

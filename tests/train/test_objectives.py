@@ -232,8 +232,8 @@ def _masked_naive(logits: Tensor, labels: Tensor, groups: list[list[int]]) -> Te
     """Row by row: everything outside the classes of the label's own task is -inf."""
     rows = []
     for row, label in zip(logits, labels.tolist(), strict=True):
-        (group_of_label,) = [g for g in groups if label in g]
-        keep = torch.tensor([c in group_of_label for c in range(len(row))])
+        (own_group,) = [g for g in groups if label in g]
+        keep = torch.tensor([c in own_group for c in range(len(row))])
         rows.append(torch.where(keep, row, -torch.inf))
     return torch.stack(rows)
 

@@ -51,20 +51,20 @@ def test_the_distance_is_to_the_sample_s_own_logits_of_before() -> None:
 
 
 def test_weight_0_is_plain_and_more_is_not() -> None:
-    first, two, third = run(plain), run(OnePass(0.0)), run(OnePass())
-    assert all(torch.equal(first[name], two[name]) for name in first)
+    first, second, third = run(plain), run(OnePass(0.0)), run(OnePass())
+    assert all(torch.equal(first[name], second[name]) for name in first)
     assert any(not torch.equal(first[name], third[name]) for name in first)
 
 
 def test_in_one_epoch_nothing_is_there_to_be_held_against() -> None:
-    first, two = run(plain, epochs=1), run(OnePass(), epochs=1)
-    assert all(torch.equal(first[name], two[name]) for name in first)
+    first, second = run(plain, epochs=1), run(OnePass(), epochs=1)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_parts_of_a_batch_find_their_own_samples() -> None:
-    first, two = run(OnePass()), run(OnePass(), accumulate=2)
+    first, second = run(OnePass()), run(OnePass(), accumulate=2)
     for name, value in first.items():
-        assert_close(value, two[name], rtol=1e-3, atol=1e-4)
+        assert_close(value, second[name], rtol=1e-3, atol=1e-4)
 
 
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:

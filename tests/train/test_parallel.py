@@ -52,13 +52,13 @@ def results(tmp_path_factory: pytest.TempPathFactory, forked: Start) -> Path:
 @pytest.mark.parametrize("case", [*CASES, *(f"task-{name}" for name in TASKS)])
 def test_two_processes_learn_what_one_does(results: Path, case: str) -> None:
     """A task's parts are weighed by what they count, however unevenly that is shared out."""
-    first, *two = (load_file(results / f"{case}-{name}") for name in ("1-0", "2-0", "2-1"))
-    assert len(two[1].pop("losses")) == 0
-    for rank in two:
+    alone, *ranks = (load_file(results / f"{case}-{name}") for name in ("1-0", "2-0", "2-1"))
+    assert len(ranks[1].pop("losses")) == 0
+    for rank in ranks:
         for name, value in rank.items():
-            torch.testing.assert_close(value, first[name], rtol=1e-4, atol=2e-6, msg=name)
+            torch.testing.assert_close(value, alone[name], rtol=1e-4, atol=2e-6, msg=name)
     # the same in every process, to the bit: they have not drifted apart
-    assert all(torch.equal(two[0][name], value) for name, value in two[1].items())
+    assert all(torch.equal(ranks[0][name], value) for name, value in ranks[1].items())
 
 
 def test_only_the_first_process_writes(results: Path) -> None:

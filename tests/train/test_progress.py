@@ -70,11 +70,11 @@ def test_pictures_of_frozen_blocks_are_counted(
     monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
     with Bar(1000, 0, show=True, start=FirstSteps(side=518), what="frozen blocks").shown() as bar:
         bar.step(64, {"split": "train", "epoch": 0, "seconds": 64.0})
-    first, two = capsys.readouterr().err.splitlines()
+    first, second = capsys.readouterr().err.splitlines()
     assert first.startswith(
         "About 16 min of frozen blocks: 1,000 pictures, 1 s each. Pictures of 224"
     )
-    assert two == "frozen blocks, picture 64/1,000: train, about 16 min left"
+    assert second == "frozen blocks, picture 64/1,000: train, about 16 min left"
 
 
 def test_durations() -> None:

@@ -64,8 +64,10 @@ def test_a_search_that_was_over_is_over_when_it_goes_on(tmp_path: Path) -> None:
         **OPTIONS)  # fmt: skip
     (router,) = [m for m in net.modules() if hasattr(m, "is_final")]
     assert router.is_final and int(router.step) == 4  # type: ignore[arg-type]
-    for first, two in zip(net.state_dict().values(), unstopped.state_dict().values(), strict=True):
-        assert torch.equal(first, two)
+    for first, second in zip(
+        net.state_dict().values(), unstopped.state_dict().values(), strict=True
+    ):
+        assert torch.equal(first, second)
 
 
 def test_an_epoch_before_the_end_of_a_search_can_be_the_best(tmp_path: Path) -> None:

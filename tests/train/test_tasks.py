@@ -71,8 +71,8 @@ def test_parts_of_a_batch_add_up_to_it(case: Case) -> None:
             data = TensorDataset(*wide)
         fit(model, data, task=case.task, epochs=2, accumulate=accumulate, **QUICK)
         states.append(learned(model))
-    for first, two in zip(*states, strict=True):
-        torch.testing.assert_close(first, two, rtol=1e-9, atol=1e-12)
+    for first, second in zip(*states, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-12)
 
 
 @every_task
@@ -101,7 +101,9 @@ def test_a_stopped_run_goes_on_with_the_same_bits(case: Case, stop: int, tmp_pat
         run(tmp_path / "stopped", stop)
     weights, record = run(tmp_path / "stopped", None, resume=True)
     assert record == unstopped[1]
-    assert all(torch.equal(first, two) for first, two in zip(weights, unstopped[0], strict=True))
+    assert all(
+        torch.equal(first, second) for first, second in zip(weights, unstopped[0], strict=True)
+    )
 
 
 @every_task

@@ -136,8 +136,8 @@ def test_accumulated_parts_learn_what_the_whole_batch_does() -> None:
         model = intarsia.adapt(llama(), intarsia.Lora(rank=2), head=None)
         intarsia.fit(model, data, epochs=2, batch_size=4, accumulate=accumulate, lr=1e-2)
         learned.append([p.detach().clone() for p in model.parameters() if p.requires_grad])
-    for first, two in zip(*learned, strict=True):
-        torch.testing.assert_close(first, two, rtol=1e-3, atol=1e-5)
+    for first, second in zip(*learned, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-5)
 
 
 def test_fit_trains_a_language_model_and_says_perplexity(tmp_path: Path) -> None:
@@ -307,8 +307,8 @@ def test_padding_counts_in_no_deep_alignment() -> None:
     hook = model.model.layers[0].register_forward_hook(lambda _m, _x, out: outputs.append(out))
     result = two_pass(model, x, Tokens().loss_of((x, y)), deep=1.0)
     hook.remove()
-    first, two = outputs[0].chunk(2)
+    first, second = outputs[0].chunk(2)
     real = torch.tensor([[1] * 3 + [0] * 6, [1] * 9]).bool()
-    assert not torch.equal(first[~real], two[~real])
-    want = (first - two)[real].square().mean()
+    assert not torch.equal(first[~real], second[~real])
+    want = (first - second)[real].square().mean()
     torch.testing.assert_close(result.parts["deep"], want, rtol=1e-5, atol=0)

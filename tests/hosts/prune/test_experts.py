@@ -68,8 +68,8 @@ def test_an_expert_is_pruned_by_the_tokens_routed_to_it(kind: str) -> None:
 
         owner.register_forward_pre_hook(hook)
     batch = padded()[0]
-    with torch.no_grad(), seeing(stop.layers, {"square"}) as sums:
-        sums.mask = batch["attention_mask"].bool()
+    with torch.no_grad(), seeing(stop.layers, {"square"}) as statistics:
+        statistics.mask = batch["attention_mask"].bool()
         model(**batch)
     real = batch["attention_mask"].bool().flatten()
     for name in names:
@@ -83,10 +83,10 @@ def test_an_expert_is_pruned_by_the_tokens_routed_to_it(kind: str) -> None:
                     squares += row[0].double().square()
                     count += 1
         if not count:
-            assert name not in sums.found
+            assert name not in statistics.found
             continue
-        assert sums.found[name].count == count
-        assert_close(sums.found[name].mean_square, squares / count, rtol=1e-4, atol=1e-7)
+        assert statistics.found[name].count == count
+        assert_close(statistics.found[name].mean_square, squares / count, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("kind", ["mixture", "Mixtral", "GptOss"])

@@ -42,8 +42,8 @@ def opened(folder: Path) -> dict[str, Tensor]:
     return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True).state_dict()
 
 
-def same(first: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
-    return first.keys() == two.keys() and all(torch.equal(first[n], two[n]) for n in first)
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
 
 
 def test_a_dense_folder_opens_with_its_zeros(tmp_path: Path) -> None:
@@ -151,14 +151,14 @@ def test_a_damaged_configuration_is_refused(text: str, tmp_path: Path) -> None:
 
 
 def test_folders_with_bitmasks_are_averaged_as_their_models(tmp_path: Path) -> None:
-    first, two = sparse(), sparse()
+    first, second = sparse(), sparse()
     with torch.no_grad():
-        for p in two.parameters():
+        for p in second.parameters():
             p.mul_(1.5)
     third = llama(2)
     with torch.no_grad():
         third.model.layers[0].mlp.up_proj.weight[:, ::2] = 0
-    for name, model in (("one", first), ("two", two), ("other", third)):
+    for name, model in (("one", first), ("two", second), ("other", third)):
         intarsia.sparse.save_sparse(model, tmp_path / name, layout="bitmask")
     mean = intarsia.soup([tmp_path / "one", tmp_path / "two"])
     state = first.state_dict()

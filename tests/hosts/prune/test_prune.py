@@ -41,13 +41,13 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], list[Any], type]] = {
 def naive(model: nn.Module, method: Pruner, batches: list[Any], seed: int = 0) -> None:
     """Whole forwards of the model as it is by then, once for each block."""
     for stop in stops_of(model, method.layers):
-        with seeing(stop.layers, method.needs) as sums, torch.no_grad():
+        with seeing(stop.layers, method.needs) as statistics, torch.no_grad():
             for batch in batches:
-                sums.mask = mask_of(batch)
+                statistics.mask = mask_of(batch)
                 inputs = inputs_of(batch)
                 model(**inputs) if isinstance(inputs, dict) else model(inputs)
         for name, layer in stop.layers.items():
-            _, new = method.edit(name, layer.read(), sums.found[name], torch.Generator())
+            _, new = method.edit(name, layer.read(), statistics.found[name], torch.Generator())
             layer.write(new)
 
 

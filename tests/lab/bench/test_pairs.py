@@ -33,11 +33,11 @@ def test_a_confirmation_uses_nothing_that_chose() -> None:
 
 def test_the_pair_differs_in_the_method_alone(pairs: ModuleType) -> None:
     for budget in RULES["budgets"]:
-        first, two = (
+        first, second = (
             pairs.experiment(RULES, pairs.Place("confirm", budget, name, 0.01, "twemoji", 3)).flat()
             for name in RULES["pair"]
         )
-        assert {n for n in first if first[n] != two[n]} == {"method", "settings"}
+        assert {n for n in first if first[n] != second[n]} == {"method", "settings"}
         joined = RULES["budgets"][budget]["joined"]
         assert first["data"].endswith("@train+val") == joined and (first["val"] == 0) == joined
 

@@ -103,9 +103,9 @@ def test_only_pairs_count_where_the_baseline_has_gaps(make_suite: MakeAll) -> No
 def test_the_order_of_results_changes_nothing(make_suite: MakeAll) -> None:
     results = make_suite(gaps=True)
     mixed = random.Random(0).sample(results, len(results))
-    first, two = tables(results, "lora"), tables(mixed, "lora")
-    assert first.results == two.results
-    for a, b in zip(first.findings[0].rows, two.findings[0].rows, strict=True):
+    first, second = tables(results, "lora"), tables(mixed, "lora")
+    assert first.results == second.results
+    for a, b in zip(first.findings[0].rows, second.findings[0].rows, strict=True):
         assert (a.method, a.whole, a.shared, a.costs, a.p, a.rank) == (
             b.method, b.whole, b.shared, b.costs, b.p, b.rank)  # fmt: skip
 

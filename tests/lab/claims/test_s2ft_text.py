@@ -63,7 +63,9 @@ def test_forgetting_is_read_where_both_know_as_much(smallest: None) -> None:
     assert abs(result.got) < 5 and [rate.arm for rate in result.rates] == list(s2ft_text.METHODS)
     assert [row["text"] for row in result.table] == list(s2ft_text.HELD)
     scores = s2ft_text.train(s2ft_text.LORA, 0)
-    first, two = (scores[name] for name in s2ft_text.HELD)
-    assert first.target == two.target and first.source == pytest.approx(two.source)  # the same text
+    first, second = (scores[name] for name in s2ft_text.HELD)
+    assert first.target == second.target and first.source == pytest.approx(
+        second.source
+    )  # the same text
     parts = s2ft_text.glosses()
     assert [len(p) for p in (parts.pool, parts.val, parts.test)] == [8, 4, 4]

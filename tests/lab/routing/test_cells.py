@@ -72,12 +72,12 @@ def test_variants_as_json(name: str) -> None:
 
 def test_all_but_the_mlps_is_the_same() -> None:
     toy = material("toy", SCALE)
-    first, two = (
+    first, second = (
         with_mixtures(dense(v, toy, SCALE, 3), v, 3)
         for v in (VARIANTS["comet"], Variant("x", TopK(4), Expert("relu", 2)))
     )
     plain = dense(VARIANTS["dense"], toy, SCALE, 3).state_dict()
-    for model in (first, two):
+    for model in (first, second):
         state = model.state_dict()
         rest = [name for name in plain if ".mlp." not in name]
         assert rest and all(torch.equal(state[name], plain[name]) for name in rest)
@@ -211,9 +211,9 @@ def test_a_contender_that_needs_acknowledging_is_what_upcycle_refuses(name: str)
 
 
 def test_a_router_without_a_contender_is_one_by_its_key() -> None:
-    first, two = chosen(["topk", "relu"])
+    first, second = chosen(["topk", "relu"])
     assert first is VARIANTS["topk"]
-    assert two == Variant("relu", ReMoe(experts=8))
+    assert second == Variant("relu", ReMoe(experts=8))
 
 
 def test_what_is_refused_before_anything_runs() -> None:

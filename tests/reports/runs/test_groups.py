@@ -61,10 +61,10 @@ def test_differences_are_paired_by_seed(make_run: Make) -> None:
 
 
 def test_without_a_shared_seed_only_means_are_compared(make_run: Make) -> None:
-    first, two = make_run("a", label="linear probe", seed=0), make_run("b", label="mosa", seed=1)
-    base, mosa = comparison_of(gather([first, two])).groups
+    first, second = make_run("a", label="linear probe", seed=0), make_run("b", label="mosa", seed=1)
+    base, mosa = comparison_of(gather([first, second])).groups
     assert mosa.difference(base) is None
-    row = json_rows(comparison_of(gather([first, two])))[1]["difference"]
+    row = json_rows(comparison_of(gather([first, second])))[1]["difference"]
     apart = mosa.accuracy.mean - base.accuracy.mean
     missing = {"missing": "no seed in common"}
     plain = {"mean": pytest.approx(apart), "deviation": None, "n": 0, "ahead": 0}
