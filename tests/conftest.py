@@ -70,7 +70,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """What the imports made stays: no collection of garbage walks over half a million objects."""
+    """Freeze the imported objects: no garbage collection visits half a million of them."""
     gc.disable()
     try:
         return (yield)
@@ -124,10 +124,10 @@ def generator() -> torch.Generator:
 
 @dataclass(frozen=True)
 class Forked:
-    """A script in a forked process.  said: its files of output, but for their endings."""
+    """A script in a forked process.  output: its files of output, but for their endings."""
 
     process: Any
-    said: Path
+    output: Path
 
     def wait(self, seconds: float = 300) -> tuple[int, str, str]:
         """Its exit status, and what it wrote to stdout and stderr."""
@@ -135,7 +135,7 @@ class Forked:
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
-        out, err = (self.said.with_suffix(end).read_text() for end in (".out", ".err"))
+        out, err = (self.output.with_suffix(end).read_text() for end in (".out", ".err"))
         return self.process.exitcode, out, err
 
 
@@ -151,18 +151,18 @@ def forked(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Forked]:
     count = iter(range(1_000))
 
     def start(script: Path, *words: object, **environment: str) -> Forked:
-        said = folder / str(next(count))
+        output = folder / str(next(count))
         job = {
             "script": str(script),
             "words": [str(word) for word in words],
             "environment": environment,
-            "said": str(said),
+            "output": str(output),
         }
         # of the standard library, which any process can import
-        told = (str(TESTS / "forked.py"), {"job": job}, "__main__")
-        process = context.Process(target=runpy.run_path, args=told)
+        arguments = (str(TESTS / "forked.py"), {"job": job}, "__main__")
+        process = context.Process(target=runpy.run_path, args=arguments)
         process.start()
-        return Forked(process, said)
+        return Forked(process, output)
 
     return start
 
@@ -206,7 +206,7 @@ addEventListener("load", () => {{
 
 @pytest.fixture
 def on_a_phone(browse: Callable[..., str], tmp_path: Path) -> Callable[[Path], str]:
-    """How wide a page is on how wide a phone, "360 of 360" where nothing is cut off.
+    """Measure a page's width on a phone of some width, "360 of 360" where nothing is cut off.
 
     In a frame, since a headless window has a least width of its own; from the page's own file,
     since a browser was seen to change a script of megabytes that it read out of an attribute.

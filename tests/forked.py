@@ -12,10 +12,10 @@ import runpy
 import sys
 
 
-def main(script: str, words: list[str], environment: dict[str, str], said: str) -> None:
+def main(script: str, words: list[str], environment: dict[str, str], output: str) -> None:
     gc.freeze()  # what the server imported stays
     for number, name in ((1, "out"), (2, "err")):
-        file = os.open(f"{said}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        file = os.open(f"{output}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, number)
     os.environ.update(environment)
     sys.path.insert(0, os.path.dirname(script))

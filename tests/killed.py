@@ -39,5 +39,5 @@ def calls_of(work: Callable[[], object]) -> int:
         os._exit(0)
     os.waitpid(child, 0)
     os.close(writer)
-    with os.fdopen(reader) as said:
-        return int(said.read())
+    with os.fdopen(reader) as pipe:
+        return int(pipe.read())

@@ -76,12 +76,12 @@ def test_the_stub_gains_a_new_card_and_loses_what_is_gone(tmp_path: Path) -> Non
         "from .routers.topk import TopK as TopK\n"
         "from .routers.vanished import Vanished as Vanished\n"
     )
-    found = {"topp": index()["topp"], "peft-lora": index()["peft-lora"]}
-    assert stub_text(found, stub) == (
+    entries = {"topp": index()["topp"], "peft-lora": index()["peft-lora"]}
+    assert stub_text(entries, stub) == (
         "from .core import Site as Site\nfrom .routers.topk import TopK as TopK\n"
     )
     stub.write_text("from .topk import TopKRouter as TopKRouter\n")
-    assert stub_text(found, stub, "routers.") == (
+    assert stub_text(entries, stub, "routers.") == (
         "from .topk import TopKRouter as TopKRouter\nfrom .topp import TopP as TopP\n"
     )
 
@@ -188,7 +188,7 @@ def test_cards_are_chosen_by_kind_tag_and_family() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "near"),
+    ("arguments", "near"),
     [
         ({"kind": "adaptor"}, "adapter"),
         ({"tag": "stochastik"}, "stochastic"),
@@ -196,9 +196,9 @@ def test_cards_are_chosen_by_kind_tag_and_family() -> None:
     ],
     ids=["kind", "tag", "family"],
 )
-def test_an_unknown_choice_says_what_is_near(asked: dict[str, str], near: str) -> None:
+def test_an_unknown_choice_says_what_is_near(arguments: dict[str, str], near: str) -> None:
     with pytest.raises(UnknownName, match=f"Did you mean {near}"):
-        cards(**asked)
+        cards(**arguments)
 
 
 def test_an_unknown_key_says_what_is_near() -> None:
@@ -231,15 +231,15 @@ def test_every_tag_has_a_meaning() -> None:
     assert {tag for c in cards() for tag in c.tags} <= TAGS.keys()
 
 
-@pytest.mark.parametrize("found", [card(key) for key in METHODS], ids=lambda c: c.key)
-def test_a_description_is_json_and_says_every_setting(found: Card) -> None:
-    said = json.loads(json.dumps(describe(found)))
-    assert [s["name"] for s in said["settings"]] == [f.name for f in fields(found.config)]
-    defaults = {s["name"]: s["default"] for s in said["settings"]}
-    assert registry.settings_from_dict(found, defaults) == found.config()
-    assert said["paper"]["url"].endswith(said["paper"]["arxiv"]) and said["summary"]
-    doc = inspect.getdoc(found.config) or ""
-    helps = [help_of(field) for field in fields(found.config)]
-    assert said["doc"].startswith(doc)
-    assert all(help in said["doc"] for help in helps)
-    assert any(helps) or said["doc"] == doc
+@pytest.mark.parametrize("entry", [card(key) for key in METHODS], ids=lambda c: c.key)
+def test_a_description_is_json_and_says_every_setting(entry: Card) -> None:
+    record = json.loads(json.dumps(describe(entry)))
+    assert [s["name"] for s in record["settings"]] == [f.name for f in fields(entry.config)]
+    defaults = {s["name"]: s["default"] for s in record["settings"]}
+    assert registry.settings_from_dict(entry, defaults) == entry.config()
+    assert record["paper"]["url"].endswith(record["paper"]["arxiv"]) and record["summary"]
+    doc = inspect.getdoc(entry.config) or ""
+    helps = [help_of(field) for field in fields(entry.config)]
+    assert record["doc"].startswith(doc)
+    assert all(help in record["doc"] for help in helps)
+    assert any(helps) or record["doc"] == doc

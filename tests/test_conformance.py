@@ -128,14 +128,14 @@ class ScaledCell(Cell):
 
     def merged(self) -> Cell:
         if self.fault == "wrong merge":
-            other = ScaledCell("", Site("m", self.weight.shape[1], self.weight.shape[0]),
+            cell = ScaledCell("", Site("m", self.weight.shape[1], self.weight.shape[0]),
                                torch.Generator())  # fmt: skip
-            return other.double()
+            return cell.double()
         if self.fault == "merge is a view":
-            other = ScaledCell("", Site("m", self.weight.shape[1], self.weight.shape[0]),
+            cell = ScaledCell("", Site("m", self.weight.shape[1], self.weight.shape[0]),
                                torch.Generator())  # fmt: skip
-            other.weight = self.weight
-            return other
+            cell.weight = self.weight
+            return cell
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ScaledCell:
@@ -247,8 +247,8 @@ FAULTS: list[tuple[str, Card]] = [
 
 
 def run(card: Card, law: str) -> None:
-    (found,) = [c for c in check(card) if c.name == law]
-    found()
+    (law_check,) = [c for c in check(card) if c.name == law]
+    law_check()
 
 
 def test_an_adapter_from_outside_passes() -> None:
@@ -269,8 +269,8 @@ def test_a_planted_fault_is_found(law: str, card: Card) -> None:
 
 def test_a_declared_exception_gives_its_reason() -> None:
     declared = dataclasses.replace(faulty("batch statistics"), exceptions={LAW: "it centres"})
-    (found,) = [c for c in check(declared) if c.name == LAW]
-    assert found() == "it centres"
+    (law_check,) = [c for c in check(declared) if c.name == LAW]
+    assert law_check() == "it centres"
 
 
 def test_a_declared_exception_to_a_law_that_holds_is_an_error() -> None:
@@ -336,8 +336,8 @@ class GateRouter(Router):
             probs = logits.exp() / logits.exp().sum(-1, keepdim=True)
         if self.fault == "square":
             probs = torch.einsum("te,se->tes", probs, probs).amax(2) * 0 + probs
-        few = min(self.active, 1) if self.fault == "k" else self.active
-        weight, index = probs.topk(3 if self.fault == "dense" else few)
+        count = min(self.active, 1) if self.fault == "k" else self.active
+        weight, index = probs.topk(3 if self.fault == "dense" else count)
         if self.fault == "half":
             weight = weight / 2
         if self.fault == "dtype":
@@ -352,14 +352,14 @@ class GateRouter(Router):
             return Routing.from_dense(torch.where(logits == 0, 0.0, probs), losses)
         if valid is None or self.fault == "padding":
             return Routing.from_topk(index, weight, self.experts, losses)
-        token = torch.arange(len(x)).repeat_interleave(few)
+        token = torch.arange(len(x)).repeat_interleave(count)
         keep = valid[token]
         return Routing(
             token[keep], index.flatten()[keep], weight.flatten()[keep], len(x), self.experts, losses
         )
 
     def broken_logits(self, logits: Tensor) -> Tensor:
-        """With the faults that begin at the logits."""
+        """Return the logits with the faults that begin there."""
         if self.fault == "empty":
             logits.max()
         if self.fault == "poison":
@@ -502,14 +502,14 @@ class Jump(Update):
     fault: str = ""
 
     def step(self, f: Callable[[Tensor], Tensor], x: Tensor, m: Tensor | None) -> Any:
-        made = f(x)
+        outputs = f(x)
         if self.fault == "keeps_shape_and_dtype":
-            return made, made.float()
+            return outputs, outputs.float()
         if self.fault == "keeps_rows_apart":
-            made = made - made.mean(0)
+            outputs = outputs - outputs.mean(0)
         if self.fault == "teaches_the_block":
-            made = made.sign()
-        return made, None if self.fault == "none" else made
+            outputs = outputs.sign()
+        return outputs, None if self.fault == "none" else outputs
 
 
 JUMP = Card(

@@ -72,8 +72,8 @@ class Rows(Format):
             if self.fault == "any shape":
                 return torch.zeros(tuple(shape))
             raise ConfigError("shape", got=shape, want="its own", fix="Pass it.")
-        found = values.reshape(tuple(shape))
-        return found.float() if self.fault == "dtype" else found
+        decoded = values.reshape(tuple(shape))
+        return decoded.float() if self.fault == "dtype" else decoded
 
     def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
         if self.fault == "detached":
@@ -108,10 +108,10 @@ class Chosen:
             return random_disjoint(shapes, 3, generator=generator)
         total = sum(score.numel() for score in scores.values())
         share = 2 * self.density if self.fault == "twice" else self.density
-        found = keep_top(scores, round(share * total))
+        partition = keep_top(scores, round(share * total))
         if self.fault == "pattern":  # said, not kept: a frozen record can be changed by force
-            object.__setattr__(found, "pattern", NofM(2, 4))
-        return found
+            object.__setattr__(partition, "pattern", NofM(2, 4))
+        return partition
 
 
 @dataclass(frozen=True)
@@ -212,10 +212,10 @@ class Dealt:
             trace.expert[0] = trace.expert[1]
         if self.fault == "divides" and int(trace.load().min()) == 0:
             raise ValueError("no tokens")
-        found = Placement.of(owner, devices)
+        placement = Placement.of(owner, devices)
         if self.fault == "says otherwise" and devices > 1:  # its plans are then of other places
-            found.holds[0] = found.holds[0].roll(1, 0)
-        return found
+            placement.holds[0] = placement.holds[0].roll(1, 0)
+        return placement
 
 
 @dataclass(frozen=True)
@@ -258,8 +258,8 @@ LISTED = {"comes_back_from_its_folder": "a saved folder names a change of the li
 CHANGE = dataclasses.replace(toy("change", HeadAlone), exceptions=LISTED)
 
 
-def faulty(card: Card, fault: str, **more: Any) -> Card:
-    return dataclasses.replace(card, tiny={"fault": fault} | more)
+def faulty(card: Card, fault: str, **settings: Any) -> Card:
+    return dataclasses.replace(card, tiny={"fault": fault} | settings)
 
 
 @dataclass(frozen=True)
@@ -385,10 +385,10 @@ def test_one_from_outside_passes(name: str) -> None:
     ("law", "card"), FAULTS, ids=[f"{law}-{i}" for i, (law, _) in enumerate(FAULTS)]
 )
 def test_a_planted_fault_is_found(law: str, card: Card) -> None:
-    (found,) = [c for c in check(card) if c.name == law]
+    (law_check,) = [c for c in check(card) if c.name == law]
     # a fault may also break the code that is called: any exception is a red check
     with pytest.raises((ConformanceError, AttributeError, TypeError, RuntimeError, ValueError)):
-        found()
+        law_check()
 
 
 def test_every_law_of_these_kinds_is_seen_to_fail() -> None:

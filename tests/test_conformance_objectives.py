@@ -30,9 +30,9 @@ class Follow:
     def __call__(self, model: nn.Module, x: Inputs, loss_of: LossOf) -> Outcome:
         assert self.teacher is not None and not isinstance(x, torch.Tensor)
         keep = x["attention_mask"].bool()
-        own = plain(model, x, loss_of)
+        loss = plain(model, x, loss_of)
         if self.fault == "alone":
-            return own
+            return loss
         if self.fault == "fills":
             for layer in (m for m in model.modules() if isinstance(m, nn.Linear)):
                 layer.weight = nn.Parameter(layer.weight.detach() + 1e-3)
@@ -42,15 +42,15 @@ class Follow:
             else:
                 with evaluating(self.teacher):
                     self.teacher(**x)
-        with block_outputs(model) as seen:
+        with block_outputs(model) as outputs:
             model(**x)
-        far = loss_of(own.logits) * 0
-        for i, (s, t) in enumerate(zip(seen, want, strict=True)):
+        far = loss_of(loss.logits) * 0
+        for i, (s, t) in enumerate(zip(outputs, want, strict=True)):
             apart = (s - t).square().mean(-1)
             apart = apart if self.fault == "padding" else apart[keep]
             far = far + apart.mean() * (i + 1 if self.fault == "order" else 1)
         far = far + 1 if self.fault == "more" else far
-        return Outcome(own.loss + far, own.logits)
+        return Outcome(loss.loss + far, loss.logits)
 
 
 PAPER = Paper("2310.06927", 2023, "A paper")
@@ -73,9 +73,11 @@ def test_an_objective_from_outside_passes() -> None:
 
 @pytest.mark.parametrize(("law", "fault"), FAULTS)
 def test_a_planted_fault_is_found(law: str, fault: str) -> None:
-    (found,) = [c for c in check(dataclasses.replace(GOOD, tiny={"fault": fault})) if c.name == law]
+    (law_check,) = [
+        c for c in check(dataclasses.replace(GOOD, tiny={"fault": fault})) if c.name == law
+    ]
     with pytest.raises(ConformanceError):
-        found()
+        law_check()
 
 
 def test_every_law_is_seen_to_fail() -> None:

@@ -87,10 +87,10 @@ FAULTS = [
 
 
 def red(law: str, card: Card) -> None:
-    (found,) = [c for c in check(card) if c.name == law]
+    (law_check,) = [c for c in check(card) if c.name == law]
     # a fault may also break the code that is called
     with pytest.raises((ConformanceError, ConfigError)):
-        found()
+        law_check()
 
 
 def test_a_schedule_from_outside_passes() -> None:
@@ -126,19 +126,19 @@ class Halved:
     @contextmanager
     def training(self, model: nn.Module) -> Generator[Callable[[], None]]:
         layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
-        by = 1.0 if self.fault == "nothing" else 0.5
+        factor = 1.0 if self.fault == "nothing" else 0.5
         done: list[int] = []
 
         def end() -> None:
             if self.fault == "again" or not done:
                 for layer in layers:
-                    layer.weight.data.mul_(0.25 if self.fault == "other" else by)
+                    layer.weight.data.mul_(0.25 if self.fault == "other" else factor)
                     vars(layer).pop("forward", None)
             done.append(1)
 
         def halved(layer: nn.Linear, x: Tensor) -> Tensor:
             weight = layer.weight.detach() if self.fault == "frozen" else layer.weight
-            return nn.functional.linear(x, weight * by, layer.bias)
+            return nn.functional.linear(x, weight * factor, layer.bias)
 
         for layer in layers:
             vars(layer)["forward"] = partial(halved, layer)
@@ -148,7 +148,7 @@ class Halved:
             if self.fault != "stays":
                 end()
                 for layer in layers if self.fault != "moved" else ():
-                    layer.weight.data.div_(by)
+                    layer.weight.data.div_(factor)
             raise
 
 
@@ -232,7 +232,7 @@ def test_every_law_of_pruners_is_seen_to_fail(monkeypatch: pytest.MonkeyPatch) -
 
 def test_every_law_is_seen_to_fail() -> None:
     laws: Any = {c.name for c in check(GOOD)} - OF_ANY_CARD
-    others = {"keeps_zeros_everywhere", "stores_vectors_alike"}
-    assert laws == {law for law, _ in FAULTS} | others
+    further = {"keeps_zeros_everywhere", "stores_vectors_alike"}
+    assert laws == {law for law, _ in FAULTS} | further
     of_layers = {c.name for c in check(HALVED)} - OF_ANY_CARD
     assert of_layers == {law for law, _ in LAYER_FAULTS}

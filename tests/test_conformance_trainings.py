@@ -30,14 +30,14 @@ class Once:
             for weight in masked_weights(model).values():
                 weight.data.add_(torch.rand(weight.shape))
         density = self.density / 2 if self.fault == "half" else self.density
-        found = prune(model, density * 0.9 if self.fault == "always" else density)
+        pruned = prune(model, density * 0.9 if self.fault == "always" else density)
         schedule = None if self.fault == "fills" or density == 1 else FixedMask()
         schedule = None if self.fault == "always" and self.density == 1 else schedule
         for number in range(2):
             yield Phase(str(number), last=number == 1, schedule=schedule)
         if self.fault == "always" and self.density == 1:
             prune(model, 0.9)
-        return found
+        return pruned
 
 
 PAPER = Paper("1506.02626", 2015, "A paper")
@@ -58,9 +58,9 @@ def test_a_training_from_outside_passes() -> None:
 @pytest.mark.parametrize(("law", "fault"), FAULTS)
 def test_a_planted_fault_is_found(law: str, fault: str) -> None:
     card = dataclasses.replace(GOOD, tiny={"fault": fault})
-    (found,) = [c for c in check(card) if c.name == law]
+    (law_check,) = [c for c in check(card) if c.name == law]
     with pytest.raises(ConformanceError):
-        found()
+        law_check()
 
 
 def test_every_law_is_seen_to_fail() -> None:

@@ -40,8 +40,8 @@ def requirements(*extras: str) -> Iterator[Requirement]:
 
 
 def test_the_tested_versions_are_those_that_pyproject_takes() -> None:
-    found = {canonicalize_name(r.name): r for r in requirements("dev")}
-    assert found.keys() <= TESTED.keys()
+    versions = {canonicalize_name(r.name): r for r in requirements("dev")}
+    assert versions.keys() <= TESTED.keys()
     for r in requirements("dev"):
         assert r.specifier.contains(TESTED[canonicalize_name(r.name)]), r
 

@@ -182,10 +182,10 @@ def test_examples_run_as_they_stand(
 
 def test_the_benchmark_s_tables_are_those_of_its_results() -> None:
     script = runpy.run_path(str(ROOT / "benchmarks" / "mini_page.py"))
-    found = script["records"].read(script["RESULTS"])
+    results = script["records"].read(script["RESULTS"])
     text = script["PAGE"].read_text()
-    assert script["page"](text, found) == text, "run benchmarks/mini_page.py --write"
-    for theme, picture in script["pictures"](found).items():
+    assert script["page"](text, results) == text, "run benchmarks/mini_page.py --write"
+    for theme, picture in script["pictures"](results).items():
         path = Path(str(script["PICTURE"]).format(theme))
         assert path.read_text() == picture, "run benchmarks/mini_page.py --write"
 
@@ -205,10 +205,10 @@ MOSA = (DOCS / "methods" / "mosa.md").read_text()
 
 def test_every_figure_of_mosa_s_pairs_has_a_file_of_raw_results() -> None:
     counts = re.findall(r"(\d+)\s+pairs[;)]", MOSA)
-    known = {"15": "docs/claims/mosa-long.json", "72": "benchmarks/mosa_pairs.jsonl"}
-    known |= {"18": "benchmarks/even-fresh.jsonl"}
-    assert set(counts) == known.keys()
-    assert all((ROOT / path).is_file() for path in known.values())
+    sources = {"15": "docs/claims/mosa-long.json", "72": "benchmarks/mosa_pairs.jsonl"}
+    sources |= {"18": "benchmarks/even-fresh.jsonl"}
+    assert set(counts) == sources.keys()
+    assert all((ROOT / path).is_file() for path in sources.values())
 
 
 def test_the_places_of_mosa_are_by_the_mean_that_stands_beside_them() -> None:
@@ -218,8 +218,8 @@ def test_the_places_of_mosa_are_by_the_mean_that_stands_beside_them() -> None:
         cells = [row.split("|") for row in table.splitlines()[2:]]
         means = {c[1].strip(): float(c[2].strip().replace("−", "-")) for c in cells}
         assert "adaptformer" not in means  # the baseline, 0 points off itself
-        others = [0.0, *means.values()]
-        places.append(1 + sum(mean > means["mosa"] for mean in others))
+        gains = [0.0, *means.values()]
+        places.append(1 + sum(mean > means["mosa"] for mean in gains))
     assert [int(n) for n in re.findall(r"(\d+)th by", MOSA)] == places[::-1]
 
 

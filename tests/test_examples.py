@@ -45,8 +45,8 @@ def test_an_example_does_its_job(
     words = ["answers.jsonl", "--model", "tiny"] if name == "language_model" else ["photos"]
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *words, "--tiny"])
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
-    said = capsys.readouterr().out
-    assert all(text in said for text in SAYS[name])
+    output = capsys.readouterr().out
+    assert all(text in output for text in SAYS[name])
 
 
 def test_plain_peft_opens_a_run_without_this_library(

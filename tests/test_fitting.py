@@ -46,7 +46,7 @@ def vit(classes: int) -> nn.Module:
 
 
 def counted(splits: Splits) -> dict[str, dict[str, int]]:
-    return {part: found["counts"] for part, found in splits.record["parts"].items()}
+    return {part: record["counts"] for part, record in splits.record["parts"].items()}
 
 
 def test_a_folder_is_three_lines(folder: Path, tmp_path: Path) -> None:
@@ -64,21 +64,21 @@ def test_a_folder_is_three_lines(folder: Path, tmp_path: Path) -> None:
     assert run.record["record"]["data"] == splits.record
     assert run.record["record"]["inputs"]["size"] == [32, 32]
     seconds, counts = run.record["results"]["seconds"], run.record["parameters"]
-    where = tmp_path / "run"
+    run_folder = tmp_path / "run"
     chance = {part: max(n.values()) / sum(n.values()) for part, n in counted(splits).items()}
     assert str(run).splitlines() == [
         f"mosa in VisionTransformer on {folder}, {len(splits.train)} samples",
         *(
-            f"{part:<6}accuracy 100.0 %, balanced accuracy 100.0 %, loss {found.loss:.4g} on "
-            f"{len(found.labels)} samples (the commonest class alone: accuracy "
+            f"{part:<6}accuracy 100.0 %, balanced accuracy 100.0 %, loss {metrics.loss:.4g} on "
+            f"{len(metrics.labels)} samples (the commonest class alone: accuracy "
             f"{100 * chance[part]:.1f} %)"
-            for part, found in (("val", run.val), ("test", run.test))
+            for part, metrics in (("val", run.val), ("test", run.test))
         ),
         f"{counts['trained']:,} of {counts['all']:,} parameters trained "
         f"({counts['trained_without_head']:,} without the head)",
         f"6 epochs, {seconds:.1f} s of training",
-        f"Saved in {where}. Next: intarsia.load(PRETRAINED, {str(where)!r}), or in a shell: "
-        f"intarsia report {where}",
+        f"Saved in {run_folder}. Next: intarsia.load(PRETRAINED, {str(run_folder)!r}), or in a "
+        f"shell: intarsia report {run_folder}",
     ]
     assert repr(run) == str(run)
 

@@ -66,8 +66,8 @@ def commands(page: str) -> Iterator[Block]:
     """The lines of every shell block of a page, and what the page shows below them."""
     text = (ROOT / page).read_text()
     pattern = r"^```sh\n(.*?)^```$(?:\n\n```console\n(.*?)^```$)?"
-    for typed, shown in re.findall(pattern, text, re.M | re.S):
-        yield typed.replace("\\\n", "").splitlines(), shown or None
+    for typed, output in re.findall(pattern, text, re.M | re.S):
+        yield typed.replace("\\\n", "").splitlines(), output or None
 
 
 def photos(folder: Path, classes: tuple[str, ...] = ("food", "town"), n: int = 12) -> Path:
@@ -103,7 +103,7 @@ def typed(line: str) -> list[str]:
 
 
 def carried_out(line: str) -> str:
-    """What a command prints; `python FILE` runs in a process that does not find this library."""
+    """Run a command and return its output; `python FILE` runs where this library is not found."""
     if line.startswith("python "):
         done = subprocess.run(
             [sys.executable, "-I", *shlex.split(line)[1:]], capture_output=True, text=True
@@ -127,11 +127,11 @@ def sentences(text: str) -> list[list[str]]:
     return [words for words in map(words_of, lines) if len(words) > 3]  # no end of a long line
 
 
-def resembles(shown: str, printed: str) -> None:
+def resembles(expected: str, printed: str) -> None:
     """Assert that an output has the tables and the sentences of the one that a page shows."""
-    whole = words_of(printed)
-    for words in sentences(shown):
-        matcher = SequenceMatcher(None, words, whole, autojunk=False)
+    all_words = words_of(printed)
+    for words in sentences(expected):
+        matcher = SequenceMatcher(None, words, all_words, autojunk=False)
         common = sum(block.size for block in matcher.get_matching_blocks())
         assert common >= ALIKE * len(words), f"{' '.join(words)}\n\nprinted:\n{printed}"
 
@@ -146,12 +146,12 @@ def test_the_commands_of_a_page_run_and_print_what_it_shows(
     desk(tmp_path)
     if page.endswith("large-mixtures.md"):
         mixtral(tmp_path / "my-mixtral")
-    found = list(commands(page))
-    assert found
-    for lines, shown in found:
+    examples = list(commands(page))
+    assert examples
+    for lines, expected in examples:
         printed = "".join(map(carried_out, lines))
-        if shown:
-            resembles(shown, printed)
+        if expected:
+            resembles(expected, printed)
     if page == "docs/start/vision.md":  # whose Python reads what its commands trained
         monkeypatch.setattr(intarsia, "backbone", stand_in())
         python(page, tmp_path)
@@ -177,9 +177,9 @@ def test_the_python_of_a_landing_page_prints_what_it_shows(
     monkeypatch.chdir(tmp_path)
     python(page, tmp_path)
     printed = capsys.readouterr().out
-    (shown,) = blocks(page, "console")
-    assert NUMBER.sub("#", printed).split() == NUMBER.sub("#", shown).split()
-    values, expected = (np.array([*map(_value, NUMBER.findall(t))]) for t in (printed, shown))
+    (promised,) = blocks(page, "console")
+    assert NUMBER.sub("#", printed).split() == NUMBER.sub("#", promised).split()
+    values, expected = (np.array([*map(_value, NUMBER.findall(t))]) for t in (printed, promised))
     # processors differ in the last bits, and training carries that on
     np.testing.assert_allclose(values, expected, rtol=0.25, atol=1e-5)
 
@@ -191,16 +191,16 @@ def _value(number: str) -> float:
 def stand_in() -> Any:
     backbone = intarsia.backbone
 
-    def small(name: str, **given: Any) -> Any:
-        return backbone("test_vit", **{**given, "size": 32, "pretrained": False})
+    def small(name: str, **settings: Any) -> Any:
+        return backbone("test_vit", **{**settings, "size": 32, "pretrained": False})
 
     return small
 
 
 def python(page: str, folder: Path) -> None:
-    found = blocks(page, "python")
-    assert found
-    for number, block in enumerate(found):
+    programs = blocks(page, "python")
+    assert programs
+    for number, block in enumerate(programs):
         file = folder / f"block_{number}.py"
         file.write_text(block)
         runpy.run_path(str(file))

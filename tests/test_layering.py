@@ -37,7 +37,7 @@ def test_a_class_name_means_one_thing() -> None:
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.ClassDef):
                 named.setdefault(node.name, []).append(path.relative_to(ROOT).as_posix())
-    twice = {name: where for name, where in named.items() if len(where) > 1}
+    twice = {name: places for name, places in named.items() if len(places) > 1}
     assert named and not twice, "give all but one of each another name"
 
 
@@ -57,7 +57,7 @@ for folder in sys.argv[1:]:
 
 @pytest.fixture(scope="module")
 def linted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What import-linter says of this tree, "", and of each with a violation; in one process."""
+    """Run import-linter on this tree, "", and on each with a violation, in one process."""
     pytest.importorskip("importlinter", reason="import-linter comes with intarsia[dev]")
     trees = {"": ROOT}
     for name, (files, _) in PLANTED.items():
@@ -70,17 +70,17 @@ def linted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         trees[name] = folder
     words = [sys.executable, "-c", LINTED, *map(str, trees.values())]
     run = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
-    said = run.stdout.split("TREE\n")[1:]
-    assert len(said) == len(trees), run.stdout + run.stderr
-    return dict(zip(trees, said, strict=True))
+    outputs = run.stdout.split("TREE\n")[1:]
+    assert len(outputs) == len(trees), run.stdout + run.stderr
+    return dict(zip(trees, outputs, strict=True))
 
 
-def _copy(to: Path) -> Path:
+def _copy(target: Path) -> Path:
     """The package's tree without its contents but the imports that a test plants."""
-    shutil.copy(ROOT / "pyproject.toml", to)
-    package = to / "src" / "intarsia"
+    shutil.copy(ROOT / "pyproject.toml", target)
+    package = target / "src" / "intarsia"
     for path in (*_sources(), *LAB.rglob("*.py")):
-        copy = to / path.relative_to(ROOT)
+        copy = target / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.touch()
     return package
@@ -118,9 +118,9 @@ def test_every_contract_is_kept(linted: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_violation_is_found(name: str, linted: dict[str, str]) -> None:
-    said, broken = linted[name], PLANTED[name][1]
-    assert "EXIT 1" in said, said
-    assert [line for line in said.splitlines() if broken in line and "BROKEN" in line]
+    output, broken = linted[name], PLANTED[name][1]
+    assert "EXIT 1" in output, output
+    assert [line for line in output.splitlines() if broken in line and "BROKEN" in line]
 
 
 @pytest.mark.parametrize("path", sorted((SRC / "core").rglob("*.py")), ids=lambda p: p.name)
@@ -181,7 +181,7 @@ OPENERS = {
 
 
 def _opens(call: ast.Call) -> bool:
-    """Whether a call opens a file for reading by its name."""
+    """Tell whether a call opens a file for reading by its name."""
     words = ast.unparse(call.func)
     name = words.rpartition(".")[2]
     if name == "load_file":  # our own classes have it, too: Trace.load_file(path)
@@ -209,6 +209,6 @@ def test_files_of_others_are_opened_in_one_place() -> None:
                 calls.setdefault(path.relative_to(SRC).as_posix(), []).extend(names)
             if isinstance(node, ast.Call) and _opens(node):
                 calls.setdefault(path.relative_to(SRC).as_posix(), []).append(ast.unparse(node))
-    calls = {path: found for path, found in calls.items() if found}
+    calls = {path: callers for path, callers in calls.items() if callers}
     assert calls.keys() - OWN_READERS == set(), "use core/reading.py, or say in OWN_READERS why not"
     assert OWN_READERS.keys() - calls == set(), "the list only shrinks"

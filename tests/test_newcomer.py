@@ -46,9 +46,9 @@ def stickers(folder: Path) -> list[Path]:
 
 
 def typed(*words: object) -> str:
-    said = CliRunner().invoke(app, [str(word) for word in words])
-    assert said.exit_code == 0, said.output
-    return said.stdout
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    return result.stdout
 
 
 def fresh(*words: object) -> str:
@@ -85,17 +85,19 @@ def test_eleven_steps_without_one_by_hand(
     assert len(files) == PICTURES
     typed("fit", "photos", *TINY, "--method", "mosa", "--out", "runs/mosa")  # 2
     assert "balanced" in typed("evaluate", "runs/mosa")  # 3
-    told = [
+    classes = [
         next(iter(row["classes"]))  # 4
         for row in json.loads(typed("predict", "runs/mosa", *files[::20], "--json"))
     ]
     opened: Any = intarsia.open_run("runs/mosa")  # 5: the same from Python
-    assert told == [found.classes[0][0] for found in opened.predict([*map(str, files[::20])])]
+    assert classes == [
+        prediction.classes[0][0] for prediction in opened.predict([*map(str, files[::20])])
+    ]
     typed("report", "runs/mosa")  # 6
     assert (tmp_path / "report.html").is_file()
     typed("export", "runs/mosa", "--format", "timm")  # 7: a stock model, without this library
-    said = fresh("-I", "runs/mosa/export/predict.py", *files[::20])
-    assert [line.split()[-2] for line in said.splitlines()] == told
+    output = fresh("-I", "runs/mosa/export/predict.py", *files[::20])
+    assert [line.split()[-2] for line in output.splitlines()] == classes
     in_python(tmp_path, forked)
 
 
@@ -112,8 +114,8 @@ def in_python(folder: Path, forked: Callable[..., Any]) -> None:
     save_file(weights, folder / "trunk.safetensors")
     save_file({"x": x}, folder / "x.safetensors")
     (folder / "peft_alone.py").write_text(PEFT_ALONE)
-    code, _, said = forked(folder / "peft_alone.py", folder).wait()
-    assert code == 0, said
+    code, _, output = forked(folder / "peft_alone.py", folder).wait()
+    assert code == 0, output
     with torch.no_grad():
         want = model.eval()(x)
         assert_close(load_file(folder / "y.safetensors")["y"], want)
@@ -155,11 +157,11 @@ def test_a_wheel_installs_into_a_fresh_environment(tmp_path: Path) -> None:
     subprocess.run([*pip, "wheel", "-q", "--no-deps", "-w", tmp_path, ROOT], check=True)
     (wheel,) = tmp_path.glob("intarsia-*.whl")
     venv.create(tmp_path / "fresh", with_pip=True)
-    there = tmp_path / "fresh" / "bin"
-    subprocess.run([there / "pip", "install", "-q", str(wheel)], check=True)
+    scripts = tmp_path / "fresh" / "bin"
+    subprocess.run([scripts / "pip", "install", "-q", str(wheel)], check=True)
     stickers(tmp_path / "photos")
     words = ["fit", "photos", *TINY, "--out", "runs/mosa"]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     for line in (words, ["report", "runs/mosa"]):
-        subprocess.run([there / "intarsia", *line], cwd=tmp_path, env=environment, check=True)
+        subprocess.run([scripts / "intarsia", *line], cwd=tmp_path, env=environment, check=True)
     assert (tmp_path / "report.html").is_file()

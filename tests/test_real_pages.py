@@ -80,7 +80,7 @@ def test_a_page_runs_on_stand_ins(
     monkeypatch.setattr(intarsia, "load_data", load_data)
     monkeypatch.setattr(
         intarsia, "backbone",
-        lambda name, **given: backbone("test_vit", **{**given, "size": 32, "pretrained": False}),
+        lambda name, **opts: backbone("test_vit", **{**opts, "size": 32, "pretrained": False}),
     )  # fmt: skip
     text = run(page, tmp_path)
     check(text, capsys.readouterr().out)
@@ -92,7 +92,7 @@ def test_a_page_runs_on_stand_ins(
 def test_a_page_runs_on_the_real_weights(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On fewer rows than the page, whose figures take some minutes."""
+    """The page runs on fewer rows than it shows, whose figures take some minutes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(intarsia, "load_texts", fewer(intarsia.load_texts, 16, 8))
     monkeypatch.setattr(intarsia, "load_data", fewer(intarsia.load_data, 50, 50))
@@ -101,13 +101,13 @@ def test_a_page_runs_on_the_real_weights(
 
 
 def check(text: str, printed: str) -> None:
-    """What is printed has the page's lines; mixtures that are the dense model begin with its score.
+    """Compare the output with the page's lines; copied mixtures begin with the dense score.
 
     All active slices stay the dense model while they train: each weight has the same gradient.
     """
     lines = {
-        found[1]: found.groups()[1:]
-        for found in re.finditer(
+        match[1]: match.groups()[1:]
+        for match in re.finditer(
             r"^(\w.*?) +(?:perplexity|accuracy) (\S+) -> (\S+),", printed, re.M
         )
     }

@@ -48,36 +48,36 @@ def _fields(node: ast.ClassDef) -> int:
     )
 
 
-def oversized(text: str, where: str) -> Iterator[tuple[str, str]]:
+def oversized(text: str, place: str) -> Iterator[tuple[str, str]]:
     """Yield everything in a source text that is over its limit: (key, what).
 
     Lines of comments do not count in a function: they say where its steps begin.
     """
     source = text.splitlines()
     if (lines := len(source)) > FILE_LINES:
-        yield where, f"{lines} lines, at most {FILE_LINES}"
+        yield place, f"{lines} lines, at most {FILE_LINES}"
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             inside = source[node.lineno - 1 : node.end_lineno]
             lines = sum(not line.lstrip().startswith("#") for line in inside)
             if lines > FUNCTION_LINES:
-                yield f"{where}::{node.name}", f"{lines} lines, at most {FUNCTION_LINES}"
+                yield f"{place}::{node.name}", f"{lines} lines, at most {FUNCTION_LINES}"
         elif isinstance(node, ast.ClassDef) and _is_dataclass(node):
             fields = _fields(node)
             if fields > DATACLASS_FIELDS:
-                yield f"{where}::{node.name}", f"{fields} fields, at most {DATACLASS_FIELDS}"
+                yield f"{place}::{node.name}", f"{fields} fields, at most {DATACLASS_FIELDS}"
 
 
 def test_source_is_within_its_limits() -> None:
-    found = {
-        key: what
+    sizes = {
+        key: size
         for prefix, source in SOURCES.items()
         for path in sorted(source.rglob("*.py"))
-        for key, what in oversized(path.read_text(), prefix + path.relative_to(source).as_posix())
+        for key, size in oversized(path.read_text(), prefix + path.relative_to(source).as_posix())
     }
-    too_large = {k: v for k, v in found.items() if k not in EXCEPTIONS}
+    too_large = {k: v for k, v in sizes.items() if k not in EXCEPTIONS}
     assert not too_large, "split it, or list it in EXCEPTIONS with a reason"
-    assert not EXCEPTIONS.keys() - found.keys(), "no longer over its limit: take it off the list"
+    assert not EXCEPTIONS.keys() - sizes.keys(), "no longer over its limit: take it off the list"
     assert all(EXCEPTIONS.values()), "an exception needs a reason"
 
 

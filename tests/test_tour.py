@@ -28,7 +28,7 @@ def _height(file: str) -> int:
 
 
 def climbs(steps: list[str]) -> list[bool]:
-    """For each step, whether its folder is above that of the step before."""
+    """Tell for each step whether its folder is above that of the step before."""
     heights = [_height(file) for file in steps]
     return [False, *(b < a for a, b in zip(heights, heights[1:], strict=False))]
 
@@ -51,9 +51,9 @@ def test_a_path_names_what_is_there(title: str) -> None:
 @pytest.mark.parametrize("title", sorted(PATHS))
 def test_a_path_climbs_at_most_three_times_and_says_where(title: str) -> None:
     steps = STEP.findall(PATHS[title])
-    found = climbs([file for file, _, _ in steps])
-    assert [bool(mark) for _, mark, _ in steps] == found
-    assert sum(found) <= MOST
+    marks = climbs([file for file, _, _ in steps])
+    assert [bool(mark) for _, mark, _ in steps] == marks
+    assert sum(marks) <= MOST
 
 
 def test_a_climb_is_seen() -> None:

@@ -98,12 +98,12 @@ def test_names_of_comprehensions_and_lambdas_count() -> None:
 
 def test_no_page_and_no_help_speaks_the_language_of_the_workshop() -> None:
     texts = {str(page.relative_to(ROOT)): page.read_text() for page in pages()} | helps()
-    found = {
+    misspelt = {
         name: words
         for name, text in texts.items()
         if (words := WORKSHOP.findall(ALLOWED.sub("", text)))
     }
-    assert not found
+    assert not misspelt
 
 
 def test_words_of_the_workshop_are_found() -> None:

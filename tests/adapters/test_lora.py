@@ -87,14 +87,14 @@ def test_a_half_precision_input_is_cast_to_the_cells_dtype() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"),
+    ("settings", "field"),
     [
         ({"rank": 0}, "rank"),
         ({"dropout": 1.0}, "dropout"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, object], what: str) -> None:
-    with refused(ConfigError, what=what):
+def test_bad_settings_are_refused(settings: dict[str, object], field: str) -> None:
+    with refused(ConfigError, what=field):
         Lora(**settings)  # pyright: ignore
 
 

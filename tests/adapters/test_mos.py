@@ -80,17 +80,17 @@ def test_no_shard_is_used_twice_and_private_ones_belong_to_one_layer(
     config: Mos, seed: int
 ) -> None:
     shared, cells = make(config, sites(), seed)
-    pool, own = pool_of(shared), config.private_rank * config.shards_per_vector
-    assert pool.private == own and pool.common + LAYERS * own == len(pool.a)
+    pool, shards = pool_of(shared), config.private_rank * config.shards_per_vector
+    assert pool.private == shards and pool.common + LAYERS * shards == len(pool.a)
     private: list[int] = []
     for cell in cells:
         for rows in (cell.a, cell.b):
             assert len(rows) == config.rank * config.shards_per_vector == len(set(rows.tolist()))
-            shared_rows, mine = rows[: len(rows) - own], rows[len(rows) - own :]
+            shared_rows, mine = rows[: len(rows) - shards], rows[len(rows) - shards :]
             assert not len(shared_rows) or int(shared_rows.max()) < pool.common
-            assert mine.tolist() == list(range(mine[0], mine[0] + own)) if own else True
-        assert torch.equal(cell.a[len(cell.a) - own :], cell.b[len(cell.b) - own :])
-        private += cell.a[len(cell.a) - own :].tolist()
+            assert mine.tolist() == list(range(mine[0], mine[0] + shards)) if shards else True
+        assert torch.equal(cell.a[len(cell.a) - shards :], cell.b[len(cell.b) - shards :])
+        private += cell.a[len(cell.a) - shards :].tolist()
         assert config.dissociate or torch.equal(cell.a, cell.b)
     assert private == list(range(pool.common, len(pool.a)))
 
@@ -181,7 +181,7 @@ def test_alpha_and_dropout_are_those_of_lora() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"),
+    ("settings", "field"),
     [
         ({"rank": 0}, "rank"),
         ({"equivalent_rank": 0}, "equivalent_rank"),
@@ -191,8 +191,8 @@ def test_alpha_and_dropout_are_those_of_lora() -> None:
         ({"dropout": 1.0}, "dropout"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, Any], what: str) -> None:
-    with refused(ConfigError, what=what):
+def test_bad_settings_are_refused(settings: dict[str, Any], field: str) -> None:
+    with refused(ConfigError, what=field):
         Mos(**settings)
 
 

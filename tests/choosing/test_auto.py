@@ -301,11 +301,11 @@ def test_candidates_in_processes_of_their_own_are_judged_alike(
     monkeypatch.setattr(choosing, "RATE_REACH", (1e-2, 1e-2))
     options = SETTINGS | {"minutes": 5, "seed": 3}
     data = photos(tmp_path / "photos")
-    one = auto(data, out=tmp_path / "one", **options)
+    alone = auto(data, out=tmp_path / "one", **options)
     two = auto(data, out=tmp_path / "two", jobs=2, threads=1, **options)
     assert {row.name for row in two.rows} == {"linear", "adaptformer"}
-    scored = [{row.name: (row.parts, dict(row.val)) for row in run.rows} for run in (one, two)]
-    assert scored[0].keys() == scored[1].keys() and two.choice.pictures == one.choice.pictures
+    scored = [{row.name: (row.parts, dict(row.val)) for row in run.rows} for run in (alone, two)]
+    assert scored[0].keys() == scored[1].keys() and two.choice.pictures == alone.choice.pictures
     for name, (parts, val) in scored[0].items():
         assert parts == scored[1][name][0]
         assert val["accuracy"] == pytest.approx(scored[1][name][1]["accuracy"], abs=0.1)

@@ -27,7 +27,7 @@ QUICK = ("--epochs", "2", "--batch-size", "8", "--lr", "1e-2", "--tracker", "ten
 
 @dataclass(frozen=True)
 class Said:
-    """What a command printed, and its exit code."""
+    """The printed output of a command and its exit code."""
 
     code: int
     out: str
@@ -126,9 +126,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of MoSA on them; not to be written to."""
     out = tmp_path_factory.mktemp("runs") / "mosa"
-    said = call(
+    result = call(
         "fit", folder, *TINY, *QUICK, "--method", "mosa", "--set", "over.bottleneck=4",
         "--set", "active=2", "--out", out,
     )  # fmt: skip
-    assert said.code == 0, said.err
+    assert result.code == 0, result.err
     return out

@@ -33,32 +33,32 @@ GIVEN: dict[str, Any] = {
 
 @pytest.fixture(autouse=True, scope="module")
 def places_looked_for_once() -> Iterator[None]:
-    """Whether an arm has a place in a model is looked up once for all tests of this file."""
-    real, known = fitting_methods._unfit, dict[str, str | None]()
+    """Look up once for all tests of this file whether an arm has a place in a model."""
+    real, reasons = fitting_methods._unfit, dict[str, str | None]()
 
     def remembered(plan: BenchPlan, model: nn.Module) -> dict[str, str]:
         slots = (Slot(plan.tasks[0], arm, plan.seeds[0]) for arm in plan.arms)
         keys = {slot.arm: repr(plan.final(slot).adapted) for slot in slots}
-        if new := tuple(arm for arm, key in keys.items() if key not in known):
-            why = real(replace(plan, arms=new), model)
-            known.update({keys[arm]: why.get(arm.name) for arm in new})
-        return {arm.name: why for arm, key in keys.items() if (why := known[key])}
+        if new := tuple(arm for arm, key in keys.items() if key not in reasons):
+            reason = real(replace(plan, arms=new), model)
+            reasons.update({keys[arm]: reason.get(arm.name) for arm in new})
+        return {arm.name: reason for arm, key in keys.items() if (reason := reasons[key])}
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fitting_methods, "_unfit", remembered)
         yield
 
 
-def asked(**given: Any) -> Any:
-    return ask(GIVEN | given, lambda _: None)
+def asked(**changes: Any) -> Any:
+    return ask(GIVEN | changes, lambda _: None)
 
 
 def test_profiles_are_defaults_and_words_win() -> None:
-    plan, how, out, minutes = asked(profile="quick")
+    plan, schedule, out, minutes = asked(profile="quick")
     assert len(plan.tasks) == 4 and len(plan.arms) == 6 and plan.seeds == (0,)
     assert plan.start.training.epochs == 20 and plan.start.adapted.frozen_once
     assert minutes == 15 and asked(profile="quick", budget=5)[3] == 5
-    assert how.jobs == 1 and out == Path("runs/bench-mini-honest")
+    assert schedule.jobs == 1 and out == Path("runs/bench-mini-honest")
     plan, *_ = asked(
         profile="quick", methods="mosa,ssf", seeds="3,4", epochs=2, last_blocks=0, fraction=0.1
     )
@@ -74,14 +74,20 @@ def test_profiles_are_defaults_and_words_win() -> None:
 def test_the_official_protocol_fixes_what_words_do_not() -> None:
     plan, *_ = asked(protocol="official", suite="fgvc", tasks="cars,cub")
     cars, cub = (plan.final(place).flat() for place in list(plan.places())[:2])
-    same = {"epochs": 100, "size": 224, "precision": "fp32", "last_blocks": None, "augment": "crop"}
-    assert cars == cars | same | {"lr": 5e-3} and cub == cub | same | {"lr": 1e-3}
+    recipe = {
+        "epochs": 100,
+        "size": 224,
+        "precision": "fp32",
+        "last_blocks": None,
+        "augment": "crop",
+    }
+    assert cars == cars | recipe | {"lr": 5e-3} and cub == cub | recipe | {"lr": 1e-3}
     assert cars["settings"] == ["experts=2", "split=down", "deep=True"] and cub["settings"] == []
     assert plan.cut == ()
     plan, *_ = asked(protocol="official", tasks="elpv", epochs=20, last_blocks=3)
-    found = plan.final(next(plan.places())).flat()
-    assert (found["epochs"], found["last_blocks"], found["size"]) == (20, 3, 224)
-    assert found["settings"] == ["bottleneck=16"] and found["lr"] == 5e-3
+    settings = plan.final(next(plan.places())).flat()
+    assert (settings["epochs"], settings["last_blocks"], settings["size"]) == (20, 3, 224)
+    assert settings["settings"] == ["bottleneck=16"] and settings["lr"] == 5e-3
     assert plan.cut == (
         "Not as published: 20 epochs in place of 100.",
         "Not as published: the last 3 blocks in place of all.",
@@ -113,7 +119,7 @@ def test_joint_tasks_have_one_head_or_one_each() -> None:
 
 
 @pytest.mark.parametrize(
-    "given, says",
+    "changes, says",
     [
         ({"suite": "minni"}, "Did you mean mini"),
         ({"tasks": "elvp"}, "Did you mean elpv"),
@@ -133,15 +139,15 @@ def test_joint_tasks_have_one_head_or_one_each() -> None:
         ({"heads": "each", "tasks": "joint", "protocol": "official"}, "Use --protocol honest"),
     ],
 )
-def test_what_does_not_exist_is_refused(given: dict[str, Any], says: str) -> None:
+def test_what_does_not_exist_is_refused(changes: dict[str, Any], says: str) -> None:
     with pytest.raises((UnknownName, ConfigError), match=says):
-        asked(**given)
+        asked(**changes)
 
 
 @pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf"])
 def test_a_budget_of_no_minutes_is_refused(intarsia: Intarsia, minutes: str) -> None:
-    said = intarsia("bench", "mini", "--budget", minutes)
-    assert said.code == 2 and "--budget" in said.words and "want above 0" in said.words
+    result = intarsia("bench", "mini", "--budget", minutes)
+    assert result.code == 2 and "--budget" in result.words and "want above 0" in result.words
 
 
 def test_every_place_is_an_experiment_that_can_be_repeated() -> None:
@@ -155,12 +161,12 @@ def test_the_list_says_what_is_on_disk(
     intarsia: Intarsia, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("INTARSIA_DATA", str(tmp_path))
-    said = intarsia("bench", "--list", "--json")
-    found = json.loads(said.out)
-    assert [s["suite"] for s in found["suites"]] == ["vtab-1k", "fgvc", "gicd", "mini", "fresh"]
-    cub = next(t for s in found["suites"] for t in s["tasks"] if t["task"] == "cub")
+    result = intarsia("bench", "--list", "--json")
+    record = json.loads(result.out)
+    assert [s["suite"] for s in record["suites"]] == ["vtab-1k", "fgvc", "gicd", "mini", "fresh"]
+    cub = next(t for s in record["suites"] for t in s["tasks"] if t["task"] == "cub")
     assert not cub["on_disk"] and str(tmp_path / "fgvc" / "cub") in cub["missing"][0]
-    assert {"honest", "tuned", "even", "official"} == {p["name"] for p in found["protocols"]}
+    assert {"honest", "tuned", "even", "official"} == {p["name"] for p in record["protocols"]}
 
 
 def test_the_list_says_of_every_task_where_its_pictures_are(
@@ -170,8 +176,8 @@ def test_the_list_says_of_every_task_where_its_pictures_are(
     monkeypatch.setenv("INTARSIA_HOME", str(tmp_path / "home"))
 
     def told() -> dict[str, tuple[str, bool]]:
-        found = json.loads(intarsia("bench", "--list", "--json").out)["suites"]
-        return {t["spec"]: (t["pictures"], t["on_disk"]) for s in found for t in s["tasks"]}
+        suites = json.loads(intarsia("bench", "--list", "--json").out)["suites"]
+        return {t["spec"]: (t["pictures"], t["on_disk"]) for s in suites for t in s["tasks"]}
 
     empty = told()
     assert len(empty) == 48
@@ -195,16 +201,16 @@ def test_the_list_says_of_every_task_where_its_pictures_are(
     lists.mkdir(parents=True)
     for name in LISTS.values():
         (lists / name).touch()
-    changed = {spec: said for spec, said in told().items() if said != empty[spec]}
+    changed = {spec: state for spec, state in told().items() if state != empty[spec]}
     assert changed == {"mini/mnist": ("ready", True), "vtab-1k/clevr_count": ("ready", True)}
 
 
 def test_the_list_says_how_methods_are_trained(intarsia: Intarsia) -> None:
-    found = json.loads(intarsia("bench", "--list", "--json").out)
-    methods = {m["name"]: m for m in found["methods"]}
+    record = json.loads(intarsia("bench", "--list", "--json").out)
+    methods = {m["name"]: m for m in record["methods"]}
     assert methods["adamix"]["objective"] == "two_pass" and methods["adamix"]["half"]
     assert methods["full"]["lr"] == 1e-4 and not methods["full"]["half"]
-    grids = {p["name"]: p["grid"] for p in found["protocols"]}
+    grids = {p["name"]: p["grid"] for p in record["protocols"]}
     assert grids["honest"] == {}
     assert grids["tuned"] == {n: list(v) for n, v in protocol("tuned").grid.items()}
     lines = intarsia("bench").out.splitlines()
@@ -224,37 +230,37 @@ def test_a_suite_that_is_not_there_is_refused_at_once(
 ) -> None:
     monkeypatch.setenv("INTARSIA_DATA", str(tmp_path))
     out = tmp_path / "out"
-    said = intarsia("bench", "fgvc", "--tasks", "cub,dogs", *TINY, "--out", out)
-    assert said.code == 2 and "2 of 2 tasks" in said.words and not out.exists()
-    assert "missing" in said.words and "INTARSIA_DATA" in said.words
-    assert str(tmp_path / "fgvc" / "cub" / "train.json") in said.words.replace(" ", "")
+    result = intarsia("bench", "fgvc", "--tasks", "cub,dogs", *TINY, "--out", out)
+    assert result.code == 2 and "2 of 2 tasks" in result.words and not out.exists()
+    assert "missing" in result.words and "INTARSIA_DATA" in result.words
+    assert str(tmp_path / "fgvc" / "cub" / "train.json") in result.words.replace(" ", "")
 
 
 @pytest.mark.parametrize("failed, code", [(["mnist, linear, seed 0: lost"], 1), ([], 0)])
-@pytest.mark.parametrize("more", [(), ("--json",)])
+@pytest.mark.parametrize("options", [(), ("--json",)])
 def test_a_run_without_a_score_is_told_by_the_exit_code(
-    intarsia: Intarsia, monkeypatch: pytest.MonkeyPatch, failed: list[str], code: int, more: Any
+    intarsia: Intarsia, monkeypatch: pytest.MonkeyPatch, failed: list[str], code: int, options: Any
 ) -> None:
     summary = {"failed": failed, "plan": {"cut": []}, "table": "the table", "report": "page"}
     monkeypatch.setattr("intarsia_lab.cli.bench_steps.carry", lambda *_: summary)
-    said = intarsia("bench", "mini", "--tasks", "mnist", *TINY, *more)
-    assert said.code == code and "the table" in said.out
+    result = intarsia("bench", "mini", "--tasks", "mnist", *TINY, *options)
+    assert result.code == code and "the table" in result.out
 
 
 def test_more_shots_than_there_are_is_said_in_options(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("INTARSIA_HOME", str(tmp_path))
-    plan, how, *_ = asked(tasks="synthetic-location", methods="linear", seeds="0", shots=900)
-    how = replace(how, executor="here")
-    (failed,) = carry(plan, how, tmp_path / "out", None, None, lambda _: None)["failed"]
+    plan, schedule, *_ = asked(tasks="synthetic-location", methods="linear", seeds="0", shots=900)
+    schedule = replace(schedule, executor="here")
+    (failed,) = carry(plan, schedule, tmp_path / "out", None, None, lambda _: None)["failed"]
     assert failed.endswith("Lower --shots.") and "fewer" not in failed
 
 
 def test_a_baseline_that_is_not_compared_is_refused_at_once(tmp_path: Path) -> None:
-    plan, how, *_ = asked(methods="mosa,ssf", out=tmp_path)
+    plan, schedule, *_ = asked(methods="mosa,ssf", out=tmp_path)
     with refused(UnknownName, what="unknown baseline", got="'sff'", near=("ssf",)):
-        carry(plan, how, tmp_path, "sff", None, lambda _: None)
+        carry(plan, schedule, tmp_path, "sff", None, lambda _: None)
     assert not list(tmp_path.iterdir())
 
 
@@ -262,5 +268,5 @@ def test_a_device_that_is_not_there_is_refused_before_any_run(
     intarsia: Intarsia, tmp_path: Path
 ) -> None:
     words = ("bench", "mini", "--tasks", "elpv", "--out", tmp_path / "b", "--device", "cuda:77")
-    said = intarsia(*words)
-    assert said.code == 2 and "device" in said.words and not (tmp_path / "b").exists()
+    result = intarsia(*words)
+    assert result.code == 2 and "device" in result.words and not (tmp_path / "b").exists()

@@ -29,30 +29,30 @@ def run(*words: object) -> Any:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """photo.png, and the priors of pictures and of sounds."""
-    found = tmp_path_factory.mktemp("codec")
+    root = tmp_path_factory.mktemp("codec")
     ramp = np.linspace(0, 255, 20 * 24 * 3).reshape(20, 24, 3).astype(np.uint8)
-    Image.fromarray(ramp).save(found / "photo.png")
-    Recombiner.train([ramp], 0.4, TINY, crops=4, steps=60).save(found / "prior")
+    Image.fromarray(ramp).save(root / "photo.png")
+    Recombiner.train([ramp], 0.4, TINY, crops=4, steps=60).save(root / "prior")
     sound = RecombinerSettings("audio", (32,), width=4, depth=1, positions=2, kl_bits=6)
     wave = np.sin(np.arange(90) / 9) * 0.5
-    Recombiner.train([wave], 1.0, sound, crops=2, steps=10).save(found / "sounds")
-    wavfile.write(found / "hum.wav", 8000, (wave * 32767).astype(np.int16))
-    return found
+    Recombiner.train([wave], 1.0, sound, crops=2, steps=10).save(root / "sounds")
+    wavfile.write(root / "hum.wav", 8000, (wave * 32767).astype(np.int16))
+    return root
 
 
 def test_a_photograph_goes_into_a_file_and_comes_back(folder: Path) -> None:
     prior = ("--prior", folder / "prior")
     done = run(*ENCODE, folder / "photo.png", *prior, "--steps", 30, "--json")
     assert done.exit_code == 0, done.output
-    said = json.loads(done.stdout)
-    assert said["bytes"] == (folder / "photo.irc").stat().st_size
-    assert said["steps"] == 30 + int(done.stderr.split(" more between")[0].split()[-1]) > 30
+    report = json.loads(done.stdout)
+    assert report["bytes"] == (folder / "photo.irc").stat().st_size
+    assert report["steps"] == 30 + int(done.stderr.split(" more between")[0].split()[-1]) > 30
     assert run(*DECODE, folder / "photo.irc", *prior).exit_code == 0
-    with Image.open(folder / "photo.decoded.png") as found:
-        assert found.size == (24, 20) and found.mode == "RGB"
-    shown = json.loads(run(*DECODE, folder / "photo.irc", "--inspect", "--json").stdout)
-    assert shown["kind"] == "image" and shown["sizes"] == [20, 24]
-    assert shown["prior"] == said["prior"]
+    with Image.open(folder / "photo.decoded.png") as picture:
+        assert picture.size == (24, 20) and picture.mode == "RGB"
+    header = json.loads(run(*DECODE, folder / "photo.irc", "--inspect", "--json").stdout)
+    assert header["kind"] == "image" and header["sizes"] == [20, 24]
+    assert header["prior"] == report["prior"]
 
 
 @pytest.mark.filterwarnings("ignore:.*far from the prior")

@@ -12,18 +12,18 @@ from .conftest import Intarsia
 def test_a_stack_and_pairs_are_measured(intarsia: Intarsia, mixture: Path, tmp_path: Path) -> None:
     text, out = tmp_path / "a.txt", tmp_path / "combined.json"
     text.write_text("".join(f"Line {i} of a plain text, which says {i * i}.\n" for i in range(40)))
-    given = (mixture, text, "prune:0.5,quant:w4")
-    few = ("--rows", 2, "--calibration", 4, "--length", 16)
-    said = intarsia("combine", *given, *few, "--json")
-    assert said.code == 0, said.err
-    names = [row["entries"] for row in said.json["rows"]]
-    assert names == ["none", "prune", "prune + quant"] and said.json["broken"] == []
-    said = intarsia("combine", *given, *few, "--pairs", "--out", out)
-    assert said.code == 0 and "prune + quant" in said.out and out.exists(), said.err
+    arguments = (mixture, text, "prune:0.5,quant:w4")
+    sizes = ("--rows", 2, "--calibration", 4, "--length", 16)
+    result = intarsia("combine", *arguments, *sizes, "--json")
+    assert result.code == 0, result.err
+    names = [row["entries"] for row in result.json["rows"]]
+    assert names == ["none", "prune", "prune + quant"] and result.json["broken"] == []
+    result = intarsia("combine", *arguments, *sizes, "--pairs", "--out", out)
+    assert result.code == 0 and "prune + quant" in result.out and out.exists(), result.err
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("austen", "qant"), "Did you mean quant"),
         (("austen", "quant,prune"), "prune:0.25,quant:w4"),
@@ -35,10 +35,10 @@ def test_a_stack_and_pairs_are_measured(intarsia: Intarsia, mixture: Path, tmp_p
 def test_what_cannot_be_is_refused(
     intarsia: Intarsia,
     words: tuple[str, ...],
-    said: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    found = intarsia("combine", "nothing", *words)
-    assert found.code == 2 and said in found.words
+    result = intarsia("combine", "nothing", *words)
+    assert result.code == 2 and message in result.words

@@ -69,9 +69,9 @@ def test_compare_gives_one_table_and_one_page(
         "--out",
         tmp_path / "c",
     )
-    said = intarsia(*words, "--json")
-    assert said.code == 0, said.err
-    rows = {row["method"]: row for row in said.json["rows"]}
+    result = intarsia(*words, "--json")
+    assert result.code == 0, result.err
+    rows = {row["method"]: row for row in result.json["rows"]}
     assert list(rows) == ["linear probe", "bottleneck", "mosa"]
     assert all(row["accuracy"]["n"] == 2 and row["seeds"] == [0, 1] for row in rows.values())
     assert rows["mosa"]["difference"]["n"] == 2
@@ -81,27 +81,29 @@ def test_compare_gives_one_table_and_one_page(
                 for n in ("mosa-0", "bottleneck-0")]  # fmt: skip
     assert settings[0]["over"] == settings[1]
     # the run that validation chooses is named in all forms, and exported by that
-    chosen = said.json["chosen"]
-    assert chosen["validation"].keys() == rows.keys() and chosen["method"] in rows
+    choice = result.json["chosen"]
+    assert choice["validation"].keys() == rows.keys() and choice["method"] in rows
     assert "Chosen on the validation part" in (tmp_path / "c" / "report.html").read_text()
     exported = intarsia("export", tmp_path / "c", "--chosen", "--json")
     assert exported.code == 0, exported.err
     assert exported.json["path"] == str(tmp_path / "c" / "export")
-    assert f"Its best run there is {Path(chosen['folder']).name}." in exported.words
-    said = intarsia("export", chosen["folder"], "--chosen")
-    assert said.code == 2 and "Leave --chosen out" in said.words
+    assert f"Its best run there is {Path(choice['folder']).name}." in exported.words
+    result = intarsia("export", choice["folder"], "--chosen")
+    assert result.code == 2 and "Leave --chosen out" in result.words
     # nothing is done twice; one that is gone is made again
     assert len(started) == 6
-    said = intarsia(*words)
-    assert said.code == 0 and "6 of 6 runs are there already" in said.words and len(started) == 6
-    assert "linear probe" in said.out and "Report:" in said.out
-    assert "--chosen --format timm" in said.out
+    result = intarsia(*words)
+    assert (
+        result.code == 0 and "6 of 6 runs are there already" in result.words and len(started) == 6
+    )
+    assert "linear probe" in result.out and "Report:" in result.out
+    assert "--chosen --format timm" in result.out
     (tmp_path / "c" / "mosa-1" / "run.json").unlink()
     assert intarsia(*words).code == 0
     assert len(started) == 7 and started[-1] == "mosa-1"
     # other settings need another folder
-    said = intarsia(*words, "--lr", "0.5")
-    assert said.code == 2 and "lr=0.01" in said.words and "another --out" in said.words
+    result = intarsia(*words, "--lr", "0.5")
+    assert result.code == 2 and "lr=0.01" in result.words and "another --out" in result.words
 
 
 def test_compare_finds_a_rate_for_each_method_on_validation(
@@ -110,42 +112,47 @@ def test_compare_finds_a_rate_for_each_method_on_validation(
     out = tmp_path / "c"
     words = ("compare", folder, *TINY, "--epochs", "1", "--batch-size", "8", "--methods", "lora")
     words = (*words, "--seeds", "0", "--rates", "1e-3,1e-2", "--out", out)
-    said = intarsia(*words, "--json")
-    assert said.code == 0, said.err
-    rows = {row["method"]: row for row in said.json["rows"]}
+    result = intarsia(*words, "--json")
+    assert result.code == 0, result.err
+    rows = {row["method"]: row for row in result.json["rows"]}
     assert list(rows) == ["lora", "linear probe"]  # which stands beside what was named
     for name, row in rows.items():
         search = row["search"]
         assert row["lr"] == search["rate"] and {1e-3, 1e-2} <= set(search["rates"])
         assert search["draws"] == 3 and search["samples"] == rows["lora"]["search"]["samples"]
-        kept = json.loads(
+        record = json.loads(
             (out / f"{'lora' if name == 'lora' else 'linear'}-0/run.json").read_text()
         )
-        assert kept["record"]["search"] == search and kept["training"]["lr"] == row["lr"]
-        assert f"--lr {row['lr']}" in kept["record"]["command"] or row["lr"] == 1e-3
+        assert record["record"]["search"] == search and record["training"]["lr"] == row["lr"]
+        assert f"--lr {row['lr']}" in record["record"]["command"] or row["lr"] == 1e-3
     assert rows["lora"]["search"]["rates"] == rows["linear probe"]["search"]["rates"]
     assert (
         not (out / "rates").exists()
         and "learning rates (0.001" in (out / "report.html").read_text()
     )
     count = len(started)
-    said = intarsia(*words)
-    assert said.code == 0 and len(started) == count and "tried" in said.out and "Rate" in said.out
+    result = intarsia(*words)
+    assert (
+        result.code == 0
+        and len(started) == count
+        and "tried" in result.out
+        and "Rate" in result.out
+    )
     # a rate for all is another comparison
-    said = intarsia(*words[:-4], "--lr", "0.7", "--out", out)
-    assert said.code == 2 and "another --out" in said.words and len(started) == count
+    result = intarsia(*words[:-4], "--lr", "0.7", "--out", out)
+    assert result.code == 2 and "another --out" in result.words and len(started) == count
 
 
 def test_a_comparison_without_a_probe(
     intarsia: Intarsia, folder: Path, tmp_path: Path, started: list[str]
 ) -> None:
     words = ("compare", folder, *TINY, *QUICK, "--methods", "lora", "--seeds", "0", "--no-linear")
-    said = intarsia(*words, "--set", "lora.lr=0.02", "--out", tmp_path / "c", "--json")
-    assert said.code == 0 and started == ["lora-0"]
-    assert [(row["method"], row["lr"]) for row in said.json["rows"]] == [("lora", 0.02)]
+    result = intarsia(*words, "--set", "lora.lr=0.02", "--out", tmp_path / "c", "--json")
+    assert result.code == 0 and started == ["lora-0"]
+    assert [(row["method"], row["lr"]) for row in result.json["rows"]] == [("lora", 0.02)]
     # without a validation part there is nothing to choose by, and the test part does not stand in
-    said = intarsia(*words, "--val", "0", "--out", tmp_path / "d")
-    assert said.code == 0 and "--chosen" not in said.out
+    result = intarsia(*words, "--val", "0", "--out", tmp_path / "d")
+    assert result.code == 0 and "--chosen" not in result.out
     with refused(DataError, what=f"choice in {tmp_path / 'd'}"):
         exporting._chosen_run(tmp_path / "d")
 
@@ -157,9 +164,9 @@ def test_a_text_s_rate_is_the_one_of_lowest_perplexity(
     data.write_text("the cat sat on the mat. " * 60)
     words = ("compare", data, "-m", mixture, "--methods", "lora", "--seeds", "0", "--length", "16")
     words = (*words, "--epochs", "1", "--rates", "1e-3,1e-1", "--out", tmp_path / "c", "--json")
-    said = intarsia(*words)
-    assert said.code == 0, said.err
-    (row,) = said.json["rows"]  # no probe of a text
+    result = intarsia(*words)
+    assert result.code == 0, result.err
+    (row,) = result.json["rows"]  # no probe of a text
     search = row["search"]
     assert search["measure"] == "perplexity" and search["draws"] == 1
     scores = dict(zip(search["rates"], search["scores"], strict=True))
@@ -170,10 +177,10 @@ def test_a_text_s_rate_is_the_one_of_lowest_perplexity(
 def test_texts_are_compared_by_methods_that_they_can_have(
     intarsia: Intarsia, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[Any] = []
+    requests: list[Any] = []
 
     def fail(inputs: Any) -> Any:
-        asked.append(inputs["experiment"])
+        requests.append(inputs["experiment"])
         raise ValueError("no machine for it")
 
     monkeypatch.setattr(matrix, "EXECUTOR", "here")
@@ -182,28 +189,28 @@ def test_texts_are_compared_by_methods_that_they_can_have(
     data.write_text('{"prompt": "a", "response": "b"}\n' * 9)
     words = ("compare", data, "--seeds", "0", "--lr", "1e-3", "--out", tmp_path / "c")
     assert intarsia(*words).code == 2
-    assert [(one["model"], one["method"]) for one in asked] == [
+    assert [(request["model"], request["method"]) for request in requests] == [
         ("smollm2", "lora"), ("smollm2", "mixlora"),
     ]  # fmt: skip
-    asked.clear()
+    requests.clear()
     assert intarsia(*words, "-m", "mine", "--methods", "mixlora").code == 2
-    assert [(one["model"], one["method"]) for one in asked] == [("mine", "mixlora")]
-    asked.clear()
-    for other in ("linear", "official"):
-        said = intarsia(*words, "--methods", f"lora,{other}")
-        assert "a method without a classifier" in said.words and not asked
+    assert [(request["model"], request["method"]) for request in requests] == [("mine", "mixlora")]
+    requests.clear()
+    for rival in ("linear", "official"):
+        result = intarsia(*words, "--methods", f"lora,{rival}")
+        assert "a method without a classifier" in result.words and not requests
 
 
 def test_report_of_runs(intarsia: Intarsia, run: Path, tmp_path: Path) -> None:
-    said = intarsia("report", run, "--out", tmp_path / "page.html")
-    assert said.code == 0 and "mosa" in said.out
+    result = intarsia("report", run, "--out", tmp_path / "page.html")
+    assert result.code == 0 and "mosa" in result.out
     assert "mosa" in (tmp_path / "page.html").read_text()
-    said = intarsia("report", run, "--out", tmp_path / "page.html", "--json")
-    assert said.json["rows"][0]["method"] == "mosa"
-    said = intarsia("report", run, "--baseline", "lora", "--out", tmp_path / "page.html")
-    assert said.code == 2 and "baseline" in said.words
-    said = intarsia("report", tmp_path / "none")
-    assert said.code == 2 and "nothing there" in said.words
+    result = intarsia("report", run, "--out", tmp_path / "page.html", "--json")
+    assert result.json["rows"][0]["method"] == "mosa"
+    result = intarsia("report", run, "--baseline", "lora", "--out", tmp_path / "page.html")
+    assert result.code == 2 and "baseline" in result.words
+    result = intarsia("report", tmp_path / "none")
+    assert result.code == 2 and "nothing there" in result.words
 
 
 @pytest.mark.parametrize(
@@ -245,8 +252,8 @@ def test_bad_contests(
     words: str,
     says: str,
 ) -> None:
-    said = intarsia("compare", folder, *TINY, *words.split(), "--out", tmp_path / "c")
-    assert said.code == 2 and says in said.words and not started
+    result = intarsia("compare", folder, *TINY, *words.split(), "--out", tmp_path / "c")
+    assert result.code == 2 and says in result.words and not started
 
 
 def test_a_run_that_fails_stops_no_other_and_is_run_again(
@@ -267,12 +274,16 @@ def test_a_run_that_fails_stops_no_other_and_is_run_again(
     words = (*words, "--out", tmp_path / "c")
     with monkeypatch.context() as patch:
         patch.setattr(matrix, "run", fail)
-        said = intarsia(*words)
-    assert said.code == 2 and "no memory" in said.words and "finished trials are kept" in said.words
+        result = intarsia(*words)
+    assert (
+        result.code == 2
+        and "no memory" in result.words
+        and "finished trials are kept" in result.words
+    )
     assert started == ["bottleneck-0"]
-    said = intarsia(*words)
-    assert said.code == 0 and started == ["bottleneck-0", "linear-0"]
-    assert "1 of 2 runs are there already" in said.words
+    result = intarsia(*words)
+    assert result.code == 0 and started == ["bottleneck-0", "linear-0"]
+    assert "1 of 2 runs are there already" in result.words
 
 
 def test_ctrl_c_starts_no_further_run(
@@ -286,16 +297,16 @@ def test_ctrl_c_starts_no_further_run(
 
     monkeypatch.setattr(matrix, "EXECUTOR", "here")
     monkeypatch.setattr(matrix, "run", stopped)
-    said = intarsia("compare", folder, *TINY, "--lr", "1e-3", "--out", tmp_path / "c")
-    assert said.code == 130 and "same command again" in said.words and len(calls) == 1
+    result = intarsia("compare", folder, *TINY, "--lr", "1e-3", "--out", tmp_path / "c")
+    assert result.code == 130 and "same command again" in result.words and len(calls) == 1
 
 
 def test_changes_and_methods_are_compared(tmp_path: Path) -> None:
     start = Experiment(Pictures("mini/elpv")).changed(last_blocks=2, frozen_once=True)
     names = ("linear", "mosa", "upcycle", "add_momentum")
-    given = by_method(["upcycle.router=topk", "upcycle.router.experts=3"])
-    chosen = on_one_adapter(start, names, given, lambda _: None)
-    runs = [run.experiment for run in planned(start, names, [0], chosen, tmp_path)]
+    changes = by_method(["upcycle.router=topk", "upcycle.router.experts=3"])
+    settings = on_one_adapter(start, names, changes, lambda _: None)
+    runs = [run.experiment for run in planned(start, names, [0], settings, tmp_path)]
     assert [run.adapted.method for run in runs] == list(names)
     assert [run.adapted.last_blocks for run in runs] == [None, 2, 2, None]
     assert [run.adapted.frozen_once for run in runs] == [True, True, False, False]
@@ -312,30 +323,30 @@ def test_settings_by_method() -> None:
 
 
 def test_a_mixture_and_the_plain_adapter_are_one_adapter() -> None:
-    said: list[str] = []
+    messages: list[str] = []
     start = Experiment(Pictures("x"))
-    found = on_one_adapter(
+    settings = on_one_adapter(
         start, ["linear", "bottleneck", "adamix", "lora", "mosa"],
-        {"adamix": ["over.bottleneck=8"]}, said.append,
+        {"adamix": ["over.bottleneck=8"]}, messages.append,
     )  # fmt: skip
     over = Bottleneck(8, activation="gelu")
-    assert method("bottleneck", found["bottleneck"]) == over  # pyright: ignore[reportArgumentType]
-    assert method("mosa", found["mosa"]) == Mosa(over=over)  # pyright: ignore[reportArgumentType]
-    assert "lora" not in found and len(said) == 2
-    own = {"bottleneck": ["bottleneck=4"], "mosa": ["over=lora"]}
-    assert on_one_adapter(start, ["bottleneck", "mosa"], own, said.append) == own
-    assert on_one_adapter(start, ["lora"], {}, said.append) == {}
-    found = on_one_adapter(
-        start, ["lora", "mosa"], {"mosa": ["over=lora", "over.rank=4"]}, said.append
+    assert method("bottleneck", settings["bottleneck"]) == over  # pyright: ignore[reportArgumentType]
+    assert method("mosa", settings["mosa"]) == Mosa(over=over)  # pyright: ignore[reportArgumentType]
+    assert "lora" not in settings and len(messages) == 2
+    changes = {"bottleneck": ["bottleneck=4"], "mosa": ["over=lora"]}
+    assert on_one_adapter(start, ["bottleneck", "mosa"], changes, messages.append) == changes
+    assert on_one_adapter(start, ["lora"], {}, messages.append) == {}
+    settings = on_one_adapter(
+        start, ["lora", "mosa"], {"mosa": ["over=lora", "over.rank=4"]}, messages.append
     )
-    assert method("lora", found["lora"]) == Lora(4)  # pyright: ignore[reportArgumentType]
+    assert method("lora", settings["lora"]) == Lora(4)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_run_in_a_process_of_its_own(folder: Path, tmp_path: Path) -> None:
     adapted = Adapted("test_vit", 32, method="linear", pretrained=False)
-    one = Experiment(Pictures(str(folder)), adapted, Training(epochs=1))
-    runs = [PlannedRun(one.changed(seed=seed), tmp_path / f"r{seed}") for seed in (0, 1)]
-    wrong = PlannedRun(one.changed(data=str(tmp_path / "none")), tmp_path / "w")
+    experiment = Experiment(Pictures(str(folder)), adapted, Training(epochs=1))
+    runs = [PlannedRun(experiment.changed(seed=seed), tmp_path / f"r{seed}") for seed in (0, 1)]
+    wrong = PlannedRun(experiment.changed(data=str(tmp_path / "none")), tmp_path / "w")
     assert not runs[0].finished()
     lines: list[str] = []
     with refused(TrainingError, what="1 of 3 trials"):
@@ -343,11 +354,11 @@ def test_a_run_in_a_process_of_its_own(folder: Path, tmp_path: Path) -> None:
     assert all(run.finished() for run in runs) and not wrong.finished()
     assert sum("% of the test part right" in line for line in lines) == 2
     # each line has its run's name, and what every seed says is said once
-    assert all(line.startswith((f"{one.label}, seed ", "[")) for line in lines)
+    assert all(line.startswith((f"{experiment.label}, seed ", "[")) for line in lines)
     assert sum("Training linear" in line for line in lines) == 1
     # neither a thread nor a tracker was forgotten on the way
-    about = json.loads((tmp_path / "r0" / "run.json").read_text())
-    assert about["machine"]["threads"] == 1
+    record = json.loads((tmp_path / "r0" / "run.json").read_text())
+    assert record["machine"]["threads"] == 1
 
 
 def test_the_demo_from_pictures_to_page(
@@ -364,23 +375,23 @@ def test_the_demo_from_pictures_to_page(
         "--out", tmp_path / "demo", "--device", "cpu",
     )  # fmt: skip
     assert intarsia(*words[:-1], "cuda:77").code == 2 and not started
-    said = intarsia(*words)
-    assert said.code == 0, said.err
+    result = intarsia(*words)
+    assert result.code == 0, result.err
     for text in ("linear probe", "lora", "bottleneck", "mosa", "Report:"):
-        assert text in said.out
-    assert "largest output difference" in said.words and "agree on 6 of 6" in said.words
-    assert "Chosen on the validation part" in said.words
-    assert "What adapting gained:" in said.words and "Mosa minus bottleneck" in said.words
+        assert text in result.out
+    assert "largest output difference" in result.words and "agree on 6 of 6" in result.words
+    assert "Chosen on the validation part" in result.words
+    assert "What adapting gained:" in result.words and "Mosa minus bottleneck" in result.words
     assert (tmp_path / "demo" / "report.html").is_file()
     assert (tmp_path / "demo" / "stock" / "model.safetensors").is_file()
     trained = len(started)  # the search for rates and four runs
-    said = intarsia(*words, "--json")
-    assert said.code == 0 and len(said.json["rows"]) == 4 and len(started) == trained
+    result = intarsia(*words, "--json")
+    assert result.code == 0 and len(result.json["rows"]) == 4 and len(started) == trained
 
 
 def test_assets_are_obtained_in_another_process() -> None:
-    asked = demo_steps.Demo("no set", "no model", 32, 1, 1, (0,), Path("x"), pretrained=False)
-    demo_steps.obtain(asked)  # nothing to obtain: no error
+    demo = demo_steps.Demo("no set", "no model", 32, 1, 1, (0,), Path("x"), pretrained=False)
+    demo_steps.obtain(demo)  # nothing to obtain: no error
     assert demo_steps.faster_precision(torch.device("cpu")) in ("fp32", "bf16")
 
 
@@ -404,12 +415,12 @@ def test_claims_are_run_kept_and_published(
     monkeypatch.setattr("intarsia_lab.claims.claims", fake_claims)
     monkeypatch.setattr(lab_words, "CLAIMS", ("small", "tiny"))
     page = tmp_path / "claims.md"
-    said = intarsia("reproduce", "small", "--out", page, "--seeds", "4,5")
-    assert said.code == 0, said.err
-    assert "holds" in said.out and "target <= 1" in said.out and "ours" in said.out
-    said = intarsia("reproduce", "--all", "--out", page, "--json")
-    assert [record["verdict"] for record in said.json] == ["holds", "fails"]
-    assert said.json[0]["seeds"] == [0, 1, 2]
+    result = intarsia("reproduce", "small", "--out", page, "--seeds", "4,5")
+    assert result.code == 0, result.err
+    assert "holds" in result.out and "target <= 1" in result.out and "ours" in result.out
+    result = intarsia("reproduce", "--all", "--out", page, "--json")
+    assert [record["verdict"] for record in result.json] == ["holds", "fails"]
+    assert result.json[0]["seeds"] == [0, 1, 2]
     text = next((tmp_path / "claims").glob("*.md")).read_text()
     assert ">holds<" in text and ">fails<" in text and "0 of 2 hold" not in page.read_text()
     assert {p.name for p in (tmp_path / "claims").glob("*.json")} == {"small.json", "tiny.json"}
@@ -426,8 +437,8 @@ def test_wrong_claims(intarsia: Intarsia, monkeypatch: pytest.MonkeyPatch, tmp_p
     assert "Did you mean small" in intarsia("reproduce", "smal", "--out", page).words
     assert "one of them" in intarsia("reproduce", "small", "--all", "--out", page).words
     assert "several with commas" in intarsia("reproduce", "small", "--seeds", "x").words
-    said = intarsia("reproduce", "--all", "--out", page, "--json")
-    assert said.json == [] and "small is left out" in said.words and not page.exists()
+    result = intarsia("reproduce", "--all", "--out", page, "--json")
+    assert result.json == [] and "small is left out" in result.words and not page.exists()
     assert len(intarsia("reproduce", "--all", "--long", "--out", page, "--json").json) == 2
 
 
@@ -436,12 +447,12 @@ def test_auto_chooses_and_says_what_else(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words = ("auto", folder, "--methods", "linear", *TINY)
-    said = intarsia(*words, "--minutes", "0.001", "--json")
-    assert said.code == 0, said.err
-    assert said.json["rows"][0]["method"] == "linear" and "accuracy" in said.json["test"]
+    result = intarsia(*words, "--minutes", "0.001", "--json")
+    assert result.code == 0, result.err
+    assert result.json["rows"][0]["method"] == "linear" and "accuracy" in result.json["test"]
     assert intarsia(*words).code == 2
-    said = intarsia("auto", "--resume", "--out", "runs/auto-photos")
-    assert said.code == 0 and "chosen" in said.out and "report.html" in said.out
+    result = intarsia("auto", "--resume", "--out", "runs/auto-photos")
+    assert result.code == 0 and "chosen" in result.out and "report.html" in result.out
     assert intarsia("evaluate", "runs/auto-photos/choice").code == 0
 
 
@@ -457,9 +468,9 @@ def test_a_folder_in_use_is_refused(
     data, options = folder, (*TINY, *QUICK)
     if verb == "compare-routers":
         data, options = "austen", ("--routers", "topk,switch")
-    with subprocess.Popen(command, **pipes) as other:
-        assert other.stdout is not None and other.stdout.readline() == b"held\n"
-        said = intarsia(verb, data, *options, "--seeds", "0", "--out", tmp_path / "runs")
-        assert other.stdin is not None
-        other.stdin.close()
-    assert said.code == 2 and "another process works on" in said.words
+    with subprocess.Popen(command, **pipes) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"held\n"
+        result = intarsia(verb, data, *options, "--seeds", "0", "--out", tmp_path / "runs")
+        assert process.stdin is not None
+        process.stdin.close()
+    assert result.code == 2 and "another process works on" in result.words

@@ -45,16 +45,16 @@ WANTED = {
 
 
 def test_a_shell_completes_methods_and_values_without_torch() -> None:
-    """In one process: the words that each shell is given for a line."""
+    """Complete all lines of all shells in one process, which must not import torch."""
     shells = ("bash", "zsh", "fish")
-    asked = [*((shell, METHOD) for shell in shells), *(("bash", line) for line in WANTED)]
-    words = [sys.executable, "-c", COMPLETED, json.dumps(asked)]
+    pairs = [*((shell, METHOD) for shell in shells), *(("bash", line) for line in WANTED)]
+    words = [sys.executable, "-c", COMPLETED, json.dumps(pairs)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
-    found, heavy = json.loads(done.stdout)
+    completions, heavy = json.loads(done.stdout)
     assert not heavy
-    for shell, lines in zip(shells, found, strict=False):
+    for shell, lines in zip(shells, completions, strict=False):
         assert any("mosa" in line for line in lines), shell
-    for word, lines in zip(WANTED.values(), found[len(shells) :], strict=True):
+    for word, lines in zip(WANTED.values(), completions[len(shells) :], strict=True):
         assert word in lines
 
 

@@ -41,16 +41,16 @@ def test_a_folder_of_other_files_is_refused_before_the_fit(tmp_path: Path) -> No
     run.mkdir()
     (run / "letter.txt").write_text("")
     words = ["components", str(run), "--fit", source, "--side", "4", "--steps", str(10**9)]
-    found = CliRunner().invoke(app, words)
-    assert found.exit_code == 2 and "other files" in found.output
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2 and "other files" in result.output
 
 
 def test_components_that_are_no_squares_are_for_python(tmp_path: Path) -> None:
     x = np.random.default_rng(0).random((9, 6))
     run = BSC(2, n_iter=1, random_state=0).fit(x).save(tmp_path / "run")
-    found = CliRunner().invoke(app, ["components", str(run)])
-    said = " ".join(found.output.replace("│", "").split())
-    assert found.exit_code == 2 and "BSC.load" in said and "shape=(height, width)" in said
+    result = CliRunner().invoke(app, ["components", str(run)])
+    words = " ".join(result.output.replace("│", "").split())
+    assert result.exit_code == 2 and "BSC.load" in words and "shape=(height, width)" in words
 
 
 def test_bad_words_are_refused(tmp_path: Path) -> None:
@@ -62,5 +62,5 @@ def test_bad_words_are_refused(tmp_path: Path) -> None:
         (["--side", "1"], "--side"),
         ([], "no such folder"),
     ):
-        found = CliRunner().invoke(app, ["components", str(tmp_path / "run"), *words])
-        assert found.exit_code == 2 and says in " ".join(found.output.split())
+        result = CliRunner().invoke(app, ["components", str(tmp_path / "run"), *words])
+        assert result.exit_code == 2 and says in " ".join(result.output.split())

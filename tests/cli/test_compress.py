@@ -49,23 +49,23 @@ def test_a_model_is_compressed_saved_and_opened(
     intarsia: Intarsia, model: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "fast"
-    given = ("compress", str(model), "--values", "int8", "--out", str(out), "--json")
-    said = intarsia(*given, "--force")
-    assert said.code == 0, said.err
-    assert said.json["layers"] == 14 and said.json["format"] == "Bitmask(values='int8')"
-    assert said.json["bytes"]["after"] < said.json["bytes"]["before"]
+    arguments = ("compress", str(model), "--values", "int8", "--out", str(out), "--json")
+    result = intarsia(*arguments, "--force")
+    assert result.code == 0, result.err
+    assert result.json["layers"] == 14 and result.json["format"] == "Bitmask(values='int8')"
+    assert result.json["bytes"]["after"] < result.json["bytes"]["before"]
     assert json.loads((out / "compress.json").read_text())["layers"] == 14
     opened, tokenizer = open_language_model(str(out))
     plain, _ = open_language_model(str(model))
     packed = compress(plain.to(torch.bfloat16), Bitmask("int8"), force=True)
     ids = tokenizer("a text", return_tensors="pt").input_ids
     with torch.no_grad():
-        found, want = opened(ids).logits, packed.eval()(ids).logits
-    assert found.dtype == torch.bfloat16 and torch.equal(found, want)
+        logits, want = opened(ids).logits, packed.eval()(ids).logits
+    assert logits.dtype == torch.bfloat16 and torch.equal(logits, want)
     assert sum(isinstance(m, PackedLinear) for m in opened.modules()) == 14
-    told = intarsia("generate", str(out), "a text", "--tokens", "4", "--json")
-    assert told.code == 0 and told.json["tokens"] <= 4, told.err
-    again = intarsia(*given, "--force")
+    generated = intarsia("generate", str(out), "a text", "--tokens", "4", "--json")
+    assert generated.code == 0 and generated.json["tokens"] <= 4, generated.err
+    again = intarsia(*arguments, "--force")
     assert again.code == 2 and "other files in it" in again.err
 
 
@@ -73,9 +73,9 @@ def test_a_slower_model_and_settings_that_cannot_be_are_refused(
     intarsia: Intarsia, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timing, "pass_seconds", lambda *_: (0.001, 0.002))
-    monkeypatch.setattr(rivals, "advice", lambda *given: f"rather than {given}")
+    monkeypatch.setattr(rivals, "advice", lambda *arguments: f"rather than {arguments}")
     out = ("--out", str(tmp_path / "out"))
-    for more, says in (
+    for options, says in (
         ((*out,), "--force"),
         ((*out, "--format", "bitmap"), "Did you mean bitmask"),
         ((*out, "--format", "columns", "--bits", "4"), "columns with {'bits': 4}"),
@@ -83,10 +83,10 @@ def test_a_slower_model_and_settings_that_cannot_be_are_refused(
         ((*out, "--density", "2"), "--density"),
         ((), "--out"),
     ):
-        said = intarsia("compress", str(model), *more)
-        assert said.code == 2 and says in " ".join(said.err.split()), said.err
+        result = intarsia("compress", str(model), *options)
+        assert result.code == 2 and says in " ".join(result.err.split()), result.err
         # the better runtime is named before the work
-        assert ("rather than ('text', 'bitmask')" in said.err) == (says == "--force")
+        assert ("rather than ('text', 'bitmask')" in result.err) == (says == "--force")
     assert not (tmp_path / "out").exists()
 
 
@@ -112,19 +112,21 @@ def test_groups_and_experts_are_packed_by_what_they_see(
             **sizes,
         )
     ).save_pretrained(mixture)
-    how = ("--calib", str(text), "--rows", "8", "--length", "40", "--force", "--json")
+    calibration = ("--calib", str(text), "--rows", "8", "--length", "40", "--force", "--json")
     untrained = ("--steps", "0,0")
-    for source, name, what, more in (
+    for source, name, field, options in (
         (model, "gqsa", "layers", untrained),
         (mixture, "ternary", "stacks of experts", ()),
     ):
         out = tmp_path / name
-        said = intarsia("compress", str(source), "--format", name, *how, *more, "--out", str(out))
-        assert said.code == 0, said.err
+        result = intarsia(
+            "compress", str(source), "--format", name, *calibration, *options, "--out", str(out)
+        )
+        assert result.code == 0, result.err
         assert not out.with_name(f"{name}.walk").exists()
-        assert said.json[what] == (14 if name == "gqsa" else 2)
-        assert said.json["calibration"] == {str(text): 8}
-        bits = 8 * said.json["bytes of packed layers"] / said.json["weights of packed layers"]
+        assert result.json[field] == (14 if name == "gqsa" else 2)
+        assert result.json["calibration"] == {str(text): 8}
+        bits = 8 * result.json["bytes of packed layers"] / result.json["weights of packed layers"]
         assert bits < 5
         opened, tokenizer = open_language_model(str(out))
         ids = tokenizer("a text", return_tensors="pt").input_ids
@@ -134,45 +136,47 @@ def test_groups_and_experts_are_packed_by_what_they_see(
     compress(
         open_language_model(str(model))[0], method, rows_of(), force=True, out=f"{out[1]}.walk"
     )
-    for more, says in (((), "a walk in it"), (("--resume",), "model")):  # it was of float32
-        said = intarsia("compress", str(model), "--format", "gqsa", *untrained, *how, *out, *more)
-        assert said.code == 2 and says in said.words
-    said = intarsia("compress", str(model), "--format", "gqsa", "--steps", "5", *out)
-    assert said.code == 2 and "want two numbers" in said.words
-    said = intarsia("compress", str(model), "--resume", *out)
-    assert said.code == 2 and "block by block" in said.words
-    said = intarsia("compress", str(model), "--format", "ternary", *how, *out)
-    assert said.code == 2 and "a mixture" in " ".join(said.err.split())
+    for options, says in (((), "a walk in it"), (("--resume",), "model")):  # it was of float32
+        result = intarsia(
+            "compress", str(model), "--format", "gqsa", *untrained, *calibration, *out, *options
+        )
+        assert result.code == 2 and says in result.words
+    result = intarsia("compress", str(model), "--format", "gqsa", "--steps", "5", *out)
+    assert result.code == 2 and "want two numbers" in result.words
+    result = intarsia("compress", str(model), "--resume", *out)
+    assert result.code == 2 and "block by block" in result.words
+    result = intarsia("compress", str(model), "--format", "ternary", *calibration, *out)
+    assert result.code == 2 and "a mixture" in " ".join(result.err.split())
 
 
 def test_the_doctor_says_what_runs_with_and_without_a_compiler(
     intarsia: Intarsia, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("intarsia.kernels.native.floor.MEBIBYTES", 8)
-    said = intarsia("doctor", "--json")
-    assert said.code == 0, said.err
-    assert said.json["read GB/s"] > 0.1 and said.json["matmul GFLOP/s"]["fp32"] > 0.1
-    assert ("bitmask" in said.json["kernels"]) == (native.load() is not None)
+    result = intarsia("doctor", "--json")
+    assert result.code == 0, result.err
+    assert result.json["read GB/s"] > 0.1 and result.json["matmul GFLOP/s"]["fp32"] > 0.1
+    assert ("bitmask" in result.json["kernels"]) == (native.load() is not None)
     lines = [line for kind in rivals.KINDS if (line := rivals.advice(kind))]
-    assert said.json["better elsewhere"] == lines
+    assert result.json["better elsewhere"] == lines
     building.compiler.cache_clear()
     monkeypatch.setattr(building, "compilers", lambda: iter(()))
     try:
         with native.using("off"):
-            told = intarsia("doctor")
+            printed = intarsia("doctor")
     finally:
         building.compiler.cache_clear()
-    assert told.code == 0 and "no C compiler" in told.out and "run dense" in told.out
-    assert "why not" not in told.out
+    assert printed.code == 0 and "no C compiler" in printed.out and "run dense" in printed.out
+    assert "why not" not in printed.out
 
 
 def test_products_are_timed_at_given_shapes_and_at_those_of_a_model(
     intarsia: Intarsia, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sparse, "MOST_COPIES", 2)
-    said = intarsia("bench", "sparse", "--shapes", "64x96,5x33", "--density", ".5,.1", "--json")
-    assert said.code == 0, said.err
-    rows = said.json["rows"]
+    result = intarsia("bench", "sparse", "--shapes", "64x96,5x33", "--density", ".5,.1", "--json")
+    assert result.code == 0, result.err
+    rows = result.json["rows"]
     assert {tuple(r["shape"]) for r in rows} == {(64, 96), (5, 33)}
     assert {r["name"] for r in rows} >= {"torch fp32", "dense bf16", "bitmask int8"}
     assert "columns bf16" in {r["name"] for r in rows if r["density"] == 0.1}
@@ -182,19 +186,19 @@ def test_products_are_timed_at_given_shapes_and_at_those_of_a_model(
         for r in rows
         if r["name"].startswith(("bitmask", "dense bf16", "dense int8"))
     )
-    whole = next(r for r in rows if r["name"] == "torch fp32")
-    assert whole["bytes"] == 4 * 64 * 96 and set(said.json["verdicts"]) == {"64x96", "5x33"}
-    told = intarsia("bench", "sparse", "--model", str(model))
-    assert told.code == 0 and "48x32, one row of inputs, 4 layers" in told.out
-    assert "Floor:" in told.out and "as fast as" in told.out
+    dense = next(r for r in rows if r["name"] == "torch fp32")
+    assert dense["bytes"] == 4 * 64 * 96 and set(result.json["verdicts"]) == {"64x96", "5x33"}
+    printed = intarsia("bench", "sparse", "--model", str(model))
+    assert printed.code == 0 and "48x32, one row of inputs, 4 layers" in printed.out
+    assert "Floor:" in printed.out and "as fast as" in printed.out
     for wrong, says in (
         (("sparse", "--shapes", "0x3"), "OUTxIN"),
         (("sparse", "--density", "a"), "numbers with commas"),
         (("sparse", "--density", "3"), "--density"),
         (("mini", "--shapes", "4x4"), "bench sparse"),
     ):
-        said = intarsia("bench", *wrong)
-        assert said.code == 2 and says in " ".join(said.err.split()), said.err
+        result = intarsia("bench", *wrong)
+        assert result.code == 2 and says in " ".join(result.err.split()), result.err
 
 
 def test_a_run_of_a_convolutional_net_is_packed_into_a_run(
@@ -203,15 +207,17 @@ def test_a_run_of_a_convolutional_net_is_packed_into_a_run(
     run, out = tmp_path / "run", tmp_path / "fast"
     net = ("--model", "mobilenetv3_small_050", "--untrained", "--size", "32")
     rest = ("--method", "full", "--schedule", "gradual:layers=1x1", "--density", "0.3")
-    said = intarsia("fit", str(folder), *net, *rest, *QUICK, "--split-seed", "0", "--out", str(run))
-    assert said.code == 0, said.err
-    told = intarsia("compress", str(run), "--format", "chw", "--force", "--out", str(out))
-    assert told.code == 0 and "layers in CHW" in told.out, told.err
-    one, fast = open_run(run, as_trained=False), open_run(out)
+    result = intarsia(
+        "fit", str(folder), *net, *rest, *QUICK, "--split-seed", "0", "--out", str(run)
+    )
+    assert result.code == 0, result.err
+    compressed = intarsia("compress", str(run), "--format", "chw", "--force", "--out", str(out))
+    assert compressed.code == 0 and "layers in CHW" in compressed.out, compressed.err
+    trained, fast = open_run(run, as_trained=False), open_run(out)
     assert any(isinstance(m, ChwCluster) for m in fast.model.modules())
     x = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        torch.testing.assert_close(fast.model(x), one.model(x), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(fast.model(x), trained.model(x), atol=1e-4, rtol=1e-4)
     before, after = (intarsia("evaluate", str(f), "--json").json["accuracy"] for f in (run, out))
     assert before == after
     named = intarsia("predict", str(out), str(folder / "dark"), "--json")
@@ -221,8 +227,8 @@ def test_a_run_of_a_convolutional_net_is_packed_into_a_run(
         ((str(model),), "intarsia.sparse.Chw()"),
         (("tf_efficientnet_lite0",), "intarsia.sparse.Chw()"),
     ):
-        said = intarsia("compress", *words, "--format", "chw", "--out", str(tmp_path / "no"))
-        assert said.code == 2 and says in said.words, said.err
+        result = intarsia("compress", *words, "--format", "chw", "--out", str(tmp_path / "no"))
+        assert result.code == 2 and says in result.words, result.err
     assert not (tmp_path / "no").exists()
 
 
@@ -232,5 +238,5 @@ def test_a_run_of_a_convolutional_net_is_packed_into_a_run(
 def test_a_format_that_is_nearly_right_is_suggested(
     intarsia: Intarsia, tmp_path: Path, written: str, meant: str
 ) -> None:
-    said = intarsia("compress", "smollm2", "--format", written, "--out", tmp_path / "new")
-    assert said.code == 2 and f"Did you mean {meant}?" in said.words
+    result = intarsia("compress", "smollm2", "--format", written, "--out", tmp_path / "new")
+    assert result.code == 2 and f"Did you mean {meant}?" in result.words

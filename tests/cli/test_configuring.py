@@ -23,8 +23,8 @@ from .test_fit import weights
 def test_a_runs_own_file_repeats_it(
     intarsia: Intarsia, run: Path, tmp_path: Path, name: str
 ) -> None:
-    said = intarsia("fit", "--config", run / name, "--tracker", "csv", "--out", tmp_path / "r")
-    assert said.code == 0, said.err
+    result = intarsia("fit", "--config", run / name, "--tracker", "csv", "--out", tmp_path / "r")
+    assert result.code == 0, result.err
     ours, theirs = weights(run), weights(tmp_path / "r")
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -34,15 +34,17 @@ def test_what_is_given_overrides_the_file_and_is_said(
     intarsia: Intarsia, run: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "own.json").write_text('{"data": "nosuch", "epochs": 1, "method": "linear"}')
-    said = intarsia("fit", "--config", tmp_path / "own.json", "--epochs", "2")
-    assert said.code == 2 and "--epochs 2 in place of 1 of" in said.err and "nosuch" in said.err
-    said = intarsia("fit", "--config", run, "--resume", "--out", run)
-    assert said.code == 2 and "it alone" in said.words
+    result = intarsia("fit", "--config", tmp_path / "own.json", "--epochs", "2")
+    assert (
+        result.code == 2 and "--epochs 2 in place of 1 of" in result.err and "nosuch" in result.err
+    )
+    result = intarsia("fit", "--config", run, "--resume", "--out", run)
+    assert result.code == 2 and "it alone" in result.words
 
 
 def test_a_toml_file_has_the_same_options(intarsia: Intarsia, folder: Path, tmp_path: Path) -> None:
-    own = tmp_path / "own.toml"
-    own.write_text(
+    file = tmp_path / "own.toml"
+    file.write_text(
         f"""data = "{folder}"  # pictures
 method = "lora"
 settings = ["rank=2"]
@@ -54,10 +56,10 @@ lr = 1e-2
 images = 0.5
 """
     )
-    said = intarsia("fit", "--config", own, "--batch-size", "8", "--out", tmp_path / "r")
-    assert said.code == 0, said.err
-    kept = json.loads((tmp_path / "r" / "experiment.json").read_text())
-    assert kept["settings"] == ["rank=2"] and kept["lr"] == 1e-2 and kept["images"] == 0.5
+    result = intarsia("fit", "--config", file, "--batch-size", "8", "--out", tmp_path / "r")
+    assert result.code == 0, result.err
+    record = json.loads((tmp_path / "r" / "experiment.json").read_text())
+    assert record["settings"] == ["rank=2"] and record["lr"] == 1e-2 and record["images"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -81,23 +83,23 @@ def test_toml_is_checked_as_json_is_and_yaml_is_refused(
 
 
 def test_settings_go_with_their_method() -> None:
-    told, file = list[str](), Path("own.json")
-    found = {"method": "mosa", "settings": ["experts=4"], "epochs": 3}
+    notes, file = list[str](), Path("own.json")
+    config = {"method": "mosa", "settings": ["experts=4"], "epochs": 3}
 
-    def read(words: set[str], **given: object) -> dict[str, object]:
-        told.clear()
-        asked = {"settings": None, "method": "mosa", "epochs": 20}
-        return with_config(file, asked | given, words, told.append)[0]
+    def read(words: set[str], **options: object) -> dict[str, object]:
+        notes.clear()
+        defaults = {"settings": None, "method": "mosa", "epochs": 20}
+        return with_config(file, defaults | options, words, notes.append)[0]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(configuring, "read_config", lambda _: dict(found))
-        other = read({"method"}, method="lora")
-        assert other["settings"] is None and other["epochs"] == 3
-        assert any("Without --set experts=4 of own.json, which is for mosa" in t for t in told)
-        own = read({"method", "settings"}, method="lora", settings=["rank=4"])
-        assert own["settings"] == ["rank=4"] and "--set" in " ".join(told)
-        for same in ({"method"}, {"epochs"}):
-            assert read(same)["settings"] == ["experts=4"] and "Without" not in " ".join(told)
+        patch.setattr(configuring, "read_config", lambda _: dict(config))
+        changed = read({"method"}, method="lora")
+        assert changed["settings"] is None and changed["epochs"] == 3
+        assert any("Without --set experts=4 of own.json, which is for mosa" in t for t in notes)
+        repeated = read({"method", "settings"}, method="lora", settings=["rank=4"])
+        assert repeated["settings"] == ["rank=4"] and "--set" in " ".join(notes)
+        for typed in ({"method"}, {"epochs"}):
+            assert read(typed)["settings"] == ["experts=4"] and "Without" not in " ".join(notes)
 
 
 @pytest.mark.parametrize(
@@ -122,10 +124,10 @@ def test_a_file_that_cannot_be(
 
 def test_quiet_says_results_only(intarsia: Intarsia, folder: Path, tmp_path: Path) -> None:
     words = ("fit", folder, *TINY, *QUICK, "--method", "linear")
-    told = intarsia(*words, "--out", tmp_path / "a")
-    said = intarsia("--quiet", *words, "--out", tmp_path / "b")
-    assert said.code == 0 and said.err == "" and "accuracy" in said.out
-    assert "Training" in told.err and not quiet()
+    plain = intarsia(*words, "--out", tmp_path / "a")
+    result = intarsia("--quiet", *words, "--out", tmp_path / "b")
+    assert result.code == 0 and result.err == "" and "accuracy" in result.out
+    assert "Training" in plain.err and not quiet()
     assert "unknown method" in intarsia("-q", "show", "nosuch").err
 
 
@@ -138,8 +140,8 @@ def test_quiet_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_run_on_a_named_device(intarsia: Intarsia, folder: Path, tmp_path: Path) -> None:
     words = ("fit", folder, *TINY, *QUICK, "--method", "linear", "--out", tmp_path / "r")
-    said = intarsia(*words, "--device", "cpu")
-    assert said.code == 0, said.err
+    result = intarsia(*words, "--device", "cpu")
+    assert result.code == 0, result.err
     assert json.loads((tmp_path / "r" / "run.json").read_text())["running"]["device"] == "cpu"
     assert intarsia("evaluate", tmp_path / "r", "--device", "cpu").code == 0
 
@@ -148,8 +150,8 @@ def test_a_device_that_is_not_there(
     intarsia: Intarsia, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    said = intarsia("fit", folder, *TINY, "--device", f"cuda:{count}", "--out", tmp_path / "r")
-    assert said.code == 2 and f"'cuda:{count}'" in said.words and "one of cpu" in said.words
+    result = intarsia("fit", folder, *TINY, "--device", f"cuda:{count}", "--out", tmp_path / "r")
+    assert result.code == 2 and f"'cuda:{count}'" in result.words and "one of cpu" in result.words
     assert not (tmp_path / "r").exists()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

@@ -24,7 +24,7 @@ STALE = "run: make generate"
 
 
 def test_the_names_are_those_of_the_library() -> None:
-    """As sets: the order of what two branches add is left to the next `make generate`."""
+    """Compare them as sets: the next `make generate` sorts what two branches add."""
     for file, lists in ((registry.NAMES, names.names()), (words.NAMES, lab_names.names())):
         lines = names.text(lists).splitlines()
         assert set(file.read_text().splitlines()) == set(lines), STALE
@@ -59,11 +59,11 @@ def test_data_that_cannot_be_are_refused(spec: str, error: type[Exception], got:
 
 
 @pytest.mark.parametrize(
-    "given",
+    "options",
     [{"objective": "two_pass:add=1"}, {"objective": "task_heads+two_pass"}, {"precision": None}],
 )
-def test_words_with_settings_and_words_left_out_are_let_through(given: dict[str, object]) -> None:
-    check_options(given)
+def test_words_with_settings_and_words_left_out_are_let_through(options: dict[str, object]) -> None:
+    check_options(options)
 
 
 def test_a_word_that_is_none_of_an_option_is_refused() -> None:
@@ -72,13 +72,13 @@ def test_a_word_that_is_none_of_an_option_is_refused() -> None:
 
 
 def test_a_method_is_named_by_its_key_or_by_its_paper() -> None:
-    said: list[str] = []
-    assert early.method_key("lora", said.append) == "lora" and not said
-    assert early.method_key("official", said.append) == "official" and not said
-    assert early.method_key("Split & Merge", said.append) == "mosa"
-    assert said == ["Method 'Split & Merge' is mosa."]
+    messages: list[str] = []
+    assert early.method_key("lora", messages.append) == "lora" and not messages
+    assert early.method_key("official", messages.append) == "official" and not messages
+    assert early.method_key("Split & Merge", messages.append) == "mosa"
+    assert messages == ["Method 'Split & Merge' is mosa."]
     with pytest.raises(UnknownName):
-        early.method_key("RMoE", said.append)  # a router, which is no method of a run
+        early.method_key("RMoE", messages.append)  # a router, which is no method of a run
 
 
 def test_settings_are_held_against_the_index() -> None:
@@ -98,8 +98,10 @@ def test_a_run_is_a_folder(tmp_path: Path) -> None:
 
 
 def test_fit_says_which_method_a_name_stands_for(intarsia: Intarsia) -> None:
-    said = intarsia("fit", "elpv", "--method", "LT-SFT", "--set", "nosuch=1")
-    assert "Method 'LT-SFT' is lt_sft." in said.err and "unknown setting of 'lt_sft'" in said.words
+    result = intarsia("fit", "elpv", "--method", "LT-SFT", "--set", "nosuch=1")
+    assert (
+        "Method 'LT-SFT' is lt_sft." in result.err and "unknown setting of 'lt_sft'" in result.words
+    )
 
 
 @pytest.mark.parametrize(
@@ -124,11 +126,11 @@ def test_fit_says_which_method_a_name_stands_for(intarsia: Intarsia) -> None:
     ],
 )
 def test_a_number_is_refused_early_where_the_library_refuses_it(name: str, value: Any) -> None:
-    given = {"batch_size": 32} | {name: value}
+    options = {"batch_size": 32} | {name: value}
     with pytest.raises(IntarsiaError) as ours:
-        check_options(given)
+        check_options(options)
     with pytest.raises(IntarsiaError) as theirs:
-        settle(None, cast(Any, given))
+        settle(None, cast(Any, options))
     assert (ours.value.want, ours.value.got) == (theirs.value.want, theirs.value.got)
 
 

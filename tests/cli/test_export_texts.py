@@ -39,11 +39,11 @@ def run(intarsia: Intarsia, model: Path, tmp_path_factory: pytest.TempPathFactor
     text = folder / "text.txt"
     text.write_text("".join(f"Line {i} of the text, which says {i * i}.\n" for i in range(60)))
     out = folder / "run"
-    said = intarsia(
+    result = intarsia(
         "fit", text, "--model", model, "--method", "lora", "--epochs", "1", "--batch-size", "8",
         "--lr", "1e-2", "--length", "64", "--out", out,
     )  # fmt: skip
-    assert said.code == 0, said.err
+    assert result.code == 0, result.err
     return out
 
 
@@ -54,29 +54,29 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def test_a_folder_and_a_packed_one(intarsia: Intarsia, model: Path, tmp_path: Path) -> None:
-    said = intarsia(
+    result = intarsia(
         "export", model, "--format", "gguf", "--quant", "q8_0", "--out", tmp_path / "m.gguf",
         "--json",
     )  # fmt: skip
-    assert said.code == 0 and said.json["format"] == "gguf", said.err
-    assert "Q8_0" in said.json["checks"][0]
+    assert result.code == 0 and result.json["format"] == "gguf", result.err
+    assert "Q8_0" in result.json["checks"][0]
     assert read(tmp_path / "m.gguf")[0]["general.file_type"] == 7
     packed = tmp_path / "packed"
     assert not intarsia("compress", model, "--values", "fp32", "--force", "--out", packed).code
-    said = intarsia("export", packed, "--format", "gguf", "--quant", "f32")
-    assert said.code == 0, said.err
+    result = intarsia("export", packed, "--format", "gguf", "--quant", "f32")
+    assert result.code == 0, result.err
     _, tensors = read(packed / "export.gguf")
     want = language_model(str(model))[0].state_dict()["model.layers.1.mlp.up_proj.weight"]
     assert torch.equal(torch.from_numpy(tensors["blk.1.ffn_up.weight"]), want)
 
 
 def test_a_run_folded_and_its_adapter_alone(intarsia: Intarsia, run: Path, tmp_path: Path) -> None:
-    said = intarsia("export", run, "--format", "gguf", "--quant", "f32")
-    assert said.code == 0 and "fold:" in said.out, said.err
-    said = intarsia(
+    result = intarsia("export", run, "--format", "gguf", "--quant", "f32")
+    assert result.code == 0 and "fold:" in result.out, result.err
+    result = intarsia(
         "export", run, "--format", "gguf", "--keep-adapter", "--out", tmp_path / "a.gguf"
     )
-    assert said.code == 0, said.err
+    assert result.code == 0, result.err
     fields, tensors = read(tmp_path / "a.gguf")
     assert fields["general.type"] == "adapter" and "blk.0.attn_q.weight.lora_b" in tensors
 
@@ -87,16 +87,18 @@ def test_the_folder_of_an_adapter_names_its_model(
     adapted = library.adapt(language_model(str(model))[0], "lora")
     library.save(adapted, tmp_path / "lora")
     out = tmp_path / "a.gguf"
-    said = intarsia("export", tmp_path / "lora", "--format", "gguf", "--keep-adapter", "--out", out)
-    assert said.code == 0 and str(model) in said.words.replace(" ", ""), said.err
+    result = intarsia(
+        "export", tmp_path / "lora", "--format", "gguf", "--keep-adapter", "--out", out
+    )
+    assert result.code == 0 and str(model) in result.words.replace(" ", ""), result.err
     assert read(out)[0]["adapter.type"] == "lora"
     config = tmp_path / "lora" / "adapter_config.json"
     config.write_text(config.read_text().replace(str(model), ""))
-    said = intarsia("export", tmp_path / "lora", "--format", "gguf", "--out", out)
-    assert said.code == 2 and "base_model_name_or_path" in said.words
+    result = intarsia("export", tmp_path / "lora", "--format", "gguf", "--out", out)
+    assert result.code == 2 and "base_model_name_or_path" in result.words
     config.write_text("[]")
-    said = intarsia("export", tmp_path / "lora", "--format", "gguf", "--out", out)
-    assert said.code == 2 and "CheckpointError" in said.err
+    result = intarsia("export", tmp_path / "lora", "--format", "gguf", "--out", out)
+    assert result.code == 2 and "CheckpointError" in result.err
 
 
 @pytest.mark.parametrize(
@@ -109,5 +111,5 @@ def test_the_folder_of_an_adapter_names_its_model(
     ],
 )
 def test_what_cannot_be_is_refused(intarsia: Intarsia, model: Path, words: str, says: str) -> None:
-    said = intarsia("export", model, *words.split())
-    assert said.code == 2 and says in said.words
+    result = intarsia("export", model, *words.split())
+    assert result.code == 2 and says in result.words

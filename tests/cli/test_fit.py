@@ -30,8 +30,8 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 def test_the_folder_explains_itself(run: Path, folder: Path) -> None:
     names = {p.name for p in run.iterdir()}
-    wanted = {"README.txt", "experiment.json", "run.json", "metrics.jsonl", "adapter", "mistakes"}
-    assert wanted <= names
+    files = {"README.txt", "experiment.json", "run.json", "metrics.jsonl", "adapter", "mistakes"}
+    assert files <= names
     record = json.loads((run / "run.json").read_text())
     assert record["record"]["label"] == "mosa"
     assert record["record"]["data"]["parts"]["train"]["sha256"]
@@ -42,11 +42,11 @@ def test_the_folder_explains_itself(run: Path, folder: Path) -> None:
 
 
 def test_json_says_the_results(intarsia: Intarsia, folder: Path, tmp_path: Path) -> None:
-    said = intarsia(
+    result = intarsia(
         "fit", folder, *TINY, *QUICK, "--method", "lora", "--json", "--out", tmp_path / "r"
     )
-    assert said.code == 0, said.err
-    assert said.json["folder"] == str(tmp_path / "r") and "accuracy" in said.json["test"]
+    assert result.code == 0, result.err
+    assert result.json["folder"] == str(tmp_path / "r") and "accuracy" in result.json["test"]
 
 
 @pytest.mark.parametrize(
@@ -66,8 +66,8 @@ def test_baselines_are_trained_and_opened_again(
 ) -> None:
     out = tmp_path / method
     words = ("--set", setting) if setting else ()
-    said = intarsia("fit", folder, *TINY, *QUICK, "--method", method, *words, "--out", out)
-    assert said.code == 0, said.err
+    result = intarsia("fit", folder, *TINY, *QUICK, "--method", method, *words, "--out", out)
+    assert result.code == 0, result.err
     run = json.loads((out / "run.json").read_text())
     counts, want = run["parameters"], run["results"]["test"]
     assert (counts["trained"] == counts["all"]) == (method == "full")
@@ -86,8 +86,8 @@ def test_half_precision_and_recomputation_of_prompts(
     intarsia: Intarsia, folder: Path, tmp_path: Path
 ) -> None:
     words = ("fit", folder, *TINY, *QUICK, "--method", "vpt-deep", "--out", tmp_path / "r")
-    said = intarsia(*words, "--precision", "bf16", "--recompute")
-    assert said.code == 0, said.err
+    result = intarsia(*words, "--precision", "bf16", "--recompute")
+    assert result.code == 0, result.err
     want = json.loads((tmp_path / "r" / "run.json").read_text())["results"]["test"]
     assert intarsia("evaluate", tmp_path / "r", "--json").json["loss"] == want["loss"]
 
@@ -96,14 +96,14 @@ def test_a_damaged_run_of_pefts_own(intarsia: Intarsia, folder: Path, tmp_path: 
     out = tmp_path / "r"
     assert intarsia("fit", folder, *TINY, *QUICK, "--method", "peft-lora", "--out", out).code == 0
     (out / "adapter" / "adapter_model.safetensors").write_bytes(b"no weights")
-    said = intarsia("evaluate", out)
-    assert said.code == 2 and "bytes that changed" in said.words
+    result = intarsia("evaluate", out)
+    assert result.code == 2 and "bytes that changed" in result.words
 
 
 def test_the_published_recipe(intarsia: Intarsia, folder: Path, tmp_path: Path) -> None:
     words = ("fit", folder, *TINY, *QUICK, "--method", "official", "--out", tmp_path / "r")
-    said = intarsia(*words, "--set", "bottleneck=4", "--set", "warmup_epochs=1")
-    assert said.code == 0, said.err
+    result = intarsia(*words, "--set", "bottleneck=4", "--set", "warmup_epochs=1")
+    assert result.code == 0, result.err
     record = json.loads((tmp_path / "r" / "run.json").read_text())
     assert record["record"]["method"]["decay"] == "official"
     assert record["objective"]["name"] == "two_pass" and record["objective"]["reg"] == 1.0
@@ -120,8 +120,8 @@ def test_the_command_repeats_the_run(intarsia: Intarsia, run: Path, tmp_path: Pa
     import shlex
 
     words = shlex.split(json.loads((run / "run.json").read_text())["record"]["command"])
-    said = intarsia(*words[1:], "--out", tmp_path / "again")
-    assert said.code == 0, said.err
+    result = intarsia(*words[1:], "--out", tmp_path / "again")
+    assert result.code == 0, result.err
     ours, theirs = weights(run), weights(tmp_path / "again")
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -132,18 +132,18 @@ def test_a_path_is_kept_in_full(
 ) -> None:
     monkeypatch.chdir(folder.parent)
     out = tmp_path / "a run with spaces"
-    said = intarsia("fit", folder.name, *TINY, *QUICK, "--method", "linear", "--out", out)
-    assert said.code == 0, said.err
+    result = intarsia("fit", folder.name, *TINY, *QUICK, "--method", "linear", "--out", out)
+    assert result.code == 0, result.err
     monkeypatch.chdir(tmp_path)
     assert intarsia("evaluate", out).code == 0
     assert located("elpv") == "elpv" and located("none/such") == "none/such"
 
 
 def test_an_experiment_is_its_json() -> None:
-    one = Experiment(Pictures("x", val=0), training=Training(lr=0.5), objective="two_pass")
-    assert Experiment.of(json.loads(json.dumps(one.flat()))) == one
-    assert one.changed(seed=3).training.seed == 3
-    assert one.command() == "intarsia fit x --val 0 --lr 0.5 --objective two_pass"
+    experiment = Experiment(Pictures("x", val=0), training=Training(lr=0.5), objective="two_pass")
+    assert Experiment.of(json.loads(json.dumps(experiment.flat()))) == experiment
+    assert experiment.changed(seed=3).training.seed == 3
+    assert experiment.command() == "intarsia fit x --val 0 --lr 0.5 --objective two_pass"
     share = Experiment(Pictures("x", images=0.1))
     assert share.command() == "intarsia fit x --images 0.1"
 
@@ -165,40 +165,40 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     words += ["--set", "over.bottleneck=4", "--set", "active=2"]
     with monkeypatch.context() as patch:
         patch.setattr(Learner, "step", interrupted)
-        said = intarsia("fit", *words, "--out", out)
-    assert said.code == 130
-    assert f"intarsia fit --resume --out {out}" in said.words
+        result = intarsia("fit", *words, "--out", out)
+    assert result.code == 130
+    assert f"intarsia fit --resume --out {out}" in result.words
     assert not (out / "run.json").exists()
     # nothing but the folder is needed, and what is given must be the same
-    said = intarsia("fit", "--resume", "--out", out, "--lr", "0.5")
-    assert said.code == 2 and "got 0.5 for a run with 0.01" in said.words
-    said = intarsia("fit", "--resume", "--out", out, "--lr", "1e-2", "--workers", "0")
-    assert said.code == 0, said.err
+    result = intarsia("fit", "--resume", "--out", out, "--lr", "0.5")
+    assert result.code == 2 and "got 0.5 for a run with 0.01" in result.words
+    result = intarsia("fit", "--resume", "--out", out, "--lr", "1e-2", "--workers", "0")
+    assert result.code == 0, result.err
     ours, theirs = weights(run), weights(out)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_a_folder_in_use_is_left_alone(intarsia: Intarsia, run: Path, folder: Path) -> None:
     before = {p.name: p.read_bytes() for p in run.iterdir() if p.is_file()}
-    said = intarsia("fit", folder, *TINY, *QUICK, "--method", "lora", "--out", run)
-    assert said.code == 2 and "--resume" in said.words
+    result = intarsia("fit", folder, *TINY, *QUICK, "--method", "lora", "--out", run)
+    assert result.code == 2 and "--resume" in result.words
     assert before == {p.name: p.read_bytes() for p in run.iterdir() if p.is_file()}
 
 
 def test_blocks_below_the_adapter_computed_once(
     intarsia: Intarsia, folder: Path, tmp_path: Path
 ) -> None:
-    found = []
+    states = []
     for name, once in (("each", ()), ("once", ("--frozen-once",))):
-        said = intarsia(
+        result = intarsia(
             "fit", folder, *TINY, *QUICK, "--method", "bottleneck", "--last-blocks", "2", *once,
             "--out", tmp_path / name,
         )  # fmt: skip
-        assert said.code == 0, said.err
-        found.append(weights(tmp_path / name))
+        assert result.code == 0, result.err
+        states.append(weights(tmp_path / name))
         results = json.loads((tmp_path / name / "run.json").read_text())["results"]
         assert ("seconds_once" in results) == bool(once)
-    assert all(torch.allclose(found[0][k], found[1][k], atol=1e-4) for k in found[0])
+    assert all(torch.allclose(states[0][k], states[1][k], atol=1e-4) for k in states[0])
     assert intarsia("evaluate", tmp_path / "once").code == 0
 
 
@@ -208,23 +208,23 @@ def test_the_method_chooses_for_the_budget(
     from intarsia import Mosa
 
     words = ("fit", folder, *TINY, *QUICK, "--method", "mosa", "--set", "experts=2")
-    said = intarsia(*words, "--out", tmp_path / "r")
-    assert said.code == 0
-    chosen = json.loads((tmp_path / "r" / "run.json").read_text())["record"]["method"]
+    result = intarsia(*words, "--out", tmp_path / "r")
+    assert result.code == 0
+    settings = json.loads((tmp_path / "r" / "run.json").read_text())["record"]["method"]
     images = json.loads((tmp_path / "r" / "run.json").read_text())["data"]["train"]["n"]
-    assert chosen["active"] == Mosa.for_budget(images, 2, experts=2).active
-    assert f"active={chosen['active']} of 2 parts" in said.words
+    assert settings["active"] == Mosa.for_budget(images, 2, experts=2).active
+    assert f"active={settings['active']} of 2 parts" in result.words
 
 
 def test_skipped_pictures_are_recorded(intarsia: Intarsia, tmp_path: Path) -> None:
     data = photos(tmp_path / "photos")
     (data / "dark" / "broken.png").write_bytes(b"no picture")
     (data / "dark" / "empty.png").touch()
-    said = intarsia("fit", data, *TINY, *QUICK, "--out", tmp_path / "r")
-    assert said.code == 2
-    assert "2 of 26 pictures" in said.words and "--skip-unreadable" in said.words
-    said = intarsia("fit", data, *TINY, *QUICK, "--skip-unreadable", "--out", tmp_path / "r")
-    assert said.code == 0, said.err
+    result = intarsia("fit", data, *TINY, *QUICK, "--out", tmp_path / "r")
+    assert result.code == 2
+    assert "2 of 26 pictures" in result.words and "--skip-unreadable" in result.words
+    result = intarsia("fit", data, *TINY, *QUICK, "--skip-unreadable", "--out", tmp_path / "r")
+    assert result.code == 0, result.err
     parts = json.loads((tmp_path / "r" / "run.json").read_text())["record"]["data"]["parts"]
     assert any("broken.png" in name for part in parts.values() for name in part["skipped"])
 
@@ -269,8 +269,8 @@ def too_large(data: Path) -> Path:
 )  # fmt: skip
 def test_bad_pictures(intarsia: Intarsia, tmp_path: Path, make: Any, says: str) -> None:
     (tmp_path / "file.bin").touch()
-    said = intarsia("fit", make(tmp_path / "photos"), *TINY, *QUICK, "--out", tmp_path / "r")
-    assert said.code == 2 and says in said.words
+    result = intarsia("fit", make(tmp_path / "photos"), *TINY, *QUICK, "--out", tmp_path / "r")
+    assert result.code == 2 and says in result.words
     assert not (tmp_path / "r").exists(), "a run that cannot begin leaves nothing behind"
 
 
@@ -335,39 +335,39 @@ def test_bad_pictures(intarsia: Intarsia, tmp_path: Path, make: Any, says: str) 
 def test_bad_options(
     intarsia: Intarsia, folder: Path, tmp_path: Path, words: str, says: str
 ) -> None:
-    said = intarsia("fit", folder, *TINY, *QUICK[:-2], *words.split(), "--out", tmp_path / "r")
-    assert said.code == 2, said.err
-    assert says in said.words and "Traceback" not in said.err
+    result = intarsia("fit", folder, *TINY, *QUICK[:-2], *words.split(), "--out", tmp_path / "r")
+    assert result.code == 2, result.err
+    assert says in result.words and "Traceback" not in result.err
     assert not (tmp_path / "r" / "run.json").exists()
 
 
 def test_a_file_name_cannot_write_to_the_terminal(intarsia: Intarsia, tmp_path: Path) -> None:
     data = photos(tmp_path / "photos", n=2)
     (data / "dark" / "a\x1b]0;title\x07\x9b31m.png").touch()
-    said = intarsia("fit", data, *TINY, "--out", tmp_path / "r")
-    assert said.code == 2 and r"a\x1b]0;title\x07\x9b31m.png" in said.words.replace(" ", "")
+    result = intarsia("fit", data, *TINY, "--out", tmp_path / "r")
+    assert result.code == 2 and r"a\x1b]0;title\x07\x9b31m.png" in result.words.replace(" ", "")
     assert not {"\x1b]", "\x07", "\x9b"} & {
-        said.err[i : i + n] for i in range(len(said.err)) for n in (1, 2)
+        result.err[i : i + n] for i in range(len(result.err)) for n in (1, 2)
     }
 
 
 def test_nothing_to_train_on(intarsia: Intarsia, tmp_path: Path) -> None:
-    said = intarsia("fit")
-    assert said.code == 2 and "intarsia fit elpv" in said.words
-    said = intarsia("fit", "--resume", "--out", tmp_path / "none")
-    assert said.code == 2 and "no such folder" in said.words
+    result = intarsia("fit")
+    assert result.code == 2 and "intarsia fit elpv" in result.words
+    result = intarsia("fit", "--resume", "--out", tmp_path / "none")
+    assert result.code == 2 and "no such folder" in result.words
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_state(
     intarsia: Intarsia, folder: Path, tmp_path: Path
 ) -> None:
     words = ["fit", folder, *TINY, *QUICK[:-2], "--out", tmp_path / "my run"]
-    said = intarsia(*words, "--lr", "1e38")
-    assert said.code == 2 and "NotFinite" in said.err and "Lower lr" in said.words
+    result = intarsia(*words, "--lr", "1e38")
+    assert result.code == 2 and "NotFinite" in result.err and "Lower lr" in result.words
     assert not (tmp_path / "my run" / "run.json").exists()
-    said = intarsia(*words, "--lr", "1e-3")  # as advised, in the same folder
-    assert said.code == 0, said.err
-    assert f"intarsia report '{tmp_path / 'my run'}'  |" in said.out
+    result = intarsia(*words, "--lr", "1e-3")  # as advised, in the same folder
+    assert result.code == 0, result.err
+    assert f"intarsia report '{tmp_path / 'my run'}'  |" in result.out
 
 
 def test_a_damaged_experiment(tmp_path: Path) -> None:

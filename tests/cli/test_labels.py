@@ -38,30 +38,30 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(intarsia: Intarsia, table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "labels"
-    said = intarsia("fit", table, *TINY, *HOW, "--method", "mosa", "--out", out)
-    assert said.code == 0, said.err
-    assert "mean average precision" in said.out and "F1" in said.out
+    result = intarsia("fit", table, *TINY, *HOW, "--method", "mosa", "--out", out)
+    assert result.code == 0, result.err
+    assert "mean average precision" in result.out and "F1" in result.out
     return out
 
 
 def test_evaluate_and_predict_see_each_label_by_itself(
     intarsia: Intarsia, table: Path, trained: Path
 ) -> None:
-    said = intarsia("evaluate", trained, "--json").json
-    assert {"mean_average_precision", "f1", "loss"} <= said.keys()
-    assert said["classes"].keys() == {"bright", "dark", "light", "old"}
+    scores = intarsia("evaluate", trained, "--json").json
+    assert {"mean_average_precision", "f1", "loss"} <= scores.keys()
+    assert scores["classes"].keys() == {"bright", "dark", "light", "old"}
     assert "recall" in intarsia("evaluate", trained).out
     run = open_run(trained)
-    found = run.predict(table.parent)
-    logits = torch.tensor([[dict(p.classes)[c] for c in run.classes] for p in found]).logit()
-    for row, prediction in zip(logits, found, strict=True):
-        there = {name for name, z in zip(run.classes, row.tolist(), strict=True) if z > 0}
-        assert set(prediction.labels or ()) == there
+    predictions = run.predict(table.parent)
+    logits = torch.tensor([[dict(p.classes)[c] for c in run.classes] for p in predictions]).logit()
+    for row, prediction in zip(logits, predictions, strict=True):
+        labels = {name for name, z in zip(run.classes, row.tolist(), strict=True) if z > 0}
+        assert set(prediction.labels or ()) == labels
     assert (logits.sigmoid().sum(1) - 1).abs().max() > 1e-3  # no softmax
     rows = list(
         csv.DictReader(io.StringIO(intarsia("predict", trained, table.parent, "--csv").out))
     )
-    assert rows[0]["labels"] == ";".join(found[0].labels or ())
+    assert rows[0]["labels"] == ";".join(predictions[0].labels or ())
     assert intarsia("predict", trained, table.parent / "0.png").code == 0
 
 
@@ -69,8 +69,8 @@ def test_the_report_names_the_score_and_why_there_is_no_matrix(
     intarsia: Intarsia, trained: Path, tmp_path: Path
 ) -> None:
     page = tmp_path / "page.html"
-    said = intarsia("report", trained, "--out", page)
-    assert said.code == 0, said.err
+    result = intarsia("report", trained, "--out", page)
+    assert result.code == 0, result.err
     text = page.read_text()
     assert "may have several labels, so there is no confusion matrix" in text
     assert "Average precision" in text and "F1" in text
@@ -84,16 +84,16 @@ def test_the_exported_script_uses_a_sigmoid(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """That it needs nothing of ours is tried in hosts/test_preprocessing.py."""
-    said = intarsia("export", trained, "--format", "torch", "--out", tmp_path / "m.pt2")
-    assert said.code == 0, said.err
+    """The test in hosts/test_preprocessing.py tries it without this library."""
+    result = intarsia("export", trained, "--format", "torch", "--out", tmp_path / "m.pt2")
+    assert result.code == 0, result.err
     files = [str(table.parent / f"{i}.png") for i in range(4)]
     script = str(tmp_path / "m.pt2.predict.py")
     monkeypatch.setattr(sys, "argv", [script, *files])
     capsys.readouterr()
     runpy.run_path(script, run_name="__main__")
-    told = capsys.readouterr().out.splitlines()
-    for line, want in zip(told, open_run(trained).predict(files), strict=True):
+    printed = capsys.readouterr().out.splitlines()
+    for line, want in zip(printed, open_run(trained).predict(files), strict=True):
         words = line.split()[1:]
         share = dict(want.classes)
         assert set(words[::2]) == set(want.labels or ())
@@ -106,14 +106,14 @@ def test_compare_pairs_by_average_precision(
 ) -> None:
     monkeypatch.setattr(matrix, "EXECUTOR", "here")
     words = ("--methods", "linear,lora", "--seeds", "0,1", "--epochs", "1", "--out", tmp_path / "c")
-    said = intarsia("compare", table, *TINY, *words, "--batch-size", "8", "--json")
-    assert said.code == 0, said.err
-    assert {row["measure"] for row in said.json["rows"]} == {"mean_average_precision"}
+    result = intarsia("compare", table, *TINY, *words, "--batch-size", "8", "--json")
+    assert result.code == 0, result.err
+    assert {row["measure"] for row in result.json["rows"]} == {"mean_average_precision"}
 
 
 def test_bad_settings_are_refused(intarsia: Intarsia, table: Path, tmp_path: Path) -> None:
-    said = intarsia("fit", table, *TINY, *HOW, "--class-weights", "balanced", "--out", tmp_path)
-    assert said.code == 2 and "class_weights" in said.words
+    result = intarsia("fit", table, *TINY, *HOW, "--class-weights", "balanced", "--out", tmp_path)
+    assert result.code == 2 and "class_weights" in result.words
 
 
 def test_python_works_alike(table: Path, trained: Path) -> None:

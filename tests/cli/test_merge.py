@@ -15,10 +15,10 @@ from .conftest import QUICK, TINY, Intarsia
 
 
 def fitted(intarsia: Intarsia, folder: Path, out: Path, *words: str, model: str = "") -> Path:
-    given = ("--model", model, "--untrained", "--size", "32") if model else TINY
-    given += ("--method", "magnitude", "--set", "density=0.5", "--split-seed", "0")
-    said = intarsia("fit", str(folder), *given, *QUICK, *words, "--out", str(out))
-    assert said.code == 0, said.err
+    options = ("--model", model, "--untrained", "--size", "32") if model else TINY
+    options += ("--method", "magnitude", "--set", "density=0.5", "--split-seed", "0")
+    result = intarsia("fit", str(folder), *options, *QUICK, *words, "--out", str(out))
+    assert result.code == 0, result.err
     return out
 
 
@@ -26,38 +26,38 @@ def test_runs_are_averaged_into_a_run(intarsia: Intarsia, folder: Path, tmp_path
     a = fitted(intarsia, folder, tmp_path / "a")
     b = fitted(intarsia, folder, tmp_path / "b", "--weight-decay", "0.3", "--epochs", "3")
     out = tmp_path / "merged"
-    said = intarsia("merge", str(a), str(b), "--out", str(out), "--json")
-    assert said.code == 0, said.err
-    assert said.json["chosen"] == [str(a), str(b)] and said.json["distance"] > 0
+    result = intarsia("merge", str(a), str(b), "--out", str(out), "--json")
+    assert result.code == 0, result.err
+    assert result.json["chosen"] == [str(a), str(b)] and result.json["distance"] > 0
     states = [open_run(run).model.state_dict() for run in (a, b, out)]
     for name, mean in states[2].items():
         torch.testing.assert_close(mean, (states[0][name] + states[1][name]) / 2)
         if mean.dim() > 1:
             assert torch.equal(mean != 0, states[0][name] != 0)
     scored = intarsia("evaluate", str(out), "--json")
-    assert scored.json["accuracy"] == pytest.approx(said.json["results"]["test"]["accuracy"])
+    assert scored.json["accuracy"] == pytest.approx(result.json["results"]["test"]["accuracy"])
     record = json.loads((out / "run.json").read_text())
     assert record["record"]["soup"]["by"] is None and record["record"]["label"].startswith("soup")
     greedy = tmp_path / "greedy"
-    said = intarsia("merge", str(a), str(b), "--out", str(greedy), "--greedy", "--line", "--json")
-    assert said.code == 0, said.err
-    points = said.json["line"]["points"]
+    result = intarsia("merge", str(a), str(b), "--out", str(greedy), "--greedy", "--line", "--json")
+    assert result.code == 0, result.err
+    points = result.json["line"]["points"]
     assert [round(share, 1) for share, _ in points] == [i / 10 for i in range(11)]
-    (pair,) = said.json["pairs"]
+    (pair,) = result.json["pairs"]
     assert (pair["a"], pair["b"]) == (0, 1) and pair["distance"] > 0 and 0 < pair["cosine"] <= 1
     page = tmp_path / "page.html"
     assert intarsia("report", str(greedy), "--out", str(page)).code == 0
     assert "Candidates of the soup" in page.read_text() and "plot-line" in page.read_text()
     scores = [json.loads((r / "run.json").read_text())["results"]["val"] for r in (a, b)]
-    best = max(one["accuracy"] for one in scores)
-    assert said.json["by"] == "val" and said.json["results"]["val"]["accuracy"] >= best
-    other = tmp_path / "other"  # of another split
-    shutil.copytree(b, other)
-    record = json.loads((other / "run.json").read_text())
+    best = max(score["accuracy"] for score in scores)
+    assert result.json["by"] == "val" and result.json["results"]["val"]["accuracy"] >= best
+    foreign = tmp_path / "other"  # of another split
+    shutil.copytree(b, foreign)
+    record = json.loads((foreign / "run.json").read_text())
     record["record"]["data"]["parts"]["train"]["sha256"] = "0" * 64
-    (other / "run.json").write_text(json.dumps(record))
-    for words, what in (
-        ((str(a), str(other), "--out", str(tmp_path / "no")), "other parts of data"),
+    (foreign / "run.json").write_text(json.dumps(record))
+    for words, message in (
+        ((str(a), str(foreign), "--out", str(tmp_path / "no")), "other parts of data"),
         ((str(a), "--out", str(tmp_path / "no")), "1 run"),
         ((str(a), str(b)), "--out"),
         ((str(a), str(b), "--out", str(out)), "other files in it"),
@@ -66,8 +66,8 @@ def test_runs_are_averaged_into_a_run(intarsia: Intarsia, folder: Path, tmp_path
         ((str(a), str(b), "--weights", "1,x", "--out", str(tmp_path / "no")), "'1,x'"),
         ((str(a), str(b), "--weights", "1,1", "--out", str(tmp_path / "no")), "add up to 1"),
     ):
-        said = intarsia("merge", *words)
-        assert said.code == 2 and what in said.words, said.err
+        result = intarsia("merge", *words)
+        assert result.code == 2 and message in result.words, result.err
         assert not (tmp_path / "no").exists()
 
 
@@ -76,8 +76,8 @@ def test_batch_norms_are_counted_anew(intarsia: Intarsia, folder: Path, tmp_path
         fitted(intarsia, folder, tmp_path / n, "--epochs", n, model="test_resnet") for n in "12"
     ]
     out = tmp_path / "merged"
-    said = intarsia("merge", *map(str, runs), "--out", str(out))
-    assert said.code == 0, said.err
+    result = intarsia("merge", *map(str, runs), "--out", str(out))
+    assert result.code == 0, result.err
     states = [open_run(run).model.state_dict() for run in (*runs, out)]
     name = next(n for n in states[0] if n.endswith("running_var"))
     mean = (states[0][name] + states[1][name]) / 2

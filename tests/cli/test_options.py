@@ -57,8 +57,8 @@ VAGUE = re.compile(
 
 def options(command: str) -> Mapping[str, Any]:
     """Return the options of a command by their long names, and -k."""
-    found = [p for p in COMMANDS[command].params if p.param_type_name == "option"]
-    return {max((*p.opts, *p.secondary_opts), key=len): p for p in found if not p.hidden}
+    params = [p for p in COMMANDS[command].params if p.param_type_name == "option"]
+    return {max((*p.opts, *p.secondary_opts), key=len): p for p in params if not p.hidden}
 
 
 def parameters() -> Iterator[tuple[str, str, Any]]:
@@ -93,7 +93,7 @@ def test_whoever_draws_has_a_seed() -> None:
 
 
 def test_a_common_option_is_declared_once() -> None:
-    """It has one help and one short form, in every command that has it."""
+    """Every command that has a common option has it with the same help and short form."""
     for option in ("--json", "--threads", "--device", "--seed", "--length", "--max-pixels"):
         forms = {(p.help, tuple(p.opts)) for c in COMMANDS if (p := options(c).get(option))}
         assert len(forms) == 1, (option, forms)
@@ -118,8 +118,8 @@ def test_size_is_pixels_and_length_is_tokens() -> None:
 
 def test_a_help_says_what_the_value_is() -> None:
     texts = {(command, name): parameter.help or "" for command, name, parameter in parameters()}
-    assert not {at: text for at, text in texts.items() if VAGUE.match(text)}
-    assert not {at: text for at, text in texts.items() if not START.match(text)}
+    assert not {place: text for place, text in texts.items() if VAGUE.match(text)}
+    assert not {place: text for place, text in texts.items() if not START.match(text)}
 
 
 @pytest.mark.parametrize(

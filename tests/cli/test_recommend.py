@@ -35,8 +35,8 @@ def said(done: Any) -> str:
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """shop/: 10 users with 14 of 16 items each, and the runs of two models on it."""
-    found = tmp_path_factory.mktemp("rec")
-    folder = found / "shop"
+    root = tmp_path_factory.mktemp("rec")
+    folder = root / "shop"
     folder.mkdir()
     rows = [
         f"u{user}\t{(user * 3 + step) % 16}\t{step * 60 + user}"
@@ -48,17 +48,17 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     items = [f"{i}\tlamp {i}\tc{i % 3}" for i in range(17)]  # the last has no event
     head = "item_id:token\ttitle:token_seq\tcolour:token"
     (folder / "shop.item").write_text("\n".join([head, *items]))
-    (found / "new.item").write_text(f"{head}\nx1\tlamp x\tc1\n")
+    (root / "new.item").write_text(f"{head}\nx1\tlamp x\tc1\n")
     common = ("--epochs", 2, "--batch-size", 8)
-    words = ("--set", "width=16", "--set", "layers=1", "--out", found / "sessions")
+    words = ("--set", "width=16", "--set", "layers=1", "--out", root / "sessions")
     done = run("fit", folder, "--task", "sessions", *common, *words)
     assert done.exit_code == 0, done.output
     assert "nDCG@20" in done.stdout and "intarsia recommend" in done.stdout
-    words = ("--schedule", "dsl:every=2", "--density", 0.2, "--out", found / "ranking")
+    words = ("--schedule", "dsl:every=2", "--density", 0.2, "--out", root / "ranking")
     done = run("fit", folder, "--task", "ranking", *common, *words, "--set", "width=16")
     assert done.exit_code == 0, done.output
     assert "rows are smaller below" in done.stdout  # the break-even of each table
-    return found
+    return root
 
 
 def test_items_without_events_and_new_ones_are_ranked(shop: Path) -> None:
@@ -115,10 +115,10 @@ def test_a_run_that_is_done_goes_on_where_it_ended(shop: Path) -> None:
 
 def test_a_damaged_file_is_refused(shop: Path) -> None:
     file = shop / "sessions" / "recommender" / "weights.safetensors"
-    whole = file.read_bytes()
-    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     done = run("recommend", shop / "sessions", "--user", "u3")
-    file.write_bytes(whole)
+    file.write_bytes(content)
     assert done.exit_code == 2 and "changed after they were written" in said(done)
 
 
@@ -133,8 +133,8 @@ def test_a_generator_writes_a_session_and_comes_back(shop: Path) -> None:
     out = ("--out", shop / "onerec", "--epochs", 1, "--batch-size", 8)
     done = run("fit", shop / "shop", "--task", "sessions", "--method", "onerec", *words, *out)
     assert done.exit_code == 0, done.output
-    one = run("recommend", shop / "onerec", "--user", "u3", "--session", "--json")
-    assert len(json.loads(one.stdout)["items"]) == 1, one.output
+    result = run("recommend", shop / "onerec", "--user", "u3", "--session", "--json")
+    assert len(json.loads(result.stdout)["items"]) == 1, result.output
     again: Any = open_recommender(shop / "onerec")
     assert again.ids.codes_.shape == (17, 3) and len(again.recommend("u3", 3)) == 3
     ask = answers(RecommenderPage(again))
@@ -160,18 +160,21 @@ def showing(shop: Path) -> RecommenderPage:
 def test_a_page_asks_for_people_items_and_what_comes_next(showing: RecommenderPage) -> None:
     ask = answers(showing)
     assert ask["/find"]({"text": "u1"})["users"] == ["u1"]
-    titles = [one["title"] for one in ask["/find"]({"text": "LAMP x"})["items"]]
+    titles = [row["title"] for row in ask["/find"]({"text": "LAMP x"})["items"]]
     assert titles == ["lamp x"] and ask["/find"]({"text": " "}) == {"users": [], "items": []}
-    about = ask["/about"]({})
-    assert about["histories"] and about["why"] and not about["session"] and about["new"] == 3
+    page = ask["/about"]({})
+    assert page["histories"] and page["why"] and not page["session"] and page["new"] == 3
     answer = ask["/recommend"]({"user": "u3", "k": 3})
-    assert [one["item"] for one in answer["taken"]][:2] == ["6", "5"] and answer["total"] == 14
+    assert [row["item"] for row in answer["taken"]][:2] == ["6", "5"] and answer["total"] == 14
     assert len(answer["items"]) == 3 and set(answer["items"][0]["why"]) == {"title", "colour"}
-    own = ask["/recommend"]({"items": ["1", "nothing", "2"], "new": True})
-    assert [one["item"] for one in own["taken"]] == ["2", "1"] and "'nothing'" in own["told"][0]
-    assert {one["item"] for one in own["items"]} == {"16", "x1", "x2"}
-    assert all(one["new"] for one in own["items"]) and own["items"][0]["fields"]["colour"]
-    json.dumps([about, answer, own], allow_nan=False)
+    basket = ask["/recommend"]({"items": ["1", "nothing", "2"], "new": True})
+    assert [row["item"] for row in basket["taken"]] == [
+        "2",
+        "1",
+    ] and "'nothing'" in basket["told"][0]
+    assert {row["item"] for row in basket["items"]} == {"16", "x1", "x2"}
+    assert all(row["new"] for row in basket["items"]) and basket["items"][0]["fields"]["colour"]
+    json.dumps([page, answer, basket], allow_nan=False)
     for wrong in ({}, {"user": "u3", "items": ["1"]}, {"items": []}, {"user": "u3", "k": 0}):
         with refused(DataError, what="question", want="a user or items"):
             ask["/recommend"](wrong)
@@ -179,14 +182,14 @@ def test_a_page_asks_for_people_items_and_what_comes_next(showing: RecommenderPa
 
 def test_reasons_of_several_are_those_of_each(showing: RecommenderPage) -> None:
     model: Any = showing.model
-    for one, many in zip(["1", "x1"], model.reasons("u3", ["1", "x1"]), strict=True):
-        assert model.explain("u3", one) == pytest.approx(many, abs=1e-6)
-        assert list(many.values()) == sorted(many.values(), reverse=True)
+    for item, reasons in zip(["1", "x1"], model.reasons("u3", ["1", "x1"]), strict=True):
+        assert model.explain("u3", item) == pytest.approx(reasons, abs=1e-6)
+        assert list(reasons.values()) == sorted(reasons.values(), reverse=True)
 
 
 def test_a_model_of_users_offers_no_history(shop: Path) -> None:
-    about = RecommenderPage(open_recommender(shop / "ranking")).about()
-    assert not about["histories"] and not about["why"]
+    page = RecommenderPage(open_recommender(shop / "ranking")).about()
+    assert not page["histories"] and not page["why"]
 
 
 class _Address:

@@ -34,11 +34,11 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_table_one_page_and_cells_that_are_kept(intarsia: Intarsia, tmp_path: Path) -> None:
     words = ("compare-routers", "toy", "--routers", "dense,topk,switch", "--seeds", "0,1",
              "--budget", "both", "--out", tmp_path / "c")  # fmt: skip
-    said = intarsia(*words)
-    assert said.code == 0, said.err
-    assert "12 cells" in said.words and "about" in said.words
-    assert "Toy at equal steps" in said.out and "Toy at equal operations" in said.out
-    assert "baseline" in said.out and "Report:" in said.out
+    result = intarsia(*words)
+    assert result.code == 0, result.err
+    assert "12 cells" in result.words and "about" in result.words
+    assert "Toy at equal steps" in result.out and "Toy at equal operations" in result.out
+    assert "baseline" in result.out and "Report:" in result.out
     assert (tmp_path / "c" / "routers.html").read_text().startswith("<!")
     assert "| switch " in (tmp_path / "c" / "routers.md").read_text()
     assert len(json.loads((tmp_path / "c" / "results.json").read_text())) == 12
@@ -53,11 +53,11 @@ def test_one_table_one_page_and_cells_that_are_kept(intarsia: Intarsia, tmp_path
 
 
 def test_steps_and_baseline(intarsia: Intarsia, tmp_path: Path) -> None:
-    said = intarsia("compare-routers", "toy", "--routers", "hash,dense", "--seeds", "3",
+    result = intarsia("compare-routers", "toy", "--routers", "hash,dense", "--seeds", "3",
                     "--steps", "2", "--baseline", "dense", "--out", tmp_path / "c",
                     "--json")  # fmt: skip
-    assert said.code == 0, said.err
-    assert [(r["contender"], r["steps"], r["baseline"]) for r in said.json["rows"]] == [
+    assert result.code == 0, result.err
+    assert [(r["contender"], r["steps"], r["baseline"]) for r in result.json["rows"]] == [
         ("hash", 2, "dense"), ("dense", 2, "dense"),
     ]  # fmt: skip
 
@@ -81,14 +81,14 @@ def test_what_cannot_be_runs_nothing(
     intarsia: Intarsia, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, says: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    said = intarsia("compare-routers", "toy", *words.split())
-    assert said.code == 2 and says in said.words, said.err
+    result = intarsia("compare-routers", "toy", *words.split())
+    assert result.code == 2 and says in result.words, result.err
     assert not (tmp_path / "runs").exists() and not (tmp_path / "home").exists()
 
 
 def test_unknown_data(intarsia: Intarsia) -> None:
-    said = intarsia("compare-routers", "austin", "--routers", "topk")
-    assert said.code == 2 and "Did you mean austen" in said.words
+    result = intarsia("compare-routers", "austin", "--routers", "topk")
+    assert result.code == 2 and "Did you mean austen" in result.words
 
 
 def test_ctrl_c_says_how_to_go_on(intarsia: Intarsia, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,5 +96,5 @@ def test_ctrl_c_says_how_to_go_on(intarsia: Intarsia, monkeypatch: pytest.Monkey
         raise KeyboardInterrupt
 
     monkeypatch.setattr(routing, "cells", stopped)
-    said = intarsia("compare-routers", "toy", "--routers", "topk")
-    assert said.code == 130 and "same command again" in said.words
+    result = intarsia("compare-routers", "toy", "--routers", "topk")
+    assert result.code == 130 and "same command again" in result.words

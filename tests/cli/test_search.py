@@ -31,8 +31,8 @@ def _toys() -> Any:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     toys = _toys()
     docs = [*toys.DOCS, ("<i>x</i>", "<script>alert(1)</script> mouse")]
-    made = SparseIndex.build(toys.Toy(), docs, lexical=None)
-    return made.save(tmp_path_factory.mktemp("search") / "idx")
+    built = SparseIndex.build(toys.Toy(), docs, lexical=None)
+    return built.save(tmp_path_factory.mktemp("search") / "idx")
 
 
 def _call(*words: object) -> Any:
@@ -42,10 +42,10 @@ def _call(*words: object) -> Any:
 def test_a_query_prints_documents_and_why(folder: Path) -> None:
     plain = _call(folder, "cat dog")
     assert plain.exit_code == 0 and "a cat a dog a tree" in plain.stdout
-    told = _call(folder, "animal cat", "--explain", "-k", 1)
-    assert "animal* 0.50" in told.stdout and "cat 1.30" in told.stdout
-    found = json.loads(_call(folder, "cat dog", "--json").stdout)
-    assert [hit["id"] for hit in found["hits"]] == ["d", "b", "a"]
+    result = _call(folder, "animal cat", "--explain", "-k", 1)
+    assert "animal* 0.50" in result.stdout and "cat 1.30" in result.stdout
+    record = json.loads(_call(folder, "cat dog", "--json").stdout)
+    assert [hit["id"] for hit in record["hits"]] == ["d", "b", "a"]
     assert "no known word" in _call(folder, "zzz").stdout
     assert "none has one of these words" in _call(folder, "runs").stdout
 
@@ -53,8 +53,8 @@ def test_a_query_prints_documents_and_why(folder: Path) -> None:
 def test_stems_are_searched_and_said_too(folder: Path, tmp_path: Path) -> None:
     docs = [(hit.id, hit.text) for hit in SparseIndex.load(folder).search("the a cat dog", 9)]
     both = SparseIndex.build(_toys().Toy(), docs).save(tmp_path / "both")
-    said = _call(both, "sleeping cats", "--explain").stdout
-    assert "sleep~ 0.38, cat~ 0.22" in said  # both of BM25's share of 0.6
+    output = _call(both, "sleeping cats", "--explain").stdout
+    assert "sleep~ 0.38, cat~ 0.22" in output  # both of BM25's share of 0.6
     assert "no known word" in _call(both, "zzz").stdout
 
 
@@ -154,25 +154,25 @@ def test_a_begun_index_goes_on_with_the_same_documents_only(
         (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
 
     def index(name: str, *words: object) -> Any:
-        asked = (tmp_path / f"{name}.jsonl", "--out", tmp_path / "idx", *words)
-        return CliRunner().invoke(app, ["index", *map(str, asked)])
+        arguments = (tmp_path / f"{name}.jsonl", "--out", tmp_path / "idx", *words)
+        return CliRunner().invoke(app, ["index", *map(str, arguments)])
 
     append = SparseIndex.append
 
-    def stopped(self: SparseIndex, *args: Any, **how: Any) -> SparseIndex:
+    def stopped(self: SparseIndex, *args: Any, **options: Any) -> SparseIndex:
         if len(self) == 2:
             raise KeyboardInterrupt
-        return append(self, *args, **how)
+        return append(self, *args, **options)
 
     with monkeypatch.context() as killed:
         killed.setattr(SparseIndex, "append", stopped)
         assert index("a").exit_code != 0
-    for other in (index("b"), index("a", "--stored", "uint8"), index("a", "--prune", 0.1)):
-        assert other.exit_code == 2 and "begun of other documents" in other.output
+    for result in (index("b"), index("a", "--stored", "uint8"), index("a", "--prune", 0.1)):
+        assert result.exit_code == 2 and "begun of other documents" in result.output
     assert index("a").exit_code == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "b.jsonl", "idx"]
-    found = SparseIndex.load(tmp_path / "idx")
-    assert len(found) == 3 and [hit.id for hit in found.search("tree cat")] == ["a2", "a0"]
+    opened = SparseIndex.load(tmp_path / "idx")
+    assert len(opened) == 3 and [hit.id for hit in opened.search("tree cat")] == ["a2", "a0"]
 
 
 def test_training_begins_without_what_an_earlier_one_left(
@@ -182,16 +182,16 @@ def test_training_begins_without_what_an_earlier_one_left(
     from intarsia.models.retrieve import inference_free, learning
 
     (tmp_path / "d.jsonl").write_text(json.dumps({"id": 1, "text": "one two " * 8}))
-    seen: list[bool] = []
+    checkpoints: list[bool] = []
 
     def fit(*_: Any, out: Path, **__: Any) -> None:
-        seen.append((out / "checkpoint-240").exists())
+        checkpoints.append((out / "checkpoint-240").exists())
         raise KeyboardInterrupt
 
     monkeypatch.setattr(inference_free.InferenceFree, "from_pretrained", lambda *_, **__: None)
     monkeypatch.setattr(learning, "fit_retriever", fit)
-    for more in (["--resume"], []):
+    for options in (["--resume"], []):
         (tmp_path / ".enc.training" / "checkpoint-240").mkdir(parents=True, exist_ok=True)
         words = [tmp_path / "d.jsonl", "--task", "sparse-retrieval", "--out", tmp_path / "enc"]
-        CliRunner().invoke(app, ["fit", *map(str, words), *more])
-    assert seen == [True, False]
+        CliRunner().invoke(app, ["fit", *map(str, words), *options])
+    assert checkpoints == [True, False]

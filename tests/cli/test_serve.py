@@ -30,8 +30,8 @@ ALPHABET = ("<end>", *sorted(pre_tokenizers.ByteLevel.alphabet()))
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "serve-a-mixture.md"
 
 
-def asked(app: running.Application, listening: Any, said: Any) -> int:
-    """In the place of `run`: a request over a real socket, whole and as a stream, then the end."""
+def asked(app: running.Application, listening: Any, say: Any) -> int:
+    """Stand in for `run`: send a request over a real socket, whole and as a stream, then end."""
     server = running.Server(app)
     port = listening.getsockname()[1]
     thread = threading.Thread(target=server.run, args=([listening],))
@@ -39,12 +39,12 @@ def asked(app: running.Application, listening: Any, said: Any) -> int:
     try:
         (name,) = app.served_models.models
         for stream in (True, False):
-            to = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
             body = {"model": name, "prompt": "Once", "max_tokens": 4, "stream": stream}
             kind = {"content-type": "application/json"}
-            to.request("POST", "/v1/completions", json.dumps(body), kind)
-            said(to.getresponse().read().decode())
-            to.close()
+            connection.request("POST", "/v1/completions", json.dumps(body), kind)
+            say(connection.getresponse().read().decode())
+            connection.close()
     finally:
         server.should_exit = True
         thread.join(30)
@@ -68,9 +68,9 @@ def test_the_page_s_five_commands_run(
         words = shlex.split(line, comments=True)[1:]
         if words[0] == "serve":
             words += ["--port", "0"]
-        said = intarsia(*words)
-        assert said.code == 0, said.err
-    answer = json.loads(said.out.splitlines()[-1])  # pyright: ignore[reportPossiblyUnboundVariable]
+        result = intarsia(*words)
+        assert result.code == 0, result.err
+    answer = json.loads(result.out.splitlines()[-1])  # pyright: ignore[reportPossiblyUnboundVariable]
     assert answer["model"] == "mix" and answer["usage"]["completion_tokens"] == 4
 
 
@@ -89,19 +89,19 @@ def test_a_folder_that_compress_wrote_is_served_by_native_steps(
     packed = compress(LlamaForCausalLM(config).eval(), BlockInt(8), force=True)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters)
     save_language_model(packed, tmp_path / "small", tokenizer=tokenizer)
-    said = intarsia("serve", str(tmp_path / "small"), "--port", "0")
-    assert said.code == 0 and "small: native steps, one call a token" in said.err
+    result = intarsia("serve", str(tmp_path / "small"), "--port", "0")
+    assert result.code == 0 and "small: native steps, one call a token" in result.err
     *events, end, answer = [
-        line for line in said.out.splitlines() if line.startswith(("data", "{"))
+        line for line in result.out.splitlines() if line.startswith(("data", "{"))
     ]
     parts = [json.loads(event.removeprefix("data: ")) for event in events]
-    whole = json.loads(answer)
-    assert end == "data: [DONE]" and whole["usage"]["completion_tokens"] == 4
-    assert "".join(p["choices"][0]["text"] for p in parts) == whole["choices"][0]["text"] != ""
+    completion = json.loads(answer)
+    assert end == "data: [DONE]" and completion["usage"]["completion_tokens"] == 4
+    assert "".join(p["choices"][0]["text"] for p in parts) == completion["choices"][0]["text"] != ""
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("m", "--engine", "sglang"), "one of"),
         (("m", "--policy", "fifo"), "unknown --policy"),
@@ -123,14 +123,14 @@ def test_a_folder_that_compress_wrote_is_served_by_native_steps(
 def test_what_cannot_be_is_refused(
     intarsia: Intarsia,
     words: tuple[str, ...],
-    said: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    found = intarsia("serve", *words)
-    assert found.code == 2 and said in found.words, found.err
+    result = intarsia("serve", *words)
+    assert result.code == 2 and message in result.words, result.err
 
 
 def test_without_vllm_the_command_is_told(
@@ -138,9 +138,9 @@ def test_without_vllm_the_command_is_told(
 ) -> None:
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.setenv("PATH", str(tmp_path))
-    found = intarsia("serve", f"mix={tmp_path}", "--engine", "vllm")
-    assert found.code == 2 and "pip install vllm" in found.words
-    assert found.out.startswith(f"vllm serve {tmp_path} --served-model-name mix --host 127.0.0.1")
+    result = intarsia("serve", f"mix={tmp_path}", "--engine", "vllm")
+    assert result.code == 2 and "pip install vllm" in result.words
+    assert result.out.startswith(f"vllm serve {tmp_path} --served-model-name mix --host 127.0.0.1")
 
 
 def test_without_its_extra_the_command_says_which(
@@ -148,5 +148,5 @@ def test_without_its_extra_the_command_says_which(
 ) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(serving, "find_spec", lambda n: None if n == "uvicorn" else find(n))
-    found = intarsia("serve", "m")
-    assert found.code == 2 and "intarsia[serve]" in found.words
+    result = intarsia("serve", "m")
+    assert result.code == 2 and "intarsia[serve]" in result.words

@@ -23,28 +23,28 @@ def test_spans_are_chosen_drawn_and_decoded_with(
     tmp_path: Path,
 ) -> None:
     file, page = tmp_path / "spans.json", tmp_path / "page.html"
-    said = intarsia("spans", model, "--calib", text, *SMALL, "--out", file, "--json")
-    assert said.code == 0, said.err
-    assert said.json["density"] == pytest.approx(0.5, abs=0.05)
-    assert len(said.json["spans"]) == 2
-    assert set(said.json["loss"]) == {"dense", "uniform", "spans"}
+    result = intarsia("spans", model, "--calib", text, *SMALL, "--out", file, "--json")
+    assert result.code == 0, result.err
+    assert result.json["density"] == pytest.approx(0.5, abs=0.05)
+    assert len(result.json["spans"]) == 2
+    assert set(result.json["loss"]) == {"dense", "uniform", "spans"}
     drawn = intarsia("report", file, "--out", page)
     assert drawn.code == 0, drawn.err
     assert "Spans of 2 layers of 2 heads" in page.read_text()
-    given = ("generate", model, "Line 1 of a plain text", "--tokens", "8")
-    plain = intarsia(*given, "--beside", "--json")
+    arguments = ("generate", model, "Line 1 of a plain text", "--tokens", "8")
+    plain = intarsia(*arguments, "--beside", "--json")
     assert plain.code == 0, plain.err
     assert plain.json["transformers"]["same"]
-    ringed = intarsia(*given, "--spans", file)
+    ringed = intarsia(*arguments, "--spans", file)
     assert ringed.code == 0, ringed.err
     assert "8 tokens" in ringed.out
     file.write_text(json.dumps({"format": "other"}))
-    assert intarsia(*given, "--spans", file).code != 0
+    assert intarsia(*arguments, "--spans", file).code != 0
     assert intarsia("report", file, "--out", page).code != 0
 
 
 @pytest.mark.parametrize(
-    ("words", "what"),
+    ("words", "message"),
     [
         (("spans", "smollm2"), "--out spans.json"),
         (("spans", "smollm2", "--out", "out"), ".json file"),
@@ -59,8 +59,8 @@ def test_spans_are_chosen_drawn_and_decoded_with(
     ],
 )
 def test_what_cannot_be_is_refused_at_once(
-    intarsia: Intarsia, words: tuple[str, ...], what: str
+    intarsia: Intarsia, words: tuple[str, ...], message: str
 ) -> None:
-    said = intarsia(*words)
-    assert said.code != 0
-    assert what in said.words
+    result = intarsia(*words)
+    assert result.code != 0
+    assert message in result.words

@@ -56,11 +56,11 @@ def test_a_model_is_pruned_saved_packed_and_converted(
     intarsia: Intarsia, model: Path, text: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    given = ("sparsify", str(model), "--calib", str(text), "--rows", "8", "--length", "64")
-    said = intarsia(*given, "--method", "dsnot", "--out", str(out), "--errors", "--json")
-    assert said.code == 0, said.err
-    assert said.json["density"] == pytest.approx(0.5, abs=0.01)
-    assert "block 2/2 model.layers.1 density 0.500" in said.words
+    arguments = ("sparsify", str(model), "--calib", str(text), "--rows", "8", "--length", "64")
+    result = intarsia(*arguments, "--method", "dsnot", "--out", str(out), "--errors", "--json")
+    assert result.code == 0, result.err
+    assert result.json["density"] == pytest.approx(0.5, abs=0.01)
+    assert "block 2/2 model.layers.1 density 0.500" in result.words
     record = json.loads((out / "sparsify.json").read_text())
     assert record["calibration"]["rows"] == 8 and len(record["layers"]) == 14
     assert all(row["error_masked"] > 0 and row["error"] > 0 for row in record["layers"])
@@ -73,20 +73,20 @@ def test_a_model_is_pruned_saved_packed_and_converted(
     assert said_too.code == 0 and said_too.json["models"][0]["method"] == "dsnot"
     assert "dsnot on wanda" in page.read_text()
     assert not (tmp_path / "out.walk").exists()
-    found = AutoModelForCausalLM.from_pretrained(out)
-    assert float((found.model.layers[0].mlp.up_proj.weight == 0).float().mean()) == 0.5
+    pruned = AutoModelForCausalLM.from_pretrained(out)
+    assert float((pruned.model.layers[0].mlp.up_proj.weight == 0).float().mean()) == 0.5
     packed, again = tmp_path / "packed", tmp_path / "again"
     assert intarsia("convert", str(out), "--out", str(packed), "--layout", "bitmask").code == 0
     assert intarsia("convert", str(packed), "--out", str(again)).code == 0
     state = AutoModelForCausalLM.from_pretrained(again).state_dict()
-    assert all(torch.equal(t, state[n]) for n, t in found.state_dict().items())
+    assert all(torch.equal(t, state[n]) for n, t in pruned.state_dict().items())
     assert (packed / "sparse.safetensors").stat().st_size < (
         out / "model.safetensors"
     ).stat().st_size
 
 
 @pytest.mark.parametrize(
-    ("words", "what"),
+    ("words", "message"),
     [
         (("--method", "wnada"), "got 'wnada'"),
         (("--density", "0"), "got 0"),
@@ -97,21 +97,23 @@ def test_a_model_is_pruned_saved_packed_and_converted(
         (("--out", "."), "other files in it"),
     ],
 )
-def test_what_cannot_be_is_refused(intarsia: Intarsia, words: tuple[str, ...], what: str) -> None:
-    said = intarsia("sparsify", "smollm2", *words)
-    assert said.code == 2 and what in said.words
+def test_what_cannot_be_is_refused(
+    intarsia: Intarsia, words: tuple[str, ...], message: str
+) -> None:
+    result = intarsia("sparsify", "smollm2", *words)
+    assert result.code == 2 and message in result.words
 
 
 def test_converting_nothing_is_refused(intarsia: Intarsia, tmp_path: Path) -> None:
-    said = intarsia("convert", str(tmp_path / "no"), "--out", str(tmp_path / "new"))
-    assert said.code == 2 and "nothing there" in said.words
+    result = intarsia("convert", str(tmp_path / "no"), "--out", str(tmp_path / "new"))
+    assert result.code == 2 and "nothing there" in result.words
 
 
 def test_a_run_is_sparse_from_the_start(intarsia: Intarsia, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    given = ("fit", str(folder), *TINY, *QUICK, "--method", "full", "--out", str(out))
-    said = intarsia(*given, "--schedule", "rigl:every=2", "--density", "0.25")
-    assert said.code == 0, said.err
+    arguments = ("fit", str(folder), *TINY, *QUICK, "--method", "full", "--out", str(out))
+    result = intarsia(*arguments, "--schedule", "rigl:every=2", "--density", "0.25")
+    assert result.code == 0, result.err
     record = json.loads((out / "run.json").read_text())
     masks, recipe = record["results"]["masks"], record["recipe"]
     assert masks["changes"] and all(0 < c["exchanged"] <= 0.3 for c in masks["changes"])
@@ -123,78 +125,80 @@ def test_a_run_is_sparse_from_the_start(intarsia: Intarsia, folder: Path, tmp_pa
     assert recipe["schedule"]["name"] == "RigL" and recipe["schedule"]["density"] == 0.25
     # layers inside the blocks, and no others
     assert all(name.startswith("blocks.") for name in recipe["schedule"]["layers"])
-    for words, what in (
+    for words, message in (
         (("--schedule", "regl"), "unknown --schedule"),
         (("--density", "0.3"), "got it with no --schedule"),
         (("--schedule", "rigl:evry=3"), "evry"),
     ):
-        said = intarsia("fit", str(folder), *TINY, *QUICK, *words, "--out", str(tmp_path / "no"))
-        assert said.code == 2 and what in said.words, said.err
+        result = intarsia("fit", str(folder), *TINY, *QUICK, *words, "--out", str(tmp_path / "no"))
+        assert result.code == 2 and message in result.words, result.err
 
 
 def test_a_training_with_n_of_m_weights_and_its_cycles(
     intarsia: Intarsia, folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    given = ("fit", str(folder), *TINY, *QUICK, "--method", "full", "--out", str(out))
-    said = intarsia(*given, "--schedule", "bdwp:pattern=1:2")
-    assert said.code == 0, said.err
+    arguments = ("fit", str(folder), *TINY, *QUICK, "--method", "full", "--out", str(out))
+    result = intarsia(*arguments, "--schedule", "bdwp:pattern=1:2")
+    assert result.code == 0, result.err
     recipe = json.loads((out / "run.json").read_text())["recipe"]
     assert recipe["schedule"]["name"] == "Bdwp" and recipe["schedule"]["pattern"] == "1:2"
     weight = intarsia_lib.open_run(out).model.get_parameter("blocks.0.mlp.fc1.weight")
     assert float((weight != 0).float().mean()) == 0.5
-    for words, what in (
+    for words, message in (
         (("bdwp:pattern=3:2",), "3:2"),
         (("bdwp", "--density", "0.5"), "got it with bdwp"),
     ):
         no = ("--out", str(tmp_path / "no"), "--schedule")
-        said = intarsia("fit", str(folder), *TINY, *QUICK, *no, *words)
-        assert said.code == 2 and what in said.words, said.err
-    said = intarsia("cycles", "test_vit", "--pattern", "1:4", "--json")
-    found = json.loads(said.out)
-    assert found["times"] == pytest.approx(found["dense"] / found["cycles"]) and found["layers"]
-    said = intarsia("cycles", "test_vit", "--size", "32")
-    assert said.code == 0 and "blocks.0.mlp.fc1" in said.out and "times as fast" in said.out
+        result = intarsia("fit", str(folder), *TINY, *QUICK, *no, *words)
+        assert result.code == 2 and message in result.words, result.err
+    result = intarsia("cycles", "test_vit", "--pattern", "1:4", "--json")
+    record = json.loads(result.out)
+    assert record["times"] == pytest.approx(record["dense"] / record["cycles"]) and record["layers"]
+    result = intarsia("cycles", "test_vit", "--size", "32")
+    assert result.code == 0 and "blocks.0.mlp.fc1" in result.out and "times as fast" in result.out
 
 
 def test_a_sparse_model_follows_its_dense_one(
     intarsia: Intarsia, model: Path, text: Path, tmp_path: Path
 ) -> None:
-    pruned, run, other = (tmp_path / name for name in ("pruned", "run", "other"))
-    given = ("sparsify", str(model), "--method", "magnitude", "--calib", str(text))
-    assert intarsia(*given, "--rows", "8", "--length", "32", "--out", str(pruned)).code == 0
-    given = ("fit", str(text), "--model", str(pruned), "--method", "full", "--length", "32")
-    given += ("--epochs", "1", "--batch-size", "8", "--images", "16", "--objective")
+    pruned, run, student = (tmp_path / name for name in ("pruned", "run", "other"))
+    arguments = ("sparsify", str(model), "--method", "magnitude", "--calib", str(text))
+    assert intarsia(*arguments, "--rows", "8", "--length", "32", "--out", str(pruned)).code == 0
+    arguments = ("fit", str(text), "--model", str(pruned), "--method", "full", "--length", "32")
+    arguments += ("--epochs", "1", "--batch-size", "8", "--images", "16", "--objective")
     sparse = ("--schedule", "fixed_mask", "--out")
-    said = intarsia(*given, "squarehead:kl=0.5", "--teacher", str(model), *sparse, str(run))
-    assert said.code == 0, said.err
+    result = intarsia(*arguments, "squarehead:kl=0.5", "--teacher", str(model), *sparse, str(run))
+    assert result.code == 0, result.err
     record = json.loads((run / "run.json").read_text())
     assert record["objective"]["kl"] == 0.5
     assert record["objective"]["teacher"]["name"] == "LlamaForCausalLM"
     # a run may teach as well
-    said = intarsia(*given, "squarehead", "--teacher", str(run), *sparse, str(other))
-    assert said.code == 0, said.err
+    result = intarsia(*arguments, "squarehead", "--teacher", str(run), *sparse, str(student))
+    assert result.code == 0, result.err
     out = ("--out", str(tmp_path / "merged"), "--json")
-    said = intarsia("merge", str(run), str(other), *out)
-    assert said.code == 0, said.err
-    assert said.json["results"]["test"]["loss"] > 0
+    result = intarsia("merge", str(run), str(student), *out)
+    assert result.code == 0, result.err
+    assert result.json["results"]["test"]["loss"] > 0
     for words in (("plain", "--teacher", str(model)), ("squarehead",), ("squarehed",)):
-        said = intarsia(*given, *words, "--out", str(tmp_path / "no"))
-        assert said.code == 2 and ("--teacher" in said.words or "unknown" in said.words)
+        result = intarsia(*arguments, *words, "--out", str(tmp_path / "no"))
+        assert result.code == 2 and ("--teacher" in result.words or "unknown" in result.words)
 
 
 def test_a_sparse_picture_model_follows_a_run(
     intarsia: Intarsia, folder: Path, tmp_path: Path
 ) -> None:
     dense, run = tmp_path / "dense", tmp_path / "run"
-    given = ("fit", str(folder), *TINY, *QUICK, "--method", "full")
-    assert intarsia(*given, "--out", str(dense)).code == 0
-    given += ("--objective", "squarehead", "--teacher", str(dense))
-    said = intarsia(*given, "--schedule", "gradual:every=1", "--density", "0.5", "--out", str(run))
-    assert said.code == 0, said.err
+    arguments = ("fit", str(folder), *TINY, *QUICK, "--method", "full")
+    assert intarsia(*arguments, "--out", str(dense)).code == 0
+    arguments += ("--objective", "squarehead", "--teacher", str(dense))
+    result = intarsia(
+        *arguments, "--schedule", "gradual:every=1", "--density", "0.5", "--out", str(run)
+    )
+    assert result.code == 0, result.err
     assert '"feature"' in (run / "metrics.jsonl").read_text()
-    said = intarsia(*given, "--frozen-once", "--out", str(tmp_path / "no"))
-    assert said.code == 2 and "--frozen-once with it" in said.words
+    result = intarsia(*arguments, "--frozen-once", "--out", str(tmp_path / "no"))
+    assert result.code == 2 and "--frozen-once with it" in result.words
 
 
 @pytest.mark.parametrize(
@@ -204,5 +208,5 @@ def test_a_layout_of_a_library_that_is_missing_is_refused_before_the_work(
     intarsia: Intarsia, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("intarsia.cli.sparsifying.find_spec", lambda name: None)
-    said = intarsia(*words, "--layout", "pack-quantized")
-    assert said.code == 2 and "pip install 'intarsia[hf-int4]'" in said.words
+    result = intarsia(*words, "--layout", "pack-quantized")
+    assert result.code == 2 and "pip install 'intarsia[hf-int4]'" in result.words

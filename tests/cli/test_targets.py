@@ -97,8 +97,8 @@ def test_a_file_of_somebody_is_not_replaced(
     files = [place / f"thesis{suffix}" for suffix in ("", ".json", ".html")]
     for file in files:
         file.write_text("years of work")
-    said = called(intarsia, verb, files[0])
-    assert said.code == 2 and "a file that was not written like this" in said.words
+    result = called(intarsia, verb, files[0])
+    assert result.code == 2 and "a file that was not written like this" in result.words
     assert all(file.read_text() == "years of work" for file in files)
     names = {path.name for path in place.iterdir() if not path.name.endswith(".lock")}
     assert names == {"photos", "run", "a.irc", *(file.name for file in files)}
@@ -110,13 +110,13 @@ def test_a_name_that_another_process_works_on_is_refused_at_once(
     intarsia: Intarsia, verb: str, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(place)
-    said = called(intarsia, verb, place / "busy")
-    assert said.code == 2 and "another process works on" in said.words
+    result = called(intarsia, verb, place / "busy")
+    assert result.code == 2 and "another process works on" in result.words
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(
     intarsia: Intarsia, place: Path
 ) -> None:
     for target in (place / "a.irc" / "new", Path("/proc/new")):
-        said = intarsia("codec", "encode", place / "photos" / "a.png", "-o", target)
-        assert said.code == 2 and "writing to" in said.words
+        result = intarsia("codec", "encode", place / "photos" / "a.png", "-o", target)
+        assert result.code == 2 and "writing to" in result.words

@@ -31,8 +31,8 @@ EXAMPLE = re.compile(r"^\s*(?:Example:)?\s+((?:intarsia|torchrun) .*)", re.MULTI
 
 
 def test_the_verbs_of_the_design_are_there() -> None:
-    wanted = {"list", "show", "fit", "evaluate", "predict", "compare", "export", "report"}
-    assert wanted | {"demo", "reproduce"} <= set(VERBS)
+    verbs = {"list", "show", "fit", "evaluate", "predict", "compare", "export", "report"}
+    assert verbs | {"demo", "reproduce"} <= set(VERBS)
 
 
 @pytest.mark.parametrize("command", ALL)
@@ -135,10 +135,10 @@ def test_the_module_is_the_command() -> None:
 
 
 def test_an_error_is_a_panel_with_got_want_and_fix(intarsia: Intarsia) -> None:
-    said = intarsia("show", "moza")
-    assert said.code == 2 and not said.out
-    assert "UnknownName: unknown method" in said.err and "Traceback" not in said.err
-    assert re.search(r"got +'moza'.*want +one of.*fix +Did you mean .*mosa", said.words)
+    result = intarsia("show", "moza")
+    assert result.code == 2 and not result.out
+    assert "UnknownName: unknown method" in result.err and "Traceback" not in result.err
+    assert re.search(r"got +'moza'.*want +one of.*fix +Did you mean .*mosa", result.words)
 
 
 def test_debug_and_quiet_may_stand_anywhere() -> None:
@@ -160,8 +160,8 @@ def test_ctrl_c_is_a_clean_stop(intarsia: Intarsia, monkeypatch: pytest.MonkeyPa
         raise KeyboardInterrupt("Half of it is done.")
 
     monkeypatch.setattr(listing, "show_json", stop)
-    said = intarsia("list", "--json")
-    assert said.code == 130 and said.words == "Stopped. Half of it is done."
+    result = intarsia("list", "--json")
+    assert result.code == 130 and result.words == "Stopped. Half of it is done."
 
 
 def test_keywords_of_the_library_are_told_as_options(capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,16 +170,16 @@ def test_keywords_of_the_library_are_told_as_options(capsys: pytest.CaptureFixtu
 
 
 def test_an_unknown_verb_and_an_unknown_option(intarsia: Intarsia) -> None:
-    said = intarsia("fti", "elpv")
-    assert said.code == 2 and "fti" in said.err
-    said = intarsia("fit", "elpv", "--epoch", "3")
-    assert said.code == 2 and "--epoch" in said.err
+    result = intarsia("fti", "elpv")
+    assert result.code == 2 and "fti" in result.err
+    result = intarsia("fit", "elpv", "--epoch", "3")
+    assert result.code == 2 and "--epoch" in result.err
 
 
 def test_list_as_json(intarsia: Intarsia) -> None:
-    found = {card["name"]: card for card in intarsia("list", "--json").json}
-    assert {"adamix", "bottleneck", "lora", "mosa"} <= found.keys()
-    card = found["mosa"]
+    cards = {card["name"]: card for card in intarsia("list", "--json").json}
+    assert {"adamix", "bottleneck", "lora", "mosa"} <= cards.keys()
+    card = cards["mosa"]
     assert {"kind", "paper", "tags", "summary"} <= card.keys()
     assert card["paper"]["arxiv"] == "2312.02923" and card["paper"]["year"] == 2023
     assert card["paper"]["url"].endswith("2312.02923") and card["paper"]["title"]
@@ -187,22 +187,22 @@ def test_list_as_json(intarsia: Intarsia) -> None:
 
 
 def test_list_filters(intarsia: Intarsia) -> None:
-    said = intarsia("list", "--kind", "adapter", "--tag", "linear", "--json")
-    assert [card["name"] for card in said.json] == [c.key for c in cards("adapter", "linear")]
-    said = intarsia("list", "--family", "adapter mixtures", "--json")
-    names = [card["name"] for card in said.json]
+    result = intarsia("list", "--kind", "adapter", "--tag", "linear", "--json")
+    assert [card["name"] for card in result.json] == [c.key for c in cards("adapter", "linear")]
+    result = intarsia("list", "--family", "adapter mixtures", "--json")
+    names = [card["name"] for card in result.json]
     assert "mosa" in names and "mixlora" in names and "lora" not in names
 
 
 def test_baselines_are_listed_and_shown(intarsia: Intarsia) -> None:
-    found = {card["name"]: card for card in intarsia("list", "--kind", "baseline", "--json").json}
-    assert {"linear", "full", "bitfit", "last-k", "vpt-deep", "peft-dora"} <= found.keys()
+    cards = {card["name"]: card for card in intarsia("list", "--kind", "baseline", "--json").json}
+    assert {"linear", "full", "bitfit", "last-k", "vpt-deep", "peft-dora"} <= cards.keys()
     assert all(
-        {"name", "kind", "paper", "tags", "summary"} <= card.keys() for card in found.values()
+        {"name", "kind", "paper", "tags", "summary"} <= card.keys() for card in cards.values()
     )
-    assert found["vpt-deep"]["paper"]["url"].endswith("2203.12119")
-    assert "mosa" not in found
-    assert found.keys() < {card["name"] for card in intarsia("list", "--json").json}
+    assert cards["vpt-deep"]["paper"]["url"].endswith("2203.12119")
+    assert "mosa" not in cards
+    assert cards.keys() < {card["name"] for card in intarsia("list", "--json").json}
     out = intarsia("show", "peft-dora").out
     assert "use_dora" in out and "arxiv.org/abs/2402.09353" in out
     example = re.search(r"intarsia fit (.*)", out)
@@ -237,8 +237,8 @@ def test_help_says_what_an_option_means_to_its_verb(intarsia: Intarsia) -> None:
 
 
 def test_show_as_json(intarsia: Intarsia) -> None:
-    said = intarsia("show", "lora", "--json").json
-    assert {s["name"]: s["default"] for s in said["settings"]}["rank"] == 16
+    card = intarsia("show", "lora", "--json").json
+    assert {s["name"]: s["default"] for s in card["settings"]}["rank"] == 16
 
 
 def test_every_verb_module_is_small() -> None:
@@ -253,8 +253,8 @@ def test_every_verb_module_is_small() -> None:
 def test_a_text_in_bytes_that_are_no_utf8_is_refused(
     intarsia: Intarsia, words: tuple[str, ...]
 ) -> None:
-    said = intarsia(*words, b"caf\xe9".decode("utf-8", "surrogateescape"))
-    assert said.code == 2 and "got bytes that are no UTF-8" in said.words
+    result = intarsia(*words, b"caf\xe9".decode("utf-8", "surrogateescape"))
+    assert result.code == 2 and "got bytes that are no UTF-8" in result.words
 
 
 def test_the_list_knows_the_survey_whose_techniques_a_command_stacks(intarsia: Intarsia) -> None:
@@ -285,8 +285,8 @@ def test_a_folder_of_another_kind_is_named_in_words(
     Path("photos").mkdir()
     Image.new("RGB", (8, 8)).save("photos/a.png")
     Image.new("RGB", (8, 8)).save("signal", "PNG")
-    said = intarsia(*words)
-    assert said.code == 2 and "a folder with 1 .png file" in said.words, said.err
+    result = intarsia(*words)
+    assert result.code == 2 and "a folder with 1 .png file" in result.words, result.err
 
 
 def test_what_is_no_signal_is_told_which_signals_there_are(

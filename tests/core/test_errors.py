@@ -49,14 +49,14 @@ def test_a_name_that_is_nearly_right_is_suggested() -> None:
 
 
 def test_the_nearest_names_come_first_and_a_long_list_is_cut() -> None:
-    known = [f"name-{number:02}" for number in range(30)]
-    error = UnknownName("claim", "name-2", known, "intarsia reproduce")
+    names = [f"name-{number:02}" for number in range(30)]
+    error = UnknownName("claim", "name-2", names, "intarsia reproduce")
     near = re.match("Did you mean (.*)[?]", error.fix)
     assert near is not None
     suggested = near[1].split(" or ")
-    shown = error.want.removeprefix("one of ").removesuffix(" and 20 more").split(", ")
-    assert shown[: len(suggested)] == suggested
-    assert len(shown) == len(set(shown)) == 10
+    nearest = error.want.removeprefix("one of ").removesuffix(" and 20 more").split(", ")
+    assert nearest[: len(suggested)] == suggested
+    assert len(nearest) == len(set(nearest)) == 10
     assert error.fix.endswith("All 30: intarsia reproduce")
 
 

@@ -140,23 +140,23 @@ def no_exchange(first: Path, second: Path) -> bool:
     return False
 
 
-def replaces(parent: Path, what: str) -> None:
+def replaces(parent: Path, kind: str) -> None:
     """Write the second version of a file, a folder, or a graph with its weights beside it."""
     with writing(parent / "target") as scratch:
-        if what == "folder":
+        if kind == "folder":
             scratch.mkdir()
             (scratch / "a").write_text("new")
             (scratch / "b").write_text("new")
             return
         scratch.write_text("new")
-        if what == "graph":
+        if kind == "graph":
             scratch.with_name("target.data").write_text("new")
 
 
 @pytest.mark.parametrize("exchanged", [True, False])
-@pytest.mark.parametrize("what", ["file", "folder", "graph"])
+@pytest.mark.parametrize("kind", ["file", "folder", "graph"])
 def test_killed_at_any_moment_the_old_or_the_new_one_has_the_name(
-    tmp_path: Path, what: str, exchanged: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, kind: str, exchanged: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not exchanged:
         monkeypatch.setattr(files, "exchange", no_exchange)
@@ -166,22 +166,22 @@ def test_killed_at_any_moment_the_old_or_the_new_one_has_the_name(
     for number in itertools.count():
         shutil.rmtree(tmp_path)
         tmp_path.mkdir()
-        if what == "folder":
+        if kind == "folder":
             target.mkdir()
             (target / "a").write_text("old")
             (target / "b").write_text("old")
         else:
             target.write_text("old")
             (tmp_path / "target.data").write_text("old")
-        is_killed = killed_at(number, lambda: replaces(tmp_path, what))
+        is_killed = killed_at(number, lambda: replaces(tmp_path, kind))
         if not exchanged:
             repaired(target)  # whoever opens it by name
         assert target.exists()
         inside = target.iterdir() if target.is_dir() else [target]
         words = {path.read_text() for path in inside}
         assert words in ({"old"}, {"new"})
-        replaces(tmp_path, what)  # the next writer of that name tidies
-        names = {"target"} if what == "folder" else {"target", "target.data"}
+        replaces(tmp_path, kind)  # the next writer of that name tidies
+        names = {"target"} if kind == "folder" else {"target", "target.data"}
         assert {path.name for path in tmp_path.iterdir()} == names
         ends |= words
         if not is_killed:
@@ -272,7 +272,7 @@ def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
 
 @pytest.fixture
 def ctrl_c() -> Iterator[None]:
-    """What Ctrl-C does in a terminal; a shell lets its background jobs ignore it."""
+    """Do what Ctrl-C does in a terminal; a shell lets its background jobs ignore it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

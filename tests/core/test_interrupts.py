@@ -39,9 +39,9 @@ def ran(program: str, folder: Path) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_what_an_import_swallows_is_raised_again(then: str, tmp_path: Path) -> None:
-    found = ran(f"with never_lost():\n    import swallows\n    {then}\nprint('alive')", tmp_path)
-    assert (found.returncode, found.stdout) == (EXIT, "went on\n")
-    assert found.stderr == "Stopped.\n"
+    process = ran(f"with never_lost():\n    import swallows\n    {then}\nprint('alive')", tmp_path)
+    assert (process.returncode, process.stdout) == (EXIT, "went on\n")
+    assert process.stderr == "Stopped.\n"
 
 
 def test_what_cleans_up_may_import(tmp_path: Path) -> None:
@@ -53,8 +53,8 @@ def test_what_cleans_up_may_import(tmp_path: Path) -> None:
         finally:
             import later
     """
-    found = ran(program, tmp_path)
-    assert (found.returncode, found.stdout) == (EXIT, "imported\n")
+    process = ran(program, tmp_path)
+    assert (process.returncode, process.stdout) == (EXIT, "imported\n")
 
 
 @pytest.fixture

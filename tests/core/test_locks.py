@@ -30,13 +30,13 @@ with {lock}(sys.argv[1]):
 def test_a_name_has_one_worker_until_its_process_ends(tmp_path: Path, lock: str) -> None:
     folder = tmp_path / "run"
     program = [sys.executable, "-c", HOLDS.format(lock=lock), folder]
-    other = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    with other:
-        assert other.stdout is not None and other.stdout.readline() == b"mine\n"
+    holder = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"mine\n"
         for take in (alone, held):
             with refused(ConfigError, got="a name that another process works on"):
                 take(folder).__enter__()
-        other.kill()
+        holder.kill()
     with alone(folder), alone(folder), held(folder):  # what was killed holds nothing; it may nest
         assert (tmp_path / ".run.lock").exists()
         (folder / "result").touch()

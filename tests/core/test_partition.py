@@ -67,8 +67,8 @@ def test_union_and_intersection_are_those_of_sets(sets: list[Tensor]) -> None:
     assert torch.equal(selected(intersect(p, q, r)), a & b & c)
     assert torch.equal(selected(union(p, p)), a)
     assert torch.equal(selected(intersect(p, union(p, q))), a)
-    left, right = intersect(p, union(q, r)), union(intersect(p, q), intersect(p, r))
-    assert torch.equal(selected(left), selected(right))
+    first, right = intersect(p, union(q, r)), union(intersect(p, q), intersect(p, r))
+    assert torch.equal(selected(first), selected(right))
 
 
 @given(masks(2))

@@ -122,8 +122,8 @@ def test_a_copy_has_bytes_and_mode(tmp_path: Path) -> None:
 def test_tensors_are_what_was_written(tmp_path: Path) -> None:
     path, tensor = tmp_path / "file", torch.arange(6.0).view(2, 3)
     save_file({"a": tensor, "b": tensor.bfloat16()}, path, metadata={"of": "a test"})
-    found = reading.read_tensors(path)
-    assert found.keys() == {"a", "b"} and torch.equal(found["a"], tensor)
+    tensors = reading.read_tensors(path)
+    assert tensors.keys() == {"a", "b"} and torch.equal(tensors["a"], tensor)
     with reading.open_tensors(path) as file:
         path.unlink()  # what was opened stays
         assert file.metadata() == {"of": "a test"} and torch.equal(file.get_tensor("a"), tensor)

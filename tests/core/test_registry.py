@@ -64,7 +64,7 @@ def test_settings_left_out_take_their_defaults(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"),
+    ("settings", "field"),
     [
         ({KEY: "loar"}, "unknown method"),
         ({KEY: "os.system"}, "unknown method"),
@@ -73,8 +73,8 @@ def test_settings_left_out_take_their_defaults(key: str) -> None:
         ({KEY: "mosa", "over": {KEY: "lora", "__class__": 1}}, "unknown setting of 'lora'"),
     ],
 )
-def test_only_listed_names_are_read(settings: dict[str, object], what: str) -> None:
-    with refused(UnknownName, what=what):
+def test_only_listed_names_are_read(settings: dict[str, object], field: str) -> None:
+    with refused(UnknownName, what=field):
         method_from_dict(settings)
 
 

@@ -75,11 +75,11 @@ def test_losses_and_state_travel_along() -> None:
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
-    one, two = torch.zeros(1, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
+    single, two = torch.zeros(1, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
     with refused(ShapeError, what="routing", got="(1,), (2,), (1,)"):
-        Routing(one, two, torch.ones(1), 1, 1)
+        Routing(single, two, torch.ones(1), 1, 1)
     with refused(ShapeError, what="routing", got="(1, 1), (1, 1), (1, 1)"):
-        Routing(one[None], one[None], torch.ones(1, 1), 1, 1)
+        Routing(single[None], single[None], torch.ones(1, 1), 1, 1)
     with refused(ShapeError, what="top-k routing"):
         Routing.from_topk(two, torch.ones(2), 3)
     with refused(ShapeError, what="top-k routing"):

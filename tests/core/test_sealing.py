@@ -133,13 +133,13 @@ def test_every_byte_of_a_tensor_file_is_sealed(tmp_path: Path) -> None:
     seal_file(path)
     check_file(path)
     assert torch.equal(load_file(path)["a"], torch.arange(5.0))
-    whole = path.read_bytes()
-    for at in range(len(whole)):
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    content = path.read_bytes()
+    for index in range(len(content)):
+        path.write_bytes(content[:index] + bytes([content[index] ^ 1]) + content[index + 1 :])
         with pytest.raises(CheckpointError):
             check_file(path)
-    for end in (0, 7, 40, len(whole) - 1):
-        path.write_bytes(whole[:end])
+    for end in (0, 7, 40, len(content) - 1):
+        path.write_bytes(content[:end])
         with pytest.raises(CheckpointError):
             check_file(path)
     save_file({"a": torch.ones(1)}, path)

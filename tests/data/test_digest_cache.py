@@ -65,11 +65,11 @@ def test_a_cache_that_cannot_be_written_is_only_slower(
 
 def test_a_file_of_the_same_size_and_time_is_seen(make_folder: Make) -> None:
     folder = make_folder({"a": 2, "b": 2})
-    one, other = folder / "a" / "00.png", folder / "a" / "01.png"
-    size = 2 * max(one.stat().st_size, other.stat().st_size)
-    one.write_bytes(one.read_bytes().ljust(size, b"\0"))  # what follows a PNG's end is ignored
-    first, before = read_folder(folder)["all"].digests, one.stat()
-    one.write_bytes(other.read_bytes().ljust(size, b"\0"))
-    os.utime(one, ns=(before.st_atime_ns, before.st_mtime_ns))
+    image, neighbour = folder / "a" / "00.png", folder / "a" / "01.png"
+    size = 2 * max(image.stat().st_size, neighbour.stat().st_size)
+    image.write_bytes(image.read_bytes().ljust(size, b"\0"))  # what follows a PNG's end is ignored
+    first, before = read_folder(folder)["all"].digests, image.stat()
+    image.write_bytes(neighbour.read_bytes().ljust(size, b"\0"))
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
     second = read_folder(folder)["all"].digests
     assert [x == y for x, y in zip(first, second, strict=True)] == [False, True, True, True]

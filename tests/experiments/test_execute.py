@@ -44,11 +44,11 @@ JOINT = "mini/synthetic-location+synthetic-orientation"
 
 
 def test_joint_tasks_have_one_head_or_one_each() -> None:
-    one = run(JOINT).record["results"]["test"]
-    each = run(JOINT, objective="task_heads").record["results"]["test"]
-    assert one["own_task_accuracy"] >= one["accuracy"]
-    assert each["own_task_accuracy"] >= each["accuracy"]
-    assert one["loss"] != each["loss"]
+    results = run(JOINT).record["results"]["test"]
+    heads = run(JOINT, objective="task_heads").record["results"]["test"]
+    assert results["own_task_accuracy"] >= results["accuracy"]
+    assert heads["own_task_accuracy"] >= heads["accuracy"]
+    assert results["loss"] != heads["loss"]
     smooth = run(JOINT, objective="task_heads+two_pass:add=1").record["results"]["test"]
     assert "own_task_accuracy" in smooth
 
@@ -68,17 +68,19 @@ def test_labels_that_are_places_are_not_augmented() -> None:
 
 
 def test_the_last_blocks_of_a_baseline_are_in_the_record() -> None:
-    found = [
-        run("mini/synthetic-location", method="bitfit", frozen_once=False, **more).record["record"]
-        for more in ({}, {"last_blocks": 1})
+    records = [
+        run("mini/synthetic-location", method="bitfit", frozen_once=False, **options).record[
+            "record"
+        ]
+        for options in ({}, {"last_blocks": 1})
     ]
-    said = [record["method"] for record in found]
-    assert said == ["bitfit", {"method": "bitfit", "last_blocks": 1}]
+    methods = [record["method"] for record in records]
+    assert methods == ["bitfit", {"method": "bitfit", "last_blocks": 1}]
 
 
 def test_a_search_makes_nothing_of_the_test_part(tmp_path: Path) -> None:
-    found = run("mini/synthetic-location", SharedWork(tmp_path), score=False)
-    assert found.test is None and "test" not in found.record["data"]
+    outcome = run("mini/synthetic-location", SharedWork(tmp_path), score=False)
+    assert outcome.test is None and "test" not in outcome.record["data"]
     kinds = [path.name.partition("-")[0] for path in tmp_path.glob("*.safetensors")]
     assert sorted(kinds) == ["pixels", "pixels", "tokens", "tokens"]
 
@@ -97,16 +99,16 @@ def test_what_is_shared_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_what_is_shared_is_made_once_and_few_are_held(tmp_path: Path) -> None:
-    made: list[int] = []
+    calls: list[int] = []
 
     def make(n: int) -> int:
-        made.append(n)
+        calls.append(n)
         return n
 
     shared = SharedWork(keep=2)
     for n in (1, 2, 1, 3, 1, 2):
         assert shared.get("kind", {"n": n}, lambda n=n: make(n)) == n
-    assert made == [1, 2, 3, 2]
+    assert calls == [1, 2, 3, 2]
     assert shared.get("other", {"n": 1}, lambda: make(9)) == 9
 
 
@@ -188,30 +190,30 @@ def test_any_change_is_trained_and_opened_again(case: str, tmp_path: Path) -> No
     )
     out = tmp_path / "run"
     done = carry_out(start, Running(out=out), lambda _: None)
-    wanted = load_file(out / "predictions.safetensors")["logits"]
+    logits = load_file(out / "predictions.safetensors")["logits"]
     key = {"official": "mosa"}.get(method, method)
-    said = done.record["record"]["method"]
-    assert key == (said if isinstance(said, str) else said["method"])
+    method_record = done.record["record"]["method"]
+    assert key == (method_record if isinstance(method_record, str) else method_record["method"])
 
     def scored() -> Tensor:
         opened = open_pictures(out)
         images = pictures_to_score(opened, None, "test", lambda _: None)
         return score(opened, images).logits
 
-    assert_close(scored(), wanted)
+    assert_close(scored(), logits)
 
 
 def test_a_change_is_put_into_the_last_blocks() -> None:
-    found = [
-        run("mini/synthetic-location", method="upcycle", frozen_once=False, **more)
-        for more in ({"settings": ("router.experts=2",)}, {"last_blocks": 1})
+    outcomes = [
+        run("mini/synthetic-location", method="upcycle", frozen_once=False, **options)
+        for options in ({"settings": ("router.experts=2",)}, {"last_blocks": 1})
     ]
-    layers = [len(one.record["results"]["routing"]) for one in found]
+    layers = [len(outcome.record["results"]["routing"]) for outcome in outcomes]
     assert layers[0] > layers[1] == 1
 
 
 @pytest.mark.parametrize(
-    ("settings", "error", "what"),
+    ("settings", "error", "field"),
     [
         (("router=topp", "router.expert=2"), UnknownName, "unknown setting of 'topp'"),
         (("router=lora",), UnknownName, "unknown method for --set router"),
@@ -222,9 +224,9 @@ def test_a_change_is_put_into_the_last_blocks() -> None:
     ],
 )
 def test_a_wrong_setting_of_a_change(
-    settings: tuple[str, ...], error: type[Exception], what: str
+    settings: tuple[str, ...], error: type[Exception], field: str
 ) -> None:
-    with refused(error, what=what):
+    with refused(error, what=field):
         chosen(Adapted(method="upcycle", settings=settings), Training())
 
 
@@ -237,17 +239,17 @@ def test_targets_are_for_cells() -> None:
 
 def test_run_json_has_the_pictures_whatever_was_computed_of_them(tmp_path: Path) -> None:
     data, shared = "mini/synthetic-location", SharedWork(tmp_path)
-    same = [
+    outcomes = [
         run(data, frozen_once=False),
         run(data),  # blocks computed once
         run(data, shared),
         run(data, shared, method="bitfit", last_blocks=1),  # features of another block
         run(data, size=64),
     ]
-    other = run(data, seed=1)
+    reseeded = run(data, seed=1)
     for part in ("train", "val", "test"):
-        (digest,) = {found.record["data"][part]["sha256"] for found in same}
-        assert other.record["data"][part]["sha256"] != digest
+        (digest,) = {outcome.record["data"][part]["sha256"] for outcome in outcomes}
+        assert reseeded.record["data"][part]["sha256"] != digest
 
 
 @pytest.mark.parametrize("method", ["lora", "mosa", "bottleneck"])
@@ -257,15 +259,15 @@ def test_what_is_left_out_changes_nothing(method: str) -> None:
         model="test_vit", size=32, pretrained=False, epochs=2, batch_size=8, **values
     )
     for frozen in (True, False):
-        one = start.changed(frozen_once=frozen)
-        whole, short = (
-            carry_out(one, Running(), lambda _: None, untrimmed=w) for w in (True, False)
+        experiment = start.changed(frozen_once=frozen)
+        whole_run, short = (
+            carry_out(experiment, Running(), lambda _: None, untrimmed=w) for w in (True, False)
         )
-        losses = [[line["loss"] for line in found.history] for found in (whole, short)]
+        losses = [[line["loss"] for line in outcome.history] for outcome in (whole_run, short)]
         assert_close(*losses, rtol=1e-4, atol=1e-4)
-        assert isinstance(whole.test, Metrics) and isinstance(short.test, Metrics)
-        assert_close(short.test.logits, whole.test.logits, rtol=1e-3, atol=1e-3)
-        assert short.record["data"] == whole.record["data"]
+        assert isinstance(whole_run.test, Metrics) and isinstance(short.test, Metrics)
+        assert_close(short.test.logits, whole_run.test.logits, rtol=1e-3, atol=1e-3)
+        assert short.record["data"] == whole_run.record["data"]
 
 
 def test_a_pruner_takes_its_rows_from_the_training_data_and_its_zeros_stay(tmp_path: Path) -> None:
@@ -273,8 +275,8 @@ def test_a_pruner_takes_its_rows_from_the_training_data_and_its_zeros_stay(tmp_p
         model="test_vit", size=32, pretrained=False, epochs=1, method="dsnot",
         settings=("base=sparsegpt", "base.density=0.25", "base.layers=*.mlp.*"),
     )  # fmt: skip
-    found = carry_out(start, Running(out=tmp_path / "run"), lambda _: None)
-    assert found.record["recipe"]["schedule"]["name"] == "FixedMask"
+    outcome = carry_out(start, Running(out=tmp_path / "run"), lambda _: None)
+    assert outcome.record["recipe"]["schedule"]["name"] == "FixedMask"
     state = open_pictures(tmp_path / "run").model.state_dict()
     pruned = [w for n, w in state.items() if ".mlp.fc" in n and n.endswith("weight")]
     assert pruned
@@ -293,8 +295,8 @@ def test_blocks_are_no_layers_of_a_pruner() -> None:
 
 
 def test_what_is_scored_on_is_told_apart_by_its_own_pictures() -> None:
-    one = {"trunk": "t", "pictures": {"train": "a", "test": "c"}}
+    record = {"trunk": "t", "pictures": {"train": "a", "test": "c"}}
     two = {"trunk": "t", "pictures": {"train": "b", "test": "c"}}
-    assert of_part(one, "test") == of_part(two, "test") != of_part(one, "train")
-    assert of_part(one, "train") != of_part(two, "train")
-    assert of_part({**one, "trunk": "u"}, "test") != of_part(one, "test")
+    assert of_part(record, "test") == of_part(two, "test") != of_part(record, "train")
+    assert of_part(record, "train") != of_part(two, "train")
+    assert of_part({**record, "trunk": "u"}, "test") != of_part(record, "test")

@@ -87,19 +87,19 @@ def test_scores_before_and_after(carry: Carry, tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["lora", "norms", "full", "peft-dora"])
 def test_evaluate_reads_a_run_back(method: str, carry: Carry, answers: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    given = {"settings": ("rank=4",)} if method == "lora" else {"settings": ()}
-    run = carry(out=out, **({"method": method, "lr": 1e-3} | given))
-    said = CliRunner().invoke(app, ["evaluate", str(out), "--json"])
-    assert said.exit_code == 0, said.output
-    found = json.loads(said.stdout)
-    assert run.test is not None and found["loss"] == pytest.approx(run.test.loss, rel=1e-4)
-    other = CliRunner().invoke(app, ["evaluate", str(out), answers, "--part", "train"])
-    assert other.exit_code == 0 and "perplexity" in other.stdout
+    settings = {"settings": ("rank=4",)} if method == "lora" else {"settings": ()}
+    run = carry(out=out, **({"method": method, "lr": 1e-3} | settings))
+    result = CliRunner().invoke(app, ["evaluate", str(out), "--json"])
+    assert result.exit_code == 0, result.output
+    scores = json.loads(result.stdout)
+    assert run.test is not None and scores["loss"] == pytest.approx(run.test.loss, rel=1e-4)
+    by_part = CliRunner().invoke(app, ["evaluate", str(out), answers, "--part", "train"])
+    assert by_part.exit_code == 0 and "perplexity" in by_part.stdout
     counts = {
         part: json.loads(
-            CliRunner().invoke(app, ["evaluate", str(out), answers, *more, "--json"]).stdout
+            CliRunner().invoke(app, ["evaluate", str(out), answers, *options, "--json"]).stdout
         )["n"]
-        for part, more in (("whole", ()), *((p, ("--part", p)) for p in ("train", "test")))
+        for part, options in (("whole", ()), *((p, ("--part", p)) for p in ("train", "test")))
     }
     assert counts.pop("whole") == sum(counts.values())
 
@@ -110,9 +110,9 @@ def test_a_text_file_needs_no_more_than_its_path(
     monkeypatch.chdir(tmp_path)
     Path("notes.txt").write_text("to be or not to be, that is the question. " * 40)
     words = ["fit", "notes.txt", "-m", model, "--length", "32", "--epochs", "1", "--lr", "1e-2"]
-    said = CliRunner().invoke(app, words)
-    assert said.exit_code == 0, said.output
-    assert "test, before" in said.stdout and "exact match" in said.stdout
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert "test, before" in result.stdout and "exact match" in result.stdout
     record = json.loads(Path("runs/notes-lora-0/run.json").read_text())
     assert record["record"]["method"]["method"] == "lora"
     assert record["record"]["data"]["form"] == "text"
@@ -133,25 +133,25 @@ def test_what_means_nothing_for_texts_is_refused(carry: Carry) -> None:
 def test_short_texts_are_scored_and_changed_ones_are_not(
     carry: Carry, answers: str, tmp_path: Path
 ) -> None:
-    out, other = tmp_path / "run", tmp_path / "other.jsonl"
+    out, rows = tmp_path / "run", tmp_path / "other.jsonl"
     carry(out=out, epochs=1, test=20)
     lines = Path(answers).read_text().splitlines()
 
     def found(data: str | None, part: str | None = None) -> int:
         return open_run(out).evaluate(data, part)["n"]
 
-    other.write_text(lines[0])
-    assert found(str(other)) == found(str(other), "all") == 1
-    other.write_text("\n".join(lines[:10]))  # fewer than the run's --test
-    assert (found(str(other), "test"), found(str(other), "val")) == (1, 1)
+    rows.write_text(lines[0])
+    assert found(str(rows)) == found(str(rows), "all") == 1
+    rows.write_text("\n".join(lines[:10]))  # fewer than the run's --test
+    assert (found(str(rows), "test"), found(str(rows), "val")) == (1, 1)
     assert found(None) == found(answers, "test") == 20
     with refused(UnknownName, what="unknown part", got="'val'"):
         found(None, "val")
     Path(answers).write_text("\n".join(lines[1:]))
     assert found(answers) == 59
-    for same in (None, answers):
+    for source in (None, answers):
         with refused(DataError, got="other data than the run had"):
-            found(same, "test")
+            found(source, "test")
 
 
 def test_a_search_does_not_score_the_test_part(carry: Carry) -> None:
@@ -181,8 +181,8 @@ Predict = Callable[..., list[dict[str, str]]]
 
 @pytest.fixture
 def predict() -> Predict:
-    def said(*words: object, given: str | None = None) -> list[dict[str, str]]:
-        done = CliRunner().invoke(app, ["predict", *map(str, words)], input=given)
+    def said(*words: object, stdin: str | None = None) -> list[dict[str, str]]:
+        done = CliRunner().invoke(app, ["predict", *map(str, words)], input=stdin)
         assert done.exit_code == 0, done.output
         return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -200,13 +200,13 @@ def test_predict_goes_on_from_the_prompts_of_a_file_of_answers(
         {"text": "number 4 is"},
     ]  # fmt: skip
     some.write_text("\n".join(map(json.dumps, rows)))
-    found = predict(out, some, "--tokens", 3)
+    lines = predict(out, some, "--tokens", 3)
     texts = ["number 1?", "number 2?", "number 3?", "number 4 is"]
-    assert [line["prompt"] for line in found] == texts
-    assert all(line.keys() == {"prompt", "completion"} for line in found)
+    assert [line["prompt"] for line in lines] == texts
+    assert all(line.keys() == {"prompt", "completion"} for line in lines)
     writer = open_run(out)
     assert isinstance(writer, TextRun) and writer.asked
-    for line, prompt in zip(found, read_prompts(some, writer.tokenizer), strict=True):
+    for line, prompt in zip(lines, read_prompts(some, writer.tokenizer), strict=True):
         ids = prompt.ids
         for _ in range(3):  # the naive twin: without a cache, token by token
             with torch.no_grad():
@@ -215,10 +215,10 @@ def test_predict_goes_on_from_the_prompts_of_a_file_of_answers(
                 break
             ids = torch.cat([ids, best[None]])
         assert line["completion"] == writer.tokenizer.decode(ids[len(prompt.ids) :])
-    assert writer.predict(some, tokens=3) == found
-    assert writer.predict("number 1?", tokens=3) == found[:1] and writer.classes == ()
+    assert writer.predict(some, tokens=3) == lines
+    assert writer.predict("number 1?", tokens=3) == lines[:1] and writer.classes == ()
     piped = predict(out, "-", "--tokens", 3, given='number 1?\n\n{"text": "number 4 is"}\n')
-    assert piped == [found[0], found[3]]
+    assert piped == [lines[0], lines[3]]
 
 
 def test_predict_goes_on_from_lines_of_a_run_on_a_text(
@@ -229,8 +229,8 @@ def test_predict_goes_on_from_lines_of_a_run_on_a_text(
     carry(str(text), out=out, epochs=1)
     lines = tmp_path / "lines.txt"
     lines.write_text("to be\nor not\n")
-    found = predict(out, lines, "--tokens", 2)
-    assert [line["prompt"] for line in found] == ["to be", "or not"]
+    predictions = predict(out, lines, "--tokens", 2)
+    assert [line["prompt"] for line in predictions] == ["to be", "or not"]
     writer = open_run(out)
     assert isinstance(writer, TextRun) and not writer.asked
     assert (
@@ -277,8 +277,8 @@ def test_a_model_is_pruned_with_rows_of_the_text_and_trained(carry: Carry, tmp_p
     text = tmp_path / "text.txt"
     text.write_text("".join(f"Line {i} of a text, which says {i * i}.\n" for i in range(80)))
     out = tmp_path / "run"
-    given: dict[str, Any] = {"settings": ("density=0.25",), "epochs": 1, "lr": 1e-3}
-    found = carry(str(text), out, method="wanda", **given)
+    settings: dict[str, Any] = {"settings": ("density=0.25",), "epochs": 1, "lr": 1e-3}
+    outcome = carry(str(text), out, method="wanda", **settings)
     weight: Any = open_run(out).model.get_submodule("model.layers.0.mlp.up_proj").weight
     assert int((weight != 0).sum()) == weight.numel() // 4
-    assert found.record["recipe"]["schedule"]["name"] == "FixedMask"
+    assert outcome.record["recipe"]["schedule"]["name"] == "FixedMask"

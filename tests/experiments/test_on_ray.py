@@ -40,7 +40,7 @@ DEATHS = {"memory": OutOfMemoryError("memory"), "crash": WorkerCrashedError("gon
 
 
 class Ray(ModuleType):
-    """As much of ray as a slot needs: actors are objects, `get` gives what a call left."""
+    """The part of ray that a slot needs: actors are objects, `get` gives the result of a call."""
 
     exceptions = SimpleNamespace(RayError=RayError)
 
@@ -56,13 +56,13 @@ class Ray(ModuleType):
         dead = {"Alive": False, "Resources": {"CPU": 99.0}}
         return [dead, *({"Alive": True, "Resources": {"CPU": float(n)}} for n in self.cores)]
 
-    def remote(self, **asked: Any) -> Any:
-        self.asked = asked
+    def remote(self, **options: Any) -> Any:
+        self.asked = options
 
         def actor(kind: Any) -> Any:
-            def make(*given: Any) -> Any:
+            def make(*arguments: Any) -> Any:
                 self.made += 1
-                slot = kind(*given)
+                slot = kind(*arguments)
                 begun = SimpleNamespace(remote=lambda: "begun")
                 runs = SimpleNamespace(remote=lambda *a: lambda: slot.run(*a))
                 return SimpleNamespace(run=runs, begun=begun)
@@ -75,10 +75,10 @@ class Ray(ModuleType):
         return ([], calls) if self.busy else (calls, [])
 
     def get(self, call: Any) -> Any:
-        right, found = call()
-        if right and found.get("dies"):
-            raise DEATHS[found["dies"]]
-        return right, found
+        right, outcome = call()
+        if right and outcome.get("dies"):
+            raise DEATHS[outcome["dies"]]
+        return right, outcome
 
     def kill(self, _: Any) -> None:
         self.killed += 1
@@ -87,32 +87,32 @@ class Ray(ModuleType):
 
 @pytest.fixture
 def ray(monkeypatch: pytest.MonkeyPatch) -> Ray:
-    found = Ray(2, 8)
-    monkeypatch.setitem(sys.modules, "ray", found)
+    library = Ray(2, 8)
+    monkeypatch.setitem(sys.modules, "ray", library)
     monkeypatch.setattr("intarsia.experiments.on_ray.begin", lambda _: None)
-    return found
+    return library
 
 
 def work(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {**inputs, "data": os.environ.get("INTARSIA_DATA")}
 
 
-def run(*inputs: Mapping[str, Any], **how: Any) -> list[TrialEnd]:
-    found: list[TrialEnd] = []
-    trials = [Trial(str(n), given) for n, given in enumerate(inputs)]
-    options = {"executor": "ray", "jobs": 1, "threads": 1} | how
-    run_trials(trials, work, done=found.append, **options)
-    return sorted(found, key=lambda end: end.trial.name)
+def run(*inputs: Mapping[str, Any], **settings: Any) -> list[TrialEnd]:
+    ends: list[TrialEnd] = []
+    trials = [Trial(str(n), values) for n, values in enumerate(inputs)]
+    options = {"executor": "ray", "jobs": 1, "threads": 1} | settings
+    run_trials(trials, work, done=ends.append, **options)
+    return sorted(ends, key=lambda end: end.trial.name)
 
 
 def test_workers_are_told_of_folders(ray: Ray, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INTARSIA_DATA", "/pictures")
-    given: list[Mapping[str, str]] = []
+    environments: list[Mapping[str, str]] = []
     init = "intarsia.experiments.on_ray.RayWorker.__init__"
-    monkeypatch.setattr(init, lambda _, __, environment: given.append(environment))
+    monkeypatch.setattr(init, lambda _, __, environment: environments.append(environment))
     run({})
-    assert given[0]["INTARSIA_DATA"] == "/pictures"
-    assert all(name.startswith("INTARSIA_") for name in given[0])
+    assert environments[0]["INTARSIA_DATA"] == "/pictures"
+    assert all(name.startswith("INTARSIA_") for name in environments[0])
 
 
 @pytest.mark.parametrize("death, says", [("memory", "fewer --jobs"), ("crash", "gone")])

@@ -25,9 +25,9 @@ from ..refusals import refused
 def trained(folder: Path, model: str, method: str = "lora", pretrained: bool = True) -> Path:
     """A run at 32 px."""
     data = photos(folder / "photos", n=6)
-    asked: dict[str, Any] = {"model": model, "pretrained": pretrained, "method": method}
-    asked |= {"data": str(data), "size": 32, "epochs": 1, "batch_size": 8, "lr": 1e-2}
-    carry_out(Experiment.of(asked), Running(out=folder / "run"), lambda _: None)
+    settings: dict[str, Any] = {"model": model, "pretrained": pretrained, "method": method}
+    settings |= {"data": str(data), "size": 32, "epochs": 1, "batch_size": 8, "lr": 1e-2}
+    carry_out(Experiment.of(settings), Running(out=folder / "run"), lambda _: None)
     return folder / "run"
 
 
@@ -57,10 +57,10 @@ def test_it_is_the_adapter_on_the_model_of_that_size(vit: str, run: Path, size: 
 
 
 def test_the_same_size_is_the_same_bits(run: Path) -> None:
-    one, two = intarsia.open_run(run), intarsia.open_run(run, size=32)
+    model, two = intarsia.open_run(run), intarsia.open_run(run, size=32)
     x = torch.randn(3, 3, 32, 32)
     with torch.no_grad():
-        assert torch.equal(one.model(x), two.model(x))
+        assert torch.equal(model.model(x), two.model(x))
 
 
 def test_a_model_that_takes_any_size_by_itself(run: Path, vit: str) -> None:
@@ -76,10 +76,10 @@ def test_random_and_trained_positions_are_resampled(tmp_path: Path, method: str)
     out = trained(tmp_path, "test_vit", method, pretrained=False)
     small, large = intarsia.open_run(out).model, intarsia.open_run(out, size=64).model
     table = {n: t for n, t in small.state_dict().items() if n.endswith("pos_embed")}
-    ((name, own),) = table.items()
-    first = own.shape[1] - 2 * 2
-    wanted = resample_abs_pos_embed(own, [4, 4], num_prefix_tokens=first)
-    torch.testing.assert_close(large.state_dict()[name], wanted)
+    ((name, positions),) = table.items()
+    first = positions.shape[1] - 2 * 2
+    resampled = resample_abs_pos_embed(positions, [4, 4], num_prefix_tokens=first)
+    torch.testing.assert_close(large.state_dict()[name], resampled)
 
 
 def test_folders_that_were_written_with_positions_are_read(vit: str, run: Path) -> None:
@@ -99,17 +99,17 @@ def test_a_model_with_layers_of_one_size_says_so(tmp_path: Path) -> None:
     out = trained(tmp_path, f"local-dir:{tmp_path / 'mixer'}")
     with refused(ConfigError, got=RuntimeError):
         intarsia.open_run(out, size=64)
-    other = timm.create_model("mixer_s32_224", img_size=64, num_classes=2)
+    mixer = timm.create_model("mixer_s32_224", img_size=64, num_classes=2)
     with refused(CheckpointError, what="trunk", got="MlpMixer with other layers"):
-        intarsia.load(other, out)
+        intarsia.load(mixer, out)
 
 
 def test_the_command_line(run: Path) -> None:
     pictures = run.parent / "photos"
     assert call("predict", run, pictures, "--size", 64, "--json").json[0]["error"] is None
-    said = call("predict", run, pictures, "--size", 50)
-    assert said.code == 2 and "a multiple of 16" in said.words
-    said = call("predict", run, pictures, "--json", "--max-pixels", 99)
-    assert said.code == 1 and "want at most 99 pixels" in said.words
+    result = call("predict", run, pictures, "--size", 50)
+    assert result.code == 2 and "a multiple of 16" in result.words
+    result = call("predict", run, pictures, "--json", "--max-pixels", 99)
+    assert result.code == 1 and "want at most 99 pixels" in result.words
     assert call("predict", run, pictures, "--json").code == 0
     assert call("evaluate", run, "--size", 64, "--json").json["n"] > 0

@@ -19,25 +19,25 @@ from .pool_work import work
 
 
 def run(kinds: list[str], jobs: int, executor: str = "processes") -> dict[str, TrialEnd]:
-    found: dict[str, TrialEnd] = {}
+    ends: dict[str, TrialEnd] = {}
     trials = [Trial(f"{kind}-{n}", {"do": kind, "n": n}) for n, kind in enumerate(kinds)]
     run_trials(
-        trials, work, jobs=jobs, done=lambda o: found.update({o.trial.name: o}), threads=1,
+        trials, work, jobs=jobs, done=lambda o: ends.update({o.trial.name: o}), threads=1,
         executor=executor,
     )  # fmt: skip
-    return found
+    return ends
 
 
 def test_a_fresh_process_serves_one_trial() -> None:
-    found = run(["work", "raise", "work", "die"], jobs=1, executor="fresh")
-    one, two = (found[f"work-{n}"].result for n in (0, 2))
-    assert one and two and len({one["process"], two["process"], os.getpid()}) == 3
-    assert "Count." in found["raise-1"].error and "exit code -9" in found["die-3"].error
+    ends = run(["work", "raise", "work", "die"], jobs=1, executor="fresh")
+    first, second = (ends[f"work-{n}"].result for n in (0, 2))
+    assert first and second and len({first["process"], second["process"], os.getpid()}) == 3
+    assert "Count." in ends["raise-1"].error and "exit code -9" in ends["die-3"].error
 
 
 def test_every_trial_ends_once_and_a_process_serves_many() -> None:
-    found = run(["work"] * 5, jobs=2)
-    results = [found[f"work-{n}"].result for n in range(5)]
+    ends = run(["work"] * 5, jobs=2)
+    results = [ends[f"work-{n}"].result for n in range(5)]
     assert [r["square"] for r in results if r] == [0, 1, 4, 9, 16]
     assert len({r["process"] for r in results if r}) <= 2
     assert all(r and r["process"] != os.getpid() for r in results)
@@ -49,13 +49,13 @@ def test_every_trial_ends_once_and_a_process_serves_many() -> None:
 def test_what_goes_wrong_is_recorded_and_stops_nothing(executor: str) -> None:
     if executor == "ray":
         pytest.importorskip("ray")
-    found = run(["work", "raise", "die", "fault", "work"], jobs=1, executor=executor)
-    assert found["raise-1"].error == "labels: got 1, want 2. Count."
-    assert ("memory ran out" if executor == "processes" else "was lost") in found["die-2"].error
-    assert found["fault-3"].error.startswith("ZeroDivisionError: a fault (pool_work.py:")
-    done = found["work-4"].result
+    ends = run(["work", "raise", "die", "fault", "work"], jobs=1, executor=executor)
+    assert ends["raise-1"].error == "labels: got 1, want 2. Count."
+    assert ("memory ran out" if executor == "processes" else "was lost") in ends["die-2"].error
+    assert ends["fault-3"].error.startswith("ZeroDivisionError: a fault (pool_work.py:")
+    done = ends["work-4"].result
     assert done and done["square"] == 16
-    assert all(found[name].result is None for name in ("raise-1", "die-2", "fault-3"))
+    assert all(ends[name].result is None for name in ("raise-1", "die-2", "fault-3"))
 
 
 def test_impossible_numbers_are_refused() -> None:
@@ -98,14 +98,14 @@ def test_time_left_is_by_kind() -> None:
 
 
 def test_every_end_is_told_with_the_time_that_is_left() -> None:
-    said: list[str] = []
+    messages: list[str] = []
     trials = [Trial("a", {"do": "work", "n": 1}), Trial("b", {"do": "raise", "n": 1})]
     run_told(
         trials, work, jobs=1, done=lambda _: None, describe=lambda r: f"{r['square']} of it",
-        report=said.append, executor="here",
+        report=messages.append, executor="here",
     )  # fmt: skip
-    assert said[0].startswith("[1/2] a: 1 of it, 0 s; 0 min gone, about 0 left")
-    assert said[1].startswith("[2/2] b: FAILED, labels: got 1, want 2. Count.; 0 min gone")
+    assert messages[0].startswith("[1/2] a: 1 of it, 0 s; 0 min gone, about 0 left")
+    assert messages[1].startswith("[2/2] b: FAILED, labels: got 1, want 2. Count.; 0 min gone")
 
 
 def test_workers_end_with_a_runner_that_is_killed(tmp_path: Path) -> None:
@@ -151,9 +151,9 @@ def test_a_piece_that_fails_is_told_and_its_trials_are_tried_one_by_one(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     trials = [Trial(f"work-{n}", {"do": "work", "n": n}, stack="same") for n in range(2)]
-    found: list[TrialEnd] = []
+    ends: list[TrialEnd] = []
     # this work knows no stack
-    run_trials(trials, work, jobs=1, done=found.append, executor="here", threads=1)
-    assert [end.result and end.result["square"] for end in found] == [0, 1]
+    run_trials(trials, work, jobs=1, done=ends.append, executor="here", threads=1)
+    assert [end.result and end.result["square"] for end in ends] == [0, 1]
     (line,) = caplog.messages
     assert line.startswith("2 trials in one piece, work-0 to work-1, failed (KeyError: 'do'")

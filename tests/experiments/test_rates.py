@@ -44,7 +44,7 @@ class Fake:
         return {"results": results, "sizes": {"val": self.n}, "lines": []}
 
     def trials(self, method: str) -> set[tuple[float, int]]:
-        return {(one["lr"], one["seed"]) for one in self.ran if one["method"] == method}
+        return {(trial["lr"], trial["seed"]) for trial in self.ran if trial["method"] == method}
 
 
 @pytest.fixture
@@ -52,17 +52,17 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     return use(monkeypatch, Fake())
 
 
-def use(monkeypatch: pytest.MonkeyPatch, found: Fake) -> Fake:
+def use(monkeypatch: pytest.MonkeyPatch, fake: Fake) -> Fake:
     # a piece of several trials is tried one by one
-    monkeypatch.setattr(rates, "run", found)
+    monkeypatch.setattr(rates, "run", fake)
     monkeypatch.setattr(rates, "shape_of", lambda *_, **__: "")
-    return found
+    return fake
 
 
 def plan(
-    out: Path, *methods: str, seeds: tuple[int, ...] = (0, 1), **more: Any
+    out: Path, *methods: str, seeds: tuple[int, ...] = (0, 1), **settings: Any
 ) -> list[PlannedRun]:
-    start = Experiment(Pictures("photos"), training=Training(epochs=1)).changed(**more)
+    start = Experiment(Pictures("photos"), training=Training(epochs=1)).changed(**settings)
     return planned(start, methods or tuple(BEST), seeds, {}, out)
 
 
@@ -83,22 +83,22 @@ def test_each_method_gets_its_own_rate_after_as_many_trials(fake: Fake, tmp_path
         fake.trials(method) == {(rate, seed) for rate in grid for seed in (100, 101)}
         for method in BEST
     )
-    assert not any(one["test"] for one in fake.ran)
-    how = runs[0].search
-    assert how is not None
-    assert how["rates"] == sorted(grid) and how["samples"] == 200 and how["draws"] == 2
-    assert how["rate"] == 3e-2 and not how["limit"] and how["measure"] == "accuracy"
-    assert max(how["scores"]) == how["scores"][how["rates"].index(3e-2)]
-    assert runs[0].trial({}, quiet=True).inputs["search"] == how
+    assert not any(trial["test"] for trial in fake.ran)
+    search = runs[0].search
+    assert search is not None
+    assert search["rates"] == sorted(grid) and search["samples"] == 200 and search["draws"] == 2
+    assert search["rate"] == 3e-2 and not search["limit"] and search["measure"] == "accuracy"
+    assert max(search["scores"]) == search["scores"][search["rates"].index(3e-2)]
+    assert runs[0].trial({}, quiet=True).inputs["search"] == search
     # a probe's features are computed once
-    assert {one["frozen_once"] for one in fake.ran if one["method"] == "linear"} == {True}
+    assert {trial["frozen_once"] for trial in fake.ran if trial["method"] == "linear"} == {True}
     assert not (tmp_path / "rates").exists()
 
 
 def test_a_search_that_was_stopped_goes_on_and_one_that_ended_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = use(monkeypatch, Fake())
+    unstopped = use(monkeypatch, Fake())
     want = found(RateSearch().find(plan(tmp_path / "a"), tmp_path / "a", quiet))
     out = tmp_path / "b"
     first = use(monkeypatch, Fake(stop=7))
@@ -106,7 +106,7 @@ def test_a_search_that_was_stopped_goes_on_and_one_that_ended_is_read(
         RateSearch().find(plan(out), out, quiet)
     second = use(monkeypatch, Fake())
     assert found(RateSearch().find(plan(out), out, quiet)) == want
-    assert len(first.ran) + len(second.ran) == len(whole.ran)
+    assert len(first.ran) + len(second.ran) == len(unstopped.ran)
     third = use(monkeypatch, Fake())
     runs = RateSearch().find(plan(out, seeds=(0, 1, 2)), out, quiet)
     assert found(runs) == want and not third.ran  # other seeds, the same search
@@ -140,14 +140,14 @@ def test_a_rate_at_the_limit_of_the_search_is_marked(fake: Fake, tmp_path: Path)
 
 def test_a_method_whose_rate_is_given_is_not_searched_for(fake: Fake, tmp_path: Path) -> None:
     start = Experiment(Pictures("photos"))
-    chosen, fixed = apart_from_rates({"lora": ["lr=0.5", "rank=4"], "linear": ["lr=1e-4"]})
-    assert chosen == {"lora": ["rank=4"]} and fixed == {"lora": 0.5, "linear": 1e-4}
-    runs = planned(start, ["linear", "lora", "bottleneck"], [0], chosen, tmp_path, fixed)
+    settings, fixed = apart_from_rates({"lora": ["lr=0.5", "rank=4"], "linear": ["lr=1e-4"]})
+    assert settings == {"lora": ["rank=4"]} and fixed == {"lora": 0.5, "linear": 1e-4}
+    runs = planned(start, ["linear", "lora", "bottleneck"], [0], settings, tmp_path, fixed)
     runs = RateSearch().find(runs, tmp_path, quiet, fixed)
     assert found(runs) == {"linear": 1e-4, "lora": 0.5, "bottleneck": 1e-3}
     assert not fake.trials("lora") and [run.search is None for run in runs] == [True, True, False]
     fake.ran.clear()
-    only = planned(start, ["lora"], [0], chosen, tmp_path / "x", {"lora": 0.5})
+    only = planned(start, ["lora"], [0], settings, tmp_path / "x", {"lora": 0.5})
     assert RateSearch().find(only, tmp_path / "x", quiet, fixed) == only and not fake.ran
 
 
@@ -173,15 +173,15 @@ def test_a_method_whose_every_trial_failed_is_an_error(
     with pytest.raises(TrainingError) as refused:
         RateSearch().find(plan(tmp_path), tmp_path, quiet)
     assert "lora: " in str(refused.value.got) and "no memory" in str(refused.value.got)
-    tried = [one["lr"] for one in failing.ran if one["method"] == "lora"]
+    tried = [trial["lr"] for trial in failing.ran if trial["method"] == "lora"]
     assert len(tried) == 2 * len(
         set(tried)
     )  # at two draws; no failed trial is repeated as the grid grows
-    kept = Store(tmp_path, "searches.jsonl").rows.values()
-    assert sum("val" in row for row in kept) == 24  # what the others tried is kept
+    rows = Store(tmp_path, "searches.jsonl").rows.values()
+    assert sum("val" in row for row in rows) == 24  # what the others tried is kept
     fake = use(monkeypatch, Fake())
     assert found(RateSearch().find(plan(tmp_path), tmp_path, quiet)) == BEST
-    assert {one["method"] for one in fake.ran} == {"lora"}
+    assert {trial["method"] for trial in fake.ran} == {"lora"}
 
 
 def test_runs_of_another_comparison_are_refused_before_the_search(
@@ -190,8 +190,8 @@ def test_runs_of_another_comparison_are_refused_before_the_search(
     from intarsia.experiments import experiment
 
     (tmp_path / "lora-0").mkdir()
-    (other,) = plan(tmp_path, "lora", seeds=(0,), epochs=7, lr=0.5)
-    experiment.save(other.experiment, tmp_path / "lora-0")
+    (planned_run,) = plan(tmp_path, "lora", seeds=(0,), epochs=7, lr=0.5)
+    experiment.save(planned_run.experiment, tmp_path / "lora-0")
     with pytest.raises(ConfigError) as refused:
         RateSearch().find(plan(tmp_path, "lora"), tmp_path, quiet)
     assert refused.value.got == "a run with epochs=7" and not fake.ran  # the rate may differ

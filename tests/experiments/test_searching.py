@@ -43,15 +43,15 @@ def test_an_edge_wins_if_it_is_best_and_better_than_its_neighbour(
 
 
 def test_an_edge_that_only_ties_does_not_win() -> None:
-    """Where every answer is right the loss falls with the rate, as far as one goes."""
+    """The loss falls with the rate, however far, where every answer is right."""
     scores = {1e-3: (1.0, -0.3), 3e-3: (1.0, -0.2), 1e-2: (1.0, -0.1)}
     assert best_of(scores) == 1e-2 and winning_edge(scores) is None
 
 
 def test_a_rate_beside_a_cliff_counts_for_less() -> None:
     """LoRA on Tux Paint, one draw: best by itself at .01, where another seed lost ten points."""
-    found = {1e-3: 0.53, 3e-3: 0.55, 1e-2: 0.58, 3e-2: 0.34}
-    scores = {rate: (score, -1.0) for rate, score in found.items()}
+    accuracies = {1e-3: 0.53, 3e-3: 0.55, 1e-2: 0.58, 3e-2: 0.34}
+    scores = {rate: (score, -1.0) for rate, score in accuracies.items()}
     smooth = smoothed(scores, scores)
     assert best_of(scores) == 1e-2 and best_of(smooth) == 3e-3
     assert smooth[1e-2][0] == pytest.approx((0.55 + 2 * 0.58 + 0.34) / 4)
@@ -64,11 +64,13 @@ def test_a_rate_beside_a_cliff_counts_for_less() -> None:
 
 
 @given(st.dictionaries(st.floats(1e-6, 1.0), st.floats(0, 1), min_size=1, max_size=6))
-def test_smoothing_keeps_a_level_and_stays_within_its_scores(found: dict[float, float]) -> None:
-    level = smoothed({rate: (0.5, -1.0) for rate in found}, found)
+def test_smoothing_keeps_a_level_and_stays_within_its_scores(
+    accuracies: dict[float, float],
+) -> None:
+    level = smoothed({rate: (0.5, -1.0) for rate in accuracies}, accuracies)
     assert all(score == (0.5, -1.0) for score in level.values())
-    smooth = smoothed({rate: (score, 0.0) for rate, score in found.items()}, found)
-    low, high = min(found.values()), max(found.values())
+    smooth = smoothed({rate: (score, 0.0) for rate, score in accuracies.items()}, accuracies)
+    low, high = min(accuracies.values()), max(accuracies.values())
     assert all(low - 1e-9 <= score <= high + 1e-9 for score, _ in smooth.values())
 
 
@@ -113,8 +115,8 @@ def test_a_trial_that_has_ended_is_not_carried_out_again(tmp_path: Path) -> None
     trials = [Trial(name, {"key": name}) for name in ("good", "bad", "astray", "without")]
     ran: list[str] = []
 
-    def carry(left: Any, done: Any) -> None:
-        for trial in left:
+    def carry(queue: Any, done: Any) -> None:
+        for trial in queue:
             ran.append(trial.name)
             loss = math.nan if trial.name == "astray" else 1.0
             results = {"val": {"accuracy": 0.5, "loss": loss}, "seconds": 2.0}
@@ -126,10 +128,10 @@ def test_a_trial_that_has_ended_is_not_carried_out_again(tmp_path: Path) -> None
 
     path = tmp_path / "searches.jsonl"
     carry_missing(trials, Store(path.parent, path.name), carry)
-    kept = Store(path.parent, path.name)
-    assert kept["good"]["val"]["accuracy"] == 0.5 and kept["good"]["n"] == 30
-    assert kept["bad"]["error"] == "no memory" and "loss of val" in kept["astray"]["error"]
-    assert "validation part" in kept["without"]["error"]
+    store = Store(path.parent, path.name)
+    assert store["good"]["val"]["accuracy"] == 0.5 and store["good"]["n"] == 30
+    assert store["bad"]["error"] == "no memory" and "loss of val" in store["astray"]["error"]
+    assert "validation part" in store["without"]["error"]
     carry_missing(trials, Store(path.parent, path.name), carry, again=False)
     assert ran == ["good", "bad", "astray", "without"]
     carry_missing(trials, Store(path.parent, path.name), carry)  # failed ones once more

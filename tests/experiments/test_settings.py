@@ -25,7 +25,7 @@ from ..refusals import refused
 
 
 @pytest.mark.parametrize(
-    ("key", "given", "want"),
+    ("key", "texts", "want"),
     [
         ("mosa", [], Mosa()),
         ("mosa", ["experts=8", "active=2"], Mosa(experts=8, active=2)),
@@ -46,8 +46,8 @@ from ..refusals import refused
         ),
     ],
 )
-def test_text_becomes_settings(key: str, given: list[str], want: object) -> None:
-    assert method(key, given) == want
+def test_text_becomes_settings(key: str, texts: list[str], want: object) -> None:
+    assert method(key, texts) == want
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_words_are_what_set_reads(config: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "given", "error", "says"),
+    ("key", "texts", "error", "says"),
     [
         ("moza", [], UnknownName, "or mosa"),
         ("random", [], UnknownName, "unknown method"),
@@ -88,16 +88,16 @@ def test_words_are_what_set_reads(config: object) -> None:
         ("lora", ["roles=,"], ConfigError, "several with commas"),
     ],
 )
-def test_a_wrong_setting(key: str, given: list[str], error: type[Exception], says: str) -> None:
+def test_a_wrong_setting(key: str, texts: list[str], error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says.replace("(", r"\(")):
-        method(key, given)
+        method(key, texts)
 
 
 def test_objectives() -> None:
     assert objective("plain") is plain
-    found = objective("two_pass:add=1,reg=0.5,detach=no")
-    assert isinstance(found, partial) and found.func is two_pass
-    assert found.keywords == {"add": 1.0, "reg": 0.5, "detach": False}
+    loss = objective("two_pass:add=1,reg=0.5,detach=no")
+    assert isinstance(loss, partial) and loss.func is two_pass
+    assert loss.keywords == {"add": 1.0, "reg": 0.5, "detach": False}
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_wrong_objective(text: str, got: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "wanted"),
+    ("adapted", "record"),
     [
         (Adapted(method="bitfit"), "bitfit"),
         (Adapted(method="bitfit", settings=("last_blocks=0",)), "bitfit"),
@@ -130,14 +130,14 @@ def test_a_wrong_objective(text: str, got: str) -> None:
         (Adapted(method="linear"), "linear"),
     ],
 )
-def test_a_record_says_what_of_a_baseline_was_set(asked: Adapted, wanted: object) -> None:
-    assert describe_method(chosen(asked, Training())) == wanted
+def test_a_record_says_what_of_a_baseline_was_set(adapted: Adapted, record: object) -> None:
+    assert describe_method(chosen(adapted, Training())) == record
 
 
 def test_last_blocks_are_said_once() -> None:
-    asked = Adapted(method="bitfit", last_blocks=6, settings=("last_blocks=0",))
+    adapted = Adapted(method="bitfit", last_blocks=6, settings=("last_blocks=0",))
     with refused(ConfigError, what="--set last_blocks"):
-        chosen(asked, Training())
+        chosen(adapted, Training())
 
 
 @pytest.mark.parametrize(

@@ -59,8 +59,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def one_trunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """An untrained trunk that does not depend on the seed, as a pretrained one; the head does."""
 
-    def made(*args: Any, seed: int, **more: Any) -> Any:
-        model: Any = backbone(*args, seed=0, **more)
+    def made(*args: Any, seed: int, **settings: Any) -> Any:
+        model: Any = backbone(*args, seed=0, **settings)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model.head.reset_parameters()
@@ -73,40 +73,41 @@ def inputs(folder: Path, **changes: Any) -> dict[str, Any]:
     return {"experiment": START.changed(**changes).flat(), "folder": str(folder)}
 
 
-def equal(one: Path, two: Path) -> None:
+def equal(first: Path, second: Path) -> None:
     """Losses, weights and predictions."""
     logs = [
-        [json.loads(x) for x in (f / "metrics.jsonl").read_text().splitlines()] for f in (one, two)
+        [json.loads(x) for x in (f / "metrics.jsonl").read_text().splitlines()]
+        for f in (first, second)
     ]
     assert_close(*([line["loss"] for line in log] for log in logs), rtol=1e-3, atol=1e-4)
     for file in ("adapter/adapter_model.safetensors", "predictions.safetensors"):
-        assert_close(load_file(one / file), load_file(two / file), rtol=1e-2, atol=1e-3)
+        assert_close(load_file(first / file), load_file(second / file), rtol=1e-2, atol=1e-3)
 
 
-def ends(found: Mapping[str, Any]) -> list[Any]:
-    assert all(not end["error"] for end in found["ends"]), found
-    return [end["result"] for end in found["ends"]]
+def ends(outcome: Mapping[str, Any]) -> list[Any]:
+    assert all(not end["error"] for end in outcome["ends"]), outcome
+    return [end["result"] for end in outcome["ends"]]
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_ends_as_it_does_alone(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    each = [{"seed": 0}, {"seed": 1, "lr": 3e-3, "weight_decay": 0.1}, {"seed": 2}]
-    runs = [METHODS[name] | one for one in each[: 3 if name == "mosa" else 2]]
-    made: list[object] = []
+    changes = [{"seed": 0}, {"seed": 1, "lr": 3e-3, "weight_decay": 0.1}, {"seed": 2}]
+    runs = [METHODS[name] | change for change in changes[: 3 if name == "mosa" else 2]]
+    models_made: list[object] = []
     build = together.on_one_trunk
 
     def noted(*args: Any) -> Any:
-        made.append(build(*args))
-        return made[-1]
+        models_made.append(build(*args))
+        return models_made[-1]
 
     monkeypatch.setattr("intarsia.experiments.one_run.on_one_trunk", noted)
-    stack = [inputs(tmp_path / f"stack-{n}", **one) for n, one in enumerate(runs)]
+    stack = [inputs(tmp_path / f"stack-{n}", **change) for n, change in enumerate(runs)]
     results = ends(run({"stack": stack}))
-    assert made and all(one is not None for one in made)
-    for n, one in enumerate(runs):
-        alone = run(inputs(tmp_path / f"alone-{n}", **one))
+    assert models_made and all(model is not None for model in models_made)
+    for n, change in enumerate(runs):
+        alone = run(inputs(tmp_path / f"alone-{n}", **change))
         equal(tmp_path / f"stack-{n}", tmp_path / f"alone-{n}")
         assert results[n]["parameters"] == alone["parameters"]
         assert results[n]["results"]["cpu_seconds"] > 0
@@ -120,8 +121,8 @@ def test_one_that_fails_leaves_the_others_and_goes_on_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stack = [inputs(tmp_path / f"{n}", **METHODS["lora"], seed=n) for n in range(3)]
-    for one in stack:
-        one["running"] = {"checkpoint_steps": 2}
+    for member in stack:
+        member["running"] = {"checkpoint_steps": 2}
     step = Loop._step
 
     def cut(self: Loop, batches: Any) -> None:
@@ -131,8 +132,8 @@ def test_one_that_fails_leaves_the_others_and_goes_on_alone(
 
     with monkeypatch.context() as patched:
         patched.setattr(Loop, "_step", cut)
-        found = run({"stack": stack})["ends"]
-    assert ["cut off" in end["error"] for end in found] == [False, True, False]
+        results = run({"stack": stack})["ends"]
+    assert ["cut off" in end["error"] for end in results] == [False, True, False]
     ends(run({"stack": stack[1:2]}))
     for n in range(3):
         run(inputs(tmp_path / f"alone-{n}", **METHODS["lora"], seed=n))
@@ -143,8 +144,8 @@ def test_runs_at_different_steps_go_on_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stack = [inputs(tmp_path / f"{n}", **METHODS["mosa"], seed=n) for n in range(2)]
-    for one, every in zip(stack, (2, 3), strict=True):
-        one["running"] = {"checkpoint_steps": every}
+    for member, steps in zip(stack, (2, 3), strict=True):
+        member["running"] = {"checkpoint_steps": steps}
     step = Loop._step
 
     def cut(self: Loop, batches: Any) -> None:
@@ -154,8 +155,8 @@ def test_runs_at_different_steps_go_on_together(
 
     with monkeypatch.context() as patched:
         patched.setattr(Loop, "_step", cut)
-        found = run({"stack": stack})["ends"]
-    assert all("cut off" in end["error"] for end in found)
+        results = run({"stack": stack})["ends"]
+    assert all("cut off" in end["error"] for end in results)
     ends(run({"stack": stack}))
     for n in range(2):
         run(inputs(tmp_path / f"alone-{n}", **METHODS["mosa"], seed=n))
@@ -190,14 +191,14 @@ def test_what_may_step_together() -> None:
 
 
 def models(count: int, change: Any = None) -> list[nn.Module]:
-    found: list[nn.Module] = []
+    adapted: list[nn.Module] = []
     for n in range(count):
         torch.manual_seed(0)
         host = timm.create_model("test_vit", num_classes=3, img_size=32)
         if change and n:
             change(host)
-        found.append(adapt(host, Bottleneck(4), seed=n))
-    return found
+        adapted.append(adapt(host, Bottleneck(4), seed=n))
+    return adapted
 
 
 def test_only_runs_on_equal_trunks_step_together() -> None:
@@ -217,18 +218,18 @@ def test_only_runs_on_equal_trunks_step_together() -> None:
     assert together.on_one_trunk(mixed, rows) is None
 
 
-@pytest.mark.parametrize("what", ["attention", "patches", "adapters"])
-def test_whatever_is_dropped_is_drawn_as_alone(what: str) -> None:
+@pytest.mark.parametrize("kind", ["attention", "patches", "adapters"])
+def test_whatever_is_dropped_is_drawn_as_alone(kind: str) -> None:
     both: list[Any] = models(2)
     draws = torch.Generator().manual_seed(0)
     for model in both:
         host = together.base_of(model)
-        if what == "attention":
+        if kind == "attention":
             host.blocks[0].attn.attn_drop.p = 0.5  # drawn inside a fused attention
-        elif what == "patches":
+        elif kind == "patches":
             host.patch_drop = PatchDropout(0.5)
         for cell in (m for m in model.modules() if isinstance(m, BottleneckCell)):
-            cell.dropout.p = 0.5 if what == "adapters" else 0.0
+            cell.dropout.p = 0.5 if kind == "adapters" else 0.0
             cell.up.weight.data += torch.randn(cell.up.weight.shape, generator=draws)
         model.train()
     states = [torch.Generator().manual_seed(n).get_state() for n in range(4)]
@@ -244,12 +245,12 @@ def test_whatever_is_dropped_is_drawn_as_alone(what: str) -> None:
     with torch.no_grad():
         joined = together.on_one_trunk(both, rows)
         assert joined is not None
-        found = joined(rows, own)
+        outputs = joined(rows, own)
         joined.close()
         states[2:] = [torch.Generator().manual_seed(n).get_state() for n in range(2)]
         for number, (model, x) in enumerate(zip(both, rows, strict=True)):
             with own(2 + number):
-                assert_close(found[number], model(x), rtol=1e-4, atol=1e-5)
+                assert_close(outputs[number], model(x), rtol=1e-4, atol=1e-5)
 
 
 def test_pieces_of_trials() -> None:
@@ -266,14 +267,14 @@ def test_pieces_of_trials() -> None:
     assert [len(p) for p in pieces([trial(n, "a") for n in range(13)], 1)] == [5, 5, 3]
 
 
-def dies_together(given: Mapping[str, Any]) -> dict[str, Any]:
-    if "stack" in given:
+def dies_together(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    if "stack" in inputs:
         raise MemoryError("too many")
-    return {"number": given["number"]}
+    return {"number": inputs["number"]}
 
 
 def test_a_piece_that_cannot_be_is_tried_one_by_one() -> None:
     trials = [Trial(str(n), {"number": n}, stack="a") for n in range(3)]
-    found: list[TrialEnd] = []
-    run_trials(trials, dies_together, jobs=1, done=found.append, executor="here")
-    assert [end.result for end in found] == [{"number": n} for n in range(3)]
+    ends: list[TrialEnd] = []
+    run_trials(trials, dies_together, jobs=1, done=ends.append, executor="here")
+    assert [end.result for end in ends] == [{"number": n} for n in range(3)]

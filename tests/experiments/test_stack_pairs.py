@@ -43,9 +43,9 @@ def model() -> Any:
         max_position_embeddings=32,
     )
     torch.manual_seed(0)
-    found: Any = MixtralForCausalLM(config).eval()
-    found.set_experts_implementation("eager")
-    return found
+    mixtral: Any = MixtralForCausalLM(config).eval()
+    mixtral.set_experts_implementation("eager")
+    return mixtral
 
 
 def batches(seed: int) -> list[dict[str, torch.Tensor]]:
@@ -122,10 +122,10 @@ def test_copies_merge_into_what_they_were(model: Any) -> None:
     merge_stock_experts(doubled, expert_inputs(doubled, CALIBRATION), 4)
     for layer, down in zip(doubled.model.layers, first, strict=True):
         got = layer.mlp.experts.down_proj
-        for one in got:  # each is one of them, its units in some order
+        for rows in got:  # each is one of them, its units in some order
             assert any(
-                torch.allclose(one.sort(1).values, other.sort(1).values, atol=1e-5)
-                for other in down
+                torch.allclose(rows.sort(1).values, units.sort(1).values, atol=1e-5)
+                for units in down
             )
 
 
@@ -187,31 +187,31 @@ def test_a_bias_of_the_choice_stays_with_its_expert(name: str) -> None:
     sizes: dict[str, Any] = {"vocab_size": WORDS, "hidden_size": 16, "num_hidden_layers": 2}
     sizes |= {"intermediate_size": 16, "moe_intermediate_size": 16, "num_attention_heads": 2}
     sizes |= {"num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
-    own = {"n_routed_experts": 8, "num_experts_per_tok": 2, "first_k_dense_replace": 0}
+    sizes_of_kind = {"n_routed_experts": 8, "num_experts_per_tok": 2, "first_k_dense_replace": 0}
     if name != "Glm4Moe":
-        own = {"moe_num_experts": 8, "moe_k": 2, "moe_layer_start_index": 0}
+        sizes_of_kind = {"moe_num_experts": 8, "moe_k": 2, "moe_layer_start_index": 0}
     torch.manual_seed(0)
-    config = getattr(transformers, f"{name}Config")(**sizes, **own)
-    whole = getattr(transformers, f"{name}ForCausalLM")(config).eval()
-    small, keep = copy.deepcopy(whole), [1, 2, 5, 7]
-    for one, other in zip(biases(whole), biases(small), strict=True):
-        other.copy_(one.normal_())
-        one[..., [0, 3, 4, 6]] = -1e4  # chosen by no token
+    config = getattr(transformers, f"{name}Config")(**sizes, **sizes_of_kind)
+    full = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    small, keep = copy.deepcopy(full), [1, 2, 5, 7]
+    for bias, cut_bias in zip(biases(full), biases(small), strict=True):
+        cut_bias.copy_(bias.normal_())
+        bias[..., [0, 3, 4, 6]] = -1e4  # chosen by no token
     keep_stock_experts(small, dict.fromkeys(gated_experts(small), keep))
     got = small(**ROWS[0]).logits
-    for one, other in zip(biases(whole), biases(small), strict=True):
-        assert torch.equal(one[..., keep], other)
+    for bias, cut_bias in zip(biases(full), biases(small), strict=True):
+        assert torch.equal(bias[..., keep], cut_bias)
     if name == "Glm4Moe":  # by sigmoids, which do not depend on the others
-        torch.testing.assert_close(got, whole(**ROWS[0]).logits)
+        torch.testing.assert_close(got, full(**ROWS[0]).logits)
     small.config.n_group = 2
     with refused(TargetError, what="experts to keep", got="a router of 2 groups of experts"):
         keep_stock_experts(small, dict.fromkeys(gated_experts(small), [0, 1]))
 
 
 def biases(model: Any) -> list[torch.Tensor]:
-    found = [t for n, t in model.state_dict().items() if n.endswith("e_score_correction_bias")]
-    assert len(found) == 2
-    return found
+    tensors = [t for n, t in model.state_dict().items() if n.endswith("e_score_correction_bias")]
+    assert len(tensors) == 2
+    return tensors
 
 
 @pytest.mark.parametrize(

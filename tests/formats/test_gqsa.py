@@ -49,8 +49,8 @@ def test_the_bytes_are_those_of_kept_groups(
 ) -> None:
     weight, keep = drawn(rows, across, density, seed)
     stored = FORM.encode(weight, keep)
-    kept = int(keep.sum()) // 16
-    assert nbytes(stored) == 12 * kept + math.ceil(kept / 2) + 4 * (rows + 1)  # 100 bits a group
+    count = int(keep.sum()) // 16
+    assert nbytes(stored) == 12 * count + math.ceil(count / 2) + 4 * (rows + 1)  # 100 bits a group
     back = FORM.decode(stored, weight.shape)
     assert not back[~keep].any()
     groups = (weight * keep).view(rows, across, 16)

@@ -31,7 +31,7 @@ def table(ends: list[Ended]) -> str:
 
 
 def show(end: Ended) -> None:
-    """One case, with the words that repeat it."""
+    """Print one case, with the command that repeats it."""
     case = end.case
     again = "--irregular" if case.seed is None else f"make fuzz SEED={case.seed} CASE={case.name}"
     print(f"{end.outcome}: {again}\n  {end.damage}\n{end.error}")
@@ -45,22 +45,22 @@ def main() -> int:
     words.add_argument("--case", help="one case again, as it was printed: trace/17")
     words.add_argument("--kind", action="append", help="only these")
     words.add_argument("--json", type=Path, help="every case, as lines of JSON")
-    told = words.parse_args()
+    arguments = words.parse_args()
     torch.set_num_threads(1)
-    wanted = {told.case.partition("/")[0]} if told.case else set(told.kind or ())
-    kinds = [kind for kind in KINDS if not wanted or kind.name in wanted]
+    names = {arguments.case.partition("/")[0]} if arguments.case else set(arguments.kind or ())
+    kinds = [kind for kind in KINDS if not names or kind.name in names]
     with tempfile.TemporaryDirectory(prefix="intarsia-fuzz-") as place:
         os.environ["INTARSIA_HOME"] = f"{place}/home"
         fuzz = Fuzz(kinds, Path(place))
-        if told.case:
-            number = int(told.case.partition("/")[2])
-            for end in fuzz.run([Case(kinds[0], number, told.seed)]):
+        if arguments.case:
+            number = int(arguments.case.partition("/")[2])
+            for end in fuzz.run([Case(kinds[0], number, arguments.seed)]):
                 show(end)
             return 0
         started, ends = time.monotonic(), list[Ended]()
-        with (told.json or Path(os.devnull)).open("w") as out:
-            cases = [*fuzz.cases(told.count, told.seed)]
-            for end in fuzz.run([*cases, *fuzz.irregular()] if told.irregular else cases):
+        with (arguments.json or Path(os.devnull)).open("w") as out:
+            cases = [*fuzz.cases(arguments.count, arguments.seed)]
+            for end in fuzz.run([*cases, *fuzz.irregular()] if arguments.irregular else cases):
                 ends.append(end)
                 line = json.dumps([end.case.name, end.outcome, end.damage, end.error])
                 print(line, file=out, flush=True)

@@ -58,7 +58,7 @@ def _open_pictures(folder: Path) -> Any:
 
 
 def _decoded(splits: Any) -> Any:
-    """All pictures and labels of the parts."""
+    """Read all pictures and labels of the parts."""
     parts = [part for part in (splits.train, splits.val, splits.test) if part is not None]
     return [
         (read_image(p) if isinstance(p, Path | bytes) else p, label, part.classes)
@@ -108,9 +108,9 @@ def tokenizer() -> Any:
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     template = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"
     template += "{% if add_generation_prompt %}assistant {% endif %}"
-    found = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]", eos_token="</s>")
-    found.chat_template = template
-    return found
+    fast = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]", eos_token="</s>")
+    fast.chat_template = template
+    return fast
 
 
 def _texts(folder: Path) -> None:
@@ -122,11 +122,11 @@ def _texts(folder: Path) -> None:
 
 
 def _open_texts(folder: Path) -> Any:
-    found = [
+    parts = [
         list(read_texts(str(path), tokenizer(), length=16, progress=lambda _: None))
         for path in sorted(folder.iterdir())
     ]
-    return found, lists_pictures(folder / "rows.jsonl")
+    return parts, lists_pictures(folder / "rows.jsonl")
 
 
 def _open_prompts(folder: Path) -> Any:
@@ -142,9 +142,9 @@ def _collection(folder: Path) -> None:
 
 
 def _open_collection(folder: Path) -> Any:
-    found = load_collection(str(folder), report=lambda _: None)
+    collection = load_collection(str(folder), report=lambda _: None)
     docs, queries = read_docs(folder / "corpus.jsonl"), read_queries(folder / "queries.jsonl")
-    return vars(found), list(docs), queries
+    return vars(collection), list(docs), queries
 
 
 def _shop(folder: Path) -> None:

@@ -27,10 +27,10 @@ VALUES: tuple[Any, ...] = (
 
 
 def _flipped(raw: bytes, draw: random.Random) -> bytes:
-    found = bytearray(raw or b"\0")
+    data = bytearray(raw or b"\0")
     for _ in range(draw.choice((1, 1, 2, 8))):
-        found[draw.randrange(len(found))] ^= 1 << draw.randrange(8)
-    return bytes(found)
+        data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+    return bytes(data)
 
 
 def _cut(raw: bytes, draw: random.Random) -> bytes:
@@ -48,18 +48,18 @@ def _swapped(raw: bytes, draw: random.Random) -> bytes:
 
 def _overwritten(raw: bytes, draw: random.Random) -> bytes:
     """Sizes and counts stand as 1 to 8 bytes somewhere, most of them at the start."""
-    at = draw.randrange(min(len(raw), draw.choice((16, 64, 10**9))) + 1)
+    start = draw.randrange(min(len(raw), draw.choice((16, 64, 10**9))) + 1)
     width = draw.choice((1, 2, 4, 8))
-    what = draw.choice((b"\xff", b"\0", b"\x7f", b"\x80", draw.randbytes(1))) * width
-    return raw[:at] + what + raw[at + width :]
+    filler = draw.choice((b"\xff", b"\0", b"\x7f", b"\x80", draw.randbytes(1))) * width
+    return raw[:start] + filler + raw[start + width :]
 
 
 def _inserted(raw: bytes, draw: random.Random) -> bytes:
-    at = draw.randrange(len(raw) + 1)
-    what = draw.choice(
+    start = draw.randrange(len(raw) + 1)
+    filler = draw.choice(
         (b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"\n\n", b'"', b",", b"\t", b"A" * 200_000)
     )
-    return raw[:at] + what + raw[at:]
+    return raw[:start] + filler + raw[start:]
 
 
 def _empty(raw: bytes, draw: random.Random) -> bytes:
@@ -76,8 +76,8 @@ BYTES: tuple[Mutate, ...] = (
 )  # fmt: skip
 
 
-def _places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    yield at
+def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
     inner = (
         value.items()
         if isinstance(value, dict)
@@ -85,8 +85,8 @@ def _places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         if isinstance(value, list)
         else ()
     )
-    for key, one in list(inner):
-        yield from _places(one, (*at, key))
+    for key, value_inside in list(inner):
+        yield from _places(value_inside, (*path, key))
 
 
 def changed(content: Any, draw: random.Random) -> Any:
@@ -116,10 +116,10 @@ def changed(content: Any, draw: random.Random) -> Any:
     elif isinstance(owner, dict):
         owner[draw.choice(("name", f"{key}x", "", "auto_map", "__class__"))] = owner.pop(key)
     else:
-        other = content
+        node = content
         for step in draw.choice(places):
-            other = other[step]
-        owner[key] = json.loads(json.dumps(other))
+            node = node[step]
+        owner[key] = json.loads(json.dumps(node))
     return content
 
 
@@ -137,18 +137,18 @@ def _json(raw: bytes, draw: random.Random) -> bytes:
 
 def _lines(raw: bytes, draw: random.Random) -> bytes:
     lines = raw.split(b"\n")
-    at = draw.randrange(len(lines))
+    line = draw.randrange(len(lines))
     way = draw.randrange(5)
     if way == 0:
-        lines.insert(at, lines[draw.randrange(len(lines))])
+        lines.insert(line, lines[draw.randrange(len(lines))])
     elif way == 1:
-        lines[at] = draw.choice((b"", b"null", b"[]", b"\xff", b"0", b'"x"', b"\t", b"\0"))
+        lines[line] = draw.choice((b"", b"null", b"[]", b"\xff", b"0", b'"x"', b"\t", b"\0"))
     elif way == 2:
-        del lines[at]
+        del lines[line]
     elif way == 3:
-        lines[at] = _flipped(lines[at], draw)
-    elif lines[at].strip():
-        lines[at] = _json(lines[at], draw) if _is_json(lines[at]) else lines[at] * 2
+        lines[line] = _flipped(lines[line], draw)
+    elif lines[line].strip():
+        lines[line] = _json(lines[line], draw) if _is_json(lines[line]) else lines[line] * 2
     return b"\n".join(lines)
 
 
@@ -159,16 +159,16 @@ CELLS = (
 
 
 def _table(raw: bytes, draw: random.Random) -> bytes:
-    """One place between commas, tabs or blanks is another text."""
+    """Delete, repeat or replace the text between two commas, tabs or blanks."""
     parts = re.split(rb"([,\t\n ])", raw)
-    at = draw.randrange(len(parts))
+    part = draw.randrange(len(parts))
     way = draw.randrange(4)
     if way == 0:
-        del parts[at]
+        del parts[part]
     elif way == 1:
-        parts[at:at] = parts[draw.randrange(len(parts)) :][:2]
+        parts[part:part] = parts[draw.randrange(len(parts)) :][:2]
     else:
-        parts[at] = draw.choice(CELLS).encode()
+        parts[part] = draw.choice(CELLS).encode()
     return b"".join(parts)
 
 
@@ -186,17 +186,21 @@ def _safetensors(raw: bytes, draw: random.Random) -> bytes:
         return struct.pack("<Q", length) + header + data
     if way < 4 and data:
         width = draw.choice((2, 4, 8))
-        at = draw.randrange(len(data)) // width * width
+        start = draw.randrange(len(data)) // width * width
         odd = {2: b"\x00\x7e", 4: struct.pack("<f", math.nan), 8: struct.pack("<q", -(2**62))}[
             width
         ]
-        data = data[:at] + draw.choice((odd, b"\xff" * width, b"\0" * width)) + data[at + width :]
+        data = (
+            data[:start]
+            + draw.choice((odd, b"\xff" * width, b"\0" * width))
+            + data[start + width :]
+        )
         return raw[: 8 + length] + data[: len(raw) - 8 - length]
     content = json.loads(header)
     names = [name for name in content if name != "__metadata__"]
     if way < 6 and len(names) > 1:  # two tensors take each other's names
-        one, other = draw.sample(names, 2)
-        content[one], content[other] = content[other], content[one]
+        first, second = draw.sample(names, 2)
+        content[first], content[second] = content[second], content[first]
     elif way == 6 and names:
         tensor = content[draw.choice(names)]
         tensor["shape"] = draw.choice(
@@ -204,7 +208,7 @@ def _safetensors(raw: bytes, draw: random.Random) -> bytes:
         )
     elif way == 7 and names:
         tensor = content[draw.choice(names)]
-        same = {
+        widths = {
             "F32": "I32",
             "I32": "F32",
             "I64": "F64",
@@ -213,13 +217,13 @@ def _safetensors(raw: bytes, draw: random.Random) -> bytes:
             "BF16": "F16",
             "U8": "I8",
         }
-        tensor["dtype"] = same.get(tensor["dtype"], "F32")
+        tensor["dtype"] = widths.get(tensor["dtype"], "F32")
     elif way == 8 and content.get("__metadata__"):
-        about = content["__metadata__"]
-        name = draw.choice(sorted(about))
-        about[name] = (
-            _json(about[name].encode(), draw).decode("utf-8", "replace")
-            if about[name][:1] in "{["
+        metadata = content["__metadata__"]
+        name = draw.choice(sorted(metadata))
+        metadata[name] = (
+            _json(metadata[name].encode(), draw).decode("utf-8", "replace")
+            if metadata[name][:1] in "{["
             else "x"
         )
     else:

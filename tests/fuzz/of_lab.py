@@ -53,8 +53,8 @@ def _plan(folder: Path) -> None:
 
 
 def _open_plan(folder: Path) -> Any:
-    same = {"suite": "mini"}
-    return bench_folder._check(folder / "plan.json", same)  # pyright: ignore[reportPrivateUsage]
+    protocol = {"suite": "mini"}
+    return bench_folder._check(folder / "plan.json", protocol)  # pyright: ignore[reportPrivateUsage]
 
 
 KINDS = (

@@ -67,17 +67,17 @@ def _open_run(folder: Path) -> Any:
 
 def _open_report(folder: Path) -> Any:
     write_report([folder / "run"], folder / "report.html")
-    found = gather([folder / "run"])[0]
-    return found.scores, found.costs, found.curve, found.items and vars(found.items)
+    run = gather([folder / "run"])[0]
+    return run.scores, run.costs, run.curve, run.items and vars(run.items)
 
 
 def _settings(folder: Path) -> None:
     flat = experiment.Experiment(experiment.Pictures("photos")).flat()
     write_json(folder / "experiment.json", flat)
     write_json(folder / "auto.json", flat | {"minutes": 1, "methods": ["mosa"]})
-    asked = {"data": "shop", "task": "sessions", "method": "m2trec", "settings": []}
-    asked |= {"schedule": None, "density": None, "seed": 0, "options": {}}
-    write_json(folder / "recommend.json", asked)
+    record = {"data": "shop", "task": "sessions", "method": "m2trec", "settings": []}
+    record |= {"schedule": None, "density": None, "seed": 0, "options": {}}
+    write_json(folder / "recommend.json", record)
     write_json(begun_index.settings_file(folder / "part"), {"model": "toy"})
 
 
@@ -106,11 +106,13 @@ def _pages(folder: Path) -> None:
     }  # fmt: skip
     (folder / "pruned").mkdir()
     write_json(folder / "pruned" / "sparsify.json", pruned)
-    about = {"dense": 3.0, "uniform": 3.2, "loss": {"a": 3.1}, "chosen": "a"}
-    intarsia.spans.Spans.uniform(2, 2, 0.5, longest=128, about=about).save(folder / "spans.json")
-    asked = {"data": "questions.jsonl", "model": "smollm2", "method": "mixlora", "settings": []}
-    asked |= {"see": "pixels", "hear": "log-mel", "options": {"seed": 0}}
-    write_json(folder / seeing.FILE, asked)
+    about_spans = {"dense": 3.0, "uniform": 3.2, "loss": {"a": 3.1}, "chosen": "a"}
+    intarsia.spans.Spans.uniform(2, 2, 0.5, longest=128, about=about_spans).save(
+        folder / "spans.json"
+    )
+    record = {"data": "questions.jsonl", "model": "smollm2", "method": "mixlora", "settings": []}
+    record |= {"see": "pixels", "hear": "log-mel", "options": {"seed": 0}}
+    write_json(folder / seeing.FILE, record)
 
 
 def _open_pages(folder: Path) -> Any:
@@ -121,9 +123,9 @@ def _open_pages(folder: Path) -> Any:
 
 def _trace() -> Trace:
     draws = torch.Generator().manual_seed(0)
-    chosen = torch.rand(60, 3, 4, generator=draws).topk(2).indices
+    experts = torch.rand(60, 3, 4, generator=draws).topk(2).indices
     row = torch.arange(60)
-    return Trace(chosen, 4, row // 7, row % 7, torch.rand(60, 3, 2, generator=draws), row % 11)
+    return Trace(experts, 4, row // 7, row % 7, torch.rand(60, 3, 2, generator=draws), row % 11)
 
 
 def _placing(folder: Path) -> None:
@@ -142,7 +144,7 @@ def _open_placing(folder: Path) -> Any:
     )
     placed = Placement.load_file(folder / "placement.json")
     links = Topology.load_file(folder / "topology.json")
-    return [vars(one) for one in (trace, table, placed, links)]
+    return [vars(record) for record in (trace, table, placed, links)]
 
 
 WORDS = ("[UNK]", "the", "cat", "dog", "house", "sleeps")

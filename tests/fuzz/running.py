@@ -42,7 +42,7 @@ MEMORY, FILE = 2**31, 2**28  # bytes beside what a process has at its start, and
 
 @dataclass(frozen=True)
 class Case:
-    """One damaged file.
+    """A damaged file.
 
     number: with the seed, which damage is done; seed: None for the file of that number in the place
     of which stands no regular file, but a pipe, a device or a folder.
@@ -84,15 +84,15 @@ def _signed(folder: Path, before: bytes, after: bytes) -> bool:
     old, new = (sha256(raw).hexdigest().encode() for raw in (before, after))
     files = [p for p in folder.rglob("*.json") if p.is_file() and old in p.read_bytes()]
     for path in files if old != new else ():
-        about = path.read_bytes()
-        path.write_bytes(about.replace(old, new))
-        _signed(folder, about, path.read_bytes())
+        content = path.read_bytes()
+        path.write_bytes(content.replace(old, new))
+        _signed(folder, content, path.read_bytes())
     return bool(files)
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a case ended.  error: type and text, or the traceback of a raw one."""
+    """The end of a case.  error: type and text, or the traceback of a raw one."""
 
     case: Case
     outcome: str
@@ -118,7 +118,7 @@ class Fuzz:
         gc.freeze()
 
     def cases(self, count: int, seed: int = 0) -> Iterator[Case]:
-        """So many cases, of all kinds in turn."""
+        """Draw `count` cases, of all kinds in turn."""
         for i in range(count):
             yield Case(self.kinds[i % len(self.kinds)], i // len(self.kinds), seed)
 
@@ -130,11 +130,11 @@ class Fuzz:
 
     def run(self, cases: Iterable[Case]) -> Iterator[Ended]:
         """Carry cases out, some in each forked process; after a bad end begin another."""
-        left = list(cases)
-        while left:
-            ends = self._forked(left[:BATCH])
+        remaining = list(cases)
+        while remaining:
+            ends = self._forked(remaining[:BATCH])
             yield from ends
-            left = left[len(ends) :]
+            remaining = remaining[len(ends) :]
 
     def _copy(self, kind: Kind) -> Path:
         folder = self.work / "case"
@@ -153,10 +153,10 @@ class Fuzz:
         ends: list[Ended] = []
         damage, late = "", False
         # of each case two lines: what is done, and how that ended
-        with open(read, "rb", buffering=0) as said:
+        with open(read, "rb", buffering=0) as pipe:
             while len(ends) < len(cases):
-                late = _is_late(child, said)
-                if late or not (line := said.readline()):  # a byte at a time: none waits unseen
+                late = _is_late(child, pipe)
+                if late or not (line := pipe.readline()):  # a byte at a time: none waits unseen
                     break
                 kind, *rest = json.loads(line)
                 if kind == "damage":
@@ -177,13 +177,13 @@ class Fuzz:
         nowhere = os.open(os.devnull, os.O_RDWR)
         for number in (0, 1):
             os.dup2(nowhere, number)
-        own = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (own + MEMORY, own + MEMORY))
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        with open(write, "w") as said:
+        with open(write, "w") as pipe:
             for case in cases:
                 folder = self._copy(case.kind)
-                print(json.dumps(("damage", case.damage(folder))), file=said, flush=True)
+                print(json.dumps(("damage", case.damage(folder))), file=pipe, flush=True)
                 os.chdir(folder)
                 _limit(resource.RLIMIT_CPU, math.ceil(time.process_time()) + CPU_SECONDS)
                 _limit(resource.RLIMIT_FSIZE, FILE)
@@ -192,7 +192,7 @@ class Fuzz:
                 os.chdir(self.work)
                 if (folder / CANARY).exists():
                     outcome = "ran"
-                print(json.dumps((outcome, error[-5000:])), file=said, flush=True)
+                print(json.dumps((outcome, error[-5000:])), file=pipe, flush=True)
             os._exit(0)
 
     def _attempt(self, kind: Kind, folder: Path) -> tuple[str, str]:
@@ -206,10 +206,10 @@ class Fuzz:
             return "raw", traceback.format_exc()
 
 
-def _is_late(child: int, said: Any) -> bool:
+def _is_late(child: int, pipe: Any) -> bool:
     """Wait for a line; True for a process that has none and takes no time of the processor."""
     before = -1
-    while not select.select([said], [], [], SECONDS)[0]:
+    while not select.select([pipe], [], [], SECONDS)[0]:
         fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
         if (ticks := int(fields[11]) + int(fields[12])) <= before + 1:
             return True
@@ -217,16 +217,16 @@ def _is_late(child: int, said: Any) -> bool:
     return False
 
 
-def _limit(limit: int, most: int) -> None:
+def _limit(limit: int, value: int) -> None:
     """Set a limit that can be lifted again."""
-    resource.setrlimit(limit, (most, resource.RLIM_INFINITY))
+    resource.setrlimit(limit, (value, resource.RLIM_INFINITY))
 
 
 def counts(ends: Sequence[Ended]) -> dict[str, dict[str, int]]:
-    """By kind, and over "all": how many cases ended so."""
-    found: dict[str, dict[str, Any]] = {}
+    """Count the cases with each outcome, by kind and over "all"."""
+    counted: dict[str, dict[str, Any]] = {}
     for end in ends:
         for name in (end.case.kind.name, "all"):
-            row = found.setdefault(name, dict.fromkeys(OUTCOMES, 0))
+            row = counted.setdefault(name, dict.fromkeys(OUTCOMES, 0))
             row[end.outcome] += 1
-    return found
+    return counted

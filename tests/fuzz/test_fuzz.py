@@ -25,9 +25,9 @@ ROOT = Path(__file__).parents[2]
 def test_no_malformed_file_is_raw_hangs_or_runs() -> None:
     # a process of its own: it forks, and this one has threads
     words = [sys.executable, "-m", "tests.fuzz", "--count", "300", "--irregular"]
-    where = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
-        words, cwd=ROOT, env=os.environ | {"PYTHONPATH": where}, capture_output=True, text=True,
+        words, cwd=ROOT, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True,
         check=False, timeout=1_000,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr[-2_000:]
@@ -89,8 +89,10 @@ def test_each_end_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (tmp_path / "good" / name).mkdir(parents=True)
         _make(tmp_path / "good" / name)
     ends = list(fuzz.run(fuzz.cases(len(opens) + 2)))
-    wanted = {name: name for name in ENDS} | {name: outcome for name, (outcome, _) in MORE.items()}
-    assert {end.case.kind.name: end.outcome for end in ends} == wanted
+    outcomes = {name: name for name in ENDS} | {
+        name: outcome for name, (outcome, _) in MORE.items()
+    }
+    assert {end.case.kind.name: end.outcome for end in ends} == outcomes
     assert len(ends) == len(opens) + 2 and counts(ends)["all"]["other"] == 2
     assert {end.outcome for end in ends if end.outcome in BAD} == set(BAD)
 

@@ -30,8 +30,8 @@ def tensors(name: str, change: Callable[[dict[str, torch.Tensor]], object]) -> D
         change(stored)
         save_file(stored, path, metadata={"format": "pt"})
         after = hashlib.sha256(path.read_bytes()).hexdigest()
-        for about in path.parent.glob("*.json"):
-            about.write_text(about.read_text().replace(before, after))
+        for file in path.parent.glob("*.json"):
+            file.write_text(file.read_text().replace(before, after))
 
     return damage
 

@@ -63,8 +63,8 @@ def numbered(model: nn.Module, version: int) -> nn.Module:
 
 def of_model(model: nn.Module) -> int:
     """The version that `numbered` has put into a model."""
-    found = {float(p.detach().flatten()[0]) for p in model.parameters() if p.std() == 0}
-    return int(max(found & {1.0, 2.0}))
+    versions = {float(p.detach().flatten()[0]) for p in model.parameters() if p.std() == 0}
+    return int(max(versions & {1.0, 2.0}))
 
 
 def mixture(version: int) -> nn.Module:
@@ -88,8 +88,8 @@ def words() -> Any:
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    found = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
-    return PreTrainedTokenizerFast(tokenizer_object=found, unk_token="[UNK]")
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
 
 
 def write_changed(path: Path, version: int) -> object:

@@ -45,13 +45,17 @@ def build(
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_the_list_says_what_each_is(name: str) -> None:
-    found = card(name)
+    method_card = card(name)
     assert re.fullmatch(r"[a-z][a-z0-9-]*", name) and name not in keys()
-    assert found.summary.endswith(".") and found.family in ("part of the model", "prompts", "peft")
-    assert re.fullmatch(r"\d{4}\.\d{4,5}", found.paper.arxiv) and found.paper.title
-    assert found.paper.year >= 2000 + int(found.paper.arxiv[:2])
-    settings = settings_to_dict(found.config())
-    assert settings_from_dict(found, json.loads(json.dumps(settings))) == found.config()
+    assert method_card.summary.endswith(".") and method_card.family in (
+        "part of the model",
+        "prompts",
+        "peft",
+    )
+    assert re.fullmatch(r"\d{4}\.\d{4,5}", method_card.paper.arxiv) and method_card.paper.title
+    assert method_card.paper.year >= 2000 + int(method_card.paper.arxiv[:2])
+    settings = settings_to_dict(method_card.config())
+    assert settings_from_dict(method_card, json.loads(json.dumps(settings))) == method_card.config()
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -119,14 +123,14 @@ def test_the_last_blocks_only(make: Make) -> None:
 
 def test_the_seed_decides_the_start_and_nothing_else_moves(make: Make) -> None:
     before = torch.get_rng_state()
-    found = []
+    starts = []
     for seed in (0, 0, 1):
         model = make("vit")
         torch.manual_seed(7)
         state = build("peft-lora", model, seed=seed).state_dict()
-        found.append(next(t for n, t in state.items() if "lora_A" in n))
+        starts.append(next(t for n, t in state.items() if "lora_A" in n))
         assert torch.equal(torch.rand(2), torch.rand(2, generator=torch.Generator().manual_seed(7)))
-    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+    assert torch.equal(starts[0], starts[1]) and not torch.equal(starts[0], starts[2])
     torch.set_rng_state(before)
 
 
@@ -173,22 +177,22 @@ def test_damaged_and_foreign_files_are_refused(make: Make, tmp_path: Path) -> No
         key = "peft-lora" if name == "smaller" else name
         intarsia.save(build(key, make("vit"), settings), tmp_path / name)
     folder, weights = tmp_path / "peft-lora", "adapter_model.safetensors"
-    whole = (folder / weights).read_bytes()
-    (folder / weights).write_bytes(whole[:-1] + b"\0")
+    content = (folder / weights).read_bytes()
+    (folder / weights).write_bytes(content[:-1] + b"\0")
     with refused(
         CheckpointError, got="bytes that changed after they were written", want="what was written"
     ):
         intarsia.load(make("vit"), folder)
-    (folder / weights).write_bytes(whole)
-    for other, says in (("smaller", r"want \(8, 32\)"), ("peft-loha", "that do not belong")):
-        (folder / weights).write_bytes((tmp_path / other / weights).read_bytes())
+    (folder / weights).write_bytes(content)
+    for donor, says in (("smaller", r"want \(8, 32\)"), ("peft-loha", "that do not belong")):
+        (folder / weights).write_bytes((tmp_path / donor / weights).read_bytes())
         resealed(folder)
         model = make("vit")
         with pytest.raises(CheckpointError, match=says):
             intarsia.load(model, folder)
         assert not hasattr(model, "peft_config") and not steps_of(model)
-        (folder / weights).write_bytes(whole)
-    (folder / weights).write_bytes(whole[:99])
+        (folder / weights).write_bytes(content)
+    (folder / weights).write_bytes(content[:99])
     resealed(folder)
     with refused(
         CheckpointError,

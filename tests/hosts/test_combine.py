@@ -46,9 +46,9 @@ def test_the_sum_is_both_at_once_and_the_difference_none() -> None:
     model.set_adapter("sum")
     torch.testing.assert_close(logits(model), both, rtol=1e-4, atol=1e-5)
     model.base_model.set_adapter(["difference", "n1"])
-    found = logits(model)
+    summed = logits(model)
     model.set_adapter("n0")
-    torch.testing.assert_close(found, logits(model), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(summed, logits(model), rtol=1e-4, atol=1e-5)
 
 
 def test_a_mean_is_saved_and_loaded(tmp_path: Path) -> None:
@@ -59,8 +59,8 @@ def test_a_mean_is_saved_and_loaded(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     again = intarsia.load(vit(), tmp_path / "mean", name="mean")
     torch.testing.assert_close(logits(again), want)
-    mean, one = layers_of(model, "mean"), layers_of(model, "n0")
-    for path, layer in one.items():
+    mean, single = layers_of(model, "mean"), layers_of(model, "n0")
+    for path, layer in single.items():
         torch.testing.assert_close(mean[path].delta("mean"), layer.delta("n0") / 2)
 
 
@@ -82,10 +82,10 @@ def test_an_adapter_is_not_called_as_a_part_of_the_model_is(name: str) -> None:
     with refused(ConfigError, what="adapter name", want="no word in the path of a weight"):
         intarsia.adapt(model, intarsia.Lora(2), name=name, head=None)
     assert type(model) is type(vit()) and not hasattr(model, "peft_config")
-    other = adapted(intarsia.Lora(2))
+    second = adapted(intarsia.Lora(2))
     with refused(ConfigError, what="adapter name", want="no word in the path of a weight"):
-        intarsia.adapt(other, intarsia.Lora(2), name=name, head=None)
-    assert list(other.peft_config) == ["n0"]
+        intarsia.adapt(second, intarsia.Lora(2), name=name, head=None)
+    assert list(second.peft_config) == ["n0"]
 
 
 def test_pairs_that_the_page_of_compositions_names() -> None:
@@ -104,12 +104,16 @@ def test_changes_stack_or_say_why_not() -> None:
 
 def test_the_page_of_compositions_names_every_adapter_under_its_trait() -> None:
     page = (Path(__file__).parents[2] / "docs" / "composition.md").read_text()
-    for one, group in by_trait(cards("adapter")).items():
-        assert f"| {one} | {', '.join(f'`{found.key}`' for found in group)} |" in page
+    for trait, group in by_trait(cards("adapter")).items():
+        assert f"| {trait} | {', '.join(f'`{member.key}`' for member in group)} |" in page
 
 
-@pytest.mark.parametrize(("one", "two"), [("bi", "s2ft"), ("mixlora", "mos"), ("poly", "ssf")])
-def test_what_was_not_tried_follows_from_the_traits(one: str, two: str) -> None:
+@pytest.mark.parametrize(
+    ("one_trait", "other_trait"), [("bi", "s2ft"), ("mixlora", "mos"), ("poly", "ssf")]
+)
+def test_what_was_not_tried_follows_from_the_traits(one_trait: str, other_trait: str) -> None:
     first = {c.key: group[0] for group in by_trait(cards("adapter")).values() for c in group}
-    assert first[one].key != one or first[two].key != two
-    assert beside(card(one), card(two)) == beside(first[one], first[two])
+    assert first[one_trait].key != one_trait or first[other_trait].key != other_trait
+    assert beside(card(one_trait), card(other_trait)) == beside(
+        first[one_trait], first[other_trait]
+    )

@@ -83,8 +83,8 @@ def test_a_model_in_training_is_one_graph_and_computes_the_same(name: str) -> No
         want.backward()
         got.backward()
     assert dict(breaks) == {}
-    for (where, p), q in zip(plain.named_parameters(), graph.parameters(), strict=True):
-        assert_close(q.grad, p.grad, rtol=1e-3, atol=1e-5, msg=where)
+    for (path, p), q in zip(plain.named_parameters(), graph.parameters(), strict=True):
+        assert_close(q.grad, p.grad, rtol=1e-3, atol=1e-5, msg=path)
     ours, theirs = (
         [m.seen.tolist() for m in model.modules() if isinstance(m, SplitLinear)]
         for model in (graph, plain)

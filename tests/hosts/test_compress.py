@@ -57,12 +57,12 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_exact_formats_leave_the_outputs_and_int8_nearly(saved: Path) -> None:
     model = pruned()
-    before, one = outputs(model), one_picture(model)
+    before, picture = outputs(model), one_picture(model)
     packed = compress(copy.deepcopy(model), Bitmask(), force=True)
     layers = [m for m in packed.modules() if isinstance(m, PackedLinear)]
     assert len(layers) == 8 and not any(list(m.parameters()) for m in layers)
     assert_close(outputs(packed), before)
-    assert_close(one_picture(packed), one)
+    assert_close(one_picture(packed), picture)
     rounded = outputs(intarsia.load(vit(), saved))
     assert 0 < float((rounded - before).abs().max()) < 0.05 * float(before.abs().max())
 
@@ -140,10 +140,10 @@ def test_the_file_has_the_bytes_of_what_is_stored(saved: Path) -> None:
     layers = [m for m in model.modules() if isinstance(m, PackedLinear)]
     inside = {n for m in layers for n in m.names}
     packed = sum(nbytes(m.stored) for m in layers)
-    others = sum(t.nbytes for n, t in model.state_dict().items() if n.split(".")[-1] not in inside)
+    rest = sum(t.nbytes for n, t in model.state_dict().items() if n.split(".")[-1] not in inside)
     file = saved / "host.safetensors"
     header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
-    assert file.stat().st_size == header + packed + others
+    assert file.stat().st_size == header + packed + rest
 
 
 def test_what_would_slow_the_model_down_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +180,7 @@ def _bad_layers() -> Any:
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "what"),
+    ("call", "error", "field"),
     [
         (lambda: compress(vit(), "bitmap"), UnknownName, "unknown format"),
         (lambda: compress(vit(), 3), ConfigError, "format"),
@@ -194,8 +194,10 @@ def _bad_layers() -> Any:
         ),
     ],
 )
-def test_misuse_says_what_to_do(call: Callable[[], Any], error: type[Exception], what: str) -> None:
-    with refused(error, what=what):
+def test_misuse_says_what_to_do(
+    call: Callable[[], Any], error: type[Exception], field: str
+) -> None:
+    with refused(error, what=field):
         call()
 
 
@@ -252,15 +254,15 @@ def test_a_thousand_damaged_folders_give_no_wrong_number(saved: Path, tmp_path: 
 
 
 def _damaged(content: bytes, draw: random.Random) -> bytes:
-    at = draw.randrange(len(content))
+    cut = draw.randrange(len(content))
     kind = draw.randrange(4)
     if kind == 0:
-        return content[:at]
+        return content[:cut]
     if kind == 1:
-        return content[:at] + bytes(min(40, len(content) - at)) + content[at + 40 :]
+        return content[:cut] + bytes(min(40, len(content) - cut)) + content[cut + 40 :]
     if kind == 2:
-        return content[:at] + draw.randbytes(1 + draw.randrange(9)) + content[at:]
-    return content[:at] + bytes([content[at] ^ 1 << draw.randrange(8)]) + content[at + 1 :]
+        return content[:cut] + draw.randbytes(1 + draw.randrange(9)) + content[cut:]
+    return content[:cut] + bytes([content[cut] ^ 1 << draw.randrange(8)]) + content[cut + 1 :]
 
 
 def test_formats_have_their_names() -> None:

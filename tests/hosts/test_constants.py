@@ -34,8 +34,8 @@ def convolutional():
     return timm.create_model("test_efficientnet", num_classes=3)
 
 
-def placed(placement, **more):
-    return Bottleneck(4, placement=placement, activation="gelu", init="houlsby", **more)
+def placed(placement, **settings):
+    return Bottleneck(4, placement=placement, activation="gelu", init="houlsby", **settings)
 
 
 def method(name):
@@ -92,9 +92,9 @@ def test_rows_and_the_class_token_give_what_tokens_give(name, rows):
         want = step(model, tokens.tensors[0][:rows])
         before = {n: t.clone() for n, t in learned_state(model).items()}
         assert stack.enter_context(reading_class_token(model, tokens[0][0][None]))
-        kept, _ = stack.enter_context(keeping_constants(model, tokens, dtype=FP32))
-        assert (kept is not tokens) != (name in ("bitfit", "norms"))
-        for x in (kept.tensors[0][:rows], tokens.tensors[0][:rows]):
+        tokens_kept, _ = stack.enter_context(keeping_constants(model, tokens, dtype=FP32))
+        assert (tokens_kept is not tokens) != (name in ("bitfit", "norms"))
+        for x in (tokens_kept.tensors[0][:rows], tokens.tensors[0][:rows]):
             got = step(model, x)
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(learned_state(model), before, rtol=0, atol=0)
@@ -108,8 +108,8 @@ def held(tokens):
 
 def names_of(model, constants):
     paths = {m: n for n, m in model.named_modules()}
-    kept = zip(constants.modules, constants.needed, strict=True)
-    return [paths[m].partition("blocks.")[2] for m, needed in kept if needed]
+    pairs = zip(constants.modules, constants.needed, strict=True)
+    return [paths[m].partition("blocks.")[2] for m, needed in pairs if needed]
 
 
 @pytest.mark.parametrize(
@@ -126,17 +126,17 @@ def names_of(model, constants):
 def test_what_is_kept_ends_at_the_first_trained_module(name, want):
     model = method(name)
     with reading_tokens(model, 2):
-        found = find_constants(model, torch.randn(2, 10, 24), FP32)
-    assert found is not None
-    assert names_of(model, found) == want
+        constants = find_constants(model, torch.randn(2, 10, 24), FP32)
+    assert constants is not None
+    assert names_of(model, constants) == want
 
 
 def test_a_trunk_with_dropout_keeps_nothing_that_follows_it():
     model = adapt(host(proj_drop_rate=0.5), placed("adaptformer"), layers=[2, 3])
     with reading_tokens(model, 2):
-        found = find_constants(model, torch.randn(2, 10, 24), FP32)
-    assert found is not None
-    assert names_of(model, found) == ["2.norm1"]
+        constants = find_constants(model, torch.randn(2, 10, 24), FP32)
+    assert constants is not None
+    assert names_of(model, constants) == ["2.norm1"]
 
 
 def test_maps_of_an_efficientnet_are_kept_too():
@@ -146,17 +146,20 @@ def test_maps_of_an_efficientnet_are_kept_too():
         tokens = held(run_prefix(prefix, pictures, dtype=FP32))
         training_mode(model)
         want = step(model, tokens.tensors[0][:3])
-        with keeping_constants(model, tokens, dtype=FP32) as (kept, _):
-            assert kept is not tokens and kept.digests == tokens.digests
-            torch.testing.assert_close(step(model, kept.tensors[0][:3]), want)
+        with keeping_constants(model, tokens, dtype=FP32) as (maps, _):
+            assert maps is not tokens and maps.digests == tokens.digests
+            torch.testing.assert_close(step(model, maps.tensors[0][:3]), want)
 
 
 def test_without_room_the_tokens_stay(monkeypatch):
     model = method("pfeiffer")
     tokens = held(TensorDataset(torch.randn(3, 10, 24), torch.arange(3)))
     monkeypatch.setattr("intarsia.hosts.anatomy.constants.SHARE", 0.0)
-    with reading_tokens(model, 2), keeping_constants(model, tokens, dtype=FP32) as (kept, also):
-        assert kept is tokens and also(tokens, lambda _, make: make()) is tokens
+    with (
+        reading_tokens(model, 2),
+        keeping_constants(model, tokens, dtype=FP32) as (constants, also),
+    ):
+        assert constants is tokens and also(tokens, lambda _, make: make()) is tokens
 
 
 def test_other_sets_are_scored_on_rows_that_runs_of_one_trunk_share():
@@ -166,7 +169,7 @@ def test_other_sets_are_scored_on_rows_that_runs_of_one_trunk_share():
         key = repr(mark)
         return memory[key] if key in memory else memory.setdefault(key, make())
 
-    tokens, other = (
+    tokens, test_tokens = (
         held(TensorDataset(torch.randn(n, 10, 24), torch.arange(n) % 3)) for n in (4, 6)
     )
     logits = []
@@ -174,17 +177,17 @@ def test_other_sets_are_scored_on_rows_that_runs_of_one_trunk_share():
         torch.manual_seed(seed)
         model = shaken(method("adaptformer")).eval()
         with reading_tokens(model, 2), torch.no_grad():
-            want = model(other.tensors[0])
+            want = model(test_tokens.tensors[0])
             with keeping_constants(model, tokens, dtype=FP32) as (_, also):
-                rows = also(other, once)
-                assert rows is not other and rows.digests == other.digests
+                rows = also(test_tokens, once)
+                assert rows is not test_tokens and rows.digests == test_tokens.digests
                 torch.testing.assert_close(model(rows.tensors[0]), want, rtol=1e-4, atol=1e-5)
             logits.append(want)
     assert len(memory) == 1
     with torch.no_grad():  # another trunk has rows of its own
         next(p for n, p in model.named_parameters() if "blocks.2.norm1.weight" in n).add_(1.0)
     with reading_tokens(model, 2), keeping_constants(model, tokens, dtype=FP32) as (_, also):
-        also(other, once)
+        also(test_tokens, once)
     assert len(memory) == 2
 
 

@@ -55,14 +55,14 @@ def test_greedy_tokens_are_transformers_own(kind: str) -> None:
     mask = torch.ones_like(IDS)
     mask[1, :6] = 0
     for build in ("native", "off"):
-        for kept in (torch.ones_like(mask), mask):
-            want = model.generate(IDS, attention_mask=kept, max_new_tokens=16, do_sample=False)
+        for attention in (torch.ones_like(mask), mask):
+            want = model.generate(IDS, attention_mask=attention, max_new_tokens=16, do_sample=False)
             with native.using(build):
-                found = generate(model, IDS, 16, mask=kept)
-            assert torch.equal(found.tokens, want[:, 20:])
-        assert found.rate > 0
+                generation = generate(model, IDS, 16, mask=attention)
+            assert torch.equal(generation.tokens, want[:, 20:])
+        assert generation.rate > 0
         suited = build == "native" and native.load() and kind != "hooked"
-        assert found.path.startswith("native" if suited else "transformers' layers: ")
+        assert generation.path.startswith("native" if suited else "transformers' layers: ")
 
 
 def test_room_is_made_once_and_not_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,13 +84,13 @@ def test_the_short_way_gives_the_bits_of_the_model_s_own_forward() -> None:
     model = made("bfloat16")
     step, name = one_token(model), cache_name(model)
     assert step is not None
-    one, two = (fixed_cache(model, 24) for _ in range(2))
+    first, second = (fixed_cache(model, 24) for _ in range(2))
     with torch.inference_mode():
-        for cache in (one, two):
+        for cache in (first, second):
             model(IDS, **{name: cache}, use_cache=True)
-        for at in range(20, 24):
-            want = model(IDS[:, at - 20 : at - 19], **{name: two}, use_cache=True).logits
-            assert torch.equal(step(IDS[:, at - 20 : at - 19], one, at), want)
+        for index in range(20, 24):
+            want = model(IDS[:, index - 20 : index - 19], **{name: second}, use_cache=True).logits
+            assert torch.equal(step(IDS[:, index - 20 : index - 19], first, index), want)
     assert one_token(made("windowed")) is None
     assert one_token(made("hooked")) is None
 

@@ -179,9 +179,9 @@ def test_the_page_is_what_is_tried_now(tmp_path: Path, monkeypatch: pytest.Monke
 def test_blocks_are_known_by_their_structure(
     name: str, count: int, kind: str, mlp: list[str], after: list[str], attention: list[str]
 ) -> None:
-    found = blocks(host(name))
-    assert len(found) == count
-    for _, block in found:
+    paths = blocks(host(name))
+    assert len(paths) == count
+    for _, block in paths:
         assert block_kind(block) == kind
         assert places(block, "mlp", "parallel") == mlp
         assert places(block, "mlp", "sequential") == after
@@ -189,9 +189,9 @@ def test_blocks_are_known_by_their_structure(
 
 
 def test_layers_of_an_encoder_decoder_are_those_of_both() -> None:
-    found = dict(blocks(host("T5")))
-    assert list(found) == [f"{side}.block.{i}" for side in ("encoder", "decoder") for i in (0, 1)]
-    decoder = found["decoder.block.0"]
+    layers = dict(blocks(host("T5")))
+    assert list(layers) == [f"{side}.block.{i}" for side in ("encoder", "decoder") for i in (0, 1)]
+    decoder = layers["decoder.block.0"]
     assert places(decoder, "mlp") == ["layer.2.DenseReluDense"]
     assert places(decoder, "qv") == ["layer.0.SelfAttention.q", "layer.0.SelfAttention.v"]
 

@@ -45,21 +45,21 @@ def delta(
 ) -> SparseDelta:
     """Random entries of a model's matrices, or of the parameters named."""
     generator = torch.Generator().manual_seed(seed)
-    own = {id(p): (n, p) for n, p in reversed(own_parameters(model).items())}
-    wanted = {n: p for n, p in own.values() if n in names or (not names and p.dim() > 1)}
+    parameters = {id(p): (n, p) for n, p in reversed(own_parameters(model).items())}
+    changed = {n: p for n, p in parameters.values() if n in names or (not names and p.dim() > 1)}
     entries = {}
-    for n, p in wanted.items():
+    for n, p in changed.items():
         index = (torch.rand(p.numel(), generator=generator) < share).nonzero().flatten()
         entries[n] = index, 0.1 * torch.randn(len(index), generator=generator)
-    return SparseDelta.of(entries, wanted, {})
+    return SparseDelta.of(entries, changed, {})
 
 
 def bits(model: nn.Module) -> dict[str, Tensor]:
     return {n: p.detach().clone() for n, p in own_parameters(model).items()}
 
 
-def same(model: nn.Module, kept: dict[str, Tensor]) -> bool:
-    return all(torch.equal(p, kept[n]) for n, p in own_parameters(model).items())
+def same(model: nn.Module, saved: dict[str, Tensor]) -> bool:
+    return all(torch.equal(p, saved[n]) for n, p in own_parameters(model).items())
 
 
 def test_apply_adds_to_the_entries_and_to_nothing_else() -> None:
@@ -111,7 +111,7 @@ def test_after_an_error_inside_no_bit_has_moved() -> None:
 
 
 def test_training_on_several_sources_keeps_what_was_learned_and_nothing_else() -> None:
-    """Each batch with the delta of its source: the twin adds the deltas outside the weights."""
+    """The reference adds the delta of each batch's source outside the weights."""
     model, twin = vit().double(), vit().double()
     sources = [delta(vit().double(), seed=s) for s in (0, 1)]
     learns = "blocks.0.mlp.fc1.weight"
@@ -140,8 +140,8 @@ def test_training_on_several_sources_keeps_what_was_learned_and_nothing_else() -
             optimizer.zero_grad()
     assert_close(model.get_parameter(learns), twin.get_parameter(learns))
     assert not torch.equal(model.get_parameter(learns), before[learns])
-    others = {n: p for n, p in before.items() if n != learns}
-    assert all(torch.equal(model.get_parameter(n), p) for n, p in others.items())
+    frozen = {n: p for n, p in before.items() if n != learns}
+    assert all(torch.equal(model.get_parameter(n), p) for n, p in frozen.items())
 
 
 def test_sums_commute_and_agree_with_applying_one_after_the_other() -> None:
@@ -166,14 +166,14 @@ def test_arithmetic() -> None:
         n: torch.zeros(torch.Size(shape)).flatten().index_copy(0, *a.entries[n])
         for n, shape in a.shapes.items()
     }
-    other = {
+    second = {
         n: torch.zeros(torch.Size(shape)).flatten().index_copy(0, *b.entries[n])
         for n, shape in b.shapes.items()
     }
     got = 0.5 * a - b * 2
     for n in dense:
         full = torch.zeros_like(dense[n]).index_copy(0, *got.entries[n])
-        assert_close(full, 0.5 * dense[n] - 2 * other[n])
+        assert_close(full, 0.5 * dense[n] - 2 * second[n])
     assert len(a + (-a)) == 0
     assert len(0 * a) == 0
     assert len(a + b) <= len(a) + len(b)
@@ -225,7 +225,7 @@ def test_a_damaged_file_is_refused(damage: Callable[[Path], None], tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("other", "message"),
+    ("base", "message"),
     [
         (lambda: vit(seed=1), "base of the delta.*of .* samples are the same"),
         (lambda: vit(embed_dim=64), "delta of .*want shape"),
@@ -234,9 +234,9 @@ def test_a_damaged_file_is_refused(damage: Callable[[Path], None], tmp_path: Pat
     ],
 )
 def test_another_base_is_refused_and_left_alone(
-    other: Callable[[], nn.Module], message: str
+    base: Callable[[], nn.Module], message: str
 ) -> None:
-    model, phi = other(), delta(vit())
+    model, phi = base(), delta(vit())
     before = bits(model)
     for use in (phi.apply, phi.revert, phi.applied(model).__enter__, phi.check):
         with pytest.raises(CheckpointError, match=message):

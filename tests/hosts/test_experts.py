@@ -92,16 +92,20 @@ CASES = [(host, case) for host in HOSTS for case in SETTINGS]
 def test_merged_and_pruned_models_are_saved_as_they_are(
     host: str, case: str, tmp_path: Path
 ) -> None:
-    one, two = (trained(host, case, seed) for seed in (1, 2))
-    counts = places(one).experts
-    both = intarsia.experts.merge_mixtures(one, two)
+    first, second = (trained(host, case, seed) for seed in (1, 2))
+    counts = places(first).experts
+    both = intarsia.experts.merge_mixtures(first, second)
     assert places(both).experts == tuple(2 * e for e in counts)
-    assert places(one).experts == counts, "parents stay as they are"
+    assert places(first).experts == counts, "parents stay as they are"
     with torch.no_grad():
-        wanted = (one.get_parameter("norm.weight") if host == "vit" else one.lm_head.weight).clone()
-        other = two.get_parameter("norm.weight") if host == "vit" else two.lm_head.weight
+        norm = (
+            first.get_parameter("norm.weight") if host == "vit" else first.lm_head.weight
+        ).clone()
+        second_norm = (
+            second.get_parameter("norm.weight") if host == "vit" else second.lm_head.weight
+        )
         got = both.get_parameter("norm.weight") if host == "vit" else both.lm_head.weight
-    assert_close(got, (wanted + other) / 2)
+    assert_close(got, (norm + second_norm) / 2)
     # as uneven as can be: another number for each layer
     keep = [2 * counts[0], 3]
     intarsia.experts.prune_experts(both, keep, by="random")
@@ -120,10 +124,10 @@ def test_merged_and_pruned_models_are_saved_as_they_are(
 @pytest.mark.parametrize("host", HOSTS)
 def test_pruning_to_all_is_the_identity(host: str) -> None:
     model = trained(host, "pyramid")
-    wanted, names = out(model), list(model.state_dict())
+    logits, names = out(model), list(model.state_dict())
     loads = intarsia.experts.expert_loads(model, [inputs(host)])
     assert intarsia.experts.prune_experts(model, [3, 6], loads) is model
-    assert torch.equal(out(model), wanted) and list(model.state_dict()) == names
+    assert torch.equal(out(model), logits) and list(model.state_dict()) == names
 
 
 def test_a_merge_with_itself_halves_what_experts_say() -> None:
@@ -131,8 +135,8 @@ def test_a_merge_with_itself_halves_what_experts_say() -> None:
     model = trained("vit", "pyramid")
     both = intarsia.experts.merge_mixtures(model, model)
     x = torch.randn(2, 5, 32)
-    for one, two in zip(mixtures(model), mixtures(both), strict=True):
-        assert_close(two(x), one(x) / 2)
+    for mixture, two in zip(mixtures(model), mixtures(both), strict=True):
+        assert_close(two(x), mixture(x) / 2)
     for name, value in model.named_parameters():
         if ".router." not in name and ".experts." not in name:
             assert torch.equal(value, both.get_parameter(name)), name
@@ -158,8 +162,8 @@ def test_the_most_used_experts_stay() -> None:
     ups = [m.experts.up.detach().clone() for m in mixtures(model)]
     intarsia.experts.prune_experts(model, 2, loads)
     for layer, up, load in zip(mixtures(model), ups, loads.values(), strict=True):
-        kept = sorted(sorted(range(4), key=lambda e: (-int(load[e]), e))[:2])
-        assert torch.equal(layer.experts.up, up[kept])
+        best = sorted(sorted(range(4), key=lambda e: (-int(load[e]), e))[:2])
+        assert torch.equal(layer.experts.up, up[best])
 
 
 def test_loads_are_of_evaluation_and_leave_no_trace() -> None:
@@ -169,14 +173,14 @@ def test_loads_are_of_evaluation_and_leave_no_trace() -> None:
     ids = inputs("llama")["input_ids"]
     mask = torch.ones_like(ids)
     mask[0, 4:] = 0
-    whole = intarsia.experts.expert_loads(model, [(inputs("llama"), None)])
+    loads = intarsia.experts.expert_loads(model, [(inputs("llama"), None)])
     padded = intarsia.experts.expert_loads(model, [{"input_ids": ids, "attention_mask": mask}])
-    assert all(int(n.sum()) == 42 for n in whole.values())
+    assert all(int(n.sum()) == 42 for n in loads.values())
     assert all(int(n.sum()) == 36 for n in padded.values())
     assert all(m.training for m in model.modules())
     for name, router in learned_routers(model).items():
         assert torch.equal(router.received, before[name])
-    both = {path: whole[path] + padded[path] for path in whole}
+    both = {path: loads[path] + padded[path] for path in loads}
     again = intarsia.experts.expert_loads(
         model, [inputs("llama"), {"input_ids": ids, "attention_mask": mask}]
     )
@@ -201,9 +205,9 @@ def test_random_goes_by_seed_and_path_and_given_ones_by_path() -> None:
 def test_adapters_come_afterwards() -> None:
     model = trained("llama", "residual")
     intarsia.experts.prune_experts(model, 3, "random")
-    wanted = out(model)
+    logits = out(model)
     adapted = intarsia.adapt(model, intarsia.Lora(rank=2), head=None)
-    assert_close(out(adapted), wanted, rtol=1e-5, atol=1e-5)
+    assert_close(out(adapted), logits, rtol=1e-5, atol=1e-5)
     with refused(TargetError, what="model", got="one with adapters"):
         intarsia.experts.prune_experts(adapted, 2, "random")
     with refused(TargetError, what="model", got="one with adapters"):
@@ -225,12 +229,12 @@ PRUNED: dict[str, tuple[Any, Any, str]] = {
 
 @pytest.mark.parametrize("case", PRUNED)
 def test_what_cannot_be_pruned_is_refused_and_leaves_the_model(case: str) -> None:
-    keep, by, message = PRUNED[case]
+    keep, rule, message = PRUNED[case]
     model = trained("vit", "copies")
-    wanted, done = out(model), places(model)
+    logits, done = out(model), places(model)
     with pytest.raises(ConfigError, match=message):
-        intarsia.experts.prune_experts(model, keep, by)
-    assert torch.equal(out(model), wanted) and places(model) == done
+        intarsia.experts.prune_experts(model, keep, rule)
+    assert torch.equal(out(model), logits) and places(model) == done
 
 
 def test_models_that_have_no_mixtures_of_ours() -> None:
@@ -250,7 +254,7 @@ def test_models_that_have_no_mixtures_of_ours() -> None:
 
 
 def test_models_that_do_not_fit_are_refused() -> None:
-    one = trained("vit", "copies")
+    mixture = trained("vit", "copies")
     for settings, message in (
         ({"layers": [0]}, "layers of the models to merge"),
         ({"how": "slices"}, "how of the models to merge: got slices after copies"),
@@ -258,13 +262,13 @@ def test_models_that_do_not_fit_are_refused() -> None:
         ({"capacity": Capacity()}, "capacity of the models"),
         ({"router": NoisyTopK(experts=4)}, "routers of 'blocks.0.mlp'"),
     ):
-        other = intarsia.upcycle(vit(), **({"router": TopK(experts=4)} | settings))
+        unlike = intarsia.upcycle(vit(), **({"router": TopK(experts=4)} | settings))
         with pytest.raises(ConfigError, match=message):
-            intarsia.experts.merge_mixtures(one, other)
+            intarsia.experts.merge_mixtures(mixture, unlike)
     with refused(ShapeError, what="experts of 'blocks.0.mlp'"):
-        intarsia.experts.merge_mixtures(one, intarsia.upcycle(vit(width=48), TopK(experts=4)))
+        intarsia.experts.merge_mixtures(mixture, intarsia.upcycle(vit(width=48), TopK(experts=4)))
     with refused(ConfigError, what="kind of the models to merge"):
-        intarsia.experts.merge_mixtures(one, trained("llama", "copies"))
+        intarsia.experts.merge_mixtures(mixture, trained("llama", "copies"))
     trees = intarsia.upcycle(vit(), Comet(experts=4))
     with refused(ConfigError, what="router", got="a CometRouter, built for its number of experts"):
         intarsia.experts.merge_mixtures(trees, trees)
@@ -299,9 +303,9 @@ def test_a_hash_by_token_merges_and_shrinks() -> None:
 
 
 def test_experts_of_equal_hashes_do_not_hide_each_other() -> None:
-    one, same = (intarsia.upcycle(vit(), Hash(3, by="row")) for _ in range(2))
-    whole = intarsia.experts.merge_mixtures(one, same)
-    loads = intarsia.experts.expert_loads(whole, [torch.randn(40, 3, 32, 32)])
+    first, second = (intarsia.upcycle(vit(), Hash(3, by="row")) for _ in range(2))
+    both = intarsia.experts.merge_mixtures(first, second)
+    loads = intarsia.experts.expert_loads(both, [torch.randn(40, 3, 32, 32)])
     assert all((load > 0).all() for load in loads.values())
 
 

@@ -236,12 +236,12 @@ def test_the_plain_quotient_would_not_do() -> None:
 
 
 def small() -> nn.Module:
-    """With dropout, which an export in training would keep."""
+    """Build a small model with dropout, which an export in training mode would keep."""
     return vit(depth=1, drop_rate=0.5)
 
 
 def flat() -> nn.Module:
-    """What is traced in no time."""
+    """Build a model that is traced in no time."""
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5))
 
 
@@ -287,8 +287,8 @@ def test_onnxruntime_says_the_same(make: Any, tmp_path: Path) -> None:
 
 def test_the_pictures_of_the_check_are_not_kept(tmp_path: Path) -> None:
     path = export_program(flat(), tmp_path / "m.pt2", images=images(), report=quiet)
-    kept = torch.export.load(path).example_inputs
-    assert kept is not None and not kept[0][0].any()
+    example = torch.export.load(path).example_inputs
+    assert example is not None and not example[0][0].any()
 
 
 def test_a_program_needs_nothing_of_ours(tmp_path: Path) -> None:
@@ -360,10 +360,10 @@ def test_sampled_images_fit_the_model() -> None:
 
 
 def test_a_difference_is_never_small_by_accident() -> None:
-    one = torch.ones(2)
-    assert difference([one], [one]).relative == 0
-    assert difference([one], [one[:1]]).relative == float("inf")
+    ones = torch.ones(2)
+    assert difference([ones], [ones]).relative == 0
+    assert difference([ones], [ones[:1]]).relative == float("inf")
     assert difference([], []).relative == float("inf")
     for bad in (torch.nan, torch.inf):
         with pytest.raises(ExportError):
-            difference([one * bad], [one * bad]).check("x", 1.0, ExportError, "Look.")
+            difference([ones * bad], [ones * bad]).check("x", 1.0, ExportError, "Look.")

@@ -50,9 +50,9 @@ class Texts(torch.utils.data.Dataset[Any]):
         return {"input_ids": self.ids[i], "labels": self.labels[i]}
 
 
-def llama(**more: Any) -> Any:
+def llama(**settings: Any) -> Any:
     torch.manual_seed(0)
-    return hf.LlamaForCausalLM(hf.LlamaConfig(**SIZES | more)).eval()
+    return hf.LlamaForCausalLM(hf.LlamaConfig(**SIZES | settings)).eval()
 
 
 def bert(kind: str) -> Any:
@@ -108,12 +108,12 @@ def test_lt_sft_of_a_bert_trains_a_task_on_its_source_and_serves_it_in_another_l
 def test_a_delta_that_chose_behind_the_trunk_is_cut_to_it() -> None:
     model = bert("BertForMaskedLM")
     phi = intarsia.fit_in_phases(model, LtSft(0.05, support="random"), Texts(), **SHORT).found
-    other = bert("BertForSequenceClassification")
+    classifier = bert("BertForSequenceClassification")
     with refused(CheckpointError, what="delta of 'cls.predictions.bias'"):
-        phi.apply(other)
+        phi.apply(classifier)
     trunk = phi.only("bert.*")
-    trunk.apply(other)
-    learned, mine = own_parameters(model), own_parameters(other)
+    trunk.apply(classifier)
+    learned, mine = own_parameters(model), own_parameters(classifier)
     for n in trunk.entries:
         assert_close(mine[n], learned[n], rtol=0, atol=1e-6)
     assert phi.only("*").entries.keys() == phi.entries.keys()

@@ -450,7 +450,7 @@ def test_a_tied_weight_changes_in_one_place_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "same"),
+    ("a", "b", "equal"),
     [
         (nn.GELU(), timm.layers.GELU(), True),
         (nn.SiLU(), timm.layers.create_act_layer("swish"), True),
@@ -460,8 +460,8 @@ def test_a_tied_weight_changes_in_one_place_only() -> None:
         (nn.ReLU(), nn.GLU(), False),
     ],
 )
-def test_activations_are_compared_by_value(a: nn.Module, b: nn.Module, same: bool) -> None:
-    assert same_function(a, b) is same
+def test_activations_are_compared_by_value(a: nn.Module, b: nn.Module, equal: bool) -> None:
+    assert same_function(a, b) is equal
 
 
 def test_an_mlp_is_known_by_its_parts() -> None:

@@ -44,13 +44,15 @@ def test_a_flipped_bit_anywhere_is_told_when_it_is_opened(name: str, tmp_path: P
     os.umask(before)
     for file in written(path):
         assert stat.S_IMODE(file.stat().st_mode) == 0o666 & ~before
-        whole = file.read_bytes()
-        for at in {len(whole) // 2, len(whole) - 2}:
-            file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        content = file.read_bytes()
+        for position in {len(content) // 2, len(content) - 2}:
+            file.write_bytes(
+                content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
+            )
             with pytest.raises(IntarsiaError) as error:
                 kind.version(path)
             assert isinstance(error.value, CheckpointError) or file.suffix != ".safetensors"
-        file.write_bytes(whole)
+        file.write_bytes(content)
     assert kind.version(path) == 1
 
 
@@ -64,17 +66,17 @@ def kills(kind: Kind, folder: Path, moments: int) -> list[int]:
     total = calls_of(lambda: kind.write(path, 2))
     last = range(max(0, total - moments // 2), total)
     step = max(1, total // (moments - len(last)))
-    found: list[int] = []
+    versions: list[int] = []
     for number in sorted({*range(0, total, step), *last}):
         shutil.rmtree(path.parent)
         path.parent.mkdir()
         (shutil.copytree if copy.is_dir() else shutil.copy)(copy, path)
         killed_at(number, lambda: kind.write(path, 2))
-        found.append(kind.version(repaired(path)))
+        versions.append(kind.version(repaired(path)))
     kind.write(path, 2)
-    left = {entry.name for entry in path.parent.iterdir()} - {"source"}
-    assert kind.version(path) == 2 and left == {"target"}
-    return found
+    names = {entry.name for entry in path.parent.iterdir()} - {"source"}
+    assert kind.version(path) == 2 and names == {"target"}
+    return versions
 
 
 REPLACED = [name for name, kind in KINDS.items() if kind.replaces]
@@ -85,8 +87,8 @@ def test_a_killed_save_leaves_the_old_or_the_new_one(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda handle: None)  # a kill loses nothing; it takes its time
-    found = kills(KINDS[name], tmp_path, MOMENTS)
-    assert found == sorted(found) and found[0] == 1
+    versions = kills(KINDS[name], tmp_path, MOMENTS)
+    assert versions == sorted(versions) and versions[0] == 1
 
 
 @pytest.mark.slow
@@ -98,6 +100,6 @@ def test_killed_a_dozen_times(
     monkeypatch.setattr(os, "fsync", lambda handle: None)
     if not exchanged:
         monkeypatch.setattr(files, "exchange", lambda first, second: False)
-    found = kills(KINDS[name], tmp_path, 12)
-    print(f"{name}: {len(found)} kills, {found.count(1)} times the old one, else the new one")
-    assert set(found) <= {1, 2} and found[0] == 1
+    versions = kills(KINDS[name], tmp_path, 12)
+    print(f"{name}: {len(versions)} kills, {versions.count(1)} times the old one, else the new one")
+    assert set(versions) <= {1, 2} and versions[0] == 1

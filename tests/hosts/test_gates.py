@@ -43,10 +43,10 @@ SPARSE: dict[str, tuple[dict[str, Any], TopK]] = {
 }
 
 
-def sparse(name: str, **more: Any) -> Any:
+def sparse(name: str, **settings: Any) -> Any:
     torch.manual_seed(0)
     differs = SPARSE[name][0] if name in SPARSE else {}
-    config = getattr(hf, f"{name}Config")(**SIZES | differs | more)
+    config = getattr(hf, f"{name}Config")(**SIZES | differs | settings)
     model = getattr(hf, f"{name}ForCausalLM")(config).eval()
     for parameter in model.parameters():  # gates start at zero, and biases
         torch.nn.init.normal_(parameter, std=0.2)
@@ -65,8 +65,8 @@ def test_top_k_without_more_is_the_hosts_own_gate(name: str) -> None:
     assert_close(logits(model), want, atol=1e-4, rtol=1e-4)
     step = upcycle_step(model)
     assert step is not None
-    found: Any = step.plan.change
-    assert found.router == SPARSE[name][1]
+    change: Any = step.plan.change
+    assert change.router == SPARSE[name][1]
     model.train()(input_ids=IDS, labels=IDS).loss.backward()
     assert all(m.weight.grad is not None for m in intarsia.gating.learned_routers(model).values())
 
@@ -75,8 +75,8 @@ def test_a_scale_that_is_left_open_follows_and_one_that_is_said_does_not() -> No
     want = logits(sparse("Olmoe"))
     open_ = intarsia.upcycle(sparse("Olmoe"), TopK(4, 2, balance=0.1))
     assert_close(logits(open_), want, atol=1e-4, rtol=1e-4)
-    said = intarsia.upcycle(sparse("Olmoe"), TopK(4, 2, "renormalised"))
-    assert not torch.allclose(logits(said), want, atol=1e-3)
+    upcycled = intarsia.upcycle(sparse("Olmoe"), TopK(4, 2, "renormalised"))
+    assert not torch.allclose(logits(upcycled), want, atol=1e-3)
 
 
 def test_an_open_scale_is_renormalised_elsewhere() -> None:
@@ -108,8 +108,8 @@ def test_a_gate_that_gives_something_else_is_refused() -> None:
 
 
 def test_gates_that_differ_are_not_followed() -> None:
-    one, two = OwnGate(4, 2, "prob", 1.0, False), OwnGate(4, 2, None, 1.0, False)
-    for gates in ([one, two], [two]):
+    gate, two = OwnGate(4, 2, "prob", 1.0, False), OwnGate(4, 2, None, 1.0, False)
+    for gates in ([gate, two], [two]):
         with refused(ConfigError, what="scale of the gates, as at 'mlp.gate'"):
             followed(TopK(4, 2), gates, "mlp.gate")
     assert followed(TopK(4, 2, "prob"), [two], "mlp.gate") == TopK(4, 2, "prob")
@@ -126,7 +126,7 @@ def test_a_router_with_a_state_wants_one_row_of_blocks() -> None:
 def test_momentum_wants_one_row_of_blocks(paths: tuple[str, ...]) -> None:
     with refused(TargetError, what="blocks for momentum"):
         intarsia.apply(host("timm Swin"), Momentum(paths=paths))
-    one = Momentum(paths=("layers.1.blocks.0.mlp", "layers.1.blocks.1.mlp"))
-    intarsia.apply(host("timm Swin"), one)
+    momentum = Momentum(paths=("layers.1.blocks.0.mlp", "layers.1.blocks.1.mlp"))
+    intarsia.apply(host("timm Swin"), momentum)
     with refused(TargetError, what="model ResNet"):
         intarsia.apply(host("timm ResNet"), Momentum())

@@ -104,8 +104,8 @@ SPECIAL = ["<|end|>", "<|user|>"]
 
 def byte_pairs(rule: str) -> PreTrainedTokenizerFast:
     """A byte-level tokenizer that cuts text as the model does of which llama.cpp has the name."""
-    pattern, digits, whole = RULES[rule]
-    core = Tokenizer(models.BPE(ignore_merges=whole))
+    pattern, digits, ignore_merges = RULES[rule]
+    core = Tokenizer(models.BPE(ignore_merges=ignore_merges))
     steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if digits else []
     if pattern is None:
         steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False))
@@ -132,11 +132,11 @@ def sentence_pieces() -> PreTrainedTokenizerFast:
         vocab_size=100, initial_alphabet=letters, show_progress=False, limit_alphabet=len(letters)
     )
     learner.train_from_iterator([t.replace("\n", " ").replace("\t", " ") for t in TEXT], trainer)
-    found = json.loads(learner.to_str())["model"]
+    vocabulary = json.loads(learner.to_str())["model"]
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    pieces = [p for p, _ in sorted(found["vocab"].items(), key=lambda item: item[1])]
+    pieces = [p for p, _ in sorted(vocabulary["vocab"].items(), key=lambda item: item[1])]
     vocab = {text: number for number, text in enumerate([*tokens, *pieces])}
-    merges = [tuple(merge) for merge in found["merges"]]
+    merges = [tuple(merge) for merge in vocabulary["merges"]]
     core = Tokenizer(
         models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
     )

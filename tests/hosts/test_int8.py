@@ -27,16 +27,16 @@ def net() -> nn.Module:
 
 
 def pictures(count: int, seed: int) -> torch.Tensor:
-    made = torch.Generator().manual_seed(seed)
-    return torch.randn(count, 3, 16, 16, generator=made) + torch.randn(
-        count, 3, 1, 1, generator=made
+    draws = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 3, 16, 16, generator=draws) + torch.randn(
+        count, 3, 1, 1, generator=draws
     )
 
 
 def written(path: Path, **settings: Any) -> list[str]:
     lines: list[str] = []
-    given = {"calibration": pictures(40, 0), "images": pictures(60, 1), "report": lines.append}
-    export_onnx_int8(net(), path, **given | settings)
+    arguments = {"calibration": pictures(40, 0), "images": pictures(60, 1), "report": lines.append}
+    export_onnx_int8(net(), path, **arguments | settings)
     return lines
 
 

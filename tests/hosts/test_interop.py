@@ -33,7 +33,7 @@ Make = Callable[[str], nn.Module]
 
 
 def fresh(code: str, *args: Path) -> str:
-    """What a new process prints.  args: its sys.argv[1:]."""
+    """Return the output of a new process.  args: its sys.argv[1:]."""
     ours = {**os.environ, "PYTHONPATH": str(Path(intarsia.__file__).parents[1])}
     run = subprocess.run(
         [sys.executable, "-c", code, *map(str, args)],
@@ -73,8 +73,8 @@ def test_peft_and_transformers_load_ours_after_nothing_but_the_import(
     save(model, tmp_path / "adapter")
     with torch.no_grad():
         save_file({"x": x, "y": model(x).logits}, tmp_path / "said.safetensors")
-    said = tmp_path / "said.safetensors"
-    assert fresh(READ, tmp_path / "base", tmp_path / "adapter", said) == "equal\n"
+    report = tmp_path / "said.safetensors"
+    assert fresh(READ, tmp_path / "base", tmp_path / "adapter", report) == "equal\n"
 
 
 def llama(seed: int = 0, **settings: Any) -> nn.Module:
@@ -127,13 +127,13 @@ THEIRS: dict[str, Any] = {
 
 def test_what_peft_has_is_written_as_pefts_own_type(tmp_path: Path) -> None:
     llama().save_pretrained(tmp_path / "base")  # pyright: ignore[reportCallIssue]
-    wanted: dict[str, Tensor] = {}
+    logits: dict[str, Tensor] = {}
     for name, method in THEIRS.items():
         model = moved(intarsia.apply(llama(), method))
         save(model, tmp_path / name)
-        wanted[name] = said(model)
-        assert_close(said(load(llama(), tmp_path / name)), wanted[name])
-    save_file(wanted, tmp_path / "said.safetensors")
+        logits[name] = said(model)
+        assert_close(said(load(llama(), tmp_path / name)), logits[name])
+    save_file(logits, tmp_path / "said.safetensors")
     printed = fresh(WITHOUT_US, tmp_path / "base", *(tmp_path / name for name in THEIRS))
     assert printed.split() == ["LORA", "LORA", "IA3"]
     # what vLLM and llama.cpp's converter look at
@@ -185,20 +185,20 @@ PEFTS: dict[str, Any] = {
 def test_pefts_adapters_load_here(kind: str, tmp_path: Path) -> None:
     model = moved(get_peft_model(llama(), copy.deepcopy(PEFTS[kind])))  # pyright: ignore
     model.save_pretrained(str(tmp_path / "theirs"))  # pyright: ignore[reportCallIssue]
-    found = load(llama(), tmp_path / "theirs")
-    assert is_adapted(found) == (kind in ("lora", "rslora", "head"))
-    assert_close(said(found), said(model))
-    assert not any(p.requires_grad for p in found.parameters())
-    more = load(llama(), tmp_path / "theirs", trainable=True)
-    assert any(p.requires_grad for p in more.parameters())
-    save(found, tmp_path / "ours")
+    loaded = load(llama(), tmp_path / "theirs")
+    assert is_adapted(loaded) == (kind in ("lora", "rslora", "head"))
+    assert_close(said(loaded), said(model))
+    assert not any(p.requires_grad for p in loaded.parameters())
+    trainable = load(llama(), tmp_path / "theirs", trainable=True)
+    assert any(p.requires_grad for p in trainable.parameters())
+    save(loaded, tmp_path / "ours")
     assert_close(said(load(llama(), tmp_path / "ours")), said(model))
     if kind != "embedding":
         ids = {"input_ids": torch.arange(12).view(2, 6) * 5}
-        stock = fold(found, inputs=ids, report=lambda _: None)  # pyright: ignore[reportArgumentType]
+        stock = fold(loaded, inputs=ids, report=lambda _: None)  # pyright: ignore[reportArgumentType]
         assert type(stock) is LlamaForCausalLM
         assert_close(said(stock), said(model), atol=1e-4, rtol=1e-4)
-        assert_close(said(found), said(model))  # left as it was
+        assert_close(said(loaded), said(model))  # left as it was
 
 
 def test_what_reads_other_files_is_refused(tmp_path: Path) -> None:

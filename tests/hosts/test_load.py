@@ -40,7 +40,7 @@ def saved(
 
 
 def state(model: nn.Module) -> dict[str, Any]:
-    """All that a failed load must leave alone."""
+    """Copy everything that a failed load must leave alone."""
     return {
         "modules": [(n, type(m), m.training) for n, m in model.named_modules()],
         "parameters": [(n, p.requires_grad, p.sum().item()) for n, p in model.named_parameters()],
@@ -111,18 +111,18 @@ def test_the_same_adapter_gives_the_same_files(saved: Path, make: Make, tmp_path
 
 @pytest.mark.parametrize("keep", [0, 4, 200, -1])
 def test_truncated_weights(saved: Path, make: Make, keep: int) -> None:
-    whole = (saved / WEIGHTS).read_bytes()
-    (saved / WEIGHTS).write_bytes(whole[:keep])
+    content = (saved / WEIGHTS).read_bytes()
+    (saved / WEIGHTS).write_bytes(content[:keep])
     assert "Copy the folder again" in refused(make("vit"), saved)
 
 
-@pytest.mark.parametrize("where", [3, 60, 0.5, 0.999])
-def test_a_flipped_byte_in_the_weights(saved: Path, make: Make, where: float) -> None:
+@pytest.mark.parametrize("position", [3, 60, 0.5, 0.999])
+def test_a_flipped_byte_in_the_weights(saved: Path, make: Make, position: float) -> None:
     data = bytearray((saved / WEIGHTS).read_bytes())
-    data[int(where * len(data)) if where < 1 else int(where)] ^= 0x10
+    data[int(position * len(data)) if position < 1 else int(position)] ^= 0x10
     (saved / WEIGHTS).write_bytes(data)
     assert "Copy the folder again" in refused(make("vit"), saved)
-    if where == 0.5:  # PEFT's own way in is guarded too
+    if position == 0.5:  # PEFT's own way in is guarded too
         host = make("vit")
         before = state(host)
         with pytest.raises(CheckpointError, match="a byte was damaged"):
@@ -134,12 +134,12 @@ def test_a_flipped_byte_in_the_weights(saved: Path, make: Make, where: float) ->
 def test_every_flipped_byte_in_the_config_is_refused_or_harmless(
     saved: Path, make: Make, images: Callable[[str], Tensor]
 ) -> None:
-    whole, x = (saved / CONFIG).read_bytes(), images("vit")
+    content, x = (saved / CONFIG).read_bytes(), images("vit")
     y = load(make("vit"), saved)(x)
     host = make("vit")
     before, outcomes = state(host), {True: 0, False: 0}
-    for i in range(0, len(whole), 23):
-        data = bytearray(whole)
+    for i in range(0, len(content), 23):
+        data = bytearray(content)
         data[i] ^= 0x01
         (saved / CONFIG).write_bytes(data)
         try:
@@ -242,11 +242,11 @@ def test_another_architecture(saved: Path, make: Make) -> None:
 
 
 def test_another_backbone_of_the_same_architecture(saved: Path, make: Make) -> None:
-    other = make("vit")
+    model = make("vit")
     with torch.no_grad():
-        for p in other.parameters():
+        for p in model.parameters():
             p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(5)))
-    assert "with other weights" in refused(other, saved)
+    assert "with other weights" in refused(model, saved)
     adapted = adapt(make("vit"), Lora(2), name="lora")
     with torch.no_grad():
         for n, p in adapted.named_parameters():
@@ -261,9 +261,9 @@ def test_the_same_backbone_in_another_dtype(saved: Path, make: Make, dtype: torc
 
 
 def test_another_head(saved: Path, make: Make) -> None:
-    other = make("vit")
-    other.reset_classifier(7)
-    message = refused(other, saved)
+    model = make("vit")
+    model.reset_classifier(7)
+    message = refused(model, saved)
     assert "'head.weight': [7, 32]" in message
     assert "number of classes" in message
     host = make("vit")
@@ -275,14 +275,14 @@ def test_another_head(saved: Path, make: Make) -> None:
 
 
 def test_another_pretrained_head_is_fine(saved: Path, make: Make) -> None:
-    other = make("vit")
-    nn.init.normal_(other.head.weight)
-    load(other, saved)
+    model = make("vit")
+    nn.init.normal_(model.head.weight)
+    load(model, saved)
 
 
 def test_another_class_list(saved: Path, make: Make) -> None:
-    for other in (CLASSES[:4], CLASSES[::-1]):
-        assert "train a new head" in refused(make("vit"), saved, classes=other)
+    for classes in (CLASSES[:4], CLASSES[::-1]):
+        assert "train a new head" in refused(make("vit"), saved, classes=classes)
     load(make("vit"), saved, classes=tuple(CLASSES))
 
 

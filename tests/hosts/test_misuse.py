@@ -32,16 +32,16 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 
 
-def vit(name: str = "vit_tiny_patch16_224", **more: Any) -> nn.Module:
+def vit(name: str = "vit_tiny_patch16_224", **settings: Any) -> nn.Module:
     torch.manual_seed(0)
     return timm.create_model(
-        name, img_size=32, depth=2, embed_dim=32, num_heads=2, num_classes=5, **more
+        name, img_size=32, depth=2, embed_dim=32, num_heads=2, num_classes=5, **settings
     ).eval()
 
 
-def llama(**more: Any) -> LlamaForCausalLM:
+def llama(**settings: Any) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**SIZES, **more)).eval()
+    return LlamaForCausalLM(LlamaConfig(**SIZES, **settings)).eval()
 
 
 def images(count: int = 3) -> torch.Tensor:

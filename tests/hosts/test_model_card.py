@@ -54,13 +54,13 @@ def test_a_run_writes_it_and_its_code_runs(method: Method, tmp_path: Path) -> No
     assert card.data.base_model == "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
     assert card.data.library_name == "peft" and card.data.pipeline_tag == "image-classification"
     results = card.data.eval_results
-    found = {(e.dataset_split, e.metric_type): e.metric_value for e in results}
+    scores = {(e.dataset_split, e.metric_type): e.metric_value for e in results}
     for metric, value in run.record["results"]["test"].items():
-        assert found["test", metric] == value
+        assert scores["test", metric] == value
     assert {e.dataset_name for e in results} == {"photos"}
     assert run.record["data"]["train"]["sha256"] in card.text
     assert "lr 0.1" in card.text and "a, b, c" in card.text and str(tmp_path) not in card.text
-    wanted, names = said(model), {"base": vit()}
+    logits, names = said(model), {"base": vit()}
     shapes = {n: t.shape for n, t in vit().state_dict().items()}
     for text in code_in(card):
         text, (line,) = text.replace("FOLDER", str(folder)), re.findall("base = .*", text) or ("",)
@@ -71,8 +71,8 @@ def test_a_run_writes_it_and_its_code_runs(method: Method, tmp_path: Path) -> No
             names["base"] = vit()  # the weights of the training run
         exec(text.replace(line, ""), names)  # noqa: S102
         if "model" in names and "stock" not in names:
-            assert_close(said(names["model"]), wanted)
-    assert_close(said(names["stock"]), wanted, atol=1e-4, rtol=1e-4)
+            assert_close(said(names["model"]), logits)
+    assert_close(said(names["stock"]), logits, atol=1e-4, rtol=1e-4)
 
 
 def test_without_a_training_it_says_what_is_known(tmp_path: Path) -> None:

@@ -56,9 +56,9 @@ def test_logits_are_those_of_the_model_s_own_forward(kind: str) -> None:
         ids = IDS[slot].tolist()
         assert_close(text.prefill(slot, ids[:first]), want[slot, first - 1], atol=1e-5, rtol=1e-5)
         assert_close(text.prefill(slot, ids[first:20]), want[slot, 19], atol=1e-5, rtol=1e-5)
-    for at in range(20, 24):
-        got = text.step(IDS[:, at].tolist())
-        assert_close(got, want[:, at], atol=1e-5, rtol=1e-5)
+    for index in range(20, 24):
+        got = text.step(IDS[:, index].tolist())
+        assert_close(got, want[:, index], atol=1e-5, rtol=1e-5)
     text.clear(0)
     long = text.prefill(0, IDS[1].tolist())  # more than 32: by the model's layers
     assert_close(long, want[1, 39], atol=1e-5, rtol=1e-5)
@@ -102,11 +102,11 @@ def test_heads_with_spans_see_what_the_torch_path_sees(sink: int) -> None:
     for slot, first in ((1, 37), (0, 5)):  # several blocks of 16, and a ring that has gone round
         got = text.prefill(slot, IDS[slot, :first].tolist())
         assert_close(got, want[slot, first - 1], atol=1e-5, rtol=1e-5)
-    for at in range(5, 40):
-        slots = [0, 1] if at + 32 < 40 else [0]
-        new = [int(IDS[s, at + 32 * s]) for s in slots]
+    for index in range(5, 40):
+        slots = [0, 1] if index + 32 < 40 else [0]
+        new = [int(IDS[s, index + 32 * s]) for s in slots]
         for row, slot in zip(text.step(new, slots), slots, strict=True):
-            assert_close(row, want[slot, at + 32 * slot], atol=1e-5, rtol=1e-5)
+            assert_close(row, want[slot, index + 32 * slot], atol=1e-5, rtol=1e-5)
     with pytest.raises(ConfigError):
         text.step([1], [0])
     assert text.nbytes < NativeText(decoder(num_hidden_layers=3), slots=3, length=40).nbytes
@@ -118,12 +118,12 @@ def test_a_model_that_is_not_suited_says_why_and_is_refused() -> None:
     hooked = decoder()
     hooked.model.layers[0].mlp.register_forward_hook(lambda *_: None)
     grows = decoder(rope_scaling={"rope_type": "dynamic", "factor": 2.0})
-    other = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=1, n_embd=8, n_head=2))
+    gpt2 = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=1, n_embd=8, n_head=2))
     adapted = intarsia.adapt(decoder(), "lora")
     for model, part in (
         (hooked, "model.layers.0.mlp"),
         (grows, "dynamic"),
-        (other, "gpt2"),
+        (gpt2, "gpt2"),
         (decoder(hidden_act="tanh"), "tanh"),
         (decoder().half(), "float16"),
         (adapted, "q_proj"),

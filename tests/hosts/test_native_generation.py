@@ -41,7 +41,7 @@ def texts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def both(model: Any, **settings: Any) -> tuple[Any, Any]:
-    """What `generate` gives, and what it gives without native steps, from the same seed."""
+    """Generate with and without native steps, from the same seed."""
     results: list[Any] = []
     for generate in (model.generate, type(model).generate.__get__(model)):
         torch.manual_seed(3)

@@ -40,12 +40,12 @@ STOCK = [name for name in MODELS if name != "ours"]
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A folder of save_pretrained of each architecture."""
-    found: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for name in STOCK:
-        found[name] = tmp_path_factory.mktemp("models") / name
+        folders[name] = tmp_path_factory.mktemp("models") / name
         model: Any = MODELS[name]()
-        model.save_pretrained(found[name])
-    return found
+        model.save_pretrained(folders[name])
+    return folders
 
 
 @pytest.fixture(scope="module")
@@ -64,24 +64,24 @@ def resident(name: str) -> Any:
 @torch.no_grad()
 @pytest.mark.parametrize("name", STOCK)
 def test_outputs_are_the_same_bits(name: str, saved: dict[str, Path], tmp_path: Path) -> None:
-    whole, store = resident(name), tmp_path / "s"
-    want = whole(IDS).logits
-    words = whole.generate(IDS[:, :4], max_new_tokens=6, do_sample=False)
+    dense, store = resident(name), tmp_path / "s"
+    want = dense(IDS).logits
+    words = dense.generate(IDS[:, :4], max_new_tokens=6, do_sample=False)
     for slots, policy in ((2, None), (5, Lru()), (0.5, Lfu()), (16, Expected())):
         model: Any = intarsia.offload(saved[name], slots=slots, policy=policy, store=store)
         assert torch.equal(model(IDS).logits, want)
         assert torch.equal(model.generate(IDS[:, :4], max_new_tokens=6, do_sample=False), words)
-        found = intarsia.offloading.residency(model)
-        assert found.bytes == found.loads * ExpertStore(store).bytes and found.loads
+        use = intarsia.offloading.residency(model)
+        assert use.bytes == use.loads * ExpertStore(store).bytes and use.loads
         assert not any(".experts." in name for name, _ in model.named_parameters())
-    assert found.loads <= 16  # pyright: ignore
+    assert use.loads <= 16  # pyright: ignore
 
 
 def test_a_store_is_safetensors_that_others_read(store: Path) -> None:
     model: Any = mixtral()
-    said = json.loads((store / INDEX).read_text())["layers"]
-    for layer, of in zip(model.model.layers, said, strict=True):
-        with safe_open(str(store / of["file"]), "pt") as file:
+    entries = json.loads((store / INDEX).read_text())["layers"]
+    for layer, entry in zip(model.model.layers, entries, strict=True):
+        with safe_open(str(store / entry["file"]), "pt") as file:
             for name in ("gate_up_proj", "down_proj"):
                 for expert in range(8):
                     want = getattr(layer.mlp.experts, name)[expert]
@@ -98,18 +98,18 @@ def test_two_models_have_their_own_slots(store: Path) -> None:
 
 @torch.no_grad()
 def test_a_wrong_predictor_changes_no_bit(store: Path) -> None:
-    whole = resident("mixtral")
-    table = TokenTable.of(intarsia.trace(whole, [IDS]))
+    dense = resident("mixtral")
+    table = TokenTable.of(intarsia.trace(dense, [IDS]))
     wrong = TokenTable(1 - table.share)
     rates: dict[str, float] = {}
     for name, predictor in (("right", table), ("wrong", wrong), ("none", None)):
         model: Any = intarsia.offload(store, slots=6, policy=Predictive(), predictor=predictor)
         for ids in (IDS, IDS[:, :3], IDS[:1], IDS[:, 2:]):
-            assert torch.equal(model(input_ids=ids).logits, whole(ids).logits)
+            assert torch.equal(model(input_ids=ids).logits, dense(ids).logits)
         words = model.generate(IDS[:1, :4], max_new_tokens=6, do_sample=False)
-        assert torch.equal(words, whole.generate(IDS[:1, :4], max_new_tokens=6, do_sample=False))
+        assert torch.equal(words, dense.generate(IDS[:1, :4], max_new_tokens=6, do_sample=False))
         embedded = model.get_input_embeddings()(IDS)
-        assert torch.equal(model(inputs_embeds=embedded).logits, whole(IDS).logits)
+        assert torch.equal(model(inputs_embeds=embedded).logits, dense(IDS).logits)
         rates[name] = intarsia.offloading.residency(model).rate
     assert rates["right"] >= rates["wrong"]
     alone: Any = intarsia.offload(store, slots=6, predictor=table)  # and no policy
@@ -117,15 +117,15 @@ def test_a_wrong_predictor_changes_no_bit(store: Path) -> None:
     with refused(ConfigError, what="predictor", got="one with Lru()"):  # it would do nothing
         intarsia.offload(store, slots=6, policy=Lru(), predictor=table)
     with refused(ConfigError, what="predictor", got="chances (5, 8)"):
-        other = TokenTable(torch.zeros(3, 5, 8))
-        intarsia.offload(store, slots=6, policy=Predictive(), predictor=other)
+        zeros = TokenTable(torch.zeros(3, 5, 8))
+        intarsia.offload(store, slots=6, policy=Predictive(), predictor=zeros)
 
 
 @torch.no_grad()
 def test_what_is_foreseen_is_read_before_its_layer_asks(store: Path) -> None:
     """And gives way where it was wrong; a read ahead that fails is told to nobody in vain."""
-    whole = resident("mixtral")
-    right = TokenTable.of(intarsia.trace(whole, [IDS]), smoothing=0)
+    dense = resident("mixtral")
+    right = TokenTable.of(intarsia.trace(dense, [IDS]), smoothing=0)
     for share in (right.share, 1 - right.share):
         model: Any = intarsia.offload(
             store, slots=8, policy=Predictive(), predictor=TokenTable(share)
@@ -140,18 +140,18 @@ def test_what_is_foreseen_is_read_before_its_layer_asks(store: Path) -> None:
             return read(layer, expert, into)
 
         for ids in (IDS[:1, :3], IDS[1:2, :3], IDS[2:, 3:6]):
-            assert torch.equal(model(ids).logits, whole(ids).logits)
-        found = intarsia.offloading.residency(model)
-        assert found.ahead > 0 and found.hits + found.loads == found.asks
+            assert torch.equal(model(ids).logits, dense(ids).logits)
+        use = intarsia.offloading.residency(model)
+        assert use.ahead > 0 and use.hits + use.loads == use.asks
         assert len(slots.cache.pinned) == len(slots.guesses) <= 3
         slots.store.read = once  # type: ignore[method-assign]
         for ids in (IDS[:1, :3], IDS[1:2, :3]) * 12:
             try:
-                assert torch.equal(model(ids).logits, whole(ids).logits)
+                assert torch.equal(model(ids).logits, dense(ids).logits)
             except OSError as error:
                 assert str(error) == "gone"  # asked for, and not to be had
         slots.store.read = read  # type: ignore[method-assign]
-        assert torch.equal(model(IDS[:2]).logits, whole(IDS[:2]).logits)
+        assert torch.equal(model(IDS[:2]).logits, dense(IDS[:2]).logits)
 
 
 @torch.no_grad()
@@ -202,20 +202,20 @@ def test_an_error_ahead_leaves_nothing_behind(store: Path) -> None:
 
 
 def test_a_cache_that_memory_has_no_room_for_says_how_many_fit(store: Path) -> None:
-    found = ExpertStore(store)
-    found.bytes = 1 << 55
+    opened = ExpertStore(store)
+    opened.bytes = 1 << 55
     with refused(ConfigError, what="slots", got="no room for 8 experts of 36028797018963968 bytes"):
-        Slots(found, Cache(8, Expected().build(2, 8)))
-    found.close()
+        Slots(opened, Cache(8, Expected().build(2, 8)))
+    opened.close()
 
 
-def damaged(store: Path, tmp_path: Path, at: int = 4096 + 5) -> Path:
+def damaged(store: Path, tmp_path: Path, position: int = 4096 + 5) -> Path:
     """A copy of which one bit of the first layer is another."""
     copy = tmp_path / "copy"
     shutil.copytree(store, copy)
     file = copy / "layer-0000.safetensors"
     raw = bytearray(file.read_bytes())
-    raw[at] ^= 1
+    raw[position] ^= 1
     file.write_bytes(raw)
     return copy
 
@@ -235,15 +235,15 @@ def test_a_flipped_bit_is_found_at_first_use(store: Path, tmp_path: Path) -> Non
 def test_a_short_missing_or_foreign_file_is_refused(store: Path, tmp_path: Path) -> None:
     copy = damaged(store, tmp_path)
     file = copy / "layer-0001.safetensors"
-    whole = file.read_bytes()
-    file.write_bytes(whole[:-100])
+    content = file.read_bytes()
+    file.write_bytes(content[:-100])
     model: Any = intarsia.offload(copy, slots=4, check="never")
     with torch.no_grad(), refused(CheckpointError, got="2972 bytes"):
         model(IDS)
     file.unlink()
     with pytest.raises(CheckpointError, match="intarsia offload"):
         intarsia.offload(copy, slots=4)
-    file.write_bytes(whole)
+    file.write_bytes(content)
     config = copy / "config.json"
     config.write_text(config.read_text().replace('"rms_norm_eps": 1e-05', '"rms_norm_eps": 1e-06'))
     with refused(CheckpointError, got="bytes that changed after they were written"):
@@ -261,12 +261,12 @@ def test_too_few_slots_are_refused(slots: Any, store: Path) -> None:
 
 
 def test_slots_are_counted_in_bytes_and_capped(store: Path) -> None:
-    found = ExpertStore(store)
-    assert slot_count("10KB", found) == 3 and slot_count("1GiB", found) == 16
-    assert slot_count(0.25, found) == 4
+    opened = ExpertStore(store)
+    assert slot_count("10KB", opened) == 3 and slot_count("1GiB", opened) == 16
+    assert slot_count(0.25, opened) == 4
     with pytest.warns(UserWarning, match="more than the 16"):
-        assert slot_count(99, found) == 16
-    found.close()
+        assert slot_count(99, opened) == 16
+    opened.close()
 
 
 def test_what_cannot_be_offloaded_is_refused(
@@ -304,24 +304,24 @@ def test_what_cannot_be_offloaded_is_refused(
 
 
 def test_the_size_that_is_advised_works(store: Path) -> None:
-    found = ExpertStore(store)
-    for found.bytes in (3072, 9_437_184, 88_080_384, 88_080_385, 603_979_776, 60_000_000_000):
+    opened = ExpertStore(store)
+    for opened.bytes in (3072, 9_437_184, 88_080_384, 88_080_385, 603_979_776, 60_000_000_000):
         with pytest.raises(ConfigError) as error:
-            slot_count(0, found)
-        assert slot_count(error.value.fix.split("'")[1], found) in (2, 3), error.value
-    found.close()
+            slot_count(0, opened)
+        assert slot_count(error.value.fix.split("'")[1], opened) in (2, 3), error.value
+    opened.close()
 
 
 def test_generate_ends_and_samples_as_the_folder_says(
     saved: dict[str, Path], tmp_path: Path
 ) -> None:
     source = shutil.copytree(saved["mixtral"], tmp_path / "m")
-    said = source / "generation_config.json"
-    said.write_text('{"eos_token_id": [3, 5], "do_sample": true, "temperature": 0.5}')
+    config_file = source / "generation_config.json"
+    config_file.write_text('{"eos_token_id": [3, 5], "do_sample": true, "temperature": 0.5}')
     model: Any = intarsia.offload(source, slots=4)
-    found = model.generation_config
-    assert (found.eos_token_id, found.do_sample, found.temperature) == ([3, 5], True, 0.5)
-    (tmp_path / "m-experts" / said.name).write_text("{")
+    config = model.generation_config
+    assert (config.eos_token_id, config.do_sample, config.temperature) == ([3, 5], True, 0.5)
+    (tmp_path / "m-experts" / config_file.name).write_text("{")
     with refused(CheckpointError, got="bytes that changed after they were written"):
         intarsia.offload(source, slots=4)
 
@@ -344,12 +344,12 @@ def test_a_folder_that_was_written_again_does_not_get_its_old_experts(tmp_path: 
                 weight.mul_(2)
 
 
-def changed(folder: Path, to: Path, change: Any) -> Path:
+def changed(folder: Path, target: Path, change: Any) -> Path:
     """A copy of a model whose weights are others."""
-    shutil.copytree(folder, to)
-    (file,) = to.glob("*.safetensors")
+    shutil.copytree(folder, target)
+    (file,) = target.glob("*.safetensors")
     save_file(change({n: t.clone() for n, t in load_file(file).items()}), file)
-    return to
+    return target
 
 
 def test_weights_that_are_missing_or_coded_are_said_to_be(
@@ -360,7 +360,9 @@ def test_weights_that_are_missing_or_coded_are_said_to_be(
     coded = changed(
         mix,
         tmp_path / "fp8",
-        lambda of: {n: t.to(torch.float8_e4m3fn) if "experts" in n else t for n, t in of.items()},
+        lambda weights: {
+            n: t.to(torch.float8_e4m3fn) if "experts" in n else t for n, t in weights.items()
+        },
     )
     with refused(
         TargetError,
@@ -369,7 +371,9 @@ def test_weights_that_are_missing_or_coded_are_said_to_be(
     ):
         intarsia.offloading.pack_experts(coded, tmp_path / "s")
     torn = changed(
-        mix, tmp_path / "torn", lambda of: {n: t for n, t in of.items() if expert not in n}
+        mix,
+        tmp_path / "torn",
+        lambda weights: {n: t for n, t in weights.items() if expert not in n},
     )
     with refused(CheckpointError, got="no model.layers.0.block_sparse_moe.experts.3.w2.weight"):
         intarsia.offloading.pack_experts(torn, tmp_path / "s")
@@ -377,7 +381,9 @@ def test_weights_that_are_missing_or_coded_are_said_to_be(
     short = changed(
         mix,
         tmp_path / "short",
-        lambda of: {n: t for n, t in of.items() if "1.block_sparse_moe.experts.7" not in n},
+        lambda weights: {
+            n: t for n, t in weights.items() if "1.block_sparse_moe.experts.7" not in n
+        },
     )
     with refused(CheckpointError, got="7 experts at model.layers.1.mlp.experts"):
         intarsia.offload(short, slots=4)
@@ -415,9 +421,9 @@ def test_an_index_that_contradicts_itself_is_refused(
     store: Path, tmp_path: Path, change: dict[str, Any]
 ) -> None:
     copy = shutil.copytree(store, tmp_path / "copy")
-    said = json.loads((copy / INDEX).read_text())
-    said["layers"][0] |= change
-    write_json(copy / INDEX, sealed(said, said["sha256"]["files"]))
+    record = json.loads((copy / INDEX).read_text())
+    record["layers"][0] |= change
+    write_json(copy / INDEX, sealed(record, record["sha256"]["files"]))
     with pytest.raises(CheckpointError, match="again"):
         intarsia.offload(copy, slots=4)
 
@@ -462,16 +468,16 @@ def test_a_model_larger_than_the_memory_limit_is_built(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "m")
     intarsia.offloading.pack_experts(tmp_path / "m", tmp_path / "s")
 
-    def run(what: str) -> subprocess.CompletedProcess[str]:
-        words = (tmp_path / "m", tmp_path / "s", 60_000_000, what)
+    def run(mode: str) -> subprocess.CompletedProcess[str]:
+        words = (tmp_path / "m", tmp_path / "s", 60_000_000, mode)
         code = textwrap.dedent(LIMITED)
         return subprocess.run(
             [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True
         )
 
     assert run("whole").returncode != 0
-    found = run("offloaded")
-    assert found.returncode == 0, found.stderr[-2000:]
+    process = run("offloaded")
+    assert process.returncode == 0, process.stderr[-2000:]
     with torch.no_grad():
         want = float(model(torch.arange(8)[None]).logits.double().sum())
-    assert float(found.stdout) == want
+    assert float(process.stdout) == want

@@ -60,10 +60,10 @@ def test_what_is_unpacked_is_what_was_trained(
 
 def test_the_file_is_as_large_as_the_formula_says(make: Make, tmp_path: Path) -> None:
     model = adapt(make("vit"), BiAdapter(Bottleneck(5, norm="none"), bits=1), head=None)
-    each = math.ceil(32 * 5 / 8) + 8  # a tail of the last byte counts as one
-    assert packed_size(model) == 2 * 2 * each
+    bytes_of_cell = math.ceil(32 * 5 / 8) + 8  # a tail of the last byte counts as one
+    assert packed_size(model) == 2 * 2 * bytes_of_cell
     with_head = adapt(make("vit"), BiAdapter(Bottleneck(5, norm="none"), bits=1))
-    assert packed_size(with_head) == 2 * 2 * each + 4 * (32 * 5 + 5)
+    assert packed_size(with_head) == 2 * 2 * bytes_of_cell + 4 * (32 * 5 + 5)
     wide = adapt(make("vit"), BiAdapter(Bottleneck(512, norm="none"), bits=2))
     size = pack(wide, tmp_path).stat().st_size
     assert size == pytest.approx(packed_size(wide), rel=0.02)
@@ -117,11 +117,11 @@ def test_a_file_that_is_not_whole_or_not_of_here_is_refused(
     model = adapt(make("vit"), BiAdapter(Bottleneck(5, norm="none")))
     train(model, images("vit"))
     file = pack(model, tmp_path)
-    whole, host = file.read_bytes(), make("vit")
+    content, host = file.read_bytes(), make("vit")
     before = {n for n, _ in host.named_modules()}
     changed = load_file(file)["bytes"].clone()
     changed[7] ^= 1
-    for damage in (whole[: len(whole) // 2], b"", None):
+    for damage in (content[: len(content) // 2], b"", None):
         file.unlink(missing_ok=True)
         if damage is not None:
             file.write_bytes(damage)
@@ -130,7 +130,7 @@ def test_a_file_that_is_not_whole_or_not_of_here_is_refused(
     save_file({"bytes": changed}, file, {"crc": "0"})
     with refused(CheckpointError, got="bytes or settings that changed after they were written"):
         unpack(host, tmp_path)
-    file.write_bytes(whole)
+    file.write_bytes(content)
     with refused(CheckpointError, what="trunk", got="VisionTransformerDistilled with other layers"):
         unpack(make("deit"), tmp_path)
     assert {n for n, _ in host.named_modules()} == before

@@ -44,14 +44,14 @@ def two(make: Make, images: Images, train: Callable[..., None]) -> PeftModel:
 
 
 def outputs(model: PeftModel, x: Tensor) -> dict[str, Tensor]:
-    found = {}
+    results = {}
     for name in ("mosa", "lora"):
         model.set_adapter(name)
-        found[name] = model(x)
+        results[name] = model(x)
     model.set_adapter("mosa")
     with model.disable_adapter():
-        found["__base__"] = model(x)
-    return found
+        results["__base__"] = model(x)
+    return results
 
 
 def test_adding_an_adapter_changes_nothing(make: Make, images: Images) -> None:
@@ -73,10 +73,10 @@ def test_a_cell_takes_the_mode_of_the_model_it_comes_into(make: Make, mode: bool
 
 def test_switching_and_disabling(two: PeftModel, make: Make, images: Images) -> None:
     x = images("vit")
-    found = outputs(two, x)
-    assert torch.equal(found["__base__"], make("vit")(x))
-    assert not torch.allclose(found["mosa"], found["lora"])
-    assert torch.equal(two(x), found["mosa"])
+    logits = outputs(two, x)
+    assert torch.equal(logits["__base__"], make("vit")(x))
+    assert not torch.allclose(logits["mosa"], logits["lora"])
+    assert torch.equal(two(x), logits["mosa"])
 
 
 def test_only_the_active_adapter_and_head_are_trainable(two: PeftModel) -> None:
@@ -106,12 +106,12 @@ def test_two_active_adapters_add_up(make: Make, images: Images) -> None:
 
 def test_mixed_batches(two: PeftModel, images: Images) -> None:
     x = images("vit")
-    found = outputs(two, x)
+    logits = outputs(two, x)
     names = ["lora", "mosa", "__base__", "mosa"]
     mixed = two(x, adapter_names=names)
     for i, name in enumerate(names):
-        torch.testing.assert_close(mixed[i], found[name][i])
-    assert torch.equal(two(x), found["mosa"])  # the hooks are gone again
+        torch.testing.assert_close(mixed[i], logits[name][i])
+    assert torch.equal(two(x), logits["mosa"])  # the hooks are gone again
 
 
 @pytest.mark.parametrize("host", ["swin", "convnext_conv_mlp", "efficientnet", "hf_vit"])
@@ -158,15 +158,15 @@ def test_adapter_names_in_training_are_refused(two: PeftModel, images: Images) -
 @pytest.mark.parametrize("active", ["mosa", "lora"])
 def test_deleting(two: PeftModel, images: Images, gone: str, active: str) -> None:
     x = images("vit")
-    found = outputs(two, x)
+    logits = outputs(two, x)
     two.set_adapter(active)
     two.delete_adapter(gone)
-    left = "lora" if gone == "mosa" else "mosa"
-    assert list(two.peft_config) == two.active_adapters == [left]
-    assert torch.equal(two(x), found[left])
+    rest = "lora" if gone == "mosa" else "mosa"
+    assert list(two.peft_config) == two.active_adapters == [rest]
+    assert torch.equal(two(x), logits[rest])
     assert not [n for n in two.state_dict() if f".{gone}." in n]
     layers = [m for m in two.modules() if isinstance(m, IntarsiaLayer)]
-    assert all(layer.active_adapters in ([left], left) for layer in layers)
+    assert all(layer.active_adapters in ([rest], rest) for layer in layers)
     assert not [m for m in layers if gone in m.intarsia_sites]
 
 
@@ -174,13 +174,13 @@ def test_everything_saves_and_loads(
     two: PeftModel, make: Make, images: Images, tmp_path: object
 ) -> None:
     x = images("vit")
-    found = outputs(two, x)
+    logits = outputs(two, x)
     two.save_pretrained(str(tmp_path))
     model = load(make("vit"), f"{tmp_path}/mosa", name="one")
     load(model, f"{tmp_path}/lora", name="two")
-    assert torch.equal(model(x), found["mosa"])
+    assert torch.equal(model(x), logits["mosa"])
     model.set_adapter("two")
-    assert torch.equal(model.eval()(x), found["lora"])
+    assert torch.equal(model.eval()(x), logits["lora"])
 
 
 def test_a_copy_is_a_model_of_its_own(two: PeftModel, images: Images) -> None:
@@ -206,13 +206,13 @@ def test_each_call_draws_anew_and_a_pass_meets_one_draw(
     assert len(routers) == 2
     assert all(router.context.hold for router in routers.values())
     model.train()
-    seen = set()
+    draws_seen = set()
     for _ in range(12):
         model(x)
         draws = [tuple(r.held.flatten().tolist()) for r in routers.values()]
         assert draws == [tuple(r.held.flatten().tolist()) for r in routers.values()]
-        seen.add(tuple(draws))
-    assert len(seen) > 6
+        draws_seen.add(tuple(draws))
+    assert len(draws_seen) > 6
     model.eval()
     assert torch.equal(model(x), model(x))
 
@@ -239,14 +239,14 @@ def test_a_loaded_and_an_injected_model_draw_anew_too(
 def test_gradients_are_those_without_checkpointing(
     make: Make, images: Images, logits: Run, host: str, method: Method
 ) -> None:
-    def gradients(checkpointing: bool, held: bool = True) -> dict[str, Tensor]:
+    def gradients(checkpointing: bool, hold: bool = True) -> dict[str, Tensor]:
         model = adapt(make(host), method)
         with torch.no_grad():
             for n, p in model.named_parameters():
                 if ".up." in n:
                     p.add_(0.1)
         for router in random_routers(model).values():
-            router.context.hold = held
+            router.context.hold = hold
         inner = model.get_base_model()
         if checkpointing and host.startswith("hf"):
             inner.activation_checkpointing_enable({"use_reentrant": False})
@@ -261,12 +261,12 @@ def test_gradients_are_those_without_checkpointing(
     for name, gradient in plain.items():
         torch.testing.assert_close(checkpointed[name], gradient, rtol=1e-4, atol=1e-6)
     # the test can fail: without held draws the recomputation meets other experts
-    loose = gradients(True, held=False)
+    loose = gradients(True, hold=False)
     assert any(not torch.allclose(loose[n], g, rtol=1e-3) for n, g in plain.items())
 
 
 @pytest.mark.parametrize(
-    ("method", "mode", "whole"),
+    ("method", "mode", "fullgraph"),
     [
         (Bottleneck(4), "train", True),
         (Lora(2), "train", True),
@@ -276,12 +276,12 @@ def test_gradients_are_those_without_checkpointing(
     ],
 )
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-def test_compiles(make: Make, images: Images, method: Method, mode: str, whole: bool) -> None:
+def test_compiles(make: Make, images: Images, method: Method, mode: str, fullgraph: bool) -> None:
     x, model = images("vit"), adapt(make("vit"), method)
     getattr(model, mode)()
     twin = copy.deepcopy(model)
     torch._dynamo.reset()
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=whole)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=fullgraph)
     torch.testing.assert_close(compiled(x), twin(x))
 
 

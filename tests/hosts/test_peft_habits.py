@@ -153,12 +153,12 @@ def test_where_peft_knows_no_places_ours_are_taken_and_the_head_is_trained(
 def test_further_adapters_come_in_inactive_and_all_are_saved(tmp_path: Path) -> None:
     model = intarsia.apply(llama(), LoraConfig(r=2, init_lora_weights=False))
     first = logits(model)
-    more = intarsia.adapt(model, LoraConfig(r=4, init_lora_weights=False), name="other")
-    assert more is model and torch.equal(logits(more), first)
+    adapted = intarsia.adapt(model, LoraConfig(r=4, init_lora_weights=False), name="other")
+    assert adapted is model and torch.equal(logits(adapted), first)
     intarsia.save(model, tmp_path / "out")
     assert_close(logits(intarsia.load(llama(), tmp_path / "out")), first)
-    more.set_adapter("other")
-    second = logits(more)
+    adapted.set_adapter("other")
+    second = logits(adapted)
     assert_close(logits(intarsia.load(llama(), tmp_path / "out" / "other")), second)
     assert not torch.allclose(second, first)
 
@@ -171,7 +171,7 @@ def test_our_own_config_is_taken_too() -> None:
 def test_what_peft_refuses_and_what_is_said_twice_is_an_error(make: Make) -> None:
     host = make("vit")
     before = {name: value.clone() for name, value in host.state_dict().items()}
-    for options, error, what in (
+    for options, error, field in (
         ({"method": LoraConfig(r=0)}, ConfigError, "settings of PEFT's LORA"),
         ({"method": LoraConfig(target_modules=["nope"])}, ConfigError, "settings of PEFT's LORA"),
         ({"method": LoraConfig(target_modules=["fc1"]), "layers": [0]}, ConfigError, "targets"),
@@ -183,7 +183,7 @@ def test_what_peft_refuses_and_what_is_said_twice_is_an_error(make: Make) -> Non
     ):  # fmt: skip
         with pytest.raises(error) as caught:
             intarsia.adapt(host, **options)
-        assert caught.value.what == what
+        assert caught.value.what == field
         assert host.state_dict().keys() == before.keys()
     ours = intarsia.adapt(llama(), Lora(2))
     with pytest.raises(ConfigError) as caught:

@@ -65,13 +65,13 @@ def test_an_efficientnet_trains_on_maps_as_on_pictures(name):
         method = Lora(2) if name == "lora" else Bottleneck(4, placement="pfeiffer")
         return adapt(convolutional(), method, layers=[-2, -1])
 
-    def trained(model, given):
+    def trained(model, inputs):
         learns = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(learns, lr=0.1)
         for _ in range(3):
             training_mode(model)
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(given), y).backward()
+            torch.nn.functional.cross_entropy(model(inputs), y).backward()
             optimizer.step()
         return learned_state(model)
 
@@ -83,18 +83,18 @@ def test_an_efficientnet_trains_on_maps_as_on_pictures(name):
     assert block == len(split_at(convolutional(), 0)[1].blocks) - 2
     with reading_tokens(model, block) as prefix:
         maps = run_prefix(prefix, TensorDataset(x, y), dtype=torch.float32).tensors[0]
-        found = trained(model, maps)
-    torch.testing.assert_close(found, want)
-    assert any(not torch.equal(found[n], before[n]) for n in found)
+        learned = trained(model, maps)
+    torch.testing.assert_close(learned, want)
+    assert any(not torch.equal(learned[n], before[n]) for n in learned)
 
 
 def test_adapting_the_tail_is_adapting_the_last_layers():
-    whole, model = tiny(), tiny()
+    full, model = tiny(), tiny()
     x = torch.randn(3, 3, 28, 28)
     y = torch.tensor([0, 1, 2])
     prefix, tail = split_at(model, 2)
     tokens = run_prefix(prefix, TensorDataset(x, y), dtype=torch.float32).tensors[0]
-    a = adapt(whole, Bottleneck(4), layers=[2, 3])
+    a = adapt(full, Bottleneck(4), layers=[2, 3])
     b = adapt(tail, Bottleneck(4))
     for adapted in (a, b):
         with torch.no_grad():
@@ -145,11 +145,11 @@ def test_baselines_in_the_last_blocks_read_tokens(name):
     x, y = torch.randn(3, 3, 28, 28), torch.tensor([0, 1, 2])
     model = build(name, tiny(), SMALL.get(name, {}) | settings).eval()
 
-    def gradients(given):
+    def gradients(inputs):
         model.zero_grad()
-        made = model(given)
-        torch.nn.functional.cross_entropy(made, y).backward()
-        return made, {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+        logits = model(inputs)
+        torch.nn.functional.cross_entropy(logits, y).backward()
+        return logits, {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
 
     want = gradients(x)
     assert first_trained_block(model) == 2
@@ -206,9 +206,9 @@ def test_batch_norms_follow_the_batch_where_their_convolutions_learn(name, follo
     model = build(name, convolutional(), {"blocks": 1} if name == "last-k" else {})
     training_mode(model)
     training = {n for n, m in model.named_modules() if isinstance(m, BATCH_NORM) and m.training}
-    every = {n for n, m in model.named_modules() if isinstance(m, BATCH_NORM)}
-    last = {n for n in every if n.startswith("blocks.4.") or n == "bn2"}
-    assert last and training == {"all": every, "last": last, "": set()}[follow]
+    norms = {n for n, m in model.named_modules() if isinstance(m, BATCH_NORM)}
+    last = {n for n in norms if n.startswith("blocks.4.") or n == "bn2"}
+    assert last and training == {"all": norms, "last": last, "": set()}[follow]
 
 
 def test_no_classifier_and_dropout_before_it():

@@ -68,8 +68,8 @@ def test_a_file_becomes_the_same_input(
 ) -> None:
     encoded = picture(mode, width, height)
     want = eval_transform(inputs)(read_image(encoded))[None]
-    how = json.loads(json.dumps(described(inputs, None)))
-    assert torch.equal(torch.from_numpy(prepare(io.BytesIO(encoded), how)), want)
+    record = json.loads(json.dumps(described(inputs, None)))
+    assert torch.equal(torch.from_numpy(prepare(io.BytesIO(encoded), record)), want)
 
 
 @pytest.mark.parametrize("needs", ["timm", "onnxruntime", "torch"])
@@ -89,11 +89,11 @@ def test_a_script_names_its_model_whatever_it_is_called(name: str) -> None:
     assert sum(isinstance(n, ast.Expr) for n in tree.body) == 1  # the docstring
 
 
-def scripts(folder: Path, model: Any, **told: Any) -> list[Path]:
+def scripts(folder: Path, model: Any, **options: Any) -> list[Path]:
     """Exports of a model in all three forms, and their scripts."""
-    export_timm(model, folder / "stock", **told)
-    export_onnx(model, folder / "m.onnx", **told)
-    export_program(model, folder / "p.pt2", **told)
+    export_timm(model, folder / "stock", **options)
+    export_onnx(model, folder / "m.onnx", **options)
+    export_program(model, folder / "p.pt2", **options)
     return [folder / f"{place}predict.py" for place in ("stock/", "m.onnx.", "p.pt2.")]
 
 
@@ -120,9 +120,13 @@ def test_every_export_says_in_a_process_of_its_own_what_the_model_says(tmp_path:
         head: Any = model.get_submodule("head")
         head.weight.mul_(100)
         head.bias.sub_(model(x).mean(0))
-        wanted = model(x).softmax(1).max(1)
-    told: dict[str, Any] = {"classes": CLASSES, "preprocessing": inputs, "report": lambda _: None}
-    paths = scripts(tmp_path, model, **told)
+        probabilities = model(x).softmax(1).max(1)
+    options: dict[str, Any] = {
+        "classes": CLASSES,
+        "preprocessing": inputs,
+        "report": lambda _: None,
+    }
+    paths = scripts(tmp_path, model, **options)
     run = subprocess.run(
         [sys.executable, "-c", ALL, *map(str, paths), *map(str, files)],
         capture_output=True,
@@ -130,11 +134,11 @@ def test_every_export_says_in_a_process_of_its_own_what_the_model_says(tmp_path:
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    said = [line.split() for line in run.stdout.splitlines()]
-    assert [s[0] for s in said] == 3 * [str(file) for file in files]
-    assert [s[1] for s in said] == 3 * [CLASSES[i] for i in wanted.indices]
-    assert [float(s[2]) for s in said] == pytest.approx(3 * wanted.values.tolist(), abs=2e-3)
-    assert len(set(wanted.indices.tolist())) > 1
+    rows = [line.split() for line in run.stdout.splitlines()]
+    assert [s[0] for s in rows] == 3 * [str(file) for file in files]
+    assert [s[1] for s in rows] == 3 * [CLASSES[i] for i in probabilities.indices]
+    assert [float(s[2]) for s in rows] == pytest.approx(3 * probabilities.values.tolist(), abs=2e-3)
+    assert len(set(probabilities.indices.tolist())) > 1
     again = timm.create_model(f"local-dir:{tmp_path / 'stock'}", pretrained=True)
     assert input_config(again) == inputs  # timm's own transform of an RGB picture is the same
     stored = json.loads((tmp_path / "stock" / "config.json").read_text())["preprocessing"]

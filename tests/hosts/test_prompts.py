@@ -107,8 +107,8 @@ def test_no_prompts_are_the_stock_model(deep: bool) -> None:
 
 def test_prompts_and_head_are_trained_and_nothing_else() -> None:
     model = add_prompts(host(), prompts=2, deep=True)
-    found = {n for n, p in model.named_parameters() if p.requires_grad}
-    assert found == {"prompts.tokens", "head.weight", "head.bias"}
+    names = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert names == {"prompts.tokens", "head.weight", "head.bias"}
     assert model.prompts.tokens.shape == (3, 2, 32)
     assert add_prompts(host(), prompts=2).prompts.tokens.shape == (1, 2, 32)
 
@@ -118,9 +118,9 @@ def test_the_start_is_uniform_as_in_the_released_code() -> None:
     bound = (6 / (3 * 16 * 16 + 32)) ** 0.5
     assert tokens.abs().max() <= bound and tokens.abs().max() > 0.99 * bound
     assert abs(float(tokens.std()) - bound / 3**0.5) < 1e-3
-    same, other = (add_prompts(host(), prompts=500, deep=True, seed=s) for s in (0, 1))
-    assert torch.equal(same.prompts.tokens, tokens)
-    assert not torch.equal(other.prompts.tokens, tokens)
+    equal, reseeded = (add_prompts(host(), prompts=500, deep=True, seed=s) for s in (0, 1))
+    assert torch.equal(equal.prompts.tokens, tokens)
+    assert not torch.equal(reseeded.prompts.tokens, tokens)
 
 
 def test_dropout_is_on_the_prompts_and_only_while_training() -> None:
@@ -132,14 +132,14 @@ def test_dropout_is_on_the_prompts_and_only_while_training() -> None:
 
 
 def test_gradient_checkpointing_gives_the_same_gradients() -> None:
-    found = []
+    grads = []
     for on in (False, True):
         model = add_prompts(host(), prompts=3, deep=True, dropout=0.5).train()
         model.set_grad_checkpointing(on)
         torch.manual_seed(3)
         model(images()).square().sum().backward()
-        found.append(model.prompts.tokens.grad)
-    assert_close(found[0], found[1])
+        grads.append(model.prompts.tokens.grad)
+    assert_close(grads[0], grads[1])
 
 
 def test_a_trunk_in_half_precision() -> None:

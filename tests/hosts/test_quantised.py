@@ -34,8 +34,8 @@ class Int8(nn.Linear):
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__(layer.in_features, layer.out_features, bias=False)
         scale = layer.weight.detach().abs().amax(1, keepdim=True) / 127
-        whole = (layer.weight.detach() / scale).round().to(torch.int8)
-        self.weight = nn.Parameter(whole, requires_grad=False)
+        codes = (layer.weight.detach() / scale).round().to(torch.int8)
+        self.weight = nn.Parameter(codes, requires_grad=False)
         self.scale = scale
 
     def forward(self, input: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ def test_an_adapter_lives_on_a_quantised_base(
 
 
 def test_gradients_are_those_of_the_weights_in_full() -> None:
-    """Beside a quantised layer the adapter learns what it learns beside its decoded weights."""
+    """The adapter learns the same beside a quantised layer as beside its decoded weights."""
     torch.manual_seed(0)
     grads: list[list[Tensor]] = []
     for decoded in (False, True):

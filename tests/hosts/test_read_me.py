@@ -77,11 +77,11 @@ def test_masks_have_as_many_units_as_they_are_told(dense: Any) -> None:
     use = [channel_use(dense, batches) for batches in DOMAINS.values()]
     for path, mask in masks.items():
         assert mask.shape == (2, 20) and mask.sum(1).tolist() == [9, 9]
-        for row, one in zip(mask, use, strict=True):
-            assert one[path][row].min() >= one[path][~row].max()
-        own = mask & ~residual_of(mask)
-        assert not bool((own & residual_of(mask)).any())
-        assert torch.equal(own | residual_of(mask), mask)
+        for row, usage in zip(mask, use, strict=True):
+            assert usage[path][row].min() >= usage[path][~row].max()
+        units = mask & ~residual_of(mask)
+        assert not bool((units & residual_of(mask)).any())
+        assert torch.equal(units | residual_of(mask), mask)
         drawn = random_masks(mask, torch.Generator().manual_seed(0))
         assert drawn.sum(1).tolist() == [9, 9] and not torch.equal(drawn, mask)
 
@@ -152,10 +152,10 @@ def test_masks_of_another_model_leave_this_one_alone(dense: Any) -> None:
 
 
 def test_one_domain_is_pruning(dense: Any) -> None:
-    one = {"low": DOMAINS["low"]}
-    masks = channel_masks(dense, one, 0.5)
+    domains = {"low": DOMAINS["low"]}
+    masks = channel_masks(dense, domains, 0.5)
     gate: Any = Fixed(0, experts=1)
-    model = extract(copy.deepcopy(dense), one, masks=masks, gate=gate)
+    model = extract(copy.deepcopy(dense), domains, masks=masks, gate=gate)
     batch = rows(0, WORDS, 5)
     with torch.no_grad(), masked(dense, masks, 0):
         want = dense(**batch).logits
@@ -216,9 +216,9 @@ def test_gate_and_experts_are_trained_by_turns_and_cut_afterwards(dense: Any) ->
     assert not torch.equal(model.state_dict()["lm_head.weight"], before["lm_head.weight"])
     batch = rows(0, WORDS, 5)
     with torch.no_grad():
-        chosen = gate(batch["input_ids"]).argmax(-1)
-        assert len(chosen.unique()) == 2
-        with masked(model, masks, chosen):
+        domain = gate(batch["input_ids"]).argmax(-1)
+        assert len(domain.unique()) == 2
+        with masked(model, masks, domain):
             want = model(**batch).logits
         cut = extract(copy.deepcopy(model), DOMAINS, masks=masks, gate=gate)
         torch.testing.assert_close(cut(**batch).logits, want, rtol=1e-4, atol=1e-5)
@@ -231,15 +231,15 @@ def test_padding_teaches_nothing(dense: Any) -> None:
     masks, ids = channel_masks(dense, DOMAINS, 0.5), rows(0, WORDS)["input_ids"]
     mask = torch.ones_like(ids)
     mask[:, 5:] = 0
-    padded, other = ids.clone(), ids.clone()
-    other[:, 5:] = 1
-    found: list[torch.Tensor] = []
-    for some in (padded, other):
+    padded, changed = ids.clone(), ids.clone()
+    changed[:, 5:] = 1
+    weights: list[torch.Tensor] = []
+    for some in (padded, changed):
         model, gate = copy.deepcopy(dense), pre_gate(dense, 2, ReadMe(width=8, heads=2))
         batches = [{"input_ids": some, "attention_mask": mask}]
         train_in_turns(gate, model, masks, batches, rounds=1, steps=(2, 2))
-        found.append(torch.cat([gate.head.flatten(), model.lm_head.weight.flatten()]).detach())
-    torch.testing.assert_close(found[0], found[1])
+        weights.append(torch.cat([gate.head.flatten(), model.lm_head.weight.flatten()]).detach())
+    torch.testing.assert_close(weights[0], weights[1])
 
 
 def test_what_cannot_be_is_refused(dense: Any) -> None:

@@ -45,16 +45,16 @@ def test_any_number_of_places_gives_the_same_bits(dense: Any, slots: int, tmp_pa
             assert torch.equal(model(IDS).logits, want)
         for length in (1, 3):  # other shapes, as decoding has
             assert torch.equal(model(IDS[:, :length]).logits, dense(IDS[:, :length]).logits)
-    found = ring_residency(model)
-    assert found.asks == 5 * 4
+    use = ring_residency(model)
+    assert use.asks == 5 * 4
     size = sum(t.nbytes for t in dense.model.layers[0].state_dict().values())
     if slots == 4:
-        assert found.bytes == 4 * size  # read once
+        assert use.bytes == 4 * size  # read once
     else:
         assert sum(p.numel() for p in model.model.layers.parameters()) == 0
     ring = model.__dict__["intarsia_ring"]
-    held = sum(t.nbytes for place in ring.places for t in place.values())
-    assert held * 4 == slots * sum(
+    resident = sum(t.nbytes for place in ring.places for t in place.values())
+    assert resident * 4 == slots * sum(
         t.nbytes for layer in dense.model.layers for t in layer.state_dict().values()
     )
 
@@ -62,8 +62,8 @@ def test_any_number_of_places_gives_the_same_bits(dense: Any, slots: int, tmp_pa
 def test_a_flipped_bit_is_told_when_its_block_is_first_read(dense: Any, tmp_path: Path) -> None:
     model = ring_offload(copy.deepcopy(dense), tmp_path / "ring", slots=1)
     file = tmp_path / "ring" / "0002.safetensors"
-    whole = file.read_bytes()
-    file.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    content = file.read_bytes()
+    file.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
     with (
         torch.no_grad(),
         refused(
@@ -74,23 +74,23 @@ def test_a_flipped_bit_is_told_when_its_block_is_first_read(dense: Any, tmp_path
 
 
 def test_blocks_are_read_while_others_are_computed(dense: Any, tmp_path: Path) -> None:
-    seen: list[str] = []
+    names: list[str] = []
     gate = threading.Semaphore(0)
 
     def slow(path: Path, into: Any) -> None:
         read_block(path, into)
-        seen.append(path.stem)
+        names.append(path.stem)
         gate.release()
 
     model = ring_offload(copy.deepcopy(dense), tmp_path / "ring", slots=2, read=slow)
     gate.acquire()
     gate.acquire()  # both places are filled before anything is asked for
-    assert seen == ["0000", "0001"]
+    assert names == ["0000", "0001"]
     with torch.no_grad():
         model(IDS)
     for _ in range(4):  # two blocks of this forward, and the first two of the next one
         assert gate.acquire(timeout=20)
-    assert seen == ["0000", "0001", "0002", "0003", "0000", "0001"]
+    assert names == ["0000", "0001", "0002", "0003", "0000", "0001"]
 
 
 def test_what_cannot_be_is_refused(dense: Any, tmp_path: Path) -> None:

@@ -50,27 +50,27 @@ def cells(model: nn.Module) -> dict[str, S2ftCell]:
 
 
 def test_a_share_is_of_all_layers_and_counts_are_uneven() -> None:
-    found = [ids(choose_channels(llama(), S2ft(down=0.25), seed=seed)) for seed in range(8)]
-    assert all(sum(map(len, f.values())) == 24 for f in found)
-    assert len({tuple(map(len, f.values())) for f in found}) > 1
-    assert {path.rpartition(".")[2] for f in found for path in f} == {"down_proj"}
+    choices = [ids(choose_channels(llama(), S2ft(down=0.25), seed=seed)) for seed in range(8)]
+    assert all(sum(map(len, f.values())) == 24 for f in choices)
+    assert len({tuple(map(len, f.values())) for f in choices}) > 1
+    assert {path.rpartition(".")[2] for f in choices for path in f} == {"down_proj"}
     assert choose_channels(llama(), S2ft(), seed=3) == choose_channels(llama(), S2ft(), seed=3)
 
 
 def test_heads_are_chosen_as_groups_that_share_keys() -> None:
     # 4 query heads of width 8 on 2 keys: groups of 16 columns, values of 8 rows
-    found = ids(choose_channels(llama(), S2ft(down=0, output=0.25, value=0.25)))
-    outs = [v for p, v in found.items() if p.endswith("o_proj")]
-    values = [v for p, v in found.items() if p.endswith("v_proj")]
+    channels = ids(choose_channels(llama(), S2ft(down=0, output=0.25, value=0.25)))
+    outs = [v for p, v in channels.items() if p.endswith("o_proj")]
+    values = [v for p, v in channels.items() if p.endswith("v_proj")]
     assert [len(v) for v in outs] == [16] and [len(v) for v in values] == [8]
     assert all(v[0] % len(v) == 0 and v == list(range(v[0], v[0] + len(v))) for v in outs + values)
 
 
 def test_values_inside_a_fused_layer(make: Callable[[str], nn.Module]) -> None:
-    found = ids(choose_channels(make("vit"), S2ft(down=0, output=0.5, value=0.5)))
-    for path, chosen in found.items():
+    channels = ids(choose_channels(make("vit"), S2ft(down=0, output=0.5, value=0.5)))
+    for path, indices in channels.items():
         first = 64 if path.endswith("qkv") else 0  # 2 heads of 16 in a width of 32
-        assert len(chosen) % 16 == 0 and min(chosen) >= first
+        assert len(indices) % 16 == 0 and min(indices) >= first
 
 
 @pytest.mark.parametrize("name", ["vit", "swin", "hf_vit", "deit", "eva"])
@@ -153,21 +153,21 @@ def test_adapters_apart_add_without_interference(tokens: Tensor) -> None:
     stock = intarsia.fold(adapted, inputs={"input_ids": tokens}, report=lambda _: None)
     assert_close(stock(tokens).logits, both, rtol=1e-4, atol=1e-5)
     weights = dict(stock.named_parameters())
-    for path, chosen in a.items():
+    for path, indices in a.items():
         cell = cells(adapted)[f"base_model.model.{path}.intarsia_cells.one"]
         change = weights[f"{path}.weight"] - dict(llama().named_parameters())[f"{path}.weight"]
-        assert_close(change[:, chosen], cell.weight, rtol=1e-4, atol=1e-5)
+        assert_close(change[:, indices], cell.weight, rtol=1e-4, atol=1e-5)
 
 
 def test_scores_choose_what_they_say(tokens: Tensor) -> None:
     model, path = llama(num_hidden_layers=1), "model.layers.0.mlp.down_proj"
     down = model.get_submodule(path)
-    batch, seen = {"input_ids": tokens, "labels": tokens}, []
+    batch, inputs = {"input_ids": tokens, "labels": tokens}, []
     with torch.no_grad():
-        handle = down.register_forward_hook(lambda m, args, y: seen.append(args[0]))
+        handle = down.register_forward_hook(lambda m, args, y: inputs.append(args[0]))
         model(tokens)
         handle.remove()
-    active = seen[0].flatten(0, 1).square().mean(0).sqrt()
+    active = inputs[0].flatten(0, 1).square().mean(0).sqrt()
     norm = down.weight.norm(dim=0)
     (gradient,) = torch.autograd.grad(model(**batch).loss, [down.weight])
     scores = {
@@ -176,9 +176,9 @@ def test_scores_choose_what_they_say(tokens: Tensor) -> None:
     }  # fmt: skip
     for selection, score in scores.items():
         for order, largest in (("largest", True), ("smallest", False)):
-            found = choose_channels(model, S2ft(0.25, selection=selection, order=order), [batch])
+            channels = choose_channels(model, S2ft(0.25, selection=selection, order=order), [batch])
             want = score.topk(12, largest=largest).indices.sort().values.tolist()
-            assert ids(found) == {path: want}, (selection, order)
+            assert ids(channels) == {path: want}, (selection, order)
     assert len({choose_channels(model, S2ft(0.25, selection=s), [batch]) for s in scores}) == 4
     assert not model.training and all(p.requires_grad for p in model.parameters())
     assert not down._forward_hooks and all(p.grad is None for p in model.parameters())

@@ -96,15 +96,15 @@ def test_on_bert(tokens: Tensor) -> None:
 def test_units_come_in_the_papers_order() -> None:
     model = llama()
     method = choose_channels(model, S2ft(down=0.4, up=0.4))
-    chosen = {p: set(read(t)) for p, t in method.channels}
+    indices = {p: set(read(t)) for p, t in method.channels}
     moved, _ = co_permute(model, method)
     for path, text in moved.channels:
         if path.endswith("up_proj"):
             down = path.replace("up_proj", "down_proj")
-            both = len(chosen[path] & chosen[down])
+            both = len(indices[path] & indices[down])
             up, low = read(text), read(dict(moved.channels)[down])
-            assert up == list(range(len(chosen[path])))
-            assert low[0] == len(chosen[path]) - both and len(low) == len(chosen[down])
+            assert up == list(range(len(indices[path])))
+            assert low[0] == len(indices[path]) - both and len(low) == len(indices[down])
 
 
 def trained(model: Any, method: S2ft, tokens: Tensor) -> Any:

@@ -113,26 +113,26 @@ def test_a_mixture_into_the_dense_model_and_the_other_way_round(saved: Path) -> 
 
 
 def test_files_of_the_dense_model_and_of_the_mixture_are_told_apart(tmp_path: Path) -> None:
-    """As `save_pretrained` writes them, and safetensors reads them: nothing is lost in silence."""
+    """Files that `save_pretrained` writes and safetensors reads lose nothing in silence."""
     dense = llama()
     mixture: Any = intarsia.upcycle(llama(), TopK(experts=2))
     with torch.no_grad():
         for parameter in mixture.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
-    wanted = out(mixture)
+    logits = out(mixture)
     for name, model in (("dense", dense), ("mixture", mixture)):
         cast(Any, model).save_pretrained(tmp_path / name)
     files = {n: load_file(tmp_path / n / "model.safetensors") for n in ("dense", "mixture")}
     for strict in (True, False):
         with refused(CheckpointError, what="weights of 'model.layers.0.mlp'"):
             mixture.load_state_dict(files["dense"], strict=strict)
-    assert_close(out(mixture), wanted), "refused before anything was overwritten"
+    assert_close(out(mixture), logits), "refused before anything was overwritten"
     with pytest.raises(RuntimeError, match=r"Missing key.*mlp\.gate_proj(.|\n)*Unexpected key"):
         dense.load_state_dict(files["mixture"])
     again = intarsia.upcycle(llama(1), TopK(experts=2))
-    left = again.load_state_dict(files["mixture"], strict=False)
-    assert left.missing_keys == ["lm_head.weight"] and not left.unexpected_keys  # tied, there once
-    assert_close(out(again), wanted)
+    keys = again.load_state_dict(files["mixture"], strict=False)
+    assert keys.missing_keys == ["lm_head.weight"] and not keys.unexpected_keys  # tied, there once
+    assert_close(out(again), logits)
 
 
 def test_the_own_gate_of_a_sparse_model_is_told_from_a_router() -> None:
@@ -146,8 +146,8 @@ def test_the_own_gate_of_a_sparse_model_is_told_from_a_router() -> None:
 
 def half(name: str) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
-        whole = (folder / name).read_bytes()
-        (folder / name).write_bytes(whole[: len(whole) // 2])
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2])
 
     return damage
 
@@ -218,12 +218,12 @@ def test_a_damaged_folder_is_refused_and_leaves_the_model(case: str, saved: Path
     damage, message = DAMAGE[case]
     damage(saved)
     model = vit(1)
-    wanted, kinds = out(model), [type(m) for m in model.modules()]
+    logits, kinds = out(model), [type(m) for m in model.modules()]
     with pytest.raises(CheckpointError, match=message):
         intarsia.experts.load_mixture(model, saved)
     assert [type(m) for m in model.modules()] == kinds and not steps_of(model)
     assert not model._forward_pre_hooks
-    assert_close(out(model), wanted)
+    assert_close(out(model), logits)
 
 
 def test_another_architecture_is_refused(saved: Path) -> None:
@@ -262,7 +262,7 @@ HOSTS: dict[str, tuple[Callable[[int], nn.Module], list[str]]] = {
 
 
 def moved(model: nn.Module) -> nn.Module:
-    """As if trained: every number that is not frozen is another one."""
+    """Change every number that is not frozen, as training would."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -317,16 +317,18 @@ def test_an_adapter_that_does_not_fit_leaves_the_host_as_it_was(tmp_path: Path) 
         moved(intarsia.upcycle(vit(), TopK(experts=2))), intarsia.methods.Mosl(2)
     )
     folder = intarsia.save(model, tmp_path / "stack")
-    other = intarsia.save(intarsia.adapt(vit(), intarsia.methods.Mosl(3)), tmp_path / "other")
+    folder_of_mosl = intarsia.save(
+        intarsia.adapt(vit(), intarsia.methods.Mosl(3)), tmp_path / "other"
+    )
     for name in ("adapter_config.json", "adapter_model.safetensors"):
-        (folder / name).write_bytes((other / name).read_bytes())
+        (folder / name).write_bytes((folder_of_mosl / name).read_bytes())
     resealed(folder)
     dense = vit(2)
-    wanted, kinds = out(dense), [type(m) for m in dense.modules()]
+    logits, kinds = out(dense), [type(m) for m in dense.modules()]
     with refused(CheckpointError, what="trunk", got="VisionTransformer with other layers"):
         intarsia.load(dense, folder)
     assert [type(m) for m in dense.modules()] == kinds and not steps_of(dense)
-    assert torch.equal(out(dense), wanted)
+    assert torch.equal(out(dense), logits)
 
 
 @pytest.mark.parametrize("key", ["bitfit", "last-k", "vpt-deep", "peft-lora", "full"])
@@ -392,13 +394,15 @@ def test_one_flipped_bit_in_any_file_of_weights_is_refused(case: str, tmp_path: 
     files = sorted(folder.rglob("*.safetensors"))
     assert files
     for file in files:
-        whole = file.read_bytes()
-        for where in (12, len(whole) // 2, len(whole) - 1):
-            file.write_bytes(whole[:where] + bytes([whole[where] ^ 1]) + whole[where + 1 :])
+        content = file.read_bytes()
+        for position in (12, len(content) // 2, len(content) - 1):
+            file.write_bytes(
+                content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
+            )
             with pytest.raises(CheckpointError) as error:
                 intarsia.load(vit(), folder)
             assert error.value.got and error.value.want and "Copy it again" in error.value.fix
-        file.write_bytes(whole)
+        file.write_bytes(content)
     intarsia.load(vit(), folder)
 
 

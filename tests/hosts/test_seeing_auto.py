@@ -58,9 +58,9 @@ def seeing(method: Any = None, change: Any = SMALL) -> Any:
 )
 def test_its_folder_is_opened_by_auto_classes(method: Any, change: Any, tmp_path: Path) -> None:
     model = seeing(method, change)
-    made = auto_model(model)
-    assert made.decoder is model  # the same weights, not a copy
-    made.save_pretrained(tmp_path)
+    seeing_model = auto_model(model)
+    assert seeing_model.decoder is model  # the same weights, not a copy
+    seeing_model.save_pretrained(tmp_path)
     files = {f.name for f in tmp_path.iterdir()}
     assert {"config.json", "model.safetensors"} <= files
     assert not any(name.endswith((".py", ".bin")) for name in files)
@@ -69,8 +69,8 @@ def test_its_folder_is_opened_by_auto_classes(method: Any, change: Any, tmp_path
     rows = [q for q in questions(2) if hasattr(change, "audio") or not q.audio]
     batch = answers_batch(quiet(model).rows(rows))
     with torch.no_grad():
-        one, two = made(**batch), again(**batch)
-    assert_close((two.logits, two.loss), (one.logits, one.loss))
+        first, second = seeing_model(**batch), again(**batch)
+    assert_close((second.logits, second.loss), (first.logits, first.loss))
     learn = {n for n, p in again.named_parameters() if p.requires_grad}
     frozen = ("embed_tokens", "base_layer", "layernorm.weight")
     assert learn and not any(part in name for name in learn for part in frozen)
@@ -93,22 +93,22 @@ def _unanswered(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_trainer_keeps_checkpoints_that_open_again(tmp_path: Path) -> None:
-    made = auto_model(seeing(Lora(2, roles=("mlp_linear",))))
-    for connector in connectors_of(made).values():
+    seeing_model = auto_model(seeing(Lora(2, roles=("mlp_linear",))))
+    for connector in connectors_of(seeing_model).values():
         connector.requires_grad_(True)
-    data: Any = quiet(made).asked(questions(2))
-    before = {n: p.clone() for n, p in made.named_parameters()}
+    data: Any = quiet(seeing_model).asked(questions(2))
+    before = {n: p.clone() for n, p in seeing_model.named_parameters()}
     arguments = TrainingArguments(
         str(tmp_path), max_steps=2, per_device_train_batch_size=3, learning_rate=1e-2,
         report_to=[], save_steps=2, remove_unused_columns=False, use_cpu=True,
         disable_tqdm=True, logging_strategy="no",
     )  # fmt: skip
-    Trainer(made, arguments, data_collator=answers_batch, train_dataset=data).train()
-    changed = {n for n, p in made.named_parameters() if not torch.equal(p, before[n])}
+    Trainer(seeing_model, arguments, data_collator=answers_batch, train_dataset=data).train()
+    changed = {n for n, p in seeing_model.named_parameters() if not torch.equal(p, before[n])}
     assert {n.split(".")[-1] for n in changed} >= {"queries", "weight"}
     assert not any("embed_tokens" in n for n in changed)
     again = AutoModelForImageTextToText.from_pretrained(tmp_path / "checkpoint-2")
-    for name, value in made.state_dict().items():
+    for name, value in seeing_model.state_dict().items():
         assert_close(again.state_dict()[name], value, rtol=0, atol=0)
 
 
@@ -116,7 +116,7 @@ def test_a_folder_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with refused(ConfigError, what="model", got="one without connectors"):
         auto_model(decoder())
     auto_model(seeing()).save_pretrained(tmp_path / "whole")
-    whole = json.loads((tmp_path / "whole/config.json").read_text())
+    record = json.loads((tmp_path / "whole/config.json").read_text())
     for name, entry in {
         "key": {"key": "no-such-method"},
         "settings": {"settings": {"image": "clip"}},
@@ -124,12 +124,12 @@ def test_a_folder_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     }.items():
         folder = tmp_path / name
         shutil.copytree(tmp_path / "whole", folder)
-        steps = [whole["steps"][0] | entry]
-        (folder / "config.json").write_text(json.dumps(whole | {"steps": steps}))
+        steps = [record["steps"][0] | entry]
+        (folder / "config.json").write_text(json.dumps(record | {"steps": steps}))
         with refused(CheckpointError, what="config.json of a seeing model"):
             AutoModelForCausalLM.from_pretrained(folder)
-    two = whole["steps"][0]["settings"] | {"by": ["queries", "queries"]}
-    steps = [whole["steps"][0] | {"settings": two}]
-    (tmp_path / "setting/config.json").write_text(json.dumps(whole | {"steps": steps}))
+    two = record["steps"][0]["settings"] | {"by": ["queries", "queries"]}
+    steps = [record["steps"][0] | {"settings": two}]
+    (tmp_path / "setting/config.json").write_text(json.dumps(record | {"steps": steps}))
     with refused(CheckpointError, got="no 'decoder.connectors.image.resampler.k.bias'"):
         AutoModelForCausalLM.from_pretrained(tmp_path / "setting")

@@ -47,9 +47,9 @@ def test_the_part_and_the_head_are_trained(
     model = make(host)
     names = [name for name, _ in model.named_parameters()]
     assert train_part(model, part) is model
-    found = trained(model)
-    assert inside in found and outside not in found
-    assert count in (None, len(found))
+    learned = trained(model)
+    assert inside in learned and outside not in learned
+    assert count in (None, len(learned))
     assert outside is None or outside in names
     assert [name for name, _ in model.named_parameters()] == names
 
@@ -65,26 +65,28 @@ def test_parts_of_the_vit_by_their_definition(make: Make) -> None:
         "last-k": {n for n in names if n.startswith(("blocks.1.", "norm."))} | head,
     }
     assert set(want) == set(PARTS)
-    for part, wanted in want.items():
-        assert trained(train_part(make("vit"), part)) == wanted
+    for part, learned in want.items():
+        assert trained(train_part(make("vit"), part)) == learned
 
 
 @pytest.mark.parametrize("part", ["bitfit", "norms"])
 def test_in_the_last_blocks_it_is_what_it_shares_with_them(make: Make, part: str) -> None:
     for count in (1, 2):
         last = trained(train_part(make("vit"), "last-k", blocks=count))
-        every = trained(train_part(make("vit"), part))
-        assert trained(train_part(make("vit"), part, last_blocks=count)) == every & last
+        learned = trained(train_part(make("vit"), part))
+        assert trained(train_part(make("vit"), part, last_blocks=count)) == learned & last
     with refused(ConfigError, what="last_blocks", got=3):
         train_part(make("vit"), part, last_blocks=3)
 
 
 def test_more_blocks_take_in_what_lies_between_them(make: Make) -> None:
-    found = trained(train_part(make("swin"), "last-k", blocks=3))
-    assert "layers.1.downsample.reduction.weight" in found
-    assert "layers.0.blocks.0.attn.qkv.weight" in found and "patch_embed.proj.weight" not in found
-    every = trained(train_part(make("vit"), "last-k", blocks=2))
-    assert {n for n, _ in make("vit").named_parameters()} - every == {
+    learned = trained(train_part(make("swin"), "last-k", blocks=3))
+    assert "layers.1.downsample.reduction.weight" in learned
+    assert (
+        "layers.0.blocks.0.attn.qkv.weight" in learned and "patch_embed.proj.weight" not in learned
+    )
+    of_vit = trained(train_part(make("vit"), "last-k", blocks=2))
+    assert {n for n, _ in make("vit").named_parameters()} - of_vit == {
         "cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias",
     }  # fmt: skip
 

@@ -78,8 +78,8 @@ def test_text_alone_is_computed_as_before(seeing: Any, rows: QuestionRows) -> No
 
 def test_pictures_decide(seeing: Any) -> None:
     make = quiet(seeing)
-    one, two = (make.rows([Question("a", image=(picture(i),))])[0] for i in (0, 1))
-    assert not torch.allclose(*(logits(seeing, answers_batch([r])) for r in (one, two)))
+    first, second = (make.rows([Question("a", image=(picture(i),))])[0] for i in (0, 1))
+    assert not torch.allclose(*(logits(seeing, answers_batch([r])) for r in (first, second)))
 
 
 def test_only_connectors_learn_and_encoders_are_no_part_of_it(seeing: Any) -> None:
@@ -114,14 +114,14 @@ def test_fit_learns_and_the_folder_has_it(tmp_path: Path) -> None:
         again: Any = intarsia.load(decoder(), tmp_path / folder)
         batch = answers_batch([data[i] for i in range(3)])
         assert_close(logits(again, batch), logits(model.eval(), batch))
-        whole = sum(f.stat().st_size for f in (tmp_path / "saved").rglob("*.safetensors"))
+        size = sum(f.stat().st_size for f in (tmp_path / "saved").rglob("*.safetensors"))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert whole < 4.5 * trained  # nothing of the decoder
-    asked = Question("which?", image=(picture(1),))
-    one, two = (
+    assert size < 4.5 * trained  # nothing of the decoder
+    question = Question("which?", image=(picture(1),))
+    first, second = (
         intarsia.senses.answer(m, quiet(m), "which?", image=picture(1)) for m in (model, again)
     )
-    assert one == two and isinstance(asked.modality, str)
+    assert first == second and isinstance(question.modality, str)
 
 
 def test_answers_are_those_of_the_whole_row(seeing: Any) -> None:
@@ -130,19 +130,19 @@ def test_answers_are_those_of_the_whole_row(seeing: Any) -> None:
     row = make.rows([Question("which?", image=(picture(2),), audio=(sound(1),))])[0]
     step = logits(seeing, answers_batch([row]))[0, -1].argmax()
     with torch.no_grad():
-        found = intarsia.senses.answer(
+        answer = intarsia.senses.answer(
             seeing, make, "which?", image=picture(2), audio=sound(1), tokens=1
         )
-    assert found == Letters().decode([int(step)]).strip()
+    assert answer == Letters().decode([int(step)]).strip()
 
 
 def test_a_rate_is_any_number(seeing: Any) -> None:
     samples, rate = sound(1)
     rates = rate, np.int64(rate), float(rate)
-    said = [
+    answers = [
         intarsia.senses.answer(seeing, quiet(seeing), audio=(samples, r), tokens=2) for r in rates
     ]
-    assert said[0] == said[1] == said[2]
+    assert answers[0] == answers[1] == answers[2]
 
 
 def test_trainer_of_transformers_works(tmp_path: Path, rows: QuestionRows) -> None:
@@ -175,14 +175,14 @@ def test_means_and_queries_make_so_many_vectors() -> None:
 
 
 def test_what_cannot_be_is_refused(seeing: Any, rows: QuestionRows) -> None:
-    for given in (
+    for settings in (
         {"image": None, "audio": None},
         {"vectors": (0, 1)},
         {"vectors": (4,)},
         {"by": ("mlp", "magic")},
     ):
         with pytest.raises(ConfigError):
-            Modalities(**given)  # pyright: ignore
+            Modalities(**settings)  # pyright: ignore
     with refused(UnknownName, what="unknown encoder of image", got="'clip'"):
         Modalities(image="clip")
     with refused(ConfigError, what="vectors", got=5):
@@ -217,14 +217,14 @@ def test_a_batch_that_does_not_fit_is_refused(seeing: Any, rows: QuestionRows) -
 def test_ids_and_mask_may_come_by_place(seeing: Any, rows: QuestionRows) -> None:
     batch = answers_batch([rows[0], rows[1]])
     want = logits(seeing, batch)
-    others = {n: t for n, t in batch.items() if n in ("image", "image_views", "audio", "asked")}
+    inputs = {n: t for n, t in batch.items() if n in ("image", "image_views", "audio", "asked")}
     with torch.no_grad():
-        found = seeing(batch["input_ids"], batch["attention_mask"], **others).logits
-    assert torch.equal(found, want)
+        got = seeing(batch["input_ids"], batch["attention_mask"], **inputs).logits
+    assert torch.equal(got, want)
 
 
 def test_a_connector_counts_its_vectors() -> None:
     draws = torch.Generator().manual_seed(0)
-    made = PlainConnector(6, 8, reads=16, vectors=4, by="mlp", grid=True, generator=draws)
-    found = made(torch.randn(3, 16, 6), torch.tensor([1, 2]), None)
-    assert found.counts.tolist() == [4, 8] and found.rows.shape == (12, 8)
+    connector = PlainConnector(6, 8, reads=16, vectors=4, by="mlp", grid=True, generator=draws)
+    vectors = connector(torch.randn(3, 16, 6), torch.tensor([1, 2]), None)
+    assert vectors.counts.tolist() == [4, 8] and vectors.rows.shape == (12, 8)

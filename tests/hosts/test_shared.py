@@ -35,8 +35,8 @@ COUNT = 2 * 2 * ((32 + 96) + (32 + 32))  # e, layers, widths
 
 def pools(model: nn.Module, name: str = "default") -> dict[str, nn.Parameter]:
     """Every parameter of the adapter's cells, listed wherever it is registered."""
-    found = model.named_parameters(remove_duplicate=False)
-    return {n: p for n, p in found if f"intarsia_cells.{name}." in n}
+    parameters = model.named_parameters(remove_duplicate=False)
+    return {n: p for n, p in parameters if f"intarsia_cells.{name}." in n}
 
 
 @pytest.fixture
@@ -47,15 +47,15 @@ def model(make: Make, images: Images, train: Train) -> PeftModel:
 
 
 def test_each_pool_is_one_parameter(model: PeftModel) -> None:
-    found = pools(model)
-    assert len(found) == 4  # a, b of two types, at one place only
-    assert sum(p.numel() for p in found.values()) == COUNT
-    assert all(p.requires_grad and p.grad is None for p in found.values())
+    tables = pools(model)
+    assert len(tables) == 4  # a, b of two types, at one place only
+    assert sum(p.numel() for p in tables.values()) == COUNT
+    assert all(p.requires_grad and p.grad is None for p in tables.values())
     layers = [m for m in model.modules() if isinstance(m, IntarsiaLayer)]
     assert len(layers) == 4
     assert sum("shared" in m.intarsia_cells["default"]._modules for m in layers) == 1
     used = {id(t) for m in layers for t in m.intarsia_cells["default"]._pool[0].parameters()}  # pyright: ignore
-    assert used == {id(p) for p in found.values()}
+    assert used == {id(p) for p in tables.values()}
 
 
 def test_it_is_saved_once_and_loads_under_any_name(
@@ -85,13 +85,13 @@ def test_indices_come_from_the_file_not_from_the_seed(
 ) -> None:
     x = images("vit")
     model.save_pretrained(str(tmp_path))
-    other = adapt(make("vit"), MOS, seed=7)
+    reseeded = adapt(make("vit"), MOS, seed=7)
     state = get_peft_model_state_dict(model)
     names = [n for n in state if n.endswith(".a")]
-    assert any(not torch.equal(state[n], get_peft_model_state_dict(other)[n]) for n in names)
-    other.load_adapter(str(tmp_path), "default")
+    assert any(not torch.equal(state[n], get_peft_model_state_dict(reseeded)[n]) for n in names)
+    reseeded.load_adapter(str(tmp_path), "default")
     with torch.no_grad():
-        torch.testing.assert_close(other.eval()(x), model(x), rtol=0, atol=0)
+        torch.testing.assert_close(reseeded.eval()(x), model(x), rtol=0, atol=0)
 
 
 def test_several_adapters_switch_train_and_go(
@@ -137,14 +137,14 @@ def test_a_copy_is_apart(model: PeftModel, images: Images, train: Train) -> None
 
 def test_every_layer_trains_the_pools(make: Make, images: Images) -> None:
     model, x = adapt(make("vit"), MOS, head=None), images("vit")
-    found = pools(model)
+    tables = pools(model)
     with torch.no_grad():
-        for n, p in found.items():
+        for n, p in tables.items():
             if n.endswith(".b"):
                 p.normal_(std=0.1)
     model(x).square().sum().backward()
     names = ("qkv_32x96.a", "proj_32x32.b")
-    for grad in (p.grad for n, p in found.items() if n.endswith(names)):
+    for grad in (p.grad for n, p in tables.items() if n.endswith(names)):
         assert grad is not None
         # private rows of both layers are the last ones: gradients came from both
         assert grad[-4:].any() and grad[-8:-4].any()

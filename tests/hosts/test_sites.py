@@ -86,10 +86,10 @@ def test_declared_widths_and_channels_are_those_of_a_forward(
 ) -> None:
     model = make(name)
     sites = [site for method in SITED[name] for site in find_sites(model, method)]
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    shapes: dict[str, tuple[Tensor, Tensor]] = {}
     for site in sites:
         model.get_submodule(site.path).register_forward_hook(
-            lambda m, args, kwargs, out, path=site.path: seen.__setitem__(
+            lambda m, args, kwargs, out, path=site.path: shapes.__setitem__(
                 path,
                 ((*args, *kwargs.values())[0], out[0] if isinstance(out, tuple) else out),
             ),
@@ -97,7 +97,7 @@ def test_declared_widths_and_channels_are_those_of_a_forward(
         )
     model(images(name))
     for site in sites:
-        x, y = seen[site.path]
+        x, y = shapes[site.path]
         axis = -1 if site.channels == "last" else 1
         assert (x.shape[axis], y.shape[axis]) == (site.inputs, site.outputs)
         if site.position == "parallel":  # a cell beside the module keeps every other axis
@@ -280,8 +280,8 @@ def test_bert_has_its_roles_though_its_mlp_is_two_modules() -> None:
     model = BertModel(config).eval()
 
     def places(*roles: str) -> list[str]:
-        found = find_sites(model, Lora(2, roles=roles), layers=[1])
-        return [site.path.removeprefix("encoder.layer.1.") for site in found]
+        sites = find_sites(model, Lora(2, roles=roles), layers=[1])
+        return [site.path.removeprefix("encoder.layer.1.") for site in sites]
 
     assert places("qkv") == [f"attention.self.{n}" for n in ("query", "key", "value")]
     assert places("qv") == ["attention.self.query", "attention.self.value"]

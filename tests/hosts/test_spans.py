@@ -62,14 +62,14 @@ def spanned() -> Any:
 
 
 @torch.no_grad()
-def logits(model: Any, ids: Tensor, **given: Any) -> Tensor:
-    return model(ids, use_cache=False, **given).logits
+def logits(model: Any, ids: Tensor, **options: Any) -> Tensor:
+    return model(ids, use_cache=False, **options).logits
 
 
-def generated(model: Any, ids: Tensor, **given: Any) -> Tensor:
-    given = {"max_new_tokens": 8, "do_sample": False, **given}
-    mask = given.pop("attention_mask", torch.ones_like(ids))
-    return model.generate(ids, attention_mask=mask, **given)[:, ids.shape[1] :]
+def generated(model: Any, ids: Tensor, **options: Any) -> Tensor:
+    options = {"max_new_tokens": 8, "do_sample": False, **options}
+    mask = options.pop("attention_mask", torch.ones_like(ids))
+    return model.generate(ids, attention_mask=mask, **options)[:, ids.shape[1] :]
 
 
 def test_heads_that_see_everything_are_the_stock_model_to_the_bit(model: Any) -> None:
@@ -98,45 +98,53 @@ def test_blocks_of_queries_are_one_masked_product(
     keys = offset + queries
     q = torch.randn(2, 4, queries, 3, generator=draw, requires_grad=True)
     k, v = (torch.randn(2, 2, keys, 3, generator=draw, requires_grad=True) for _ in range(2))
-    kept = torch.ones(2, keys, dtype=torch.bool)
-    kept[1, : min(offset, 2)] = False
-    seen = TokenPositions(queries, keys, offset, kept if padded else None, "cpu", {})
-    of = Windows.of(torch.tensor(windows) + sink, sink, 64)
-    found, want = (f(q, k, v, windows=of, positions=seen) for f in (attended, attended_naive))
-    assert_close(found, want)
+    mask = torch.ones(2, keys, dtype=torch.bool)
+    mask[1, : min(offset, 2)] = False
+    positions = TokenPositions(queries, keys, offset, mask if padded else None, "cpu", {})
+    windows_of_heads = Windows.of(torch.tensor(windows) + sink, sink, 64)
+    got, want = (
+        f(q, k, v, windows=windows_of_heads, positions=positions)
+        for f in (attended, attended_naive)
+    )
+    assert_close(got, want)
     for ours, theirs in zip(
-        torch.autograd.grad(found.square().sum(), (q, k, v)),
+        torch.autograd.grad(got.square().sum(), (q, k, v)),
         torch.autograd.grad(want.square().sum(), (q, k, v)),
         strict=True,
     ):
         assert_close(ours, theirs)
     with torch.no_grad():
-        assert_close(attended(q, k, v, windows=of, positions=seen), want)
+        assert_close(attended(q, k, v, windows=windows_of_heads, positions=positions), want)
 
 
 def test_the_share_of_the_mask_is_the_density() -> None:
     spans = Spans(((0.0, 4.0), (8.0, -4.0)), ((0.5, 0.25), (0.0, 1.0)), sink=4, block=4)
     windows = [Windows.of(row, 4, LENGTH) for row in spans.at(LENGTH)]
-    at = torch.arange(LENGTH)
-    rows = [of.sees(g, at[:, None], at) for of in windows for g in of.groups for _ in g.heads]
+    places = torch.arange(LENGTH)
+    rows = [
+        window.sees(g, places[:, None], places)
+        for window in windows
+        for g in window.groups
+        for _ in g.heads
+    ]
     share = sum(float(row[-1].sum()) for row in rows) / (len(rows) * LENGTH)
     assert share == pytest.approx(spans.density(LENGTH))
-    every = torch.stack(rows).sum((1, 2))
-    counts = torch.stack([torch.minimum(at + 1, s).sum() for s in spans.at(LENGTH).flatten()])
-    assert sorted(every.tolist()) == sorted(counts.tolist())
+    counted = torch.stack(rows).sum((1, 2))
+    counts = torch.stack([torch.minimum(places + 1, s).sum() for s in spans.at(LENGTH).flatten()])
+    assert sorted(counted.tolist()) == sorted(counts.tolist())
 
 
 @pytest.mark.parametrize("parts", [[1] * 40, [10] + [1] * 30, [7, 9, 1, 1, 5, 1, 16]])
 def test_rings_are_the_masked_model_over_every_wrap(spanned: Any, parts: list[int]) -> None:
-    want, cache, at, found = logits(spanned, IDS), None, 0, []
+    want, cache, start, pieces = logits(spanned, IDS), None, 0, []
     for size in parts:
         with torch.no_grad():
-            out = spanned(IDS[:, at : at + size], cache=cache, use_cache=True)
-        cache, at = out.cache, at + size
-        found.append(out.logits)
-    assert_close(torch.cat(found, 1), want, atol=1e-5, rtol=1e-4)
-    kept = spans_of(spanned)
-    assert kept is not None
+            out = spanned(IDS[:, start : start + size], cache=cache, use_cache=True)
+        cache, start = out.cache, start + size
+        pieces.append(out.logits)
+    assert_close(torch.cat(pieces, 1), want, atol=1e-5, rtol=1e-4)
+    spans = spans_of(spanned)
+    assert spans is not None
     # the third layer sees everything, and grows: 40 tokens so far
     share = (int(MIXED[:2].sum()) + 3 * 40) * 2 * IDS.shape[0] * 8 * 4
     assert cache_bytes(cache) == share
@@ -144,14 +152,14 @@ def test_rings_are_the_masked_model_over_every_wrap(spanned: Any, parts: list[in
 
 def test_rows_of_a_batch_are_as_alone_whatever_their_padding(spanned: Any) -> None:
     short = IDS[1:, :23]
-    left = torch.cat([torch.zeros(1, 17, dtype=torch.long), short], 1)
-    both, mask = torch.cat([IDS[:1], left]), torch.ones_like(IDS)
+    padded = torch.cat([torch.zeros(1, 17, dtype=torch.long), short], 1)
+    both, mask = torch.cat([IDS[:1], padded]), torch.ones_like(IDS)
     mask[1, :17] = 0
     alone = [generated(spanned, IDS[:1]), generated(spanned, short)]
     assert torch.equal(generated(spanned, both, attention_mask=mask), torch.cat(alone))
-    whole = logits(spanned, torch.cat([short, short.new_zeros(1, 17)], 1),
+    right_padded = logits(spanned, torch.cat([short, short.new_zeros(1, 17)], 1),
                    attention_mask=torch.tensor([[1] * 23 + [0] * 17]))  # fmt: skip
-    assert_close(whole[:, :23], logits(spanned, short), atol=1e-5, rtol=1e-4)
+    assert_close(right_padded[:, :23], logits(spanned, short), atol=1e-5, rtol=1e-4)
 
 
 def test_beams_and_a_prompt_on_a_cache_go_on_as_one_text(spanned: Any) -> None:

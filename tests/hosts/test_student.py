@@ -92,13 +92,13 @@ def moved(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("host", HOSTS)
 def test_all_layers_are_the_teacher(host: str) -> None:
     model = made(host)
-    wanted, names = out(model), list(model.state_dict())
+    logits, names = out(model), list(model.state_dict())
     student = intarsia.experts.student_of(model, range(4))
-    assert torch.equal(out(student), wanted) and list(student.state_dict()) == names
+    assert torch.equal(out(student), logits) and list(student.state_dict()) == names
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.zero_()
-    assert torch.equal(out(model), wanted), "the teacher's weights are its own"
+    assert torch.equal(out(model), logits), "the teacher's weights are its own"
 
 
 class Passed(nn.Module):

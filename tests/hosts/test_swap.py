@@ -97,22 +97,22 @@ def mixtures(model: nn.Module) -> list[Mixture]:
 @pytest.mark.parametrize("router", [TopK(experts=4), TopK(experts=1, active=1)])
 def test_copies_with_weights_that_sum_to_one_give_the_dense_output(host: str, router: TopK) -> None:
     model = made(host)
-    wanted = out(model)
+    logits = out(model)
     assert intarsia.upcycle(model, router) is model
     assert len(mixtures(model)) == (3 if host == "vit" else 2)
-    assert_close(out(model), wanted, rtol=1e-5, atol=1e-5)
+    assert_close(out(model), logits, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("experts", [1, 4, 16])
 def test_slices_that_are_all_active_give_the_dense_output(host: str, experts: int) -> None:
     model = made(host)
-    wanted = out(model)
+    logits = out(model)
     router = TopK(experts=experts, active=experts, scale="none")
     intarsia.upcycle(model, router, how="slices")
     hidden = 128 if host == "vit" else 48
     assert {m.experts.up.shape[1] for m in mixtures(model)} == {hidden // experts}
-    assert_close(out(model), wanted, rtol=1e-5, atol=1e-5)
+    assert_close(out(model), logits, rtol=1e-5, atol=1e-5)
 
 
 def test_slices_carry_the_biases_of_a_decoder_that_has_them() -> None:
@@ -121,9 +121,9 @@ def test_slices_carry_the_biases_of_a_decoder_that_has_them() -> None:
     for name, parameter in model.named_parameters():
         if "mlp" in name and name.endswith("bias"):
             nn.init.normal_(parameter)
-    wanted = out(model)
+    logits = out(model)
     intarsia.upcycle(model, TopK(experts=3, active=3, scale="none"), how="slices")
-    assert_close(out(model), wanted, rtol=1e-5, atol=1e-5)
+    assert_close(out(model), logits, rtol=1e-5, atol=1e-5)
 
 
 def test_diversified_copies_differ_and_none_does_at_fraction_0() -> None:
@@ -141,8 +141,8 @@ def test_fresh_experts_are_drawn_each_for_itself_and_all_else_stays(host: str) -
     for name, parameter in again.named_parameters():
         if ".mlp." in name:
             torch.nn.init.zeros_(parameter)
-    for one in (model, again):
-        intarsia.upcycle(one, TopK(experts=4), how="fresh", seed=3)
+    for target in (model, again):
+        intarsia.upcycle(target, TopK(experts=4), how="fresh", seed=3)
     state, before = model.state_dict(), dense.state_dict()
     rest = [name for name in before if ".mlp." not in name]
     assert rest and all(torch.equal(state[name], before[name]) for name in rest)
@@ -217,13 +217,13 @@ def test_the_mlp_may_stay_beside_its_copies(host: str, residual: str, times: int
     """c_1 + c_2 = 1, so that copies beside the MLP say what it said; the plain sum twice that."""
     dense, model = made(host), made(host)
     intarsia.upcycle(model, TopK(experts=4), residual=residual)
-    said: list[tuple[Tensor, Tensor]] = []
+    pairs: list[tuple[Tensor, Tensor]] = []
     for path in places(model).paths:
         old, new = dense.get_submodule(path), model.get_submodule(path)
         assert isinstance(new, ResidualMixture)
         x = torch.randn(2, 5, 32)
-        said.append((new(x), times * old(x)))
-    for ours, theirs in said:
+        pairs.append((new(x), times * old(x)))
+    for ours, theirs in pairs:
         assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     model.train()
     (out(model).square().sum() + intarsia.gating.aux_loss(model)).backward()
@@ -248,31 +248,33 @@ def test_an_adapter_on_the_coefficient_counts(method: Any, targets: list[str] | 
     before = out(model)
     adapted = intarsia.adapt(model, method, targets=targets, head=None).eval()
     assert_close(out(adapted), before)
-    own = {n: p for n, p in adapted.named_parameters() if "coefficient.intarsia" in n}
+    coefficients = {n: p for n, p in adapted.named_parameters() if "coefficient.intarsia" in n}
     with torch.no_grad():
-        for number, parameter in enumerate(own.values()):
+        for number, parameter in enumerate(coefficients.values()):
             parameter.normal_(generator=torch.Generator().manual_seed(number))
-    wanted = out(adapted)
-    assert not torch.allclose(wanted, before, atol=1e-3)
-    wanted.square().sum().backward()
-    assert own and all(p.grad is not None and bool(p.grad.any()) for p in own.values())
+    logits = out(adapted)
+    assert not torch.allclose(logits, before, atol=1e-3)
+    logits.square().sum().backward()
+    assert coefficients and all(
+        p.grad is not None and bool(p.grad.any()) for p in coefficients.values()
+    )
     with torch.autocast("cpu", torch.bfloat16):
-        assert_close(out(adapted).float(), wanted, rtol=0.1, atol=0.1)
+        assert_close(out(adapted).float(), logits, rtol=0.1, atol=0.1)
     half = copy.deepcopy(adapted)
     cast_frozen(half, "bf16")
     with torch.autocast("cpu", torch.bfloat16):
-        assert_close(out(half).float(), wanted, rtol=0.1, atol=0.1)
+        assert_close(out(half).float(), logits, rtol=0.1, atol=0.1)
     if not isinstance(method, intarsia.adapters.Ssf):
-        assert_close(out(adapted.merge_and_unload()), wanted, rtol=1e-4, atol=1e-5)
+        assert_close(out(adapted.merge_and_unload()), logits, rtol=1e-4, atol=1e-5)
 
 
 def test_a_pyramid_beside_its_mlps_has_fewer_parameters() -> None:
     """PR-MoE against as many experts everywhere."""
     count = lambda m: sum(p.numel() for p in m.parameters())  # noqa: E731
-    whole = intarsia.upcycle(made("vit"), Switch(experts=16))
-    wanted = made("vit")
-    pyramid = intarsia.upcycle(wanted, Switch(), experts=[4, 4, 16], residual="learned")
-    assert out(pyramid).isfinite().all() and count(pyramid) < 0.65 * count(whole)
+    uniform = intarsia.upcycle(made("vit"), Switch(experts=16))
+    host = made("vit")
+    pyramid = intarsia.upcycle(host, Switch(), experts=[4, 4, 16], residual="learned")
+    assert out(pyramid).isfinite().all() and count(pyramid) < 0.65 * count(uniform)
 
 
 def test_what_was_frozen_stays_frozen() -> None:
@@ -332,13 +334,13 @@ def test_lots_are_held_for_a_recomputation_and_drawn_anew_by_a_forward() -> None
 
 @pytest.mark.parametrize("router", [TopK(experts=4), Recurrent(experts=4, hidden=8)])
 def test_recomputing_gives_the_same_gradients(router: Any) -> None:
-    found = []
+    grads = []
     for recompute in (False, True):
         model = intarsia.upcycle(made("vit"), router, capacity=Capacity(0.5, "random", least=1))
         model.train().set_grad_checkpointing(recompute)
         out(model).square().sum().backward()
-        found.append([p.grad for p in model.parameters()])
-    for ours, theirs in zip(*found, strict=True):
+        grads.append([p.grad for p in model.parameters()])
+    for ours, theirs in zip(*grads, strict=True):
         assert_close(ours, theirs)
 
 
@@ -367,9 +369,9 @@ def test_routers_by_token_id_and_around_other_routers() -> None:
 
 def test_adapters_go_into_a_mixture_and_come_off_again() -> None:
     model = intarsia.upcycle(made("llama"), TopK(experts=2))
-    wanted = out(model)
+    logits = out(model)
     adapted = intarsia.adapt(model, intarsia.Lora(rank=2), targets=["q_proj"], head=None)
-    assert_close(out(adapted), wanted, rtol=1e-5, atol=1e-5)
+    assert_close(out(adapted), logits, rtol=1e-5, atol=1e-5)
     plain = adapted.unload()
     mask = torch.ones(3, 7, dtype=torch.long)
     mask[0, 3:] = 0
@@ -385,14 +387,14 @@ def test_a_sparse_model_keeps_its_experts_and_gets_a_router(host: str, implement
     model = made(host)
     model.config.output_router_logits = False
     model.set_experts_implementation(implementation)
-    wanted = out(model)
+    logits = out(model)
     model.config.output_router_logits = True
     intarsia.upcycle(model, TopK(experts=4, active=2), experts=4)
     gates = [m for m in model.modules() if isinstance(m, HostedRouter)]
     assert len(gates) == (2 if host == "mixtral" else 1) and not mixtures(model)
     assert not model.config.output_router_logits
     # TopK has a matrix of the gate's shape and begins with it
-    assert_close(out(model), wanted, rtol=1e-5, atol=1e-5)
+    assert_close(out(model), logits, rtol=1e-5, atol=1e-5)
     mask = torch.ones(3, 7, dtype=torch.long)
     mask[0, 3:] = 0
     model.train()
@@ -506,9 +508,9 @@ def test_a_leak_may_be_acknowledged_and_is_none_in_an_image_model() -> None:
 def test_a_token_of_a_decoder_does_not_see_later_ones() -> None:
     model = intarsia.upcycle(made("llama"), Switch(experts=4, capacity=0.5)).eval()
     ids = torch.randint(1, 64, (1, 8), generator=torch.Generator().manual_seed(1))
-    other = ids.clone()
-    other[0, 5:] = 3
-    a, b = (model(input_ids=x).logits[:, :5] for x in (ids, other))
+    changed = ids.clone()
+    changed[0, 5:] = 3
+    a, b = (model(input_ids=x).logits[:, :5] for x in (ids, changed))
     assert_close(a, b)
 
 
@@ -540,7 +542,7 @@ def test_what_is_refused_in_a_decoder_leaks_and_what_is_not_does_not(
     router: Any, capacity: Capacity | None, leaks: bool
 ) -> None:
     """The layer alone, in training: other later tokens, the same draws, equal earlier outputs?"""
-    found = False
+    differs = False
     for seed in range(20):
         outputs = []
         for later in (seed, 100 + seed):
@@ -554,8 +556,8 @@ def test_what_is_refused_in_a_decoder_leaks_and_what_is_not_does_not(
                 for s in (seed, 1000 + later)
             ], dim=1)  # fmt: skip
             outputs.append(peaked(layer)(x)[:, :6])
-        found = found or not torch.allclose(*outputs, atol=1e-6)
-    assert found is leaks
+        differs = differs or not torch.allclose(*outputs, atol=1e-6)
+    assert differs is leaks
     model = made("llama")
     if leaks:
         with refused(ConfigError, what="routing of a decoder"):
@@ -568,10 +570,10 @@ def test_an_upcycled_model_can_be_copied() -> None:
     for settings in ({}, {"router": MoeX(4), "how": "slices", "act": "relu"}):
         model = intarsia.upcycle(made("vit"), **settings).train()
         out(model)
-        other = copy.deepcopy(model)
-        assert_close(out(other), out(model))
+        copied = copy.deepcopy(model)
+        assert_close(out(copied), out(model))
     before = out(model)
     with torch.no_grad():
-        for parameter in other.parameters():
+        for parameter in copied.parameters():
             parameter.zero_()
     assert_close(out(model), before)

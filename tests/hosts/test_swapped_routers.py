@@ -59,9 +59,9 @@ def test_a_decoder_refuses_what_looks_ahead_unless_told(router: Any) -> None:
     with refused(ConfigError, what="routing of a decoder"):
         intarsia.upcycle(llama(), router)
     model = intarsia.upcycle(llama(), router, sees_later=True)
-    other = IDS.clone()
-    other[:, -1] = (other[:, -1] + 1) % 64
-    assert bool(torch.isfinite(logits(model, other)).all())
+    changed = IDS.clone()
+    changed[:, -1] = (changed[:, -1] + 1) % 64
+    assert bool(torch.isfinite(logits(model, changed)).all())
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,9 @@ def test_copies_with_weights_of_sum_1_are_the_dense_model_and_train(router: Any)
     want = logits(llama())
     model = intarsia.upcycle(llama(), router)
     assert_close(logits(model), want, atol=1e-4, rtol=1e-4)
-    other = IDS.clone()
-    other[:, -1] = (other[:, -1] + 1) % 64
-    assert_close(logits(model, other)[:, :-1], logits(model)[:, :-1])
+    changed = IDS.clone()
+    changed[:, -1] = (changed[:, -1] + 1) % 64
+    assert_close(logits(model, changed)[:, :-1], logits(model)[:, :-1])
     model.train()
     loss = model(input_ids=IDS, labels=IDS).loss + intarsia.gating.aux_loss(model)
     loss.backward()
@@ -104,12 +104,12 @@ def test_a_search_that_ended_is_in_the_folder(tmp_path: Path) -> None:
     intarsia.routers.search_step(model, 2)
     intarsia.experts.save_mixture(model, tmp_path)
     again = intarsia.experts.load_mixture(llama(), tmp_path)
-    found = [r for r in again.modules() if isinstance(r, PermutationRouter)]
-    assert found and all(r.is_final for r in found)
+    routers = [r for r in again.modules() if isinstance(r, PermutationRouter)]
+    assert routers and all(r.is_final for r in routers)
     assert_close(logits(again), logits(model))
 
 
 def test_the_number_of_experts_may_differ_by_layer_inside_a_search() -> None:
     model = intarsia.upcycle(llama(), PermutationSearch(TopK(4)), experts=[2, 6])
-    found = [r.experts for r in model.modules() if isinstance(r, PermutationRouter)]
-    assert found == [2, 6]
+    counts = [r.experts for r in model.modules() if isinstance(r, PermutationRouter)]
+    assert counts == [2, 6]

@@ -39,9 +39,9 @@ SIZES: dict[str, Any] = {
 IDS = torch.randint(61, (3, 9), generator=torch.Generator().manual_seed(0))
 
 
-def mixtral(experts: int = 8, **more: Any) -> nn.Module:
+def mixtral(experts: int = 8, **settings: Any) -> nn.Module:
     torch.manual_seed(0)
-    config = MixtralConfig(**SIZES, intermediate_size=16, num_local_experts=experts, **more)
+    config = MixtralConfig(**SIZES, intermediate_size=16, num_local_experts=experts, **settings)
     return MixtralForCausalLM(config).eval()
 
 
@@ -56,11 +56,11 @@ def qwen() -> nn.Module:
 def gpt_oss() -> nn.Module:
     torch.manual_seed(0)
     config = GptOssConfig(**SIZES, intermediate_size=16, num_local_experts=8)
-    found = GptOssForCausalLM(config).eval()
-    for name, weight in found.named_parameters():
+    model = GptOssForCausalLM(config).eval()
+    for name, weight in model.named_parameters():
         if name.endswith("bias"):
             nn.init.normal_(weight)
-    return found
+    return model
 
 
 def deepseek(groups: int = 1) -> nn.Module:
@@ -79,10 +79,10 @@ def deepseek(groups: int = 1) -> nn.Module:
         qk_nope_head_dim=4,
         v_head_dim=8,
     )
-    found = DeepseekV3ForCausalLM(config).eval()
-    for layer in found.model.layers:
+    model = DeepseekV3ForCausalLM(config).eval()
+    for layer in model.model.layers:
         nn.init.normal_(layer.mlp.gate.e_score_correction_bias, std=0.1)
-    return found
+    return model
 
 
 def ours() -> nn.Module:
@@ -106,20 +106,20 @@ def test_a_relabelled_model_is_the_same_and_comes_back(make: Any) -> None:
         want = model(IDS).logits
         before = intarsia.trace(model, [IDS])
         assert torch.equal(model(IDS).logits, want), "recording left something behind"
-        kept = {name: t.clone() for name, t in model.state_dict().items()}
+        state = {name: t.clone() for name, t in model.state_dict().items()}
         placed = intarsia.place(before, 4)
         order = placed.relabelling()
         assert bool((order != torch.arange(8)).any())
         intarsia.experts.relabel(model, placed)
         assert_close(model(IDS).logits, want, atol=1e-5, rtol=1e-4)
         after = intarsia.trace(model, [IDS])
-        old = torch.stack([order[at][after.expert[:, at].long()] for at in range(2)], 1)
+        old = torch.stack([order[index][after.expert[:, index].long()] for index in range(2)], 1)
         assert torch.equal(old.sort(2).values, before.expert.long().sort(2).values)
         owner = Placement.contiguous(2, 8, 4).owner
         assert torch.equal(owner.gather(1, order.argsort(1)), placed.owner)
         intarsia.experts.relabel(model, order.argsort(1))
     again = model.state_dict()
-    assert all(torch.equal(again[name], t) for name, t in kept.items())
+    assert all(torch.equal(again[name], t) for name, t in state.items())
 
 
 OWN_BIAS: dict[str, Any] = {  # of the choice: beside the gate, or a row of its own
@@ -142,7 +142,7 @@ def test_a_bias_of_the_choice_moves_with_its_expert(name: str) -> None:
     for bias in biases:
         bias.normal_()
     want = model(IDS).logits
-    order = torch.stack([torch.arange(8).roll(at + 1) for at in range(2)])
+    order = torch.stack([torch.arange(8).roll(index + 1) for index in range(2)])
     intarsia.experts.relabel(model, order)
     assert len(biases) == 2
     assert_close(model(IDS).logits, want, atol=1e-5, rtol=1e-4)
@@ -151,26 +151,28 @@ def test_a_bias_of_the_choice_moves_with_its_expert(name: str) -> None:
 def test_a_trace_is_what_the_gate_says() -> None:
     model: Any = mixtral()
     gates: dict[int, Any] = {}
-    for at, layer in enumerate(model.model.layers):
-        layer.mlp.gate.register_forward_hook(lambda _, __, out, at=at: gates.update({at: out}))
-    found = intarsia.trace(model, [IDS])
+    for number, layer in enumerate(model.model.layers):
+        layer.mlp.gate.register_forward_hook(
+            lambda _, __, out, number=number: gates.update({number: out})
+        )
+    trace = intarsia.trace(model, [IDS])
     for layer, (_, weights, index) in gates.items():
-        assert torch.equal(found.expert[:, layer].long(), index)
-        assert found.weight is not None and torch.equal(found.weight[:, layer], weights)
-    assert found.names == tuple(f"model.layers.{n}.mlp.experts" for n in range(2))
-    assert found.token is not None and torch.equal(found.token, IDS.flatten())
-    assert found.sequence.tolist() == [n for n in range(3) for _ in range(9)]
-    assert ExpertSize.of(found) == ExpertSize(16, 16)
+        assert torch.equal(trace.expert[:, layer].long(), index)
+        assert trace.weight is not None and torch.equal(trace.weight[:, layer], weights)
+    assert trace.names == tuple(f"model.layers.{n}.mlp.experts" for n in range(2))
+    assert trace.token is not None and torch.equal(trace.token, IDS.flatten())
+    assert trace.sequence.tolist() == [n for n in range(3) for _ in range(9)]
+    assert ExpertSize.of(trace) == ExpertSize(16, 16)
 
 
 def test_padding_is_left_out_and_rows_may_come_one_by_one() -> None:
     model = mixtral()
     mask = torch.ones_like(IDS)
     mask[1, 6:] = 0
-    whole = intarsia.trace(model, [{"input_ids": IDS, "attention_mask": mask}])
-    assert whole.sequence.bincount().tolist() == [9, 6, 9]
+    full = intarsia.trace(model, [{"input_ids": IDS, "attention_mask": mask}])
+    assert full.sequence.bincount().tolist() == [9, 6, 9]
     rows = [{"input_ids": IDS[0], "labels": IDS[0]}, {"input_ids": IDS[1, :6]}, (IDS[2:], None)]
-    assert torch.equal(intarsia.trace(model, rows).expert, whole.expert)
+    assert torch.equal(intarsia.trace(model, rows).expert, full.expert)
 
 
 def test_a_router_that_gives_tokens_different_numbers_is_traced() -> None:
@@ -178,10 +180,10 @@ def test_a_router_that_gives_tokens_different_numbers_is_traced() -> None:
     for layer in model.model.layers:
         build = intarsia.routers.TopP(8, 0.4).build
         layer.mlp.router = build(16, generator=torch.Generator().manual_seed(2)).eval()
-    found = intarsia.trace(model, [IDS])
-    counts = (found.expert >= 0).sum(2)
+    trace = intarsia.trace(model, [IDS])
+    counts = (trace.expert >= 0).sum(2)
     assert counts.unique().numel() > 1 and int(counts.min()) >= 1
-    assert torch.equal(found.load(), torch.stack([found.routing(n).load() for n in range(2)]))
+    assert torch.equal(trace.load(), torch.stack([trace.routing(n).load() for n in range(2)]))
 
 
 def test_a_file_written_with_a_placement_is_a_stock_model(tmp_path: Path) -> None:
@@ -199,8 +201,8 @@ def test_a_file_written_with_a_placement_is_a_stock_model(tmp_path: Path) -> Non
     with torch.no_grad():
         assert torch.equal(again(IDS).logits.argmax(-1), model(IDS).logits.argmax(-1))
     intarsia.experts.relabel(again, placed.relabelling().argsort(1))
-    kept = model.state_dict()
-    assert all(torch.equal(t, kept[name]) for name, t in again.state_dict().items())
+    state = model.state_dict()
+    assert all(torch.equal(t, state[name]) for name, t in again.state_dict().items())
 
 
 def tokens(folder: Path) -> None:

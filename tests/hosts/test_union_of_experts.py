@@ -93,8 +93,8 @@ def test_with_all_experts_it_is_the_dense_decoder(
     for model in (qwen, copy.deepcopy(decoder)):
         model.set_attn_implementation(attention)
         for heads in (None, 2):
-            found = cut(model, 3, 3, heads=heads)(ids).logits
-            assert_close(found, model(ids).logits, rtol=1e-4, atol=1e-4)
+            logits = cut(model, 3, 3, heads=heads)(ids).logits
+            assert_close(logits, model(ids).logits, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
@@ -107,17 +107,17 @@ def test_other_samples_have_no_say_and_the_class_token_is_with_every_expert(
     assert not torch.allclose(model(x), vit(x), atol=1e-3)
     if select != "experts":
         block = model.blocks[0]
-        taken = block.attn.router(block.norm1(model.patch_embed(x))).dense().view(3, 9, 6)
-        assert bool((taken[:, 0] > 0).all())
+        weights = block.attn.router(block.norm1(model.patch_embed(x))).dense().view(3, 9, 6)
+        assert bool((weights[:, 0] > 0).all())
 
 
 def test_each_expert_has_its_share_of_each_sequence(vit: Any, x: Tensor) -> None:
     router = cut(vit, 4, 1).blocks[0].mlp.router
-    taken = router(torch.randn(2, 9, 24)).dense().view(2, 9, 4)
-    assert taken.sum(1).eq(3).all()  # ceil(9 / 4)
+    weights = router(torch.randn(2, 9, 24)).dense().view(2, 9, 4)
+    assert weights.sum(1).eq(3).all()  # ceil(9 / 4)
     router.context.valid = torch.arange(9) < torch.tensor([[5], [9]])
-    taken = router(torch.randn(2, 9, 24)).dense().view(2, 9, 4)
-    assert taken.sum(1).tolist() == [[2.0] * 4, [3.0] * 4] and not taken[0, 5:].any()
+    weights = router(torch.randn(2, 9, 24)).dense().view(2, 9, 4)
+    assert weights.sum(1).tolist() == [[2.0] * 4, [3.0] * 4] and not weights[0, 5:].any()
 
 
 @torch.no_grad()
@@ -125,16 +125,16 @@ def test_a_decoder_looks_back_only_with_a_cache_and_beside_padding(
     decoder: Any, ids: Tensor
 ) -> None:
     model = cut(decoder, 4, 2)
-    whole = model(ids).logits
-    assert_close(model(ids[:, :6]).logits, whole[:, :6], rtol=1e-4, atol=1e-4)
+    logits = model(ids).logits
+    assert_close(model(ids[:, :6]).logits, logits[:, :6], rtol=1e-4, atol=1e-4)
     settings: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
     cached, anew = (model.generate(ids, use_cache=use, **settings) for use in (True, False))
     assert torch.equal(cached, anew)
     padded = torch.cat([torch.zeros(3, 4, dtype=torch.long), ids], 1)
     mask = (padded > 0).long()
-    at = (mask.cumsum(1) - 1).clamp_min(0)
-    found = model(padded, attention_mask=mask, position_ids=at).logits
-    assert_close(found[:, 4:], whole, rtol=1e-4, atol=1e-4)
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    got = model(padded, attention_mask=mask, position_ids=positions).logits
+    assert_close(got[:, 4:], logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("select", ["data", "tokens", "experts"])
@@ -144,11 +144,11 @@ def test_the_way_through_pairs_is_the_naive_attention(vit: Any, select: str, gat
     x = torch.randn(2, 7, 24, generator=torch.Generator().manual_seed(2), requires_grad=True)
     parts = [x, *(p for p in attention.parameters() if p.requires_grad)]
     routing = attention.router(x)
-    found = attention(x)
+    got = attention(x)
     want = attention.naive(x, routing)
-    assert_close(found, want, rtol=1e-4, atol=1e-5)
-    seed = torch.randn(found.shape, generator=torch.Generator().manual_seed(3))
-    ours = torch.autograd.grad(found, parts, seed, retain_graph=True)
+    assert_close(got, want, rtol=1e-4, atol=1e-5)
+    seed = torch.randn(got.shape, generator=torch.Generator().manual_seed(3))
+    ours = torch.autograd.grad(got, parts, seed, retain_graph=True)
     theirs = torch.autograd.grad(want, parts, seed)
     assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
@@ -169,12 +169,12 @@ def test_queries_by_pairs_are_the_naive_ones(decoder: Any) -> None:
     attention = cut(decoder, 4, 2, gate="score").model.layers[0].self_attn
     x = torch.randn(2, 7, 24, generator=torch.Generator().manual_seed(2), requires_grad=True)
     angles = torch.linspace(0, 3, 7 * 2).view(1, 7, 2).repeat(1, 1, 2)
-    at = angles.cos(), angles.sin()
-    found, want = attention(x, at)[0], attention.naive(x, attention.router(x), at)
-    assert_close(found, want, rtol=1e-4, atol=1e-5)
+    rotary = angles.cos(), angles.sin()
+    got, want = attention(x, rotary)[0], attention.naive(x, attention.router(x), rotary)
+    assert_close(got, want, rtol=1e-4, atol=1e-5)
     parts = [x, *attention.parameters()]
-    seed = torch.randn(found.shape, generator=torch.Generator().manual_seed(3))
-    ours = torch.autograd.grad(found, parts, seed)
+    seed = torch.randn(got.shape, generator=torch.Generator().manual_seed(3))
+    ours = torch.autograd.grad(got, parts, seed)
     theirs = torch.autograd.grad(want, parts, seed)
     assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
@@ -270,9 +270,9 @@ def test_what_cannot_be_is_refused(vit: Any, decoder: Any) -> None:
         ({"select": "data"}, decoder, ConfigError, "later tokens"),
         ({"layers": (7,)}, vit, TargetError, "2 blocks"),
     ):
-        asked: Any = {"experts": 3, "active": 1} | settings
+        arguments: Any = {"experts": 3, "active": 1} | settings
         with pytest.raises(error, match=words):
-            UnionOfExperts(**asked).plan(model)
+            UnionOfExperts(**arguments).plan(model)
     with refused(ConfigError, what="active", got=5):
         UnionOfExperts(4, 5)
     with refused(ConfigError, what="parts", got="'norm'"):
@@ -292,13 +292,13 @@ def test_what_cannot_be_is_refused(vit: Any, decoder: Any) -> None:
 
 
 def test_an_attention_with_a_forward_of_its_own_is_refused(decoder: Any) -> None:
-    other = copy.deepcopy(decoder)
-    other.model.layers[1].self_attn.scaling *= 2
-    cut(other, 4, 2)  # a setting that is read
-    part = other.model.layers[1].self_attn
+    scaled = copy.deepcopy(decoder)
+    scaled.model.layers[1].self_attn.scaling *= 2
+    cut(scaled, 4, 2)  # a setting that is read
+    part = scaled.model.layers[1].self_attn
     part.forward = lambda **_: (torch.zeros(1, 3, 24), None)
     with refused(TargetError, what="attention 'model.layers.1.self_attn'"):
-        cut(other, 4, 2)
+        cut(scaled, 4, 2)
     assert type(attention_from(cut(decoder, 4, 2).model.layers[0].self_attn)) is type(part)
 
 
@@ -311,16 +311,16 @@ def test_scores_that_a_tanh_cuts_are_refused() -> None:
 
 def test_what_each_expert_takes_is_shown(vit: Any, x: Tensor, tmp_path: Path) -> None:
     model = cut(vit, 4, 2, heads=3)
-    taken = intarsia.experts.taken_patches(model, x)
-    assert list(taken) == [f"blocks.{i}.{part}" for i in range(2) for part in ("attn", "mlp")]
-    for path, part in taken.items():
+    patches = intarsia.experts.taken_patches(model, x)
+    assert list(patches) == [f"blocks.{i}.{part}" for i in range(2) for part in ("attn", "mlp")]
+    for path, part in patches.items():
         assert part.shape == (3, 4 if path.endswith("mlp") else 3, 3, 3)
         assert (part.sum((2, 3)) == 4).all()  # five of ten positions, the class token among them
     alone = intarsia.experts.taken_patches(model, x[1:2])
-    assert all(torch.equal(part[1:2], alone[path]) for path, part in taken.items())
-    for other in (vit, nn.Sequential(model.blocks)):
+    assert all(torch.equal(part[1:2], alone[path]) for path, part in patches.items())
+    for stranger in (vit, nn.Sequential(model.blocks)):
         with pytest.raises(TargetError):
-            intarsia.experts.taken_patches(other, x)
+            intarsia.experts.taken_patches(stranger, x)
     pictures = [Image.new("RGB", (70, 50), "red"), np.zeros((48, 48, 3), np.uint8)]
     page = intarsia.experts.patches_page(model, pictures, tmp_path / "a.html", answers=["<b>", ""])
     text = page.read_text()

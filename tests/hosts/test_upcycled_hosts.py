@@ -37,7 +37,7 @@ def m2m() -> nn.Module:
 
 
 def dry(model: nn.Module) -> nn.Module:
-    """Without dropout, which GPT-2, T5 and DistilBERT have inside their MLPs."""
+    """Remove the dropout that GPT-2, T5 and DistilBERT have inside their MLPs."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -102,9 +102,9 @@ def test_layers_that_a_mixture_stands_for_pass_their_input_on() -> None:
     assert_close(block.output.dense(x), 2 * plain.output.dense(plain.intermediate(x)))
 
 
-@pytest.mark.parametrize("made", [m2m, lambda: dry(host("T5"))], ids=["m2m100", "t5"])
-def test_an_encoder_and_a_decoder_have_masks_of_their_own(made: Any) -> None:
-    model: Any = intarsia.upcycle(made(), TopK(4, 2)).train()
+@pytest.mark.parametrize("make", [m2m, lambda: dry(host("T5"))], ids=["m2m100", "t5"])
+def test_an_encoder_and_a_decoder_have_masks_of_their_own(make: Any) -> None:
+    model: Any = intarsia.upcycle(make(), TopK(4, 2)).train()
     ids, mask = torch.arange(3, 15).view(2, 6), torch.ones(2, 6, dtype=torch.int64)
     mask[1, 4:] = 0
     answers = torch.arange(5, 13).view(2, 4)
@@ -116,9 +116,9 @@ def test_an_encoder_and_a_decoder_have_masks_of_their_own(made: Any) -> None:
     for path, router in learned_routers(model).items():
         assert router.last is not None
         tokens[path] = router.last.token.unique()
-    for path, found in tokens.items():
-        there = heard if "decoder" in path else mask
-        assert found.tolist() == there.flatten().nonzero().flatten().tolist()
+    for path, numbers in tokens.items():
+        mask_of_part = heard if "decoder" in path else mask
+        assert numbers.tolist() == mask_of_part.flatten().nonzero().flatten().tolist()
     model(input_ids=ids, attention_mask=mask, decoder_input_ids=answers)
     last = [r.last for p, r in learned_routers(model).items() if "decoder" in p]
     assert all(r is not None and len(r.token.unique()) == 8 for r in last)
@@ -142,6 +142,6 @@ def test_a_gated_mlp_of_one_layer_comes_back_whole_from_a_union(name: str) -> No
     settings = intarsia.experts.UnionOfExperts(experts=4, active=4, parts=("mlp",))
     union = intarsia.apply(host(name), settings)
     assert_close(said(union, HOSTS[name].batch()), want)
-    whole: Any = intarsia.fold(union)
-    assert_close(said(whole, HOSTS[name].batch()), want)
-    assert whole.state_dict().keys() == host(name).state_dict().keys()
+    folded: Any = intarsia.fold(union)
+    assert_close(said(folded, HOSTS[name].batch()), want)
+    assert folded.state_dict().keys() == host(name).state_dict().keys()

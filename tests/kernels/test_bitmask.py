@@ -54,8 +54,8 @@ def test_the_kernel_is_its_twin_at_any_size_batch_and_number_of_threads(
         y = bitmask.linear(x, bits, numbers, offsets, scales)
         want = bitmask.naive_bitmask_linear(x, bits, numbers, scales)
         assert_close(y, want, rtol=1e-5, atol=1e-5 * max(1.0, width**0.5))
-        each = [bitmask.linear(row, bits, numbers, offsets, scales) for row in x]
-        assert torch.equal(y, torch.stack(each))  # a row does not depend on its batch
+        products = [bitmask.linear(row, bits, numbers, offsets, scales) for row in x]
+        assert torch.equal(y, torch.stack(products))  # a row does not depend on its batch
         try:
             for count in (2, 5):
                 torch.set_num_threads(count)

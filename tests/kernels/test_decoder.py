@@ -146,9 +146,9 @@ def test_a_ring_gives_what_a_whole_cache_gives(sink: int, window: int, build: st
     keys, values = (torch.zeros(2, groups, room, size) for _ in range(2))
     tight = AttendStep(q, q, k, v, LayerCache(keys, values, sink), heads, 1.0, window)
     assert tight.most_places(rows + 1) == room  # one more row would overwrite what the first sees
-    for got, twin, whole in zip(*results, strict=True):
+    for got, twin, full in zip(*results, strict=True):
         assert_close(got, twin, atol=1e-5, rtol=1e-5)
-        assert_close(twin, whole, atol=1e-5, rtol=1e-5)
+        assert_close(twin, full, atol=1e-5, rtol=1e-5)
 
 
 def test_any_number_of_threads_and_rows_gives_the_same_bits(build: str, threads: None) -> None:

@@ -53,7 +53,7 @@ def test_noise_parts_the_copies() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"),
+    ("settings", "field"),
     [
         ({"share": "both"}, "share"),
         ({"noise": -1.0}, "noise"),
@@ -62,6 +62,6 @@ def test_noise_parts_the_copies() -> None:
         ({"draw": "token"}, "draw"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, Any], what: str) -> None:
-    with refused(ConfigError, what=what):
+def test_bad_settings_are_refused(settings: dict[str, Any], field: str) -> None:
+    with refused(ConfigError, what=field):
         Adamix(**settings)

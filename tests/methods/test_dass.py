@@ -101,8 +101,8 @@ def test_the_gradient_of_a_score_is_that_of_the_used_weight_times_the_weight() -
     assert_close(scored.scores.grad[entry], slope * weight.detach()[entry], rtol=1e-2, atol=1e-2)
 
 
-def _one(at: tuple[int, int]) -> Tensor:
-    return torch.zeros(3, 4).index_put(tuple(map(torch.tensor, at)), torch.tensor(1.0))
+def _one(place: tuple[int, int]) -> Tensor:
+    return torch.zeros(3, 4).index_put(tuple(map(torch.tensor, place)), torch.tensor(1.0))
 
 
 def test_at_density_1_gradients_are_those_of_darts() -> None:
@@ -241,10 +241,10 @@ def test_a_killed_search_ends_in_the_same_alpha(
     want = fit_in_phases(uninterrupted, method, rows, **options).found
     step = Supernet.before_step
 
-    def stops(self: Supernet, at: int, steps: int) -> None:
-        if at == 1:
+    def stops(self: Supernet, round_number: int, steps: int) -> None:
+        if round_number == 1:
             raise KeyboardInterrupt
-        step(self, at, steps)
+        step(self, round_number, steps)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Supernet, "before_step", stops)
@@ -293,7 +293,7 @@ def test_in_half_precision_weights_come_back_in_float32_and_unrounded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "what"),
+    ("make", "field"),
     [
         (lambda: Dass(0.0), "density"),
         (lambda: Dass(lengths=(1, 1)), "lengths"),  # pyright: ignore
@@ -305,8 +305,8 @@ def test_in_half_precision_weights_come_back_in_float32_and_unrounded() -> None:
         (lambda: ChosenNet(Genotype.drawn(3, torch.Generator()), SIZES), "nodes"),
     ],
 )
-def test_what_cannot_be_is_refused(make: Any, what: str) -> None:
-    with refused(ConfigError, what=what):
+def test_what_cannot_be_is_refused(make: Any, field: str) -> None:
+    with refused(ConfigError, what=field):
         make()
 
 

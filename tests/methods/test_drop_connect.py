@@ -83,13 +83,13 @@ def test_a_share_p_is_dropped_and_the_mean_over_draws_is_the_adapter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"),
+    ("settings", "field"),
     [
         ({"p": 1.0}, "p"),
         ({"side": "both"}, "side"),
         ({"over": DropConnect()}, "over"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, Any], what: str) -> None:
-    with refused(ConfigError, what=what):
+def test_bad_settings_are_refused(settings: dict[str, Any], field: str) -> None:
+    with refused(ConfigError, what=field):
         DropConnect(**settings)

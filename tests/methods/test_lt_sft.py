@@ -351,7 +351,7 @@ def test_more_iterations_in_an_adapted_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"),
+    ("settings", "field"),
     [
         ({"density": 1.1}, "density"),
         ({"count": -1}, "count"),
@@ -362,8 +362,8 @@ def test_more_iterations_in_an_adapted_model() -> None:
         ({"head": "half"}, "head"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, Any], what: str) -> None:
-    with refused(ConfigError, what=what):
+def test_bad_settings_are_refused(settings: dict[str, Any], field: str) -> None:
+    with refused(ConfigError, what=field):
         LtSft(**settings)
 
 

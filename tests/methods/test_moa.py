@@ -95,13 +95,13 @@ def test_the_programme_keeps_density_and_two_spans_a_layer_and_beats_the_uniform
             share = float(spans[x].double().mean()) / int(spans.max())  # everything is an option
             assert 0.45 <= share <= 0.5 + 1e-9
         assert max(len(layer.unique()) for layer in x.view(SHAPE)) <= 2
-        totals.append([float(of.gather(1, x[:, None]).sum()) for of in lost])
+        totals.append([float(loss.gather(1, x[:, None]).sum()) for loss in lost])
     # every line that has the density by itself, for all heads
     even = [c for c in range(len(options.alpha))
             if all(0.45 <= float(s[c]) / n <= 0.5 for n, s in options.spans.items())]  # fmt: skip
     assert even
-    for i, of in enumerate(lost):
-        assert min(t[i] for t in totals) <= min(float(of[:, c].sum()) for c in even) * 1.01
+    for i, loss in enumerate(lost):
+        assert min(t[i] for t in totals) <= min(float(loss[:, c].sum()) for c in even) * 1.01
     for point in totals:
         for rival in totals:
             assert point == rival or any(a < b for a, b in zip(point, rival, strict=True))

@@ -153,7 +153,7 @@ def test_a_step_is_known_only_where_cells_draw() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"),
+    ("settings", "field"),
     [
         ({"sigma": -1.0}, "sigma"),
         ({"weight": -1.0}, "weight"),
@@ -162,8 +162,8 @@ def test_a_step_is_known_only_where_cells_draw() -> None:
         ({"over": 3}, "over"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, Any], what: str) -> None:
-    with refused(ConfigError, what=what):
+def test_bad_settings_are_refused(settings: dict[str, Any], field: str) -> None:
+    with refused(ConfigError, what=field):
         Pace(**settings)
 
 

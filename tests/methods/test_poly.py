@@ -204,7 +204,7 @@ def test_the_delta_of_a_task_is_what_its_samples_get() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "error", "what"),
+    ("settings", "error", "field"),
     [
         ({"heads": 4}, TargetError, "heads at 'b.fc'"),
         ({"rank": 13}, TargetError, "rank at 'b.fc'"),
@@ -215,9 +215,9 @@ def test_the_delta_of_a_task_is_what_its_samples_get() -> None:
     ],
 )
 def test_bad_settings_are_refused(
-    settings: dict[str, int], error: type[Exception], what: str
+    settings: dict[str, int], error: type[Exception], field: str
 ) -> None:
-    with refused(error, what=what):
+    with refused(error, what=field):
         cell(**settings)
 
 

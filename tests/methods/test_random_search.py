@@ -169,7 +169,7 @@ def test_a_search_leaves_the_host_as_it_was() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"),
+    ("settings", "field"),
     [
         ({"density": 0}, "density"),
         ({"draws": 0}, "draws"),
@@ -177,8 +177,8 @@ def test_a_search_leaves_the_host_as_it_was() -> None:
         ({"draws": 3, "rank": 3}, "rank"),
     ],
 )
-def test_settings_that_cannot_be(settings: dict[str, Any], what: str) -> None:
-    with refused(ConfigError, what=what):
+def test_settings_that_cannot_be(settings: dict[str, Any], field: str) -> None:
+    with refused(ConfigError, what=field):
         RandomSearch(**settings)
 
 

@@ -83,13 +83,13 @@ def test_only_the_expert_and_its_gate_change(model: Any, stock: Any) -> None:
     before, after = stock.state_dict(), model.state_dict()
     experts = {n for n in before if ".1.mlp.experts." in n}
     for name, old in before.items():
-        same = after[name] == old
+        equal = after[name] == old
         if name in experts:
-            assert bool(same[[0, 1, 3]].all()) and not bool(same[2].all())
+            assert bool(equal[[0, 1, 3]].all()) and not bool(equal[2].all())
         elif name.endswith("1.mlp.gate.weight"):
-            assert not bool(same.all())
+            assert not bool(equal.all())
         else:
-            assert bool(same.all()), name
+            assert bool(equal.all()), name
     assert unlearned.trained == sum(before[n][2].numel() for n in experts) + 4 * 8
     assert [p["step"] for p in unlearned.path] == [0, 3]
 

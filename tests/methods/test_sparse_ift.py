@@ -217,10 +217,10 @@ def test_a_training_moves_the_zeros_and_keeps_their_number(kind: str, schedule: 
         assert max(after) <= row.before  # a grown weight is 0 until its first step
         assert after[0] == row.before
     weights = masked_weights(model)
-    same = [
+    equal = [
         torch.equal(w.detach() != 0, before[n]) for n, w in weights.items() if not before[n].all()
     ]
-    assert all(same) == (schedule is None)  # whose first change would come at step 100
+    assert all(equal) == (schedule is None)  # whose first change would come at step 100
 
 
 def test_fixed_masks_are_those_of_the_start() -> None:
@@ -256,7 +256,7 @@ def test_a_row_of_zeros_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"),
+    ("settings", "field"),
     [
         ({"density": 0}, "density"),
         ({"density": 1.5}, "density"),
@@ -265,8 +265,8 @@ def test_a_row_of_zeros_is_told() -> None:
         ({"kind": "wide", "layers": ("one",)}, "layers of 'wide'"),
     ],
 )
-def test_settings_that_cannot_be(settings: dict[str, Any], what: str) -> None:
-    with refused(ConfigError, what=what):
+def test_settings_that_cannot_be(settings: dict[str, Any], field: str) -> None:
+    with refused(ConfigError, what=field):
         SparseIft(**settings)
 
 

@@ -216,7 +216,7 @@ def test_the_load_is_told_by_modality() -> None:
 
 
 def test_what_cannot_be_is_refused() -> None:
-    for given in (
+    for settings in (
         {"modalities": ("text", "smell")},
         {"modalities": ()},
         {"modalities": ("text", "text")},
@@ -225,7 +225,7 @@ def test_what_cannot_be_is_refused() -> None:
         {"shares": (1, 1)},
     ):
         with pytest.raises(ConfigError):
-            UniMoe(**given)  # pyright: ignore
+            UniMoe(**settings)  # pyright: ignore
     with refused(ConfigError, what="model", got="one without connectors"):
         next(TINY.phases(intarsia.adapt(decoder(), TINY, head=None)))
     with refused(ConfigError, what="model", got="no experts"):

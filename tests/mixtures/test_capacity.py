@@ -151,7 +151,7 @@ def test_least_is_the_least_room() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"),
+    ("settings", "field"),
     [
         ({"factor": 0}, "capacity factor"),
         ({"factor": float("nan")}, "capacity factor"),
@@ -160,8 +160,8 @@ def test_least_is_the_least_room() -> None:
         ({"least": 0}, "capacity least"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, object], what: str) -> None:
-    with refused(ConfigError, what=what):
+def test_bad_settings_are_refused(settings: dict[str, object], field: str) -> None:
+    with refused(ConfigError, what=field):
         Capacity(**settings)  # pyright: ignore
 
 

@@ -81,7 +81,7 @@ def test_diversify_sets_a_part_to_zero_in_each_expert(generator: torch.Generator
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"),
+    ("settings", "field"),
     [
         ({"experts": 0}, "experts"),
         ({"hidden": 0}, "hidden"),
@@ -89,10 +89,10 @@ def test_diversify_sets_a_part_to_zero_in_each_expert(generator: torch.Generator
     ],
 )
 def test_bad_settings_are_refused(
-    settings: dict[str, object], what: str, generator: torch.Generator
+    settings: dict[str, object], field: str, generator: torch.Generator
 ) -> None:
     good = {"experts": 2, "width": 4, "hidden": 4, "act": "relu"}
-    with refused(ConfigError, what=what):
+    with refused(ConfigError, what=field):
         StackedExperts(**(good | settings), generator=generator)  # pyright: ignore
 
 

@@ -108,10 +108,10 @@ def test_momentum_stands_a_curvature_at_which_the_plain_block_diverges() -> None
 
 @given(st.floats(1.2, 50.0), st.floats(0.0, 1.0), st.floats(0.0, 1.0), st.floats(0.1, 10.0))
 def test_robust_shrinks_every_curvature_of_its_range_at_its_rate(
-    k: float, where: float, curvature: float, largest: float
+    k: float, share: float, curvature: float, largest: float
 ) -> None:
     low, high = 1 - k**-0.5, 1 - 1 / k
-    p = min(high, low + where * (high - low))
+    p = min(high, low + share * (high - low))
     gamma, mu, alpha = Robust(k, p, largest).constants
     pull = gamma * largest * (1 / k + curvature * (1 - 1 / k))
     step = torch.tensor([[1 - pull, mu - pull * alpha], [-pull, mu - pull * alpha]])
@@ -226,7 +226,7 @@ def test_a_host_that_adds_x_itself_is_wrapped_and_started() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "what"),
+    ("make", "field"),
     [
         (lambda: HeavyBall(1.0), "mu"),
         (lambda: AdamOnce(beta2=1.0), "beta2"),
@@ -237,6 +237,6 @@ def test_a_host_that_adds_x_itself_is_wrapped_and_started() -> None:
         (lambda: Residual(nn.Identity(), AdamOnce.published(), added=True), "added"),
     ],
 )
-def test_bad_settings_are_refused(make: Any, what: str) -> None:
-    with refused(ConfigError, what=what):
+def test_bad_settings_are_refused(make: Any, field: str) -> None:
+    with refused(ConfigError, what=field):
         make()

@@ -36,10 +36,10 @@ def test_a_row_gets_the_mean_of_its_experts(
     x = torch.randn(6, 2, 3, dtype=torch.float64, requires_grad=True)
     rows = []
     for row in range(6):
-        chosen = index[row // (6 // groups)].tolist()
-        biases = [None if layer.biases is None else layer.biases[i] for i in chosen]
+        indices = index[row // (6 // groups)].tolist()
+        biases = [None if layer.biases is None else layer.biases[i] for i in indices]
         outputs = [
-            F.linear(x[row], layer.weights[i], b) for i, b in zip(chosen, biases, strict=True)
+            F.linear(x[row], layer.weights[i], b) for i, b in zip(indices, biases, strict=True)
         ]
         rows.append(torch.stack(outputs).mean(0))
     fast, naive = layer(x, gates), torch.stack(rows)

@@ -250,7 +250,7 @@ def test_a_closure_is_evaluated() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"),
+    ("settings", "field"),
     [
         ({"update": "sparse"}, "update"),
         ({"variant": "keras"}, "variant"),
@@ -260,9 +260,9 @@ def test_a_closure_is_evaluated() -> None:
         ({"betas": (0.9, 1.0)}, "betas"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, Any], what: str) -> None:
+def test_bad_settings_are_refused(settings: dict[str, Any], field: str) -> None:
     layer = one_layer()
-    with refused(ConfigError, what=what):
+    with refused(ConfigError, what=field):
         SplitAdamW(layer.parameters(), layer, **settings)
 
 

@@ -46,11 +46,11 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def mixture(config: Any, seed: int = 0, *, of: str = "stack", shared: bool = False) -> Mixture:
+def mixture(config: Any, seed: int = 0, *, form: str = "stack", shared: bool = False) -> Mixture:
     """Experts and a gate that differ; buffers of one seed."""
-    made = StackedExperts(config.experts, D, 5, bias=True, generator=seeded())
-    experts: Any = made
-    if of == "list":
+    stacked = StackedExperts(config.experts, D, 5, bias=True, generator=seeded())
+    experts: Any = stacked
+    if form == "list":
         experts = ExpertList([nn.utils.skip_init(nn.Linear, D, D) for _ in range(config.experts)])
     router = config.build(D, generator=seeded())
     layer = Mixture(experts, router, nn.utils.skip_init(nn.Linear, D, D) if shared else None)
@@ -70,9 +70,9 @@ def kinds(layer: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("name", ROUTERS)
-@pytest.mark.parametrize("of", ["stack", "list"])
-def test_merging_stacks_gate_rows_and_experts_and_averages_the_rest(name: str, of: str) -> None:
-    a, b = (mixture(ROUTERS[name], seed, of=of, shared=True) for seed in (1, 2))
+@pytest.mark.parametrize("form", ["stack", "list"])
+def test_merging_stacks_gate_rows_and_experts_and_averages_the_rest(name: str, form: str) -> None:
+    a, b = (mixture(ROUTERS[name], seed, form=form, shared=True) for seed in (1, 2))
     before = copy.deepcopy((a.state_dict(), b.state_dict()))
     layer = merged(a, b)
     assert isinstance(layer, Mixture)
@@ -82,7 +82,7 @@ def test_merging_stacks_gate_rows_and_experts_and_averages_the_rest(name: str, o
     for key in first:
         if key == "router.salt":  # a hash that both have
             assert torch.equal(both[key][:4], first[key]) and len(both[key].unique()) == 8
-        elif key in rows or (key.startswith("experts.") and of == "stack"):
+        elif key in rows or (key.startswith("experts.") and form == "stack"):
             assert torch.equal(both[key], torch.cat([first[key], second[key]])), key
         elif key.startswith("experts."):
             number = int(key.split(".")[2])
@@ -147,9 +147,9 @@ def test_a_tied_weight_is_averaged_once() -> None:
 
 
 @pytest.mark.parametrize("name", ROUTERS)
-@pytest.mark.parametrize("of", ["stack", "list"])
-def test_pruning_to_all_is_the_identity(name: str, of: str) -> None:
-    layer, x = mixture(ROUTERS[name], of=of), batch()
+@pytest.mark.parametrize("form", ["stack", "list"])
+def test_pruning_to_all_is_the_identity(name: str, form: str) -> None:
+    layer, x = mixture(ROUTERS[name], form=form), batch()
     want, shapes = layer(x), kinds(layer)
     prune(layer, range(4))
     assert torch.equal(layer(x), want) and kinds(layer) == shapes
@@ -166,10 +166,10 @@ def test_a_pruned_gate_is_the_gate_of_the_kept_rows(name: str, order: list[int],
     fresh = mixture(replace(ROUTERS[name], experts=m), 5)
     state = layer.state_dict()
     rows = {f"router.{n}" for n in layer.router.by_expert}
-    chosen = {
+    pruned = {
         n: t[experts] if n in rows or n.startswith("experts.") else t for n, t in state.items()
     }
-    fresh.load_state_dict(chosen)
+    fresh.load_state_dict(pruned)
     prune(layer, experts)
     assert torch.equal(layer(batch()), fresh(batch()))
 
@@ -251,7 +251,7 @@ def test_what_cannot_merge_is_refused() -> None:
     with refused(
         ShapeError, what="experts of ''", got="({'weight': (6,)}, ('ExpertList', '', {}))"
     ):
-        merged(a, mixture(TopK(experts=3), of="list"))
+        merged(a, mixture(TopK(experts=3), form="list"))
     with refused(ShapeError, what="weights", got="{}"):
         merged(a, mixture(TopK(experts=3), shared=True))
     with refused(ConfigError, what="mixtures to merge"):
@@ -274,11 +274,11 @@ def test_hashes_of_many_merged_mixtures_are_all_different() -> None:
         assert torch.equal(salts[:2], a.router.salt)
 
 
-@pytest.mark.parametrize("kept", [[], [0, 0], [4], [-1, 0]])
-def test_experts_that_are_not_there_are_refused(kept: list[int]) -> None:
+@pytest.mark.parametrize("keep", [[], [0, 0], [4], [-1, 0]])
+def test_experts_that_are_not_there_are_refused(keep: list[int]) -> None:
     layer = mixture(TopK(experts=4))
     with refused(ConfigError, what="experts to keep"):
-        prune(layer, kept)
+        prune(layer, keep)
     assert layer.experts.experts == 4
 
 

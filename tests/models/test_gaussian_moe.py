@@ -280,7 +280,7 @@ def test_a_study_is_reproducible_and_experts_converge() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"),
+    ("settings", "field"),
     [
         ({"n_experts": 0}, "n_experts"),
         ({"gate": "relu"}, "gate"),
@@ -290,9 +290,9 @@ def test_a_study_is_reproducible_and_experts_converge() -> None:
         ({"n_init": 0}, "n_init"),
     ],
 )
-def test_bad_settings_are_refused_by_fit(settings: dict[str, Any], what: str) -> None:
+def test_bad_settings_are_refused_by_fit(settings: dict[str, Any], field: str) -> None:
     _, x, y = problem(9)
-    with refused(ConfigError, what=what):
+    with refused(ConfigError, what=field):
         SoftmaxGaussianMoE(**settings).fit(x, y)
 
 

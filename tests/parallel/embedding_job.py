@@ -19,20 +19,22 @@ def by_columns() -> bool:
     meter = Meter()
     part = ColumnEmbedding(table, Wire(0, None, meter))
     out = part(ids[rank])
-    same = torch.equal(out, table[ids[rank]])
+    equal = torch.equal(out, table[ids[rank]])
     out.square().sum().backward()
-    whole = table.clone().requires_grad_()
-    sum(nn.functional.embedding(i, whole).square().sum() for i in ids).backward()  # pyright: ignore
-    own = slice(2 * rank, 2 * rank + 2)
-    assert whole.grad is not None and part.weight.grad is not None
-    same = same and torch.equal(part.weight.grad, whole.grad[:, own])
+    full = table.clone().requires_grad_()
+    sum(nn.functional.embedding(i, full).square().sum() for i in ids).backward()  # pyright: ignore
+    columns = slice(2 * rank, 2 * rank + 2)
+    assert full.grad is not None and part.weight.grad is not None
+    equal = equal and torch.equal(part.weight.grad, full.grad[:, columns])
     assert part.weight.numel() * world == table.numel()
     sent = meter.gathered()
     counts = [i.numel() for i in ids]
-    for to in range(world):  # two columns of 8 bytes for each id, to where it came from
-        assert int(sent["0.columns"][rank, to]) == (to != rank) * counts[to] * 2 * 8
+    for receiver in range(world):  # two columns of 8 bytes for each id, to where it came from
+        assert (
+            int(sent["0.columns"][rank, receiver]) == (receiver != rank) * counts[receiver] * 2 * 8
+        )
     try:
         ColumnEmbedding(torch.zeros(3, 6), Wire())
     except ConfigError as error:
-        return same and "Try 3 processes" in str(error)
+        return equal and "Try 3 processes" in str(error)
     return False

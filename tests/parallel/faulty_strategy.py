@@ -27,8 +27,8 @@ class Faulty(ExpertParallel):
     fault: str = ""
 
     def rows(self, trace: Trace, devices: int) -> Tensor:
-        found = super().rows(trace, devices)
-        return found & False if self.fault == "no rows" else found
+        mask = super().rows(trace, devices)
+        return mask & False if self.fault == "no rows" else mask
 
     def plan(
         self,
@@ -39,17 +39,17 @@ class Faulty(ExpertParallel):
         backward: bool = False,
         past: Sequence[Tensor] = (),
     ) -> DevicePlan:
-        found = super().plan(trace, size, topology, backward=backward)
+        device_plan = super().plan(trace, size, topology, backward=backward)
         if self.fault == "draws":
-            more = replace(found.steps[0], name=str(float(torch.rand(()))))
-            return DevicePlan((more, *found.steps), found.devices)
-        return found
+            step = replace(device_plan.steps[0], name=str(float(torch.rand(()))))
+            return DevicePlan((step, *device_plan.steps), device_plan.devices)
+        return device_plan
 
     def shard(self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1) -> Sharded:
-        whole = super().shard(experts, wire, topology)
-        found = Wrong(whole.local, whole.holds, meter=wire.meter, layer=wire.layer)
-        found.fault = self.fault
-        return found
+        right = super().shard(experts, wire, topology)
+        wrong = Wrong(right.local, right.holds, meter=wire.meter, layer=wire.layer)
+        wrong.fault = self.fault
+        return wrong
 
 
 class Wrong(Sharded):
@@ -58,26 +58,26 @@ class Wrong(Sharded):
     def mix(self, x: Tensor, routing: Routing, numbers: Tensor | None = None) -> Tensor:
         if self.fault == "empty" and not len(x):
             raise RuntimeError("no rows")
-        made = super().mix(x, routing, numbers)
+        output = super().mix(x, routing, numbers)
         if self.fault == "sends more":
-            each = [1] * self.world
+            counts = [1] * self.world
             assert self.meter is not None
-            self.meter.note(f"{self.layer}.counts", 8, each)
+            self.meter.note(f"{self.layer}.counts", 8, counts)
         if self.fault == "twice" or (self.fault == "dense" and len(routing.expert) > 2 * len(x)):
-            return 2 * made
-        return made * (1 + 1e-9) if self.fault == "rough" else made
+            return 2 * output
+        return output * (1 + 1e-9) if self.fault == "rough" else output
 
 
 def rank_plus(number: int) -> int:
     return dist.get_rank() + number
 
 
-def misbehaves(how: str) -> Any:
+def misbehaves(fault: str) -> Any:
     """Process 2 does something; the others wait for it in an exchange."""
     if dist.get_rank() == 2:
-        if how == "dies":
+        if fault == "dies":
             os._exit(3)
-        if how == "sleeps":
+        if fault == "sleeps":
             time.sleep(60)
         raise ValueError("process 2 does not feel well")
     from intarsia.processes import exchanged

@@ -46,8 +46,8 @@ class Net(nn.Module):
         router = TopK(experts=experts, active=2, balance=0.0)
 
         def mixture() -> Mixture:
-            made = StackedExperts(experts, WIDTH, 4, bias=True, generator=draws)
-            return Mixture(made, router.build(WIDTH, generator=draws))
+            experts_of_layer = StackedExperts(experts, WIDTH, 4, bias=True, generator=draws)
+            return Mixture(experts_of_layer, router.build(WIDTH, generator=draws))
 
         self.blocks = nn.ModuleList(mixture() for _ in range(2))
         self.head = nn.Linear(WIDTH, CLASSES, bias=False)
@@ -74,61 +74,61 @@ def by_words(words: list[str]) -> None:
     from intarsia.cli import app
 
     rank, world = str(dist.get_rank()), str(dist.get_world_size())
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "LOCAL_RANK": rank}
-    os.environ |= where | {"RANK": rank, "WORLD_SIZE": world}
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "LOCAL_RANK": rank}
+    os.environ |= environment | {"RANK": rank, "WORLD_SIZE": world}
     app(words, standalone_mode=False)
 
 
 def links() -> Topology:
-    """What this process knows of all links."""
+    """Return this process's measurements of all links."""
     return Topology.measured()
 
 
 class MostExperts(TorchDispatchMode):
-    """Of how many experts there was a weight in one tensor of this process, at most."""
+    """The largest number of experts with a weight in one tensor of this process."""
 
     most = 0
     shapes = frozenset({(4, WIDTH), (WIDTH, 4)})  # of an expert
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **kwargs or {})
-        for tensor in tree_leaves(made):
+        result = func(*args, **kwargs or {})
+        for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and tuple(tensor.shape[1:]) in self.shapes:
                 self.most = max(self.most, len(tensor))
-        return made
+        return result
 
 
 def ended(strategy: Strategy, experts: int, folder: Path, gather: bool) -> tuple[int, int, bool]:
     """A run with a folder: the most experts that a process had from the first step on; how many
     parameters it then has; whether the folder has the bytes of its model, where that is whole."""
-    model, seen = net(experts), MostExperts()
+    model, counter = net(experts), MostExperts()
     with ExitStack() as stack:
 
         def begin(_model: nn.Module, step: int, _steps: int) -> None:
             if step == 0:
-                stack.enter_context(seen)
+                stack.enter_context(counter)
 
         run_of(model, {"parallel": strategy, "out": folder, "gather": gather, "schedule": begin})
     if gather and dist.get_rank() == 0:
         write_learned(model, folder / "whole")
     dist.barrier()
     files = [folder / name / "trained.safetensors" for name in ("adapter", "whole")]
-    same = gather and len({file.read_bytes() for file in files}) == 1
-    return seen.most, sum(p.numel() for p in model.parameters()), same
+    equal = gather and len({file.read_bytes() for file in files}) == 1
+    return counter.most, sum(p.numel() for p in model.parameters()), equal
 
 
 def order_free() -> None:
     """The mean of gradients has the same bits wherever they stand in a bucket."""
     rank, world = dist.get_rank(), dist.get_world_size()
     for size in (1, 3, 1003):
-        every = torch.randn(world, size, generator=torch.Generator().manual_seed(size))
+        rows = torch.randn(world, size, generator=torch.Generator().manual_seed(size))
         order = torch.randperm(size, generator=torch.Generator().manual_seed(0))
         want = torch.zeros(size)
-        for row in every:
+        for row in rows:
             want = want + row / world
         for place in (torch.arange(size), order):
-            here = every[rank][place]
-            bucket: Any = SimpleNamespace(buffer=here.clone)
+            values = rows[rank][place]
+            bucket: Any = SimpleNamespace(buffer=values.clone)
             assert torch.equal(mean_in_order(Meter(), bucket).value(), want[place])
 
 
@@ -142,7 +142,7 @@ def trained(
     folder: Path | None = None,
     until: int = 99,
     owners: list[list[int]] | None = None,
-    **more: Any,
+    **settings: Any,
 ) -> tuple[dict[str, Tensor], list[float]]:
     """Weights and scores of a run, in each process; up to a step, whose checkpoint is there.
 
@@ -158,7 +158,7 @@ def trained(
             raise Stop
 
     try:
-        run = run_of(model, {"out": folder, "parallel": strategy, "schedule": stop} | more)
+        run = run_of(model, {"out": folder, "parallel": strategy, "schedule": stop} | settings)
     except Stop:
         return {}, []
     weights = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -174,15 +174,15 @@ def with_owners(
     return *trained(strategy, experts, folder, owners=owners, resume=resume), owners
 
 
-def run_of(model: nn.Module, own: dict[str, Any]) -> Run:
-    """Two epochs of three steps; own: options of `fit`."""
+def run_of(model: nn.Module, changes: dict[str, Any]) -> Run:
+    """Two epochs of three steps; changes: options of `fit`."""
     if dist.is_initialized():
         rank, world = str(dist.get_rank()), str(dist.get_world_size())
-        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "LOCAL_RANK": rank}
-        os.environ |= where | {"RANK": rank, "WORLD_SIZE": world}
+        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "LOCAL_RANK": rank}
+        os.environ |= environment | {"RANK": rank, "WORLD_SIZE": world}
     train = rows(36, 1)
     options: Any = {"epochs": 2, "batch_size": 12, "lr": 0.02, "clip": 0.5}
-    options |= {"trackers": (), "checkpoint_steps": 1} | own
+    options |= {"trackers": (), "checkpoint_steps": 1} | changes
     settings = settle(None, options)
     sets = train, rows(10, 2), None
     job = Job(model, sets, chosen(None, train, settings[1], None), plain, *settings)
@@ -207,7 +207,7 @@ def resumed(
 
 
 def round_trip(strategy: Strategy, experts: int, folder: Path) -> None:
-    """What processes write of their experts, each of them reads again, and one reads whole."""
+    """Write each process's experts; each reads its own again, and one process reads all."""
     model = net(experts)
     before = {name: t.clone() for name, t in model.state_dict().items()}
     with attached(model, strategy) as parts:
@@ -217,23 +217,26 @@ def round_trip(strategy: Strategy, experts: int, folder: Path) -> None:
             if id(p) not in parts.of and p.grad is not None:
                 dist.all_reduce(p.grad)
         optimizer.step()
-        every = [p for group in optimizer.param_groups for p in group["params"]]
-        own = {n: t.clone() for n, t in model.state_dict().items()}
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        tensors = {n: t.clone() for n, t in model.state_dict().items()}
         state = optimizer.state_dict()
-        said = {"model": parts.pieces(own), "optimizer": parts.optimizer_pieces(state, every)}
-        found = checkpoint.load(checkpoint.save_together(folder, said))
-        assert found["model"].keys() == before.keys()
-        again = parts.own(found["model"])
-        assert own.keys() == again.keys()
-        assert all(torch.equal(own[n], again[n]) for n in own)
-        back = parts.own_optimizer(found["optimizer"], every)
-        for at, row in state["state"].items():
+        pieces = {
+            "model": parts.pieces(tensors),
+            "optimizer": parts.optimizer_pieces(state, parameters),
+        }
+        loaded = checkpoint.load(checkpoint.save_together(folder, pieces))
+        assert loaded["model"].keys() == before.keys()
+        again = parts.own(loaded["model"])
+        assert tensors.keys() == again.keys()
+        assert all(torch.equal(tensors[n], again[n]) for n in tensors)
+        back = parts.own_optimizer(loaded["optimizer"], parameters)
+        for number, row in state["state"].items():
             for key, value in row.items():
-                assert torch.equal(value, back["state"][at][key])
+                assert torch.equal(value, back["state"][number][key])
     after = model.state_dict()
     assert after.keys() == before.keys()
-    whole = WholeModel().own(found["model"])
-    assert all(torch.equal(after[n], whole[n]) for n in whole)
+    full = WholeModel().own(loaded["model"])
+    assert all(torch.equal(after[n], full[n]) for n in full)
     assert not hasattr(model, "_ddp_params_and_buffers_to_ignore")
 
 
@@ -247,27 +250,29 @@ def resharded(first: Strategy, experts: int, folder: Path) -> None:
             model = net(experts)
             with attached(model, first if count == 4 else Fssdp(1, 2), group=group) as parts:
                 optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-                every = [p for of in optimizer.param_groups for p in of["params"]]
+                parameters = [
+                    p for param_group in optimizer.param_groups for p in param_group["params"]
+                ]
                 if count == 4:
                     model(rows(4, 1)[:][0]).square().sum().backward()
                     optimizer.step()
                 else:
-                    found = checkpoint.load(latest(folder / str(before)))
-                    put_back(model, parts.own(found["model"]))
-                    optimizer.load_state_dict(parts.own_optimizer(found["optimizer"], every))
-                said = {
+                    state = checkpoint.load(latest(folder / str(before)))
+                    put_back(model, parts.own(state["model"]))
+                    optimizer.load_state_dict(parts.own_optimizer(state["optimizer"], parameters))
+                pieces = {
                     "model": parts.pieces(model.state_dict()),
-                    "optimizer": parts.optimizer_pieces(optimizer.state_dict(), every),
+                    "optimizer": parts.optimizer_pieces(optimizer.state_dict(), parameters),
                 }
-                checkpoint.save_together(folder / str(count), said, group)
+                checkpoint.save_together(folder / str(count), pieces, group)
         before = count
     dist.barrier()
 
 
 def latest(folder: Path) -> Path:
-    found = checkpoint.latest(folder)
-    assert found is not None
-    return found
+    path = checkpoint.latest(folder)
+    assert path is not None
+    return path
 
 
 def other_models(strategy: Strategy) -> None:

@@ -39,26 +39,26 @@ def routed(case: str) -> Trace:
     return Trace(scores.topk(k).indices, EXPERTS, row // 6, row % 6, weight)
 
 
-def layers_of(whole: bool) -> list[StackedExperts]:
+def layers_of(full: bool) -> list[StackedExperts]:
     draws = torch.Generator().manual_seed(1)
-    made = [StackedExperts(EXPERTS, WIDTH, 3, act="relu", generator=draws) for _ in range(LAYERS)]
-    for layer in made:
+    layers = [StackedExperts(EXPERTS, WIDTH, 3, act="relu", generator=draws) for _ in range(LAYERS)]
+    for layer in layers:
         layer.double()
         for weight in layer.parameters():
             values = torch.randint(-2, 3, weight.shape, generator=draws).double()
-            weight.data = values if whole else weight.data
-    return made
+            weight.data = values if full else weight.data
+    return layers
 
 
-def rows_of(trace: Trace, whole: bool) -> Tensor:
+def rows_of(trace: Trace, full: bool) -> Tensor:
     draws = torch.Generator().manual_seed(2)
-    if whole:
+    if full:
         return torch.randint(-3, 4, (len(trace), WIDTH), generator=draws).double()
     return torch.randn(len(trace), WIDTH, generator=draws).double()
 
 
 def alone(trace: Trace, x: Tensor, layers: list[StackedExperts]) -> Tensor:
-    """What one process computes."""
+    """Compute everything in one process."""
     for number, layer in enumerate(layers):
         routing = trace.routing(number)
         weight = routing.weight.to(x.dtype)
@@ -66,39 +66,43 @@ def alone(trace: Trace, x: Tensor, layers: list[StackedExperts]) -> Tensor:
     return x
 
 
-def compared(case: str, engine: str, placed: Placement, whole: bool, train: bool) -> None:
+def compared(case: str, engine: str, placed: Placement, exact: bool, train: bool) -> None:
     trace, rank = routed(case), dist.get_rank()
     mine = homes(trace, WORLD) == rank
-    full, x = layers_of(whole), rows_of(trace, whole).requires_grad_()
+    full, x = layers_of(exact), rows_of(trace, exact).requires_grad_()
     meter = Meter()
     nodes = LINKS.nodes()
     shards = [
-        shard(of, placed, n, nodes=nodes, meter=meter) for n, of in enumerate(layers_of(whole))
+        shard(experts, placed, n, nodes=nodes, meter=meter)
+        for n, experts in enumerate(layers_of(exact))
     ]
     size = ExpertSize(WIDTH, 3, item=8, gated=False)
     plan = expert_parallel(trace, placed, size, engine=engine, nodes=nodes, backward=train)
-    own = x.detach()[mine].requires_grad_()
+    rows = x.detach()[mine].requires_grad_()
     with torch.set_grad_enabled(train):
         want, got = (
             alone(trace, x, full),
-            carry_out(plan, shards, own, trace, placed, engine=engine, meter=meter),
+            carry_out(plan, shards, rows, trace, placed, engine=engine, meter=meter),
         )
-    same: dict[str, Any] = {"rtol": 0.0, "atol": 0.0 if whole else 1e-12 * float(want.abs().max())}
-    assert_close(got, want[mine], **same)
+    tolerance: dict[str, Any] = {
+        "rtol": 0.0,
+        "atol": 0.0 if exact else 1e-12 * float(want.abs().max()),
+    }
+    assert_close(got, want[mine], **tolerance)
     if train:
         want.square().sum().backward()
         got.square().sum().backward()
-        assert x.grad is not None and own.grad is not None
+        assert x.grad is not None and rows.grad is not None
         scale = 1e-12 * float(x.grad.abs().max())
-        assert_close(own.grad, x.grad[mine], rtol=0.0, atol=0.0 if whole else scale)
-        for number, (part, of) in enumerate(zip(shards, full, strict=True)):
-            held = placed.holds[number, rank]
+        assert_close(rows.grad, x.grad[mine], rtol=0.0, atol=0.0 if exact else scale)
+        for number, (part, experts) in enumerate(zip(shards, full, strict=True)):
+            units = placed.holds[number, rank]
             for (_, a), (_, b) in zip(
-                part.local.named_parameters(), of.named_parameters(), strict=True
+                part.local.named_parameters(), experts.named_parameters(), strict=True
             ):
                 assert a.grad is not None and b.grad is not None
-                close = 0.0 if whole else 1e-12 * max(1.0, float(b.grad.abs().max()))
-                assert_close(a.grad, b.grad[held], rtol=0.0, atol=close)
+                close = 0.0 if exact else 1e-12 * max(1.0, float(b.grad.abs().max()))
+                assert_close(a.grad, b.grad[units], rtol=0.0, atol=close)
     metered = meter.gathered()
     links = {step.name: step.bytes for step in plan.steps if step.resource == "link"}
     assert set(metered) == set(links), set(metered) ^ set(links)
@@ -126,9 +130,9 @@ def refused() -> None:
         check_agreed(plan)
     check_agreed(DevicePlan((), WORLD))
     copies = Eplb(4).place(trace, LINKS)
-    of = shard(layers_of(True)[0], copies, 0)
+    layer = shard(layers_of(True)[0], copies, 0)
     with raises(ConfigError, match="copies of experts"):
-        of(torch.zeros(1, WIDTH).double(), torch.zeros(1, dtype=torch.int64))
+        layer(torch.zeros(1, WIDTH).double(), torch.zeros(1, dtype=torch.int64))
     with raises(ConfigError, match="those that it holds"):
         Sharded(copy.deepcopy(layers_of(True)[0]), placed.holds[0])
     with raises(ConfigError, match="4 processes"):
@@ -142,8 +146,8 @@ def refused() -> None:
 def of_engine(engine: str) -> None:
     trace = routed("")
     joint = JointSwaps().place(trace, LINKS)
-    for whole in (True, False):
-        compared("", engine, joint, whole, train=True)
+    for exact in (True, False):
+        compared("", engine, joint, exact, train=True)
     for case in ("a process without tokens", "an expert without tokens", "k = E"):
         compared(case, engine, joint, True, train=True)
     compared("", engine, Eplb(4).place(trace, LINKS), True, train=False)

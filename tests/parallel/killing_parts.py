@@ -35,32 +35,32 @@ WAIT = 20.0  # seconds that a process waits for the other
 
 
 def state(rank: int, value: float) -> dict[str, Any]:
-    own = torch.full((2, 3), value) + rank
-    piece = Piece(own, UnitAxes(1), torch.arange(2 * rank, 2 * rank + 2), 0, 1, 4)
+    rows = torch.full((2, 3), value) + rank
+    piece = Piece(rows, UnitAxes(1), torch.arange(2 * rank, 2 * rank + 2), 0, 1, 4)
     return {"learned": {"up": piece, "head": torch.full((5,), value)}, "step": value}
 
 
 def value_of(folder: Path) -> float:
-    """Of the newest checkpoint, all of which is there."""
+    """Return the value in the newest checkpoint, which must be complete."""
     path = checkpoint.latest(folder)
     assert path is not None, "no checkpoint"
-    found = checkpoint.load(path)
-    up, head = found["learned"]["up"], found["learned"]["head"]
-    whole: Tensor = up.all() if isinstance(up, Stored) else up
-    value = float(found["step"])
-    assert whole.tolist() == [[value + e // 2] * 3 for e in range(4)], whole
+    state = checkpoint.load(path)
+    up, head = state["learned"]["up"], state["learned"]["head"]
+    full: Tensor = up.all() if isinstance(up, Stored) else up
+    value = float(state["step"])
+    assert full.tolist() == [[value + e // 2] * 3 for e in range(4)], full
     assert head.tolist() == [value] * 5
     return value
 
 
 def count_down(calls: int) -> Callable[[], int]:
     """Die in place of a later one of the calls.  Returns how many there were."""
-    seen = [0]
+    count = [0]
 
     def counted(real: Any) -> Any:
         def wrapper(*args: Any, **keywords: Any) -> Any:
-            seen[0] += 1
-            if seen[0] == calls:
+            count[0] += 1
+            if count[0] == calls:
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(*args, **keywords)
 
@@ -68,14 +68,16 @@ def count_down(calls: int) -> Callable[[], int]:
 
     for owner, name in MOMENTS:
         setattr(owner, name, counted(getattr(owner, name)))
-    return lambda: seen[0]
+    return lambda: count[0]
 
 
 def child(rank: int, folder: Path, store: Path, dies: int) -> int:
     """Save twice; 0: done, 3: said that the other is gone, in time."""
-    began, given = time.monotonic(), {"rank": rank, "world_size": 2}
-    where = f"file://{store}"
-    dist.init_process_group("gloo", init_method=where, timeout=timedelta(seconds=WAIT), **given)
+    began, arguments = time.monotonic(), {"rank": rank, "world_size": 2}
+    address = f"file://{store}"
+    dist.init_process_group(
+        "gloo", init_method=address, timeout=timedelta(seconds=WAIT), **arguments
+    )
     checkpoint.save_together(folder, state(rank, 1.0))
     calls = count_down(dies)
     try:
@@ -89,7 +91,7 @@ def child(rank: int, folder: Path, store: Path, dies: int) -> int:
 
 
 def pair(folder: Path, killed: int, dies: int) -> list[int]:
-    """How both processes ended."""
+    """Return the exit status of both processes."""
     folder.mkdir()
     children: list[int] = []
     for rank in range(2):
@@ -106,14 +108,14 @@ def pair(folder: Path, killed: int, dies: int) -> list[int]:
     return [os.waitstatus_to_exitcode(os.waitpid(number, 0)[1]) for number in children]
 
 
-def main(folder: Path, every: int) -> None:
+def main(folder: Path, stride: int) -> None:
     ends = pair(folder / "whole", -1, -1)
     print(f"whole,{ends[0]},{ends[1]},{value_of(folder / 'whole')}", flush=True)
     for killed in range(2):
         calls = int((folder / "whole" / f"calls-{killed}").read_text())
-        for dies in range(1, calls + 1, every):
-            at = folder / f"{killed}-{dies}"
-            ends, value = pair(at, killed, dies), value_of(at)
+        for dies in range(1, calls + 1, stride):
+            place = folder / f"{killed}-{dies}"
+            ends, value = pair(place, killed, dies), value_of(place)
             if ends == [0, 0] and value == 2.0:
                 continue  # by who comes first, a save has a call more or less: nobody was killed
             print(f"{killed} {dies},{ends[killed]},{ends[1 - killed]},{value}", flush=True)

@@ -71,17 +71,17 @@ def olmoe() -> Any:
 
 
 def qwen() -> Any:
-    more = {"moe_intermediate_size": 6, "shared_expert_intermediate_size": 6, "num_experts": 8}
-    return Qwen2MoeForCausalLM(Qwen2MoeConfig(**SIZES, **more))
+    sizes = {"moe_intermediate_size": 6, "shared_expert_intermediate_size": 6, "num_experts": 8}
+    return Qwen2MoeForCausalLM(Qwen2MoeConfig(**SIZES, **sizes))
 
 
 def gpt_oss(experts: int = 8) -> Any:
     """Transposed, interleaved, with biases."""
-    found = GptOssForCausalLM(GptOssConfig(**SIZES, num_local_experts=experts))
-    for name, weight in found.named_parameters():
+    model = GptOssForCausalLM(GptOssConfig(**SIZES, num_local_experts=experts))
+    for name, weight in model.named_parameters():
         if name.endswith("bias"):
             nn.init.normal_(weight)
-    return found
+    return model
 
 
 KINDS: Mapping[str, Callable[[], Any]] = MappingProxyType(
@@ -109,14 +109,14 @@ def loss(model: Any, rows: Tensor) -> Tensor:
 
 def of_stock(kind: str, strategy: Strategy) -> None:
     """Logits, gradients and what an optimiser then makes of them; the bytes of the plan."""
-    whole, model = built(kind), built(kind)
+    full, model = built(kind), built(kind)
     rank, world = dist.get_rank(), dist.get_world_size()
-    mine, want = IDS[rank::world], whole(IDS).logits.detach()
-    loss(whole, IDS).backward()
-    seen, meter = trace(whole.eval(), [IDS]), Meter()
-    of = next(iter(stock_experts(whole).values()))
-    size = replace(size_of(FusedExperts(of)), weight=weight_bytes(whole))
-    plan = strategy.plan(seen, size, LINKS, backward=True, past=[seen.load()])
+    mine, want = IDS[rank::world], full(IDS).logits.detach()
+    loss(full, IDS).backward()
+    traced, meter = trace(full.eval(), [IDS]), Meter()
+    experts = next(iter(stock_experts(full).values()))
+    size = replace(size_of(FusedExperts(experts)), weight=weight_bytes(full))
+    plan = strategy.plan(traced, size, LINKS, backward=True, past=[traced.load()])
     names = [name for name, _ in model.named_parameters()]
     with attached(model, strategy, topology=LINKS, meter=meter) as parts:
         got = model(mine).logits.detach()
@@ -124,70 +124,72 @@ def of_stock(kind: str, strategy: Strategy) -> None:
         meter.sent.clear()
         loss(model, mine).backward()
         as_planned(meter, plan)
-        same_gradients(whole, model, parts, world)
+        same_gradients(full, model, parts, world)
         torch.optim.SGD(model.parameters(), lr=0.5).step()
-    torch.optim.SGD(whole.parameters(), lr=0.5 / world).step()
+    torch.optim.SGD(full.parameters(), lr=0.5 / world).step()
     assert [name for name, _ in model.named_parameters()] == names
-    wanted = whole.state_dict()
+    weights = full.state_dict()
     for name, value in model.state_dict().items():
         if ".experts." in name:
-            assert_close(value, wanted[name], rtol=0, atol=1e-12 * float(wanted[name].abs().max()))
+            assert_close(
+                value, weights[name], rtol=0, atol=1e-12 * float(weights[name].abs().max())
+            )
 
 
 def with_nothing(strategy: Strategy) -> None:
     """Process 3 has no rows, and the experts of the last processes have none of anybody."""
-    whole, model, rank = built("mixtral"), built("mixtral"), dist.get_rank()
+    stock, model, rank = built("mixtral"), built("mixtral"), dist.get_rank()
     draws = torch.Generator().manual_seed(1)
     x = torch.randn(3, 8, generator=draws, dtype=torch.float64)
     index, weight = torch.tensor([[0, 1]]), torch.tensor([[0.25, 0.75]])
     mine = x[rank : rank + 1].requires_grad_()
-    given = mine, index[: len(mine)], weight[: len(mine)].requires_grad_()
-    of: Any = whole.model.layers[0].mlp.experts
-    want = of(x.requires_grad_(), index.expand(3, 2), weight.expand(3, 2))
+    inputs = mine, index[: len(mine)], weight[: len(mine)].requires_grad_()
+    experts_of_model: Any = stock.model.layers[0].mlp.experts
+    want = experts_of_model(x.requires_grad_(), index.expand(3, 2), weight.expand(3, 2))
     want.square().sum().backward()
     with attached(model, strategy, topology=LINKS):
         experts: Any = model.model.layers[0].mlp.experts
-        got = experts(*given)
+        got = experts(*inputs)
         assert_close(got, want[rank : rank + 1], rtol=0, atol=1e-12)
         got.square().sum().backward()
         assert mine.grad is not None and x.grad is not None
         assert_close(mine.grad, x.grad[rank : rank + 1], rtol=0, atol=1e-12)
         local = experts.part.local
-        full = of.down_proj.grad[experts.part.lot(rank)[0]] / dist.get_world_size()
+        full = experts_of_model.down_proj.grad[experts.part.lot(rank)[0]] / dist.get_world_size()
         assert_close(local.down_proj.grad, full, rtol=0, atol=1e-12)
 
 
-def same_gradients(whole: Any, model: Any, parts: Any, world: int) -> None:
-    """Of experts, the mean's; of the rest, their sum over processes is the whole's."""
-    wanted = dict(whole.named_parameters())
+def same_gradients(stock: Any, model: Any, parts: Any, world: int) -> None:
+    """Compare gradients: of experts the mean's, of the rest their sum over processes."""
+    parameters = dict(stock.named_parameters())
     state = {n: p.grad for n, p in model.named_parameters()}
     experts = {n: g for n, g in state.items() if n in parts.names}
     assert experts and all(g is not None for g in experts.values())
-    found: dict[str, Tensor] = {}
+    grads: dict[str, Tensor] = {}
     for name, grad in experts.items():
         path, part, weight = parts.names[name]
-        found[path] = world * parts.gathered(part, weight, grad)
+        grads[path] = world * parts.gathered(part, weight, grad)
     for name, p in model.named_parameters():
         if name not in experts:
             grad = torch.zeros_like(p) if p.grad is None else p.grad.clone()
             dist.all_reduce(grad)
-            found[name] = grad
-    assert found.keys() == wanted.keys()
-    for name, grad in found.items():
-        full = wanted[name].grad
+            grads[name] = grad
+    assert grads.keys() == parameters.keys()
+    for name, grad in grads.items():
+        full = parameters[name].grad
         assert full is not None
         assert_close(grad, full, rtol=0, atol=1e-12 * max(1.0, float(full.abs().max())), msg=name)
 
 
 def weight_bytes(model: Any) -> int:
-    """Of a gate's weight, as this architecture has it."""
-    seen: list[int] = []
+    """Return the bytes of a gate's weight, as this architecture has it."""
+    sizes: list[int] = []
     first = next(iter(stock_experts(model).values())).module
-    hook = first.register_forward_pre_hook(lambda _, given: seen.append(given[2].element_size()))
+    hook = first.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[2].element_size()))
     with torch.no_grad():
         model(IDS[:1])
     hook.remove()
-    return seen[0]
+    return sizes[0]
 
 
 def all_kinds() -> None:
@@ -210,24 +212,24 @@ def in_slices() -> None:
 
 def in_transformers() -> None:
     """The same exchange, asked for by name where transformers shards a model out."""
-    whole, model = built("mixtral"), built("mixtral")
+    stock, model = built("mixtral"), built("mixtral")
     rank, world, meter = dist.get_rank(), dist.get_world_size(), Meter()
     mesh = init_device_mesh("cpu", (world, 1), mesh_dim_names=("ep", "tp"))
     plan = {f"model.{n.replace('*', str(i))}": style for i in range(2)
             for n, style in model.config.base_model_ep_plan.items()}  # fmt: skip
     name = register_exchange(meter)
     apply_expert_parallelism(model, mesh["ep"], mesh["tp"], plan, ep_implementation=name)
-    want, mine = whole(IDS).logits.detach(), IDS[rank::world]
-    loss(whole, IDS).backward()
+    want, mine = stock(IDS).logits.detach(), IDS[rank::world]
+    loss(stock, IDS).backward()
     got = model(mine).logits.detach()
     assert_close(got, want[rank::world], rtol=0, atol=1e-12 * float(want.abs().max()))
     meter.sent.clear()
     loss(model, mine).backward()
-    size = ExpertSize(8, 6, 8, weight=weight_bytes(whole))
-    as_planned(meter, ExpertParallel().plan(trace(whole.eval(), [IDS]), size, LINKS, backward=True))
+    size = ExpertSize(8, 6, 8, weight=weight_bytes(stock))
+    as_planned(meter, ExpertParallel().plan(trace(stock.eval(), [IDS]), size, LINKS, backward=True))
     for name, weight in model.named_parameters():
         if ".experts." in name:
-            full, grad = whole.get_parameter(name).grad, weight.grad.to_local()
+            full, grad = stock.get_parameter(name).grad, weight.grad.to_local()
             assert_close(
                 grad, full.chunk(world)[rank], rtol=0, atol=1e-12 * float(full.abs().max())
             )
@@ -243,16 +245,16 @@ def in_transformers() -> None:
 
 
 def written_by_all(folder: Path) -> None:
-    """Each process writes its experts; what one process opens has the same bits."""
+    """Write the experts of each process; one process opens the same bits."""
     for kind in ("mixtral", "olmoe", "qwen"):
-        whole, model = built(kind), built(kind)
+        full, model = built(kind), built(kind)
         with attached(model, Fssdp(1, 3)) as parts:
             write_sharded(model, parts, folder / kind)
         if dist.get_rank() == 0:
-            found: Any = type(whole).from_pretrained(folder / kind, dtype=torch.float64)
-            wanted = whole.state_dict()
-            assert found.state_dict().keys() == wanted.keys()
-            assert all(torch.equal(t, wanted[n]) for n, t in found.state_dict().items())
+            loaded: Any = type(full).from_pretrained(folder / kind, dtype=torch.float64)
+            state = full.state_dict()
+            assert loaded.state_dict().keys() == state.keys()
+            assert all(torch.equal(t, state[n]) for n, t in loaded.state_dict().items())
             assert len(list((folder / kind).glob("model-*-of-00004.safetensors"))) == 4
     with_changes(folder)
     model = built("gpt-oss")
@@ -271,24 +273,24 @@ def with_changes(folder: Path) -> None:
     for kind in ("mixtral", "gpt-oss", *OF_TWO):
         strategy = Tutel() if kind in OF_TWO else ExpertParallel()
         model: Any = apply(built(kind), FullTuning(), seed=0)
-        at = folder / f"{kind}-changed"
+        target = folder / f"{kind}-changed"
         with attached(model, strategy) as parts:
             for weight in model.parameters():
                 weight.data.mul_(1.5)
-            save(model, at, parts=parts)
-            said = {"model": parts.pieces(model.state_dict())}
-            again = checkpoint.load(checkpoint.save_together(folder / f"{kind}-state", said))
-            own = parts.own(again["model"])
-            assert all(torch.equal(t, own[n]) for n, t in model.state_dict().items())
+            save(model, target, parts=parts)
+            pieces = {"model": parts.pieces(model.state_dict())}
+            again = checkpoint.load(checkpoint.save_together(folder / f"{kind}-state", pieces))
+            tensors = parts.own(again["model"])
+            assert all(torch.equal(t, tensors[n]) for n, t in model.state_dict().items())
         if dist.get_rank() == 0:
             save(model, folder / f"{kind}-alone")
-            names = sorted(path.name for path in at.iterdir())
+            names = sorted(path.name for path in target.iterdir())
             assert names == sorted(path.name for path in (folder / f"{kind}-alone").iterdir())
             for name in names:
-                there = folder / f"{kind}-alone" / name
-                assert (at / name).read_bytes() == there.read_bytes(), name
-            found: Any = load(built(kind), at)
-            wanted, whole = model.state_dict(), WholeModel().own(again["model"])
-            assert all(torch.equal(t, wanted[n]) for n, t in found.state_dict().items())
-            assert all(torch.equal(t, wanted[n]) for n, t in whole.items())
+                alone = folder / f"{kind}-alone" / name
+                assert (target / name).read_bytes() == alone.read_bytes(), name
+            loaded: Any = load(built(kind), target)
+            state, full = model.state_dict(), WholeModel().own(again["model"])
+            assert all(torch.equal(t, state[n]) for n, t in loaded.state_dict().items())
+            assert all(torch.equal(t, state[n]) for n, t in full.items())
         dist.barrier()

@@ -27,11 +27,11 @@ SIZE = ExpertSize(64, 256)
 def test_processes_measure_the_same_links(group: Processes) -> None:
     from fitting_jobs import links  # pyright: ignore[reportMissingImports]
 
-    first, *others = group.run(links)
+    first, *rest = group.run(links)
     assert first.devices == 4 and bool((first.flops > 0).all() & (first.memory > 0).all())
     assert torch.equal(first.bandwidth, first.bandwidth.T)
-    for other in others:
-        assert all(torch.equal(getattr(first, n), getattr(other, n)) for n in vars(first))
+    for matrix in rest:
+        assert all(torch.equal(getattr(first, n), getattr(matrix, n)) for n in vars(first))
 
 
 def test_without_processes_nothing_is_measured() -> None:
@@ -41,16 +41,16 @@ def test_without_processes_nothing_is_measured() -> None:
 
 def test_noise_is_no_topology_and_two_levels_are() -> None:
     node = torch.arange(4) // 2
-    same = node[:, None] == node
+    local = node[:, None] == node
     noise = torch.rand(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     noise = 1 + 0.2 * (noise + noise.T)
-    own = torch.eye(4, dtype=torch.bool)
-    rates, delays = levels(torch.where(same, 300e9, 25e9) * noise, 1e-6 * noise)
-    assert rates[~own].unique().numel() == delays[~own].unique().numel() == 2
-    found = Topology(rates, delays, *(torch.ones(4),) * 3)
-    assert found.nodes().tolist() == [0, 0, 1, 1]
+    diagonal = torch.eye(4, dtype=torch.bool)
+    rates, delays = levels(torch.where(local, 300e9, 25e9) * noise, 1e-6 * noise)
+    assert rates[~diagonal].unique().numel() == delays[~diagonal].unique().numel() == 2
+    topology = Topology(rates, delays, *(torch.ones(4),) * 3)
+    assert topology.nodes().tolist() == [0, 0, 1, 1]
     flat, _ = levels(1e9 * noise, noise)
-    assert flat[~own].unique().numel() == 1 and flat[own].isinf().all()
+    assert flat[~diagonal].unique().numel() == 1 and flat[diagonal].isinf().all()
 
 
 def test_the_fastest_is_chosen_and_what_cannot_be_is_passed_over() -> None:
@@ -69,8 +69,8 @@ def test_it_is_a_strategy_like_the_others(group: Processes) -> None:
 
 
 def test_options_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def asked(count: int | None, plan: str | None = None, **more: Any) -> str | None:
-        return processes.plan_of({"expert_parallel": count, "plan": plan, **more})
+    def asked(count: int | None, plan: str | None = None, **settings: Any) -> str | None:
+        return processes.plan_of({"expert_parallel": count, "plan": plan, **settings})
 
     plans = {name: type(strategy_named(name)).__name__ for name in NAMED}
     assert plans["coordinated"] == "DeepSpeed" and plans["tutel"] == "Tutel"
@@ -90,7 +90,7 @@ def test_options_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_two_processes_fit_by_words_as_one_does(group: Processes, tmp_path: Path) -> None:
-    """What docs/how-to/share-out-experts.md shows, on two gloo processes."""
+    """The commands of docs/how-to/share-out-experts.md run on two gloo processes."""
     from fitting_jobs import by_words  # pyright: ignore[reportMissingImports]
 
     draws = np.random.default_rng(0)
@@ -106,8 +106,8 @@ def test_two_processes_fit_by_words_as_one_does(group: Processes, tmp_path: Path
     shared = [*words, "--expert-parallel", "2", "--plan", "ep", "--out", str(tmp_path / "two")]
     with Processes(2, 300) as two:
         two.run(by_words, shared)
-    with Processes(1, 300) as one:
-        one.run(by_words, [*words, "--out", str(tmp_path / "one")])
+    with Processes(1, 300) as process:
+        process.run(by_words, [*words, "--out", str(tmp_path / "one")])
     losses = [_loss(tmp_path / name) for name in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 

@@ -26,14 +26,14 @@ SECONDS = 300  # four trainings on a machine that does other things, too
 @pytest.fixture(scope="module")
 def four(group: Processes) -> Iterator[Processes]:
     group.close()
-    with Processes(4, SECONDS) as found:
-        yield found
+    with Processes(4, SECONDS) as processes:
+        yield processes
 
 
 @pytest.fixture(scope="module")
 def two(group: Processes) -> Iterator[Processes]:
-    with Processes(2, SECONDS) as found:
-        yield found
+    with Processes(2, SECONDS) as processes:
+        yield processes
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_a_run_goes_on_with_other_numbers_of_processes(
     """4, then 2, then 3 processes, AdamW with clipped gradients: the weights of one process."""
     from fitting_jobs import resumed, trained  # pyright: ignore[reportMissingImports]
 
-    want, told = trained(None, 6)
+    want, losses = trained(None, 6)
     strategy, folder = Fssdp(1, 3), tmp_path / "run"
     four.run(trained, strategy, 6, folder, 2)
     files = {p.name: p.stat().st_size for p in folder.glob("state/*/*")}
@@ -66,13 +66,13 @@ def test_a_run_goes_on_with_other_numbers_of_processes(
     run = two.run(resumed, strategy, 6, folder, 4)
     assert run == [({}, [])] * 2
     with Processes(3, SECONDS) as three:
-        found = three.run(resumed, strategy, 6, folder, 99)
-    for weights, scores in found:
+        outcomes = three.run(resumed, strategy, 6, folder, 99)
+    for weights, scores in outcomes:
         assert weights.keys() == want.keys()
         off = max(float((weights[n] - want[n]).abs().max()) for n in want)
         record_property("off", off)
         assert off < CLOSE
-        assert scores == pytest.approx(told, rel=1e-6)
+        assert scores == pytest.approx(losses, rel=1e-6)
 
 
 def test_experts_change_their_owners_with_all_that_is_remembered_of_them(
@@ -84,14 +84,14 @@ def test_experts_change_their_owners_with_all_that_is_remembered_of_them(
     """
     from fitting_jobs import trained, with_owners  # pyright: ignore[reportMissingImports]
 
-    want, told = trained(None, 6)
+    want, losses = trained(None, 6)
     strategy, folder = Fssdp(1, 3, reshard=2), tmp_path / "run"
     owners: list[list[int]] = []
     for weights, scores, owners in four.run(with_owners, strategy, 6):
         assert owners[0] == owners[1] != owners[2] == owners[3]
         assert sorted(owners[2][:6]) != [0, 0, 1, 2, 2, 3]  # not as many of each layer any more
         assert max(float((weights[n] - want[n]).abs().max()) for n in want) < CLOSE
-        assert scores == pytest.approx(told, rel=1e-6)
+        assert scores == pytest.approx(losses, rel=1e-6)
     four.run(trained, strategy, 6, folder, 3)
     for weights, _, again in four.run(with_owners, strategy, 6, folder, True):
         assert again == owners[3:]
@@ -111,7 +111,7 @@ def test_all_write_the_file_that_one_process_would(
     """Whole experts, and slices of hidden units: the same bytes."""
     from fitting_jobs import ended  # pyright: ignore[reportMissingImports]
 
-    assert [same for *_, same in four.run(ended, strategy, experts, tmp_path, True)] == [True] * 4
+    assert [equal for *_, equal in four.run(ended, strategy, experts, tmp_path, True)] == [True] * 4
 
 
 def test_no_process_has_all_experts_from_the_first_step_to_the_folder(
@@ -121,10 +121,10 @@ def test_no_process_has_all_experts_from_the_first_step_to_the_folder(
 
     gathered = two.run(ended, ExpertParallel(), 4, tmp_path / "gathered", True)
     alone = two.run(ended, ExpertParallel(), 4, tmp_path / "alone", False)
-    whole = sum(p.numel() for p in net(4).parameters())
+    parameters = sum(p.numel() for p in net(4).parameters())
     experts = sum(p.numel() for n, p in net(4).named_parameters() if ".experts." in n)
-    assert gathered == [(4, whole, True)] * 2
-    assert [found[:2] for found in alone] == [(2, whole - experts // 2)] * 2
+    assert gathered == [(4, parameters, True)] * 2
+    assert [outcome[:2] for outcome in alone] == [(2, parameters - experts // 2)] * 2
     files = [tmp_path / n / "adapter" / "trained.safetensors" for n in ("gathered", "alone")]
     assert files[0].read_bytes() == files[1].read_bytes()
 
@@ -133,7 +133,7 @@ def test_no_process_has_all_experts_from_the_first_step_to_the_folder(
 def test_the_log_names_the_process_that_others_wait_for(
     two: Processes, strategy: Strategy | None
 ) -> None:
-    """It sleeps in each step; None: data-parallel alone.
+    """The slow process sleeps in each step; None: data-parallel alone.
 
     Without taking off what is waited for all are busy for as long, within a hundredth.
     """
@@ -154,8 +154,8 @@ def test_the_share_of_a_straggler() -> None:
 
 def test_time_in_exchanges_is_not_busy() -> None:
     now = iter([0.0, 1.0, 4.0, 10.0])  # a step of 10 s, of which 3 in an exchange
-    one: Any = SimpleNamespace(num_processes=1, device=torch.device("cpu"))
-    busy = Busy(one, clock=lambda: next(now))
+    accelerator: Any = SimpleNamespace(num_processes=1, device=torch.device("cpu"))
+    busy = Busy(accelerator, clock=lambda: next(now))
     with busy.step(), busy.meter.waiting():
         pass
     assert (busy.seconds, busy.meter.seconds) == (7.0, 3.0)

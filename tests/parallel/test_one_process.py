@@ -46,8 +46,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def experts(**how: object) -> StackedExperts:
-    return StackedExperts(4, 8, 6, generator=torch.Generator().manual_seed(0), **how)  # pyright: ignore
+def experts(**settings: object) -> StackedExperts:
+    return StackedExperts(4, 8, 6, generator=torch.Generator().manual_seed(0), **settings)  # pyright: ignore
 
 
 def rows(count: int = 10) -> tuple[Tensor, Routing]:
@@ -62,10 +62,10 @@ def rows(count: int = 10) -> tuple[Tensor, Routing]:
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
 def test_half_precision_is_that_of_the_experts(strategy: Strategy) -> None:
     """Under autocast, gradients too; and rows of bfloat16 with float32 weights of a gate."""
-    whole, (x, routing) = experts(), rows()
-    part = strategy.shard(whole, Wire(), Topology.uniform(1))
+    full, (x, routing) = experts(), rows()
+    part = strategy.shard(full, Wire(), Topology.uniform(1))
     with torch.autocast("cpu", torch.bfloat16):
-        want, got = whole.mix(x, routing), part.mix(x, routing)
+        want, got = full.mix(x, routing), part.mix(x, routing)
     assert got.dtype == want.dtype
     assert_close(got, want, rtol=2**-6, atol=2**-6)
     want.float().square().sum().backward()
@@ -73,13 +73,13 @@ def test_half_precision_is_that_of_the_experts(strategy: Strategy) -> None:
     # tables have other rows, whose sums are rounded in another order
     tables = isinstance(strategy, Tutel | DeepSpeed)
     rtol, atol = (2**-6, 2**-6) if tables else (0.0, 1e-6)
-    for ours, its in zip(part.parameters(), whole.parameters(), strict=True):
+    for ours, its in zip(part.parameters(), full.parameters(), strict=True):
         assert ours.grad is not None and its.grad is not None
         assert_close(ours.grad, its.grad, rtol=rtol, atol=atol)
-    half = whole.bfloat16()
+    half = full.bfloat16()
     part = strategy.shard(half, Wire(), Topology.uniform(1))
     with torch.no_grad():
-        want, got = (of.mix(x.bfloat16(), routing) for of in (half, part))
+        want, got = (experts_of.mix(x.bfloat16(), routing) for experts_of in (half, part))
     assert_close(got, want, rtol=2**-6, atol=2**-6)
 
 
@@ -106,8 +106,8 @@ def test_nodes_of_uneven_size_are_tuned_without_levels() -> None:
     bandwidth = torch.full((3, 3), 1e9)
     bandwidth[0, 1] = bandwidth[1, 0] = 1e11
     links = Topology(bandwidth, torch.zeros(3, 3), *(torch.full((3,), 1e12),) * 3)
-    found = Tutel.tuned(ExpertTrial(experts=3).trace(), ExpertSize(8, 6), links)
-    assert found.exchange == "flat"
+    tuned = Tutel.tuned(ExpertTrial(experts=3).trace(), ExpertSize(8, 6), links)
+    assert tuned.exchange == "flat"
 
 
 def test_an_activation_that_learns_is_refused() -> None:
@@ -131,17 +131,17 @@ def test_tensors_stay_on_the_device_of_their_group(monkeypatch: pytest.MonkeyPat
     """Placements are on the CPU, whatever the rows are on; NCCL takes nothing that is there."""
     holds, nodes = torch.eye(2, dtype=torch.bool), torch.zeros(2, dtype=torch.int64)
     expert = torch.zeros(3, 1, dtype=torch.int64, device="meta")
-    at = row = torch.zeros(3, dtype=torch.int64, device="meta")
-    assert destinations(expert, at, holds, nodes, row).device.type == "meta"
-    seen: list[str] = []
+    node = row = torch.zeros(3, dtype=torch.int64, device="meta")
+    assert destinations(expert, node, holds, nodes, row).device.type == "meta"
+    devices: list[str] = []
 
     def summed(value: Tensor, *_: object, group: object = None) -> None:
-        seen.append(value.device.type)
-        if len(seen) == 2:
+        devices.append(value.device.type)
+        if len(devices) == 2:
             raise StopIteration
 
     monkeypatch.setattr(running, "device_of", lambda _: torch.device("meta"), raising=False)
     monkeypatch.setattr(running.dist, "all_reduce", summed)
     with pytest.raises(StopIteration):
         running.check_alike("plan", "ff")
-    assert seen == ["meta", "meta"]
+    assert devices == ["meta", "meta"]

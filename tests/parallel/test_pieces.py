@@ -30,34 +30,34 @@ SHAPES: dict[str, tuple[int, ...]] = {"up": (6, 4, 3), "down": (6, 3, 4), "up_bi
 
 def values() -> dict[str, Tensor]:
     draws = torch.Generator().manual_seed(0)
-    found = {n: torch.randn(s, generator=draws).to(torch.bfloat16) for n, s in SHAPES.items()}
-    return found | {"head": torch.randn(5, generator=draws), "steps": torch.tensor(7)}
+    tensors = {n: torch.randn(s, generator=draws).to(torch.bfloat16) for n, s in SHAPES.items()}
+    return tensors | {"head": torch.randn(5, generator=draws), "steps": torch.tensor(7)}
 
 
 def written(folder: Path) -> list[dict[str, Any]]:
     """Three processes: two with whole experts, one with none; a fourth has the rest."""
     folder.mkdir()
-    whole = values()
+    full = values()
     lots = (torch.tensor([4, 0, 1]), torch.tensor([2, 5, 3]), torch.tensor([], dtype=torch.int64))
-    said: list[dict[str, Any]] = []
+    parts: list[dict[str, Any]] = []
     for rank, index in enumerate(lots):
-        own: dict[str, Tensor | Piece] = {
-            name: Piece(whole[name][index], STACKED[name], index, 0, 1, 6) for name in SHAPES
+        pieces: dict[str, Tensor | Piece] = {
+            name: Piece(full[name][index], STACKED[name], index, 0, 1, 6) for name in SHAPES
         }
         if rank == 2:
-            own |= {"head": whole["head"], "steps": whole["steps"]}
-        said.append(write_file(folder / f"{rank}.safetensors", own))
-    return json.loads(json.dumps(said))
+            pieces |= {"head": full["head"], "steps": full["steps"]}
+        parts.append(write_file(folder / f"{rank}.safetensors", pieces))
+    return json.loads(json.dumps(parts))
 
 
 def test_any_rows_come_back_with_their_bits(tmp_path: Path) -> None:
-    whole, pieces = values(), Pieces(tmp_path / "s", written(tmp_path / "s"))
+    full, pieces = values(), Pieces(tmp_path / "s", written(tmp_path / "s"))
     for name in SHAPES:
-        assert torch.equal(pieces.all(name), whole[name])
+        assert torch.equal(pieces.all(name), full[name])
         for index in (torch.tensor([5, 0]), torch.tensor([3]), torch.tensor([], dtype=torch.int64)):
-            assert torch.equal(pieces.rows(name, index), whole[name][index])
-    assert torch.equal(pieces.tensor("head"), whole["head"])
-    assert torch.equal(pieces.tensor("steps"), whole["steps"])
+            assert torch.equal(pieces.rows(name, index), full[name][index])
+    assert torch.equal(pieces.tensor("head"), full["head"])
+    assert torch.equal(pieces.tensor("steps"), full["steps"])
 
 
 @pytest.mark.parametrize(("strategy", "experts"), [(ExpertParallel(), 4), (Tutel(), 2)])
@@ -68,14 +68,14 @@ def test_four_then_two_then_three_processes_keep_every_bit(
     from fitting_jobs import resharded  # pyright: ignore[reportMissingImports]
 
     group.run(resharded, strategy, experts, tmp_path)
-    found: list[dict[str, Tensor]] = []
+    states: list[dict[str, Tensor]] = []
     for count in (4, 2, 3):
         path = checkpoint.latest(tmp_path / str(count))
         assert path is not None and len(list(path.glob("part-*"))) == count
         state = everything(checkpoint.load(path))
-        found.append(state)
-    assert found[0].keys() == found[1].keys() == found[2].keys() and len(found[0]) > 20
-    assert all(torch.equal(t, other[n]) for other in found[1:] for n, t in found[0].items())
+        states.append(state)
+    assert states[0].keys() == states[1].keys() == states[2].keys() and len(states[0]) > 20
+    assert all(torch.equal(t, loaded[n]) for loaded in states[1:] for n, t in states[0].items())
 
 
 def test_a_file_that_another_process_renames_meanwhile_is_no_error(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_file_that_another_process_renames_meanwhile_is_no_error(tmp_path: Pat
 
 
 def everything(tree: Any, path: str = "") -> dict[str, Tensor]:
-    """All tensors of a checkpoint, whole, by their place."""
+    """Read all tensors of a checkpoint, whole, by their place."""
     if isinstance(tree, Stored | Tensor):
         return {path: tree.all() if isinstance(tree, Stored) else tree}
     items = (
@@ -104,66 +104,68 @@ def everything(tree: Any, path: str = "") -> dict[str, Tensor]:
 
 
 def test_damage_is_named(tmp_path: Path) -> None:
-    said, whole = written(tmp_path / "s"), values()
-    row = whole["up"][5].contiguous().view(torch.uint8).numpy().tobytes()
+    parts, full = written(tmp_path / "s"), values()
+    row = full["up"][5].contiguous().view(torch.uint8).numpy().tobytes()
     file = tmp_path / "s" / "1.safetensors"
     raw = file.read_bytes()
-    at = raw.index(row)
-    file.write_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :])
-    pieces = Pieces(tmp_path / "s", said)
-    assert torch.equal(pieces.rows("up", torch.tensor([2])), whole["up"][[2]])
+    start = raw.index(row)
+    file.write_bytes(raw[:start] + bytes([raw[start] ^ 1]) + raw[start + 1 :])
+    pieces = Pieces(tmp_path / "s", parts)
+    assert torch.equal(pieces.rows("up", torch.tensor([2])), full["up"][[2]])
     with refused(CheckpointError, got="bytes that changed after they were written"):
         pieces.rows("up", torch.tensor([2, 5]))
     file.write_bytes(raw[:-3])
     with refused(CheckpointError, got="365 bytes", want="368"):
-        Pieces(tmp_path / "s", said)
+        Pieces(tmp_path / "s", parts)
     file.unlink()
     with refused(CheckpointError, got="no such file", want="3 files, one of each process"):
-        Pieces(tmp_path / "s", said)
+        Pieces(tmp_path / "s", parts)
     with refused(CheckpointError, got="3 parts of experts of 'up'"):
-        Pieces(tmp_path / "s", said[:1])
+        Pieces(tmp_path / "s", parts[:1])
     for name in ("../x", ""):
         with refused(CheckpointError, got="no such file"):
-            Pieces(tmp_path / "s", [said[0] | {"file": name}])
+            Pieces(tmp_path / "s", [parts[0] | {"file": name}])
 
 
 def test_a_damaged_folder_is_the_same_or_refused(tmp_path: Path) -> None:
     """200 folders, each with one fault in any file: bytes, cuts, swaps, parts of the manifest."""
     folder = tmp_path / "save-000001"
-    said = written(folder)
+    parts = written(folder)
     (folder / checkpoint.STATE).write_text(
         json.dumps({n: {"__tensor__": n} for n in (*SHAPES, "head", "steps")})
     )
     sha = checkpoint.sha256(folder / checkpoint.STATE)
-    hashes = {checkpoint.STATE: sha, "parts": checkpoint._digest(said)}
-    (folder / checkpoint.MANIFEST).write_text(json.dumps({"sha256": hashes, "parts": said}))
+    hashes = {checkpoint.STATE: sha, "parts": checkpoint._digest(parts)}
+    (folder / checkpoint.MANIFEST).write_text(json.dumps({"sha256": hashes, "parts": parts}))
     want = everything(checkpoint.load(folder))
     assert want.keys() == {f"/{n}" for n in values()}
     draws, refused = random.Random(0), 0
     files = sorted(folder.iterdir())
     for number in range(200):
-        other = tmp_path / "other"
-        shutil.copytree(folder, other)
-        path = other / draws.choice(files).name
+        damaged = tmp_path / "other"
+        shutil.copytree(folder, damaged)
+        path = damaged / draws.choice(files).name
         raw = bytearray(path.read_bytes())
-        at = draws.randrange(len(raw))
+        place = draws.randrange(len(raw))
         if number % 4 == 0:
-            path.write_bytes(raw[:at])
+            path.write_bytes(raw[:place])
         elif number % 4 == 1:
             path.unlink()
         elif number % 4 == 2:
-            path.write_bytes(raw[:at] + bytes(draws.randrange(256) for _ in range(4)) + raw[at:])
+            path.write_bytes(
+                raw[:place] + bytes(draws.randrange(256) for _ in range(4)) + raw[place:]
+            )
         else:
-            raw[at] ^= 1 << draws.randrange(8)
+            raw[place] ^= 1 << draws.randrange(8)
             path.write_bytes(raw)
         try:
-            got = everything(checkpoint.load(other))
+            got = everything(checkpoint.load(damaged))
             assert got.keys() == want.keys()
             assert all(torch.equal(got[n], t) for n, t in want.items())
         except IntarsiaError as error:
             refused += 1
             assert isinstance(error, CheckpointError) and "want" in str(error), error
-        shutil.rmtree(other)
+        shutil.rmtree(damaged)
     assert refused > 150, refused
 
 
@@ -184,7 +186,7 @@ def test_a_process_killed_while_all_write_loses_nothing(
 
 
 def test_experts_of_another_model_are_refused(tmp_path: Path) -> None:
-    """Of fewer and of more experts, from files and whole: what is missing must not be zeros."""
+    """Models of fewer and of more experts are refused: missing weights must not become zeros."""
     part = SimpleNamespace(lot=lambda _: (torch.arange(4), 0, 1))
     pieces = Pieces(tmp_path / "s", written(tmp_path / "s"))
     patch = pytest.MonkeyPatch()

@@ -42,20 +42,23 @@ def test_weights_ahead_take_less_time_and_move_the_same() -> None:
 
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=5), st.integers(1, 3))
 def test_elastic_tasks_are_within_four_thirds_of_the_best(work: list[int], devices: int) -> None:
-    found = elastic(work, devices)
-    done = [sum(row[task] for row in found) for task in range(len(work))]
+    shares = elastic(work, devices)
+    done = [sum(row[task] for row in shares) for task in range(len(work))]
     assert done == pytest.approx(work)
     best = min(
-        max(sum(w for w, at in zip(work, places, strict=True) if at == d) for d in range(devices))
+        max(
+            sum(w for w, device in zip(work, places, strict=True) if device == d)
+            for d in range(devices)
+        )
         for places in product(range(devices), repeat=len(work))
     )
-    assert max(map(sum, found)) <= 4 / 3 * best + 1e-9
+    assert max(map(sum, shares)) <= 4 / 3 * best + 1e-9
 
 
 def test_heavy_tasks_are_split_and_light_ones_share() -> None:
-    found = elastic([8, 1, 1, 1, 1], 3)
-    assert max(map(sum, found)) == 4.0
-    assert sum(row[0] > 0 for row in found) == 2
+    shares = elastic([8, 1, 1, 1, 1], 3)
+    assert max(map(sum, shares)) == 4.0
+    assert sum(row[0] > 0 for row in shares) == 2
     with refused(ConfigError, what="devices", got=0):
         elastic([1], 0)
     with refused(ConfigError, what="weight of a task", got=-1):
@@ -70,9 +73,9 @@ def test_a_bucket_is_one_call_and_the_same_values() -> None:
         return 2 * flat
 
     tensors = [torch.arange(6.0).view(2, 3), torch.ones(()), torch.zeros(0, 4)]
-    found = bucketed(tensors, doubled)
+    sums = bucketed(tensors, doubled)
     assert calls == [7]
-    assert all(torch.equal(a, 2 * b) for a, b in zip(found, tensors, strict=True))
+    assert all(torch.equal(a, 2 * b) for a, b in zip(sums, tensors, strict=True))
 
 
 def test_memory_is_counted() -> None:

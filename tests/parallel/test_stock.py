@@ -34,7 +34,7 @@ def test_four_processes_are_one_for_stock_models(group: Processes) -> None:
 
 
 def test_slices_of_stock_experts_are_one_process(group: Processes) -> None:
-    """More processes than experts: logits, gradients, bytes; every degree of Tutel's."""
+    """Logits, gradients and bytes agree with more processes than experts, at every Tutel degree."""
     from stock_jobs import in_slices  # pyright: ignore[reportMissingImports]
 
     group.run(in_slices)
@@ -56,39 +56,43 @@ def stock(kind: str) -> tuple[StockExperts, FusedExperts, Any]:
     from stock_jobs import built  # pyright: ignore[reportMissingImports]
 
     model = built(kind)
-    of = next(iter(stock_experts(model).values()))
-    return of, FusedExperts(of), model
+    experts = next(iter(stock_experts(model).values()))
+    return experts, FusedExperts(experts), model
 
 
 @pytest.mark.parametrize("kind", ["mixtral", "gpt-oss"])
 @pytest.mark.usefixtures("group")  # has the folder of `stock_jobs`
 def test_fused_experts_are_those_of_the_model(kind: str) -> None:
-    """By its own function, whole, some of them, or with weights that were sent."""
-    of, fused, _ = stock(kind)
+    """The model's own function agrees with all, some, and sent experts."""
+    experts, fused, _ = stock(kind)
     assert size_of(fused) == ExpertSize(8, 6, 8, True, kind == "gpt-oss")
     draws = torch.Generator().manual_seed(0)
     x = torch.randn(7, 8, generator=draws, dtype=torch.float64)
     index = torch.rand(7, 8, generator=draws).topk(2).indices
     weight = torch.rand(7, 2, generator=draws, dtype=torch.float64)
-    want = of.module(x, index, weight)
+    want = experts.module(x, index, weight)
     routing = Routing.from_topk(index, weight, 8)
     assert_close(fused.mix(x, routing), want, rtol=0, atol=1e-12)
     dense = (fused.every(x) * routing.dense()[:, :, None]).sum(1)
     assert_close(dense, want, rtol=0, atol=1e-12)
-    here = torch.tensor([1, 4, 6])
-    place = torch.zeros(8, dtype=torch.int64).scatter(0, here, torch.arange(3))
-    there = (routing.expert[:, None] == here).any(1)
-    some = Routing(routing.token[there], place[routing.expert[there]], routing.weight[there], 7, 3)
-    masked = torch.where((index[:, :, None] == here).any(2), weight, 0)
-    kept = copy.deepcopy(fused)
-    kept.keep(here)
-    sent = having(fused, unpacked(packed(fused)[here], fused), 3)
-    for few in (kept, cut(fused, here), sent):
-        assert_close(few.mix(x, some), of.module(x, index, masked), rtol=0, atol=1e-12)
-    assert all(a is b for a, b in zip(fused.parameters(), of.module.parameters(), strict=True))
-    nothing = kept.mix(x[:0], Routing(*(t[:0] for t in (some.token, some.expert, weight[0])), 0, 3))
+    held_units = torch.tensor([1, 4, 6])
+    place = torch.zeros(8, dtype=torch.int64).scatter(0, held_units, torch.arange(3))
+    selected = (routing.expert[:, None] == held_units).any(1)
+    some = Routing(
+        routing.token[selected], place[routing.expert[selected]], routing.weight[selected], 7, 3
+    )
+    masked = torch.where((index[:, :, None] == held_units).any(2), weight, 0)
+    shrunk = copy.deepcopy(fused)
+    shrunk.keep(held_units)
+    sent = having(fused, unpacked(packed(fused)[held_units], fused), 3)
+    for fused_part in (shrunk, cut(fused, held_units), sent):
+        assert_close(fused_part.mix(x, some), experts.module(x, index, masked), rtol=0, atol=1e-12)
+    assert all(a is b for a, b in zip(fused.parameters(), experts.module.parameters(), strict=True))
+    nothing = shrunk.mix(
+        x[:0], Routing(*(t[:0] for t in (some.token, some.expert, weight[0])), 0, 3)
+    )
     nothing.sum().backward()
-    assert all(p.grad is not None and not p.grad.any() for p in kept.parameters())
+    assert all(p.grad is not None and not p.grad.any() for p in shrunk.parameters())
 
 
 @pytest.mark.parametrize("kind", ["mixtral", "gpt-oss"])
@@ -97,26 +101,26 @@ def test_slices_of_fused_experts_add_up_to_the_whole(kind: str) -> None:
     """Gates beside or before their values, transposed or not, with biases or without."""
     _, fused, _ = stock(kind)
     x = torch.randn(7, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    expert, every = torch.arange(7), torch.arange(8)
+    expert, units = torch.arange(7), torch.arange(8)
     want = fused(x, expert)
     for count in (2, 3, 6):
-        parts = [cut(fused, every, part, count) for part in range(count)]
-        assert_close(sum(of(x, expert) for of in parts), want, rtol=0, atol=1e-12)
-        assert [size_of(of).hidden for of in parts] == [6 // count] * count
-        again = joined([unpacked(packed(of), of) for of in parts], fused)
-        whole: torch.Tensor | None = None
+        parts = [cut(fused, units, part, count) for part in range(count)]
+        assert_close(sum(piece(x, expert) for piece in parts), want, rtol=0, atol=1e-12)
+        assert [size_of(piece).hidden for piece in parts] == [6 // count] * count
+        again = joined([unpacked(packed(piece), piece) for piece in parts], fused)
+        rebuilt: torch.Tensor | None = None
         for name, weight in fused.named_parameters():
             assert torch.equal(again[name], weight)
-            whole = None
-            for part, of in enumerate(parts):
-                lot = 8, every, part, count
-                whole = put_part(units_of(fused, name), whole, getattr(of, name).data, *lot)
-            assert whole is not None and torch.equal(whole, weight)
+            rebuilt = None
+            for part, piece in enumerate(parts):
+                lot = 8, units, part, count
+                rebuilt = put_part(units_of(fused, name), rebuilt, getattr(piece, name).data, *lot)
+            assert rebuilt is not None and torch.equal(rebuilt, weight)
 
 
 @pytest.mark.usefixtures("group")
 def test_what_stock_models_cannot_do_is_refused() -> None:
-    of, fused, model = stock("mixtral")
+    experts, fused, model = stock("mixtral")
     with refused(ConfigError, what="slices of experts", got="6 hidden units for 4 parts"):
         cut(fused, torch.arange(8), 0, 4)
     fused.adds = False
@@ -136,14 +140,14 @@ def test_what_stock_models_cannot_do_is_refused() -> None:
     with refused(ConfigError, what="parallel", got="a model without mixtures"):
         places(nn.Linear(2, 2))
     assert [place.path for place in places(model)] == list(stock_experts(model))
-    of.module.register_parameter("scale", nn.Parameter(torch.ones(3)))
+    experts.module.register_parameter("scale", nn.Parameter(torch.ones(3)))
     with refused(
         TargetError,
         what="experts at 'model.layers.0.mlp.experts'",
         got="'scale' among their weights",
     ):
         places(model)
-    del of.module.down_proj
+    del experts.module.down_proj
     with refused(ConfigError, what="parallel", got="MixtralExperts without a 3-D down_proj"):
         places(model)
     nobody = pairs_of(torch.tensor([[2, 8], [8, 0]]), torch.ones(2, 2), 8)

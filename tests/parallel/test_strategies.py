@@ -66,7 +66,7 @@ FAULTS = {
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that a failed process has left waiting are ended soon."""
+    """End soon the processes that a failed one has left waiting."""
     monkeypatch.setattr("intarsia.parallel.processes.STRAGGLERS", 0.5)
 
 
@@ -79,8 +79,8 @@ def test_a_planted_fault_is_found(group: Processes, fault: str) -> None:
 
 
 def test_every_law_is_seen_to_fail() -> None:
-    own = {law.__name__ for law in parallels.LAWS} - {law.__name__ for law in CARD_LAWS}
-    assert own == set(FAULTS.values())
+    laws = {law.__name__ for law in parallels.LAWS} - {law.__name__ for law in CARD_LAWS}
+    assert laws == set(FAULTS.values())
 
 
 @pytest.mark.usefixtures("impatient")
@@ -120,16 +120,16 @@ def test_a_dead_or_slow_peer_is_named_with_the_exchange() -> None:
 
 def test_slices_add_up_to_the_whole() -> None:
     trial = ExpertTrial(experts=3, hidden=6, bias=True)
-    whole = trial.layers_of()[0]
-    every = torch.arange(3)
-    parts = [cut(whole, every, part, 3) for part in range(3)]
+    full = trial.layers_of()[0]
+    units = torch.arange(3)
+    parts = [cut(full, units, part, 3) for part in range(3)]
     x, expert = trial.rows(6), torch.tensor([0, 0, 1, 1, 2, 2])
-    assert torch.equal(torch.stack([of(x, expert) for of in parts]).sum(0), whole(x, expert))
-    again = joined([unpacked(packed(of), of) for of in parts], whole)
-    assert all(torch.equal(again[name], weight) for name, weight in whole.named_parameters())
-    assert torch.equal(having(parts[0], again, 3)(x, expert), whole(x, expert))
+    assert torch.equal(torch.stack([piece(x, expert) for piece in parts]).sum(0), full(x, expert))
+    again = joined([unpacked(packed(piece), piece) for piece in parts], full)
+    assert all(torch.equal(again[name], weight) for name, weight in full.named_parameters())
+    assert torch.equal(having(parts[0], again, 3)(x, expert), full(x, expert))
     with refused(ConfigError, what="slices of experts", got="6 hidden units for 4 parts"):
-        cut(whole, every, 0, 4)
+        cut(full, units, 0, 4)
     with refused(ConfigError, what="experts", got="Identity"):
         stacked(torch.nn.Identity())  # pyright: ignore[reportArgumentType]
 
@@ -141,10 +141,10 @@ def test_tutel_takes_the_degree_whose_plan_sends_least(experts: int, tokens: int
     trial = ExpertTrial(experts=experts)
     trace = trial.trace().rows(slice(0, 24))
     size = ExpertSize(5, max(4, 3200 // tokens), 8, False)
-    found: dict[int, int] = {}
+    volumes: dict[int, int] = {}
     for degree in degrees(experts, 4):
         plan = Tutel(degree).plan(trace, size, LINKS)
-        found[degree] = int(plan.bytes(["weights", "dispatch", "combine"]).sum())
+        volumes[degree] = int(plan.bytes(["weights", "dispatch", "combine"]).sum())
         from intarsia.parallel.blocks import planned_capacity
 
         rows = Tutel().rows(trace, 4)
@@ -153,9 +153,9 @@ def test_tutel_takes_the_degree_whose_plan_sends_least(experts: int, tokens: int
             for layer in range(trace.layers)
         ]
         want = sum(received(degree, experts, 4, c, size) for c in places) * 4
-        assert found[degree] == want
+        assert volumes[degree] == want
     best = Tutel(by="bytes").plan(trace, size, LINKS).bytes(["weights", "dispatch", "combine"])
-    assert int(best.sum()) <= min(found.values())
+    assert int(best.sum()) <= min(volumes.values())
 
 
 @pytest.mark.parametrize("tokens", [128, 8192])
@@ -178,11 +178,11 @@ def test_chunks_are_sent_while_others_are_computed() -> None:
     trial, size = ExpertTrial(experts=4), ExpertSize(4096, 4096)
     trace, links = trial.trace(), Topology.two_level(2, 2, flops=1e12)
     seconds = [simulate(Tutel(1, c).plan(trace, size, links), links).seconds for c in (1, 2)]
-    whole, cut_up = (
+    unsplit, cut_up = (
         int(Tutel(1, c).plan(trace, size, links).bytes(["dispatch"]).sum()) for c in (1, 2)
     )
-    assert cut_up >= whole  # tables are rounded up
-    assert seconds[1] < seconds[0] * cut_up / whole
+    assert cut_up >= unsplit  # tables are rounded up
+    assert seconds[1] < seconds[0] * cut_up / unsplit
     tuned = Tutel.tuned(trace, size, links)
     assert simulate(tuned.plan(trace, size, links), links).seconds <= min(seconds)
 
@@ -194,9 +194,9 @@ def test_coordinated_exchange_sends_a_part_of_flat() -> None:
     flat = DeepSpeed(2, "flat").plan(trace, size, links).bytes(["dispatch", "combine"])
     plan = DeepSpeed(2, "coordinated").plan(trace, size, links)
     parts = plan.bytes(["dispatch", "combine"])
-    each = [s.bytes for s in plan.steps if s.phase == "join" and s.bytes is not None]
+    exchanges = [s.bytes for s in plan.steps if s.phase == "join" and s.bytes is not None]
     assert torch.equal(2 * parts, flat) or int(2 * parts.sum()) >= int(flat.sum())
-    assert all(torch.equal(e.sign().sum(1), torch.ones(8, dtype=torch.int64)) for e in each)
+    assert all(torch.equal(e.sign().sum(1), torch.ones(8, dtype=torch.int64)) for e in exchanges)
     hops = [
         int((s.bytes > 0).sum(1).max())
         for s in DeepSpeed(1, "hierarchical").plan(trace, size, links).steps

@@ -125,12 +125,12 @@ def _name(key: str, rest: str) -> str:
     return f"intarsia {key} {rest}{'' if VARIANTS[key].merges else ' (cannot merge)'}"
 
 
-def _case(key: str, where: str, targets: list[str], saved: str | None) -> Any:
+def _case(key: str, library: str, targets: list[str], saved: str | None) -> Any:
     variant = VARIANTS[key]
-    options = variant.vit if where == "timm" and variant.vit else variant.options
+    options = variant.vit if library == "timm" and variant.vit else variant.options
     kwargs = {"method": variant.method, "options": options, "target_modules": targets}
-    name = _name(key, f"{where} {'+'.join(targets)}{' head' if saved else ''}")
-    return name, where, IntarsiaConfig, kwargs | ({"modules_to_save": [saved]} if saved else {})
+    name = _name(key, f"{library} {'+'.join(targets)}{' head' if saved else ''}")
+    return name, library, IntarsiaConfig, kwargs | ({"modules_to_save": [saved]} if saved else {})
 
 
 def _cases(key: str) -> Iterator[Any]:
@@ -143,12 +143,12 @@ def _cases(key: str) -> Iterator[Any]:
         yield _case(key, "timm", list(VARIANTS[key].places), saved)
 
 
-def _pair(key: str, other: str) -> Any:
+def _pair(key: str, variant: str) -> Any:
     kwargs = {
         "method": VARIANTS[key].method, "options": VARIANTS[key].options, "init_weights": False,
     }  # fmt: skip
-    name = _name(key, "same" if other == "lin0" else "different")
-    first, second = kwargs | {"target_modules": ["lin0"]}, kwargs | {"target_modules": [other]}
+    name = _name(key, "same" if variant == "lin0" else "different")
+    first, second = kwargs | {"target_modules": ["lin0"]}, kwargs | {"target_modules": [variant]}
     # the suite adds up adapters by their ranks where the second entry says "lora"
     return name, "intarsia", IntarsiaConfig, first, second | {"seed": 1}
 

@@ -26,7 +26,7 @@ Steps = list[list[Key]]
 def test_every_token_is_served_once_and_fewer_experts_are_used() -> None:
     trace = random_trace(400, length=20, experts=8)
     for limit in (1, 4, 20, 50):
-        aware, fifo = (serve(trace, limit, how=how) for how in ("aware", "fifo"))
+        aware, fifo = (serve(trace, limit, how=mode) for mode in ("aware", "fifo"))
         for served in (aware, fifo):
             assert sum(map(len, served.batches)) == len(trace) == len(served.waits)
             assert max(map(len, served.batches)) <= limit

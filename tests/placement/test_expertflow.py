@@ -90,12 +90,14 @@ def test_one_step_ahead_recovers_most_of_belady_where_lru_has_nothing() -> None:
     trace = spoken()
     steps, slots = demand(trace, 4), 8
     start = most_used(steps, slots)
-    told = predicted_steps(trace, Perfect(trace, 4), 4)
-    wrong = [1 - chances for chances in told]
+    predicted = predicted_steps(trace, Perfect(trace, 4), 4)
+    wrong = [1 - chances for chances in predicted]
     rates = {
         "lru": replay(steps, Lru().build(4, 8), slots, start=start).rate,
         "expected": replay(steps, Expected().build(4, 8), slots, start=start).rate,
-        "perfect": replay(steps, Predictive().build(4, 8), slots, start=start, foreseen=told).rate,
+        "perfect": replay(
+            steps, Predictive().build(4, 8), slots, start=start, foreseen=predicted
+        ).rate,
         "wrong": replay(steps, Predictive().build(4, 8), slots, start=start, foreseen=wrong).rate,
         "belady": replay(steps, Belady(4, 8, steps), slots, start=start).rate,
     }

@@ -170,24 +170,24 @@ def test_the_plan_s_bytes_are_those_of_a_loop(engine: str, copies: bool) -> None
             for b in range(4):
                 sent(a, b, COUNTS, 0)
         for row in range(len(trace)):
-            here = home[row]
+            target = home[row]
             if engine == "stay":
                 before = int(placed.owner[layer - 1, trace.expert[row, layer - 1, 0]])
-                here = int(placed.owner[layer, experts[row, 0]])
-                sent(before if layer else home[row], here, size.row, size.row)
+                target = int(placed.owner[layer, experts[row, 0]])
+                sent(before if layer else home[row], target, size.row, size.row)
             pair_device = destinations(
                 experts[row : row + 1],
-                torch.tensor([here]),
+                torch.tensor([target]),
                 placed.holds[layer],
                 links.nodes(),
                 torch.tensor([row]),
             )[0].tolist()
             for device in {d for d in pair_device if d >= 0}:
-                sent(here, device, size.row, size.row)
-                sent(device, here, size.row, size.row)
+                sent(target, device, size.row, size.row)
+                sent(device, target, size.row, size.row)
             for device in pair_device:
                 if device >= 0:
-                    sent(here, device, PAIR + size.item, size.item)
+                    sent(target, device, PAIR + size.item, size.item)
     if engine == "stay":
         for row in range(len(trace)):
             sent(int(placed.owner[2, trace.expert[row, 2, 0]]), home[row], size.row, size.row)

@@ -69,9 +69,9 @@ def test_every_token_is_decoded_once(streams: int) -> None:
     assert max(map(len, steps)) == min(streams, 9)
     for rows in steps:
         assert trace.sequence[rows].unique().numel() == len(rows)
-    asked = demand(trace, streams)
-    assert all(len(set(step)) == len(step) for step in asked)
-    assert asked[0] == sorted(asked[0])
+    demanded = demand(trace, streams)
+    assert all(len(set(step)) == len(step) for step in demanded)
+    assert demanded[0] == sorted(demanded[0])
 
 
 def test_a_split_is_of_whole_sequences() -> None:

@@ -67,8 +67,8 @@ def mosa_outputs(tensors: Tensors, split: str) -> Tensors:
     outputs = {"merged": cell.eval()(x)}
     for expert, gate in enumerate(torch.eye(4)):
         sides = [getattr(cell.body, side) for side in ("down", "up")]
-        chosen = [partial(s, gates=gate[None]) if isinstance(s, SplitLinear) else s for s in sides]
-        outputs[f"expert_{expert}"] = cell.body.compute(x, *chosen)
+        parts = [partial(s, gates=gate[None]) if isinstance(s, SplitLinear) else s for s in sides]
+        outputs[f"expert_{expert}"] = cell.body.compute(x, *parts)
     return outputs
 
 
@@ -314,10 +314,10 @@ def lt_sft_mask(tensors: Tensors, count: int, iterations: int) -> Tensors:
     method: Any = LtSft(count=count, iterations=iterations)
     names = [name.removeprefix("start_") for name in tensors if name.startswith("start_")]
     drift = {name: tensors[f"moved_{name}"] - tensors[f"start_{name}"] for name in names}
-    taken = Partition({n: torch.full(drift[n].shape, -1) for n in names}, 1)
+    partition = Partition({n: torch.full(drift[n].shape, -1) for n in names}, 1)
     total = sum(value.numel() for value in drift.values())
     outputs: Tensors = {}
-    for when, share in zip(("first", "second"), method.shares(total), strict=True):
-        taken = method._select_more(taken, share, drift, drawing())
-        outputs |= {f"{when}_{name}": taken.mask(name, 0) for name in names}
+    for name_of_step, share in zip(("first", "second"), method.shares(total), strict=True):
+        partition = method._select_more(partition, share, drift, drawing())
+        outputs |= {f"{name_of_step}_{name}": partition.mask(name, 0) for name in names}
     return outputs

@@ -26,8 +26,8 @@ def fitted(kind: Any, start: dict[str, Any], y: Tensor, **settings: Any) -> Tens
         def _start(self, *_: Any) -> dict[str, Any]:
             return {name: value.copy() for name, value in start.items()}
 
-    how = {"temperature": 1.0, "reseed": False, "random_state": 0} | settings
-    model = Started(n_components=len(start["W"]), n_iter=1, **how).fit(y.numpy())
+    options = {"temperature": 1.0, "reseed": False, "random_state": 0} | settings
+    model = Started(n_components=len(start["W"]), n_iter=1, **options).fit(y.numpy())
     after = {name: getattr(model, attribute) for name, attribute in model._fitted.items()}
     for name, attribute in model._fitted.items():
         setattr(model, attribute, start[name])
@@ -42,8 +42,8 @@ def only(outputs: Tensors, *names: str) -> Tensors:
 def binary(kind: Any, tensors: Tensors, candidates: int, active: int, **settings: Any) -> Tensors:
     """Return code, W, pi and sigma of a model whose causes are on or off."""
     start = {"W": tensors["W"], "noise": tensors["sigma"][0] ** 2, "prior": tensors["pi"]}
-    how = {"n_candidates": candidates, "max_active": active} | settings
-    outputs = fitted(kind, start, tensors["y"], **how)
+    options = {"n_candidates": candidates, "max_active": active} | settings
+    outputs = fitted(kind, start, tensors["y"], **options)
     return outputs | {"pi": outputs["prior"], "sigma": outputs["noise"].sqrt()[None]}
 
 

@@ -66,8 +66,8 @@ class Recorded(RandomSource):
 def slime_resampler(tensors: Tensors) -> Tensors:
     resampler = Resampler(16, 16, generator=draws())
     put(resampler, queries=tensors["query"])
-    for at, name in enumerate("qkv"):
-        part = slice(16 * at, 16 * at + 16)
+    for number, name in enumerate("qkv"):
+        part = slice(16 * number, 16 * number + 16)
         put(resampler.get_submodule(name), weight=tensors["in_weight"][part])
         put(resampler.get_submodule(name), bias=tensors["in_bias"][part])
     put(resampler.o, weight=tensors["out_weight"], bias=tensors["out_bias"])
@@ -89,17 +89,19 @@ def rmoe(tensors: Tensors) -> Tensors:
     routers = [Recurrent(4, 2, 5).build(6, generator=draws()) for _ in range(2)]
     gates = [tensors[f"gru.{w}_{s}{g}"] for w in ("weight", "bias") for s in "ih" for g in "rzn"]
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    cell = {name: torch.cat(gates[3 * at : 3 * at + 3]) for at, name in enumerate(names)}
+    cell = {
+        name: torch.cat(gates[3 * number : 3 * number + 3]) for number, name in enumerate(names)
+    }
     model = nn.ModuleList(routers)
     gating.join(model)
     gating.start(model)
     put(routers[0].cell, **cell)
     outputs: Tensors = {}
-    for at, router in enumerate(routers):
-        put(router, down=tensors[f"down{at}"], weight=tensors[f"up{at}"])
-        routing = router.eval()(tensors[f"x{at}"])
+    for number, router in enumerate(routers):
+        put(router, down=tensors[f"down{number}"], weight=tensors[f"up{number}"])
+        routing = router.eval()(tensors[f"x{number}"])
         assert routing.state is not None
-        outputs |= {f"weights{at}": routing.dense(), f"state{at}": routing.state}
+        outputs |= {f"weights{number}": routing.dense(), f"state{number}": routing.state}
     return outputs
 
 
@@ -120,8 +122,8 @@ def stream(tensors: Tensors, update: Update) -> Tensors:
     gating.join(model)
     gating.start(model)
     x, outputs = tensors["x"], dict[str, Tensor]()
-    for at, block in enumerate(model):
-        x = outputs[f"y{at}"] = block(x)
+    for number, block in enumerate(model):
+        x = outputs[f"y{number}"] = block(x)
     return outputs
 
 
@@ -147,7 +149,7 @@ def evomoe(tensors: Tensors, tau: float) -> Tensors:
 
 
 def read_me_gate(tensors: Tensors) -> Tensors:
-    layers = {str(at): hidden for at, hidden in enumerate(tensors["hidden"])}
+    layers = {str(number): hidden for number, hidden in enumerate(tensors["hidden"])}
     masks, model = dict.fromkeys(layers, tensors["masks"].bool()), nn.Module()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model, "forward", lambda **_: None)

@@ -24,8 +24,8 @@ def retrieval_ensemble(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     scores: list[Any] = []
     for teacher in ("0", "1"):
         queries, documents = tensors[f"queries_{teacher}"], tensors[f"documents_{teacher}"]
-        own = documents.unflatten(0, (len(queries), -1))
-        scores.append(torch.einsum("qd,qcd->qc", queries, own))
+        own_documents = documents.unflatten(0, (len(queries), -1))
+        scores.append(torch.einsum("qd,qcd->qc", queries, own_documents))
     return {"scores": torch.from_numpy(ensemble(scores))}
 
 
@@ -41,10 +41,10 @@ def retrieval_document(tensors: dict[str, Tensor], size: int) -> dict[str, Tenso
         get_output_embeddings=lambda: head, config=SimpleNamespace(vocab_size=vocabulary)
     )
     pooling = _Pooling()
-    found: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
     with torch.no_grad(), in_chunks([SimpleNamespace(auto_model=model), pooling], size):
         for name, activation in (("once", "relu"), ("twice", "log1p_relu")):
             pooling.activation_function = activation
             read = {"token_embeddings": tensors["hidden"], "attention_mask": tensors["mask"]}
-            found[name] = pooling(read)["sentence_embedding"]
-    return found
+            outputs[name] = pooling(read)["sentence_embedding"]
+    return outputs

@@ -39,24 +39,30 @@ def wanda_score(tensors: Tensors, density: float) -> Tensors:
 
 
 def sparsegpt_prune(tensors: Tensors, block: int, damp: float) -> Tensors:
-    weight, seen = tensors["weight"], _seen(tensors["x"])
-    half = choose_and_compensate(weight, seen, 0.5, block=block, damp=damp)[1]
+    weight, statistics = tensors["weight"], _seen(tensors["x"])
+    half = choose_and_compensate(weight, statistics, 0.5, block=block, damp=damp)[1]
     pattern = NofM(2, 4)
-    pairs = choose_and_compensate(weight, seen, pattern=pattern, block=block, damp=damp)[1]
+    pairs = choose_and_compensate(weight, statistics, pattern=pattern, block=block, damp=damp)[1]
     return {"half": half, "2_4": pairs}
 
 
 def dsnot_swaps(tensors: Tensors, density: float) -> Tensors:
     """Swaps from two masks, with the sign rule of the paper and six without it."""
-    weight, seen = tensors["weight"], _seen(tensors["x"])
+    weight, statistics = tensors["weight"], _seen(tensors["x"])
     masks: Tensors = {}
     for base in (wanda, magnitude):
-        kept = keep_rows({"": base(weight, seen)}, density).mask("", 0)
+        mask = keep_rows({"": base(weight, statistics)}, density).mask("", 0)
         for name, cycles in (("", 50), ("_free", 6)):
-            found = swap(
-                weight, kept, seen, wanda(weight, seen), cycles=cycles, tolerance=0, guard=not name
+            swapped = swap(
+                weight,
+                mask,
+                statistics,
+                wanda(weight, statistics),
+                cycles=cycles,
+                tolerance=0,
+                guard=not name,
             )
-            masks[base.__name__ + name] = found.kept
+            masks[base.__name__ + name] = swapped.kept
     return masks
 
 
@@ -64,22 +70,22 @@ def qmoe_ternary(tensors: Tensors, damp: float) -> Tensors:
     """Levels are given as they are, in float32."""
     weight = tensors["weight"]
     ends = torch.stack([weight.amin(2).clamp(max=0), weight.amax(2).clamp(min=0)], 2)
-    seen = [_seen(x) for x in tensors["x"]]
-    found = {
-        name: Qmoe(start=start, damp=damp).rounded(weight, seen, ends.flatten(0, 1))[0]
+    statistics = [_seen(x) for x in tensors["x"]]
+    outputs = {
+        name: Qmoe(start=start, damp=damp).rounded(weight, statistics, ends.flatten(0, 1))[0]
         for name, start in (("nearest", "rtn"), ("compensated", "gptq"))
     }
-    return found
+    return outputs
 
 
 def qmoe_dictionary(tensors: Tensors, zeros: float, first: int) -> Tensors:
     """The first words in alphabetical order, pairs of digits as a + 3 b, -1 behind the end."""
-    known = Ternary(zeros).dictionary
-    pairs = known.digits[:first].view(first, -1, 2).to(torch.int8)
+    ternary = Ternary(zeros).dictionary
+    pairs = ternary.digits[:first].view(first, -1, 2).to(torch.int8)
     words = pairs[..., 0] + 3 * pairs[..., 1]
-    words[torch.arange(words.shape[1]) >= known.lengths[:first, None] // 2] = -1
+    words[torch.arange(words.shape[1]) >= ternary.lengths[:first, None] // 2] = -1
     words = torch.tensor(sorted(words.tolist()), dtype=torch.int8)
-    return {"words": words, "words_by_length": torch.bincount(known.lengths // 2, minlength=15)}
+    return {"words": words, "words_by_length": torch.bincount(ternary.lengths // 2, minlength=15)}
 
 
 def squarehead_loss(tensors: Tensors, eps: float, temperature: float) -> Tensors:
@@ -88,28 +94,30 @@ def squarehead_loss(tensors: Tensors, eps: float, temperature: float) -> Tensors
     pairs = zip(tensors["student"], tensors["teacher"], strict=True)
     feature = torch.stack([relative_error(s, t, keep, eps) for s, t in pairs]).sum()
     counts = tensors["labels"] != -100
-    soft, own = (tensors[f"{who}_logits"][counts] for who in ("teacher", "student"))
+    soft, student = (tensors[f"{role}_logits"][counts] for role in ("teacher", "student"))
     return {
         "feature": feature,
-        "divergence": temperature**2 * kl(soft / temperature, own / temperature),
+        "divergence": temperature**2 * kl(soft / temperature, student / temperature),
     }
 
 
 def moa_influence(tensors: Tensors, block: int) -> Tensors:
-    found = influence(tensors["attention"], tensors["gradient"])
-    blocks = found.abs().tril().unfold(2, block, block).unfold(3, block, block).sum((-1, -2))
-    return {"influence": found, "blocks": blocks}
+    effects = influence(tensors["attention"], tensors["gradient"])
+    blocks = effects.abs().tril().unfold(2, block, block).unfold(3, block, block).sum((-1, -2))
+    return {"influence": effects, "blocks": blocks}
 
 
-def _grown(method: DropAndGrow, tensors: Tensors, steps: int, at: tuple[int, ...]) -> Tensors:
+def _grown(
+    method: DropAndGrow, tensors: Tensors, steps: int, steps_done: tuple[int, ...]
+) -> Tensors:
     """Masks and weights after a change at each of some steps."""
-    weight, kept, grad = tensors["weight"], tensors["mask"].bool(), tensors["gradient"]
-    found: Tensors = {}
-    for step in at:
+    weight, mask_before, grad = tensors["weight"], tensors["mask"].bool(), tensors["gradient"]
+    outputs: Tensors = {}
+    for step in steps_done:
         draw = torch.Generator()
-        mask = method.update({"": weight}, {"": kept}, {"": grad}, (step, steps), draw)[""]
-        found |= {f"mask_{step}": mask, f"weight_{step}": weight * (mask & kept)}
-    return found
+        mask = method.update({"": weight}, {"": mask_before}, {"": grad}, (step, steps), draw)[""]
+        outputs |= {f"mask_{step}": mask, f"weight_{step}": weight * (mask & mask_before)}
+    return outputs
 
 
 def rigl_update(tensors: Tensors, drop: float, steps: int) -> Tensors:
@@ -128,24 +136,24 @@ def sms_average(tensors: Tensors) -> Tensors:
 
 def sms_retrain(tensors: Tensors, moved: float, steps: int) -> Tensors:
     """Rates of a third of the steps of the first training."""
-    found: Tensors = {}
+    outputs: Tensors = {}
     for kind in ("llr", "allr", "slr", "lrw", "ft"):
         factor = Retrain(kind, share=1 / 3).factor(moved)
         assert factor is not None
-        found[kind] = torch.tensor([factor(step, steps) for step in range(steps)])
-    return found
+        outputs[kind] = torch.tensor([factor(step, steps) for step in range(steps)])
+    return outputs
 
 
 def sparse_ift_ranks(tensors: Tensors, sparsities: list[float]) -> Tensors:
     """Inner channels of 3 x 3 convolutions of both kinds."""
-    found: Tensors = {}
+    outputs: Tensors = {}
     for kind in ("doped", "factorised"):
         ranks = [
             [_inner(kind, ins, outs, 1 - sparsity) for sparsity in sparsities]
             for ins, outs in tensors["sizes"].tolist()
         ]
-        found[kind] = torch.tensor(ranks)
-    return found
+        outputs[kind] = torch.tensor(ranks)
+    return outputs
 
 
 def _inner(kind: str, ins: int, outs: int, density: float) -> int:

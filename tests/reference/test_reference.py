@@ -53,11 +53,11 @@ def distance(got: Tensor, want: Tensor) -> float:
 def test_ours_equals_the_official_function(name: str) -> None:
     record, tensors = RECORDS[name], load_file(HERE / f"{name}.safetensors")
     inputs = {k.removeprefix("in."): v for k, v in tensors.items() if k.startswith("in.")}
-    wanted = {k.removeprefix("out."): v for k, v in tensors.items() if k.startswith("out.")}
-    assert wanted and len(inputs) + len(wanted) == len(tensors)
+    expected = {k.removeprefix("out."): v for k, v in tensors.items() if k.startswith("out.")}
+    assert expected and len(inputs) + len(expected) == len(tensors)
     outputs = ours(name.replace("-", "_"))(inputs, **record["arguments"])
-    assert outputs.keys() == wanted.keys()
-    distances = {key: distance(outputs[key], want) for key, want in wanted.items()}
+    assert outputs.keys() == expected.keys()
+    distances = {key: distance(outputs[key], want) for key, want in expected.items()}
     if record["equal"]:
         assert max(distances.values()) <= record["tolerance"], distances
     else:

@@ -16,12 +16,12 @@ from intarsia.reports.page import live
 from intarsia.reports.report import Report
 
 
-def _answer(asked: dict[str, Any]) -> Any:
-    if asked.get("query") == "bad":
+def _answer(request: dict[str, Any]) -> Any:
+    if request.get("query") == "bad":
         raise DataError("query", got="bad", want="good", fix="Ask well.")
-    if asked.get("query") == "broken":
+    if request.get("query") == "broken":
         raise RuntimeError("private detail")
-    return {"echo": asked}
+    return {"echo": request}
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +40,9 @@ def _ask(
     }
     link.request("POST", path, body, sent)
     answer = link.getresponse()
-    found = json.loads(answer.read())
+    record = json.loads(answer.read())
     link.close()
-    return answer.status, found
+    return answer.status, record
 
 
 def test_a_question_is_answered(place: tuple[str, int]) -> None:
@@ -66,9 +66,9 @@ def test_a_question_is_answered(place: tuple[str, int]) -> None:
 def test_what_cannot_be_answered_says_why(
     place: tuple[str, int], status: int, sent: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    got, found = _ask(place, **sent)  # pyright: ignore
-    assert got == status and found["error"].keys() == {"what", "got", "want", "fix"}
-    assert "private" not in json.dumps(found)
+    got, answer = _ask(place, **sent)  # pyright: ignore
+    assert got == status and answer["error"].keys() == {"what", "got", "want", "fix"}
+    assert "private" not in json.dumps(answer)
     capsys.readouterr()
 
 

@@ -71,8 +71,8 @@ def test_other_forms_have_sentences_notices_and_tables(render: Any) -> None:
 
 
 def test_a_console_shows_the_first_section_and_the_sentences() -> None:
-    table, other = (plain("", ["Method"], [[name]]) for name in ("lora", "elsewhere"))
-    sections = (Section("Results", (table,)), Section("Record", (other,)))
+    table, elsewhere = (plain("", ["Method"], [[name]]) for name in ("lora", "elsewhere"))
+    sections = (Section("Results", (table,)), Section("Record", (elsewhere,)))
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(summary(Report("Title", ("[bold]It won.",), sections)))
     text = console.export_text()
@@ -121,8 +121,8 @@ def test_a_number_of_an_axis_is_short(value: float, text: str) -> None:
 
 def test_equal_values_have_equal_colours_in_maps_of_one_scale() -> None:
     shades = []
-    for other in (0.1, 0.9):
-        cells = heat_maps.HeatMap([[0.5, other]], ["r"], ["a", "b"], 1.0, [["", ""]])
+    for value in (0.1, 0.9):
+        cells = heat_maps.HeatMap([[0.5, value]], ["r"], ["a", "b"], 1.0, [["", ""]])
         shades.append(re.findall(r"--s:([\d.]+)", cells.svg("label"))[0])
     assert shades == ["0.5", "0.5"]
 

@@ -19,8 +19,8 @@ def simulated(before: float, after: float, plan: str = "ep", placed: bool = True
     return Simulated(plan, 64, sent, sent, line, before, loads, {})
 
 
-def words_of(found: Simulated) -> str:
-    return " ".join(report_of(found).sentences)
+def words_of(simulated: Simulated) -> str:
+    return " ".join(report_of(simulated).sentences)
 
 
 @pytest.mark.parametrize(

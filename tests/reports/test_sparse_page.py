@@ -65,13 +65,13 @@ def test_the_report_of_pruned_models_has_all_figures(
 
 
 def test_sentences_name_the_best_of_each_density(folders: Path) -> None:
-    found = gather([folders])
-    assert sentences(found) == [
+    gathered = gather([folders])
+    assert sentences(gathered) == [
         "Dense, the model has a perplexity of 20.0.",
         "At density 0.7, wanda has 22.0.",
         "At density 0.5, wanda has 30.0, the lowest of 2.",
     ]
-    table = table_of(found)
+    table = table_of(gathered)
     assert [row[3].text for row in table.rows] == ["4.50", "1.50", "1.10"] and table.best == 2
     assert place_of("model.layers.3.mlp.up_proj") == ("3", "mlp.up_proj")
     assert place_of("lm_head") == ("lm_head", "lm_head")

@@ -146,7 +146,7 @@ def test_the_entropy_penalty_settles_the_trees() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"),
+    ("settings", "field"),
     [
         ({"experts": 0}, "experts"),
         ({"active": 0}, "active"),
@@ -154,6 +154,6 @@ def test_the_entropy_penalty_settles_the_trees() -> None:
         ({"entropy": -1.0}, "entropy"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, Any], what: str) -> None:
-    with refused(ConfigError, what=what):
+def test_bad_settings_are_refused(settings: dict[str, Any], field: str) -> None:
+    with refused(ConfigError, what=field):
         Comet(**settings)

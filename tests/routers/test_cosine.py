@@ -72,7 +72,7 @@ def test_one_expert_has_its_probability() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"),
+    ("settings", "field"),
     [
         ({"active": 5}, "active"),
         ({"width": 0}, "width"),
@@ -80,10 +80,10 @@ def test_one_expert_has_its_probability() -> None:
         ({"balance": -1.0}, "balance"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, Any], what: str) -> None:
+def test_bad_settings_are_refused(settings: dict[str, Any], field: str) -> None:
     with pytest.raises(ConfigError) as error:
         build(**settings)
-    assert error.value.what == what
+    assert error.value.what == field
 
 
 def test_rows_of_another_width_are_refused() -> None:

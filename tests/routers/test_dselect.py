@@ -133,7 +133,7 @@ def test_lost_mass_costs_a_finite_loss() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"),
+    ("settings", "field"),
     [
         ({"experts": 0}, "experts"),
         ({"active": 0}, "active"),
@@ -142,6 +142,6 @@ def test_lost_mass_costs_a_finite_loss() -> None:
         ({"reach": -1.0}, "reach"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, Any], what: str) -> None:
-    with refused(ConfigError, what=what):
+def test_bad_settings_are_refused(settings: dict[str, Any], field: str) -> None:
+    with refused(ConfigError, what=field):
         DSelectK(**settings)

@@ -238,7 +238,7 @@ def test_nothing_larger_than_tokens_by_experts_is_made() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"),
+    ("settings", "field"),
     [
         ({"experts": 0}, "experts"),
         ({"tau": (1.0, 0.0)}, "tau"),
@@ -250,8 +250,8 @@ def test_nothing_larger_than_tokens_by_experts_is_made() -> None:
         ({"balance": -1.0}, "balance"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, Any], what: str) -> None:
-    with refused(ConfigError, what=what):
+def test_bad_settings_are_refused(settings: dict[str, Any], field: str) -> None:
+    with refused(ConfigError, what=field):
         EvoMoe(**settings)
 
 

@@ -122,15 +122,15 @@ def test_ids_that_are_missing_or_do_not_fit_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"),
+    ("settings", "field"),
     [
         ({"experts": 0}, "experts"),
         ({"experts": 2, "active": 3}, "active"),
         ({"by": "position"}, "by"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, Any], what: str) -> None:
-    with refused(ConfigError, what=what):
+def test_bad_settings_are_refused(settings: dict[str, Any], field: str) -> None:
+    with refused(ConfigError, what=field):
         Hash(**settings)
 
 

@@ -181,7 +181,7 @@ def test_noise_is_of_the_search_in_training_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"),
+    ("settings", "field"),
     [
         ({"steps": 0}, "steps"),
         ({"start": 1e-8}, "start, end"),
@@ -192,6 +192,6 @@ def test_noise_is_of_the_search_in_training_alone() -> None:
         ({"gate": TopK(), "per_part": True}, "per_part"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, Any], what: str) -> None:
-    with refused(ConfigError, what=what):
+def test_bad_settings_are_refused(settings: dict[str, Any], field: str) -> None:
+    with refused(ConfigError, what=field):
         PermutationSearch(**settings)

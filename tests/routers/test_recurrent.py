@@ -95,9 +95,9 @@ def test_a_closed_gate_keeps_the_first_state_and_an_open_one_forgets_depth() -> 
     last = run(model, xs)[2]
     changed = inputs(seed=9)[:2] + xs[2:]
     assert_close(run(model, changed)[2], last)  # the layers before do not matter
-    own = router(model, 2)
-    h = torch.tanh(xs[2] @ own.down.T @ cell.weight_ih[6:].T + cell.bias_ih[6:])
-    want = (h @ own.weight.T).softmax(-1)
+    routed = router(model, 2)
+    h = torch.tanh(xs[2] @ routed.down.T @ cell.weight_ih[6:].T + cell.bias_ih[6:])
+    want = (h @ routed.weight.T).softmax(-1)
     assert_close(last, torch.where(last > 0, want, 0.0) / (want * (last > 0)).sum(-1, True))
 
 
@@ -191,7 +191,7 @@ def test_a_host_joins_starts_restores_and_checkpoints() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"),
+    ("settings", "field"),
     [
         ({"experts": 0}, "experts"),
         ({"hidden": 0}, "hidden"),
@@ -200,6 +200,6 @@ def test_a_host_joins_starts_restores_and_checkpoints() -> None:
         ({"balance": -1.0}, "balance"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, Any], what: str) -> None:
-    with refused(ConfigError, what=what):
+def test_bad_settings_are_refused(settings: dict[str, Any], field: str) -> None:
+    with refused(ConfigError, what=field):
         Recurrent(**settings)

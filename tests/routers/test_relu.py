@@ -184,7 +184,7 @@ def test_padding_counts_neither_for_the_loss_nor_for_the_sparsity() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"),
+    ("settings", "field"),
     [
         ({"experts": 0}, "experts"),
         ({"active": 9}, "active"),
@@ -193,6 +193,6 @@ def test_padding_counts_neither_for_the_loss_nor_for_the_sparsity() -> None:
         ({"std": -1.0}, "std"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, Any], what: str) -> None:
-    with refused(ConfigError, what=what):
+def test_bad_settings_are_refused(settings: dict[str, Any], field: str) -> None:
+    with refused(ConfigError, what=field):
         ReMoe(**settings)

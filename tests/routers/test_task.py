@@ -225,7 +225,7 @@ def test_shares_are_at_least_float32_and_finite_at_the_ends() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"),
+    ("settings", "field"),
     [
         ({"tasks": 0}, "tasks"),
         ({"skills": 0}, "skills"),
@@ -233,6 +233,6 @@ def test_shares_are_at_least_float32_and_finite_at_the_ends() -> None:
         ({"unknown": "guess"}, "unknown"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, object], what: str) -> None:
-    with refused(ConfigError, what=what):
+def test_bad_settings_are_refused(settings: dict[str, object], field: str) -> None:
+    with refused(ConfigError, what=field):
         router(**settings)  # pyright: ignore

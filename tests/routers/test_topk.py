@@ -159,7 +159,7 @@ def test_the_gate_starts_from_its_generator_and_as_wide_as_asked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"),
+    ("settings", "field"),
     [
         ({"experts": 0}, "experts"),
         ({"active": 0}, "active"),
@@ -172,8 +172,8 @@ def test_the_gate_starts_from_its_generator_and_as_wide_as_asked() -> None:
         ({"z": float("nan")}, "z"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, Any], what: str) -> None:
-    with refused(ConfigError, what=what):
+def test_bad_settings_are_refused(settings: dict[str, Any], field: str) -> None:
+    with refused(ConfigError, what=field):
         TopK(**settings)
 
 

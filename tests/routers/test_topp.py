@@ -59,7 +59,7 @@ def test_a_nan_token_keeps_one_expert() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"),
+    ("settings", "field"),
     [
         ({"experts": 0}, "experts"),
         ({"p": 0.0}, "p"),
@@ -68,8 +68,8 @@ def test_a_nan_token_keeps_one_expert() -> None:
         ({"jitter": -0.1}, "jitter"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, Any], what: str) -> None:
-    with refused(ConfigError, what=what):
+def test_bad_settings_are_refused(settings: dict[str, Any], field: str) -> None:
+    with refused(ConfigError, what=field):
         TopP(**settings)
 
 

@@ -45,14 +45,14 @@ def cheapest(cost: Tensor, a: Tensor, b: Tensor) -> float:
 
 def simplex_naive(x: Tensor, k: int) -> Tensor:
     """The projection by bisection of its level.  x: (n,)."""
-    kept = torch.full_like(x, -math.inf)
+    masked = torch.full_like(x, -math.inf)
     top = x.topk(min(k, len(x))).indices
-    kept[top] = x[top]
+    masked[top] = x[top]
     low, high = float(x.max()) - 1, float(x.max())
     for _ in range(80):
         middle = (low + high) / 2
-        low, high = (middle, high) if (kept - middle).clamp(min=0).sum() > 1 else (low, middle)
-    return (kept - low).clamp(min=0)
+        low, high = (middle, high) if (masked - middle).clamp(min=0).sum() > 1 else (low, middle)
+    return (masked - low).clamp(min=0)
 
 
 @given(st.integers(1, 9), st.integers(1, 12), st.integers(0, 99))
@@ -212,7 +212,7 @@ def test_small_and_empty_batches(per: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"),
+    ("settings", "field"),
     [
         ({"experts": 0}, "experts"),
         ({"capacity": 0.5}, "capacity"),
@@ -224,8 +224,8 @@ def test_small_and_empty_batches(per: str) -> None:
         ({"z": -1.0}, "z"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, Any], what: str) -> None:
-    with refused(ConfigError, what=what):
+def test_bad_settings_are_refused(settings: dict[str, Any], field: str) -> None:
+    with refused(ConfigError, what=field):
         Transport(**settings)
 
 

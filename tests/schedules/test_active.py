@@ -106,7 +106,7 @@ def test_a_model_without_routers_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"),
+    ("settings", "field"),
     [
         ({"first": 1, "last": 2, "shape": "cosine"}, "shape"),
         ({"first": 0, "last": 2}, "active"),
@@ -114,8 +114,8 @@ def test_a_model_without_routers_is_refused() -> None:
         ({"first": 1, "last": 2, "shape": "constant"}, "shape='constant'"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, object], what: str) -> None:
-    with refused(ConfigError, what=what):
+def test_bad_settings_are_refused(settings: dict[str, object], field: str) -> None:
+    with refused(ConfigError, what=field):
         ActiveSchedule(**settings)  # pyright: ignore
 
 

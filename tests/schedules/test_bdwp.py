@@ -87,13 +87,13 @@ def test_y_has_w_f_and_dx_has_w_b_and_dw_is_dense(size: tuple[int, ...], seed: i
         torch.testing.assert_close(layer.bias.grad, dy.sum(0))
 
 
-@pytest.mark.parametrize("same", [False, True])
-def test_convolutions_group_by_channel_at_each_place_of_the_kernel(same: bool) -> None:
+@pytest.mark.parametrize("same_padding", [False, True])
+def test_convolutions_group_by_channel_at_each_place_of_the_kernel(same_padding: bool) -> None:
     torch.manual_seed(0)
-    layer: Any = (Conv2dSame if same else nn.Conv2d)(5, 6, 3, stride=2, bias=False)
+    layer: Any = (Conv2dSame if same_padding else nn.Conv2d)(5, 6, 3, stride=2, bias=False)
     w_f, w_b = (naive(layer.weight.detach(), 1, 3, axis) for axis in (1, 0))
     x = torch.randn(2, 5, 8, 8, requires_grad=True)
-    padded = nn.functional.pad(x, (0, 1, 0, 1)) if same else x
+    padded = nn.functional.pad(x, (0, 1, 0, 1)) if same_padding else x
     want_y = nn.functional.conv2d(padded, w_f, stride=2)
     dy = torch.randn_like(want_y)
     (dx,) = torch.autograd.grad(nn.functional.conv2d(padded, w_b, stride=2), x, dy)

@@ -146,9 +146,9 @@ def test_the_cubic_schedule() -> None:
 
 @given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 30), st.integers(1, 9))
 def test_a_run_of_any_length_comes_to_its_density(
-    start: float, stop: float, steps: int, every: int
+    start: float, stop: float, steps: int, period: int
 ) -> None:
-    schedule = Gradual(0.25, *sorted((start, stop)), every=every)
+    schedule = Gradual(0.25, *sorted((start, stop)), every=period)
     due = [step for step in range(steps) if schedule.due(step, steps)]
     assert due and schedule.density_at(due[-1], steps) == 0.25
 
@@ -228,15 +228,15 @@ def test_gradients_that_overflow_change_no_mask(store: str) -> None:
     assert masking.changes == 1
 
 
-def naive_grow(w: Tensor, kept: Tensor, drop: float, score: Tensor) -> Tensor:
+def naive_grow(w: Tensor, before: Tensor, drop: float, score: Tensor) -> Tensor:
     places = range(w.numel())
-    count = int(kept.sum())
+    count = int(before.sum())
     some = min(round(drop * count), w.numel() - count)
-    inside = [i for i in places if bool(kept[i])]
+    inside = [i for i in places if bool(before[i])]
     stays = sorted(inside, key=lambda i: (-float(w[i].abs()), i))[: count - some]
     outside = [i for i in places if i not in stays]
     new = sorted(outside, key=lambda i: (-float(score[i]), i))[:some]
-    mask = torch.zeros_like(kept)
+    mask = torch.zeros_like(before)
     mask[[*stays, *new]] = True
     return mask
 

@@ -43,18 +43,18 @@ def test_batches_add_up_to_the_whole_in_any_order(
 ) -> None:
     batches = rows_of(load, seed)
     parts = [Statistics.of(rows, hessian=True) for rows in batches]
-    whole = torch.cat(batches).double()
+    full = torch.cat(batches).double()
     shuffled = sorted(parts, key=lambda _: order.random())  # type: ignore[attr-defined]
-    assert_same(reduce(add, shuffled), Statistics.of(whole, hessian=True))
+    assert_same(reduce(add, shuffled), Statistics.of(full, hessian=True))
     nobody = Statistics.none(3, hessian=True)
     assert_same(reduce(add, parts, nobody), reduce(lambda a, b: b + a, reversed(parts), nobody))
     total = reduce(add, parts)
-    if len(whole):  # the naive computation
-        assert_close(total.mean, whole.mean(0))
+    if len(full):  # the naive computation
+        assert_close(total.mean, full.mean(0))
         naive = {"rtol": 1e-5, "atol": 1e-5}  # of float32 products
-        assert_close(total.mean_square, (whole**2).mean(0), **naive)
-        assert_close(total.variance, whole.var(0, correction=0), **naive)
-        products = torch.stack([torch.outer(x, x) for x in whole])
+        assert_close(total.mean_square, (full**2).mean(0), **naive)
+        assert_close(total.variance, full.var(0, correction=0), **naive)
+        products = torch.stack([torch.outer(x, x) for x in full])
         assert_close(total.hessian, products.sum(0), **naive)
         assert_close(total.second_moment, products.mean(0), **naive)
     else:

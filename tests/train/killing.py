@@ -81,11 +81,11 @@ def run(out: Path, *, resume: bool) -> None:
 
 def after_calls(owner: Any, name: str, calls: int) -> None:
     """Die in place of a later call of a function."""
-    real, left = getattr(owner, name), [calls]
+    real, remaining = getattr(owner, name), [calls]
 
     def wrapper(*args: Any, **keywords: Any) -> Any:
-        left[0] -= 1
-        if left[0] < 0:
+        remaining[0] -= 1
+        if remaining[0] < 0:
             die()
         return real(*args, **keywords)
 
@@ -94,11 +94,11 @@ def after_calls(owner: Any, name: str, calls: int) -> None:
 
 def half_a_line(after: int) -> None:
     """Die after half a line of metrics."""
-    real, left = folder.Log.write, [after]
+    real, remaining = folder.Log.write, [after]
 
     def write(self: folder.Log, line: dict[str, Any]) -> None:
-        left[0] -= 1
-        if left[0] < 0 and self._file is not None:
+        remaining[0] -= 1
+        if remaining[0] < 0 and self._file is not None:
             self._file.write(json.dumps(line).encode()[:9])
             self._file.flush()
             die()
@@ -124,7 +124,7 @@ def forked(job: Callable[[], object], kill_after: float | None = None) -> int:
 
 
 def outcome(out: Path) -> dict[str, Any]:
-    """All that a finished run left behind, but for times."""
+    """Read everything that a finished run left behind, but for times."""
     path = checkpoint.latest(out / "state")
     assert path is not None
     tensors: dict[str, Tensor] = {}
@@ -143,16 +143,16 @@ def outcome(out: Path) -> dict[str, Any]:
 
 def plans() -> dict[str, Callable[[], object]]:
     """Moments to die at: what to do in the child before the run."""
-    found: dict[str, Callable[[], object]] = {}
+    ways: dict[str, Callable[[], object]] = {}
     for step in (1, 4, 5, STEPS - 1):
-        found[f"step {step}"] = partial(DIES.append, step)
+        ways[f"step {step}"] = partial(DIES.append, step)
     for calls in range(5, 10):  # at every one of the five syncs of the second checkpoint
-        found[f"sync {calls}"] = partial(after_calls, files, "sync", calls)
+        ways[f"sync {calls}"] = partial(after_calls, files, "sync", calls)
     for calls in (1,):
-        found[f"cleanup {calls}"] = partial(after_calls, checkpoint.shutil, "rmtree", calls)
+        ways[f"cleanup {calls}"] = partial(after_calls, checkpoint.shutil, "rmtree", calls)
     for line in (0, 11):
-        found[f"metrics {line}"] = partial(half_a_line, line)
-    return found
+        ways[f"metrics {line}"] = partial(half_a_line, line)
+    return ways
 
 
 def main(root: Path) -> None:
@@ -160,20 +160,20 @@ def main(root: Path) -> None:
     status = forked(partial(run, root / "whole", resume=False))
     lasts = time.monotonic() - begun
     print(f"whole,{status},,True,0", flush=True)
-    wanted = outcome(root / "whole")
+    outcome_of_whole = outcome(root / "whole")
     chance = random.Random(0)
     jobs: dict[str, tuple[Callable[[], object], float | None]]
     jobs = {name: (prepare, None) for name, prepare in plans().items()}
     jobs |= {f"time {i}":
              (partial(WAITS.append, STEPS - 1), chance.uniform(0.1, 0.8) * lasts)
              for i in range(3)}  # fmt: skip
-    for name, (prepare, when) in jobs.items():
+    for name, (prepare, moment) in jobs.items():
         out = root / name.replace(" ", "-")
-        killed = forked(lambda p=prepare, o=out: (p(), run(o, resume=False)), when)
+        killed = forked(lambda p=prepare, o=out: (p(), run(o, resume=False)), moment)
         resumed = forked(partial(run, out, resume=True))
-        same = resumed == 0 and outcome(out) == wanted
+        equal = resumed == 0 and outcome(out) == outcome_of_whole
         began = (out / "began").read_text() if resumed == 0 else ""
-        print(f"{name},{killed},{resumed},{same},{began}", flush=True)
+        print(f"{name},{killed},{resumed},{equal},{began}", flush=True)
 
 
 if __name__ == "__main__":

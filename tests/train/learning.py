@@ -34,12 +34,12 @@ class Sequences(nn.Module):
         self.read, self.write = nn.Embedding(ITEMS, WIDTH), nn.Linear(WIDTH, ITEMS)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        found = self.write(self.read(input_ids))
-        return found if self.every else found[:, -1]
+        output = self.write(self.read(input_ids))
+        return output if self.every else output[:, -1]
 
 
 def rows(count: int, seed: int) -> list[Tensor]:
-    """Each item is followed by the next one, from 8 by 1."""
+    """Draw sessions in which the next item follows each one, and 1 follows 8."""
     generator = torch.Generator().manual_seed(seed)
     starts = torch.randint(ITEMS - 1, (count,), generator=generator)
     return [(start + torch.arange(3 + i % 3)) % (ITEMS - 1) + 1 for i, start in enumerate(starts)]
@@ -70,7 +70,7 @@ def two_views(count: int, seed: int) -> TensorDataset:
 
 
 class Towers(nn.Module):
-    """One encoder for both; it has to undo the turn."""
+    """An encoder for both sides, which has to undo the turn."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -97,9 +97,9 @@ def main(folder: Path) -> None:
         model, run = train(out=out, **options)
         scores = torch.tensor([line["loss"] for line in run.history], dtype=torch.float64)
         assert run.val is not None
-        seen, _ = features(model, pictures(21, seed=1), batch_size=8)
+        states, _ = features(model, pictures(21, seed=1), batch_size=8)
         learned = learned_state(model)
-        result = {**learned, "logits": run.val.logits, "losses": scores, "features": seen}
+        result = {**learned, "logits": run.val.logits, "losses": scores, "features": states}
         save_file({n: t.contiguous() for n, t in result.items()}, folder / f"{name}-{world}-{rank}")
     if world > 1:
         backend: Any = dist.distributed_c10d._get_default_group()._get_backend(torch.device("cpu"))

@@ -36,26 +36,26 @@ def test_it_is_the_weighted_mean_of_the_steps() -> None:
     assert not torch.equal(w, average.values[0])
 
 
-def trained(**more: Any) -> tuple[Any, Any, dict[int, dict[str, torch.Tensor]]]:
+def trained(**settings: Any) -> tuple[Any, Any, dict[int, dict[str, torch.Tensor]]]:
     """The model, its run, and its trained weights after each step."""
-    seen: dict[int, dict[str, torch.Tensor]] = {}
+    weights_by_step: dict[int, dict[str, torch.Tensor]] = {}
 
     def watch(model: Any, step: int, _steps: int) -> None:
         learns = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-        seen[step] = learns  # before this step, that is after the one before
+        weights_by_step[step] = learns  # before this step, that is after the one before
 
     model = host()
-    return model, fit(model, TRAIN, VAL, schedule=watch, **(SETTINGS | more)), seen
+    return model, fit(model, TRAIN, VAL, schedule=watch, **(SETTINGS | settings)), weights_by_step
 
 
 def test_the_steps_are_those_without_and_the_average_is_scored_and_kept() -> None:
     plain, _, before = trained()
-    model, run, seen = trained(ema=0.9)
+    model, run, by_step = trained(ema=0.9)
     for step, weights in before.items():  # the average changes no step
-        assert all(torch.equal(value, seen[step][name]) for name, value in weights.items())
-    steps = [seen[i] for i in range(1, len(seen))]
+        assert all(torch.equal(value, by_step[step][name]) for name, value in weights.items())
+    steps = [by_step[i] for i in range(1, len(by_step))]
     steps.append({n: p.detach() for n, p in plain.named_parameters() if p.requires_grad})
-    average = {name: value.double() for name, value in seen[0].items()}
+    average = {name: value.double() for name, value in by_step[0].items()}
     for step, weights in enumerate(steps):
         decay = min(0.9, (1 + step) / (10 + step))
         for name, value in weights.items():
@@ -81,13 +81,13 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, select: str) -> None:
             raise EOFError
 
     settings = SETTINGS | {"ema": 0.9, "select": select, "schedule": stop, "checkpoint_steps": 3}
-    whole, again, done = host(), host(), [0]
-    fit(whole, TRAIN, VAL, **settings)
+    unstopped, again, done = host(), host(), [0]
+    fit(unstopped, TRAIN, VAL, **settings)
     done.clear()
     with pytest.raises(EOFError):
         fit(host(), TRAIN, VAL, out=tmp_path, **settings)
     fit(again, TRAIN, VAL, out=tmp_path, resume=True, **settings)
-    for name, value in whole.state_dict().items():
+    for name, value in unstopped.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
 
 

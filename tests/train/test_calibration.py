@@ -58,9 +58,9 @@ def test_the_ends_of_the_error() -> None:
 @given(st.integers(0, 99), st.floats(0.2, 5))
 def test_at_the_temperature_likelihood_and_prior_have_no_slope(seed: int, scale: float) -> None:
     logits, labels = drawn(400, 3, seed, scale)
-    found = best_temperature(logits, labels)
-    assert found is not None
-    log_t = torch.tensor(math.log(found), dtype=torch.float64, requires_grad=True)
+    temperature = best_temperature(logits, labels)
+    assert temperature is not None
+    log_t = torch.tensor(math.log(temperature), dtype=torch.float64, requires_grad=True)
     loss = F.cross_entropy(logits / log_t.exp(), labels, reduction="sum") + (log_t / 0.5) ** 2 / 2
     (slope,) = torch.autograd.grad(loss, log_t)
     assert abs(float(slope)) < 1e-2 * len(labels)
@@ -68,8 +68,8 @@ def test_at_the_temperature_likelihood_and_prior_have_no_slope(seed: int, scale:
 
 @pytest.mark.parametrize("scale", [0.4, 1.0, 3.0])
 def test_a_scale_is_undone_by_a_large_part(scale: float) -> None:
-    found = [best_temperature(*drawn(2_000, 4, seed, scale)) for seed in range(5)]
-    assert all(t is not None and abs(t / scale - 1) < 0.2 for t in found)
+    temperatures = [best_temperature(*drawn(2_000, 4, seed, scale)) for seed in range(5)]
+    assert all(t is not None and abs(t / scale - 1) < 0.2 for t in temperatures)
     assert best_temperature(*drawn(20_000, 4, 0, scale)) == pytest.approx(scale, rel=0.05)
 
 
@@ -87,13 +87,13 @@ def test_a_part_without_a_mistake_carries_no_temperature() -> None:
 def test_a_small_part_carries_none_and_never_runs_away() -> None:
     for seed in range(40):
         assert best_temperature(*drawn(6, 4, seed)) is None
-        found = best_temperature(*drawn(60, 4, seed, 2.0))
-        assert found is None or 1.0 < found < 3.5
+        temperature = best_temperature(*drawn(60, 4, seed, 2.0))
+        assert temperature is None or 1.0 < temperature < 3.5
         logits = 8.0 * torch.eye(3, dtype=torch.float64).repeat(50, 1)
         labels = torch.arange(3).repeat(50)
         labels[seed] = (labels[seed] + 1) % 3  # one mistake among 150
-        found = best_temperature(logits, labels)
-        assert found is None or 0.5 < found < 2.5
+        temperature = best_temperature(logits, labels)
+        assert temperature is None or 0.5 < temperature < 2.5
 
 
 def test_a_logit_that_is_no_number_has_none() -> None:
@@ -103,12 +103,12 @@ def test_a_logit_that_is_no_number_has_none() -> None:
 
 def test_the_temperature_is_that_of_val_and_ranks_stay() -> None:
     val, test = (Metrics.of(*drawn(500, 4, seed, 3.0)) for seed in (0, 1))
-    found = test.tempered(val)
+    tempered = test.tempered(val)
     t = best_temperature(val.logits, val.labels)
-    assert t is not None and found.extra["temperature"] == t
+    assert t is not None and tempered.extra["temperature"] == t
     want = F.cross_entropy(test.logits / t, test.labels)
-    assert found.extra["tempered_loss"] == pytest.approx(float(want)) and float(want) < test.loss
-    assert found.accuracy == test.accuracy and found.loss == test.loss
+    assert tempered.extra["tempered_loss"] == pytest.approx(float(want)) and float(want) < test.loss
+    assert tempered.accuracy == test.accuracy and tempered.loss == test.loss
 
 
 @pytest.mark.parametrize("val", [True, False])

@@ -44,16 +44,16 @@ trees = st.recursive(
 def test_any_state_comes_back_as_it_was(tree: Any) -> None:
     tensors: dict[str, torch.Tensor] = {}
     text = json.dumps(checkpoint.flatten({"tree": tree, "w": torch.arange(3)}, tensors))
-    found = checkpoint.unflatten(json.loads(text), tensors)
-    assert found["tree"] == tree and type(found["tree"]) is type(tree)
-    assert torch.equal(found["w"], torch.arange(3))
+    loaded = checkpoint.unflatten(json.loads(text), tensors)
+    assert loaded["tree"] == tree and type(loaded["tree"]) is type(tree)
+    assert torch.equal(loaded["w"], torch.arange(3))
 
 
 def test_views_and_shared_tensors_are_written(tmp_path: Path) -> None:
-    whole = torch.arange(12.0).view(3, 4)
-    state = {"a": whole[1], "b": whole.T, "c": whole, "d": whole, "e": torch.tensor(2)}
-    found = checkpoint.load(checkpoint.save(tmp_path, state))
-    assert all(torch.equal(found[name], value) for name, value in state.items())
+    matrix = torch.arange(12.0).view(3, 4)
+    state = {"a": matrix[1], "b": matrix.T, "c": matrix, "d": matrix, "e": torch.tensor(2)}
+    loaded = checkpoint.load(checkpoint.save(tmp_path, state))
+    assert all(torch.equal(loaded[name], value) for name, value in state.items())
 
 
 def test_only_the_newest_is_kept_and_leftovers_are_swept(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_after_the_last_number_of_six_digits_comes_the_next(tmp_path: Path) -> N
 
 @pytest.fixture
 def ctrl_c() -> Iterator[None]:
-    """What Ctrl-C does in a terminal; a shell lets its background jobs ignore it."""
+    """Do what Ctrl-C does in a terminal; a shell lets its background jobs ignore it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -141,19 +141,19 @@ FILES = (checkpoint.TENSORS, checkpoint.STATE, checkpoint.MANIFEST)
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("how", ["flipped", "truncated", "empty", "missing"])
-def test_a_damaged_file_is_an_error(tmp_path: Path, name: str, how: str) -> None:
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "empty", "missing"])
+def test_a_damaged_file_is_an_error(tmp_path: Path, name: str, damage: str) -> None:
     settings = started(tmp_path / "run")
     path = checkpoint.latest(tmp_path / "run" / "state")
     assert path is not None
     data = bytearray((path / name).read_bytes())
-    if how == "flipped":
+    if damage == "flipped":
         data[len(data) // 2] ^= 1
-    elif how == "truncated":
+    elif damage == "truncated":
         data = data[: len(data) // 2]
-    elif how == "empty":
+    elif damage == "empty":
         data = bytearray()
-    (path / name).unlink() if how == "missing" else (path / name).write_bytes(data)
+    (path / name).unlink() if damage == "missing" else (path / name).write_bytes(data)
     model = host()
     before = {n: t.clone() for n, t in model.state_dict().items()}
     with pytest.raises(CheckpointError, match="checkpoint .*save-.*want the files as they were"):
@@ -168,7 +168,7 @@ def other_class_list() -> TensorDataset:
 
 
 @pytest.mark.parametrize(
-    ("change", "where"),
+    ("change", "place"),
     [
         ({"model": lambda: host(method=Bottleneck(4, norm="none"))}, "trained weights"),
         ({"model": lambda: host(blocks=3)}, "backbone"),
@@ -183,12 +183,12 @@ def other_class_list() -> TensorDataset:
     ids=["method", "depth", "weights", "pictures", "count", "classes", "lr", "objective", "recipe"],
 )
 def test_a_checkpoint_of_another_run_is_an_error(
-    tmp_path: Path, change: dict[str, Any], where: str
+    tmp_path: Path, change: dict[str, Any], place: str
 ) -> None:
     settings = started(tmp_path / "run")
     make = change.pop("model", host)
     data = change.pop("data", lambda: pictures(40))
-    with pytest.raises(CheckpointError, match=f"{where}.*got .*want"):
+    with pytest.raises(CheckpointError, match=f"{place}.*got .*want"):
         fit(make(), data(), resume=True, **(settings | change))
     assert checkpoint.latest(tmp_path / "run" / "state") is not None
 
@@ -197,7 +197,7 @@ def test_the_validation_part_is_held_to_where_the_checkpoint_knows_it(tmp_path: 
     settings: dict[str, Any] = {
         "epochs": 1, "batch_size": 8, "out": tmp_path, "trackers": (), "select": "val",
     }  # fmt: skip
-    whole = fit(host(), pictures(40), pictures(20, seed=1), **settings)
+    unstopped = fit(host(), pictures(40), pictures(20, seed=1), **settings)
     with refused(CheckpointError, what="checkpoint of another run, val.sha256"):
         fit(host(), pictures(40), pictures(20, seed=2), resume=True, **settings)
     path = checkpoint.latest(tmp_path / "state")
@@ -206,16 +206,16 @@ def test_the_validation_part_is_held_to_where_the_checkpoint_knows_it(tmp_path: 
     del state["identity"]["val"], state["identity"]["task"]  # as it was written before
     checkpoint.save(tmp_path / "state", state)
     again = fit(host(), pictures(40), pictures(20, seed=1), resume=True, **settings)
-    assert whole.val is not None and again.val is not None
-    assert torch.equal(whole.val.logits, again.val.logits)
+    assert unstopped.val is not None and again.val is not None
+    assert torch.equal(unstopped.val.logits, again.val.logits)
 
 
 @pytest.mark.parametrize("part", ["val", "test"])
 def test_a_replaced_picture_of_any_part_is_seen(tmp_path: Path, part: str) -> None:
     sets = {"val": pictures(20, seed=1), "test": pictures(20, seed=2)}
     settings = started(tmp_path / "run", resume=False)
-    whole = fit(host(), pictures(40), **sets, **(settings | {"out": tmp_path / "r"}))
-    assert whole.test is not None
+    unstopped = fit(host(), pictures(40), **sets, **(settings | {"out": tmp_path / "r"}))
+    assert unstopped.test is not None
     x, y = (t.clone() for t in sets[part].tensors)
     x[3] += 1
     with pytest.raises(CheckpointError, match=f"another run, {part}.sha256"):
@@ -234,8 +234,8 @@ def test_a_full_disk_stops_the_run_and_keeps_the_checkpoint(tmp_path: Path, size
         fit(host(), pictures(40), resume=True, **settings)
     assert checkpoint.load(path)["step"] == before == 10
     run = fit(host(), pictures(40), resume=True, **settings)
-    whole = fit(host(), pictures(40), **(settings | {"out": tmp_path / "whole"}))
-    names = [[line["loss"] for line in r.history] for r in (run, whole)]
+    unstopped = fit(host(), pictures(40), **(settings | {"out": tmp_path / "whole"}))
+    names = [[line["loss"] for line in r.history] for r in (run, unstopped)]
     assert names[0] == names[1] and len(names[0]) == 15
 
 
@@ -270,7 +270,7 @@ def test_another_run_is_not_overwritten(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("metrics", ["lost", "short", "garbage"])
 def test_a_run_goes_on_without_its_curve(tmp_path: Path, metrics: str) -> None:
-    whole = fit(host(), pictures(40), **(started(tmp_path / "whole") | {"resume": True}))
+    unstopped = fit(host(), pictures(40), **(started(tmp_path / "whole") | {"resume": True}))
     settings = started(tmp_path / "run")
     path = tmp_path / "run" / "metrics.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
@@ -281,10 +281,10 @@ def test_a_run_goes_on_without_its_curve(tmp_path: Path, metrics: str) -> None:
     model = host()
     with pytest.warns(UserWarning, match=r"metrics\.jsonl has .* bytes .* has a gap"):
         run = fit(model, pictures(40), **(settings | {"resume": True}))
-    kept = 0 if metrics == "lost" else 3
-    found = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [line["step"] for line in found] == [*range(1, kept + 1), *range(11, 16)]
-    assert found[-1]["loss"] == whole.history[-1]["loss"] and list(run.history) == found
+    lines_left = 0 if metrics == "lost" else 3
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["step"] for line in rows] == [*range(1, lines_left + 1), *range(11, 16)]
+    assert rows[-1]["loss"] == unstopped.history[-1]["loss"] and list(run.history) == rows
 
 
 def test_a_rate_that_led_to_no_number_leaves_its_folder_to_a_lower_one(tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def test_a_score_that_ctrl_c_cut_short_is_taken_when_the_run_goes_on(
 ) -> None:
     settings: dict[str, Any] = {"epochs": 3, "batch_size": 8, "select": "val", "trackers": ()}
     sets = pictures(40), pictures(40, seed=1)
-    whole = fit(host(), *sets, **settings)
+    unstopped = fit(host(), *sets, **settings)
     scored: list[int] = []
 
     class Impatient(Dataset[Any]):
@@ -330,5 +330,5 @@ def test_a_score_that_ctrl_c_cut_short_is_taken_when_the_run_goes_on(
     run = fit(host(), sets[0], val, resume=True, **settings)
     drop = {"seconds"}
     ours, theirs = ([{k: v for k, v in line.items() if k not in drop} for line in r.history]
-                    for r in (run, whole))  # fmt: skip
-    assert ours == theirs and run.record["results"]["val"] == whole.record["results"]["val"]
+                    for r in (run, unstopped))  # fmt: skip
+    assert ours == theirs and run.record["results"]["val"] == unstopped.record["results"]["val"]

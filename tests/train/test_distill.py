@@ -31,12 +31,12 @@ from ..refusals import refused
 
 def pair(blocks: int = 2) -> tuple[nn.Module, nn.Module]:
     """A student and another model of its kind."""
-    made = []
+    built = []
     for seed in (0, 5):
         model = host(method=Bottleneck(4, norm="none"), blocks=blocks, seed=seed)
         stir(model, seed + 1)
-        made.append(model)
-    return made[0], made[1]
+        built.append(model)
+    return built[0], built[1]
 
 
 def batch(count: int = 6) -> tuple[Tensor, TargetLoss]:
@@ -50,33 +50,33 @@ def test_the_loss_and_its_gradient_are_the_formula(t: float, beta: float, seed: 
     student, teacher = nn.Linear(4, 3).double(), nn.Linear(4, 3).double()
     x = torch.randn(5, 4, generator=draw, dtype=torch.float64)
     y = torch.randint(3, (5,), generator=draw)
-    found = distill(
+    objective = distill(
         student, x, TargetLoss(F.cross_entropy, y), teacher=teacher, beta=beta, temperature=t
     )
     p, s = (teacher(x) / t).softmax(-1).detach(), student(x)
     q = (s / t).softmax(-1)
     naive = F.cross_entropy(s, y) + beta * t**2 * (p * (p / q).log()).sum(-1).mean()
-    torch.testing.assert_close(found.loss, naive)
+    torch.testing.assert_close(objective.loss, naive)
     # of KL alone: T (q - p), of each row
-    alone = torch.autograd.grad(found.parts["divergence"], student.bias, retain_graph=True)[0]
+    alone = torch.autograd.grad(objective.parts["divergence"], student.bias, retain_graph=True)[0]
     torch.testing.assert_close(alone, t * (q - p).mean(0).detach(), rtol=1e-9, atol=1e-12)
     for a, b in zip(
-        torch.autograd.grad(found.loss, list(student.parameters())),
+        torch.autograd.grad(objective.loss, list(student.parameters())),
         torch.autograd.grad(naive, list(student.parameters())),
         strict=True,
     ):
         torch.testing.assert_close(a, b)
-    assert teacher.weight.grad is None and found.logits.shape == (5, 3)
+    assert teacher.weight.grad is None and objective.logits.shape == (5, 3)
 
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it() -> None:
     student, _ = pair()
     x, loss_of = batch()
-    found = distill(student, x, loss_of, teacher=copy.deepcopy(student), temperature=2.0)
-    assert abs(float(found.parts["divergence"].detach())) < 1e-6
-    torch.testing.assert_close(found.loss, found.parts["task"])
+    objective = distill(student, x, loss_of, teacher=copy.deepcopy(student), temperature=2.0)
+    assert abs(float(objective.parts["divergence"].detach())) < 1e-6
+    torch.testing.assert_close(objective.loss, objective.parts["task"])
     learns = [p for p in student.parameters() if p.requires_grad]
-    for g in torch.autograd.grad(found.parts["divergence"], learns):
+    for g in torch.autograd.grad(objective.parts["divergence"], learns):
         assert float(g.abs().max()) < 1e-6
 
 
@@ -98,7 +98,9 @@ def test_of_texts_the_tokens_with_a_label_count_and_no_other() -> None:
     labels = ids.clone()
     labels[0, :5] = -100
     labels[2] = -100
-    found = distill(student, {"input_ids": ids}, Tokens().loss_of(({}, labels)), teacher=teacher)
+    objective = distill(
+        student, {"input_ids": ids}, Tokens().loss_of(({}, labels)), teacher=teacher
+    )
     s, t = student(input_ids=ids).logits, teacher.eval()(input_ids=ids).logits
     total, count = torch.zeros(()), 0
     for i in range(3):
@@ -106,11 +108,11 @@ def test_of_texts_the_tokens_with_a_label_count_and_no_other() -> None:
             if labels[i, j + 1] != -100:
                 p, q = t[i, j].softmax(-1), s[i, j].softmax(-1)
                 total, count = total + (p * (p / q).log()).sum(), count + 1
-    assert count == 8 and bool(found.parts["divergence"] > 0.01)
-    torch.testing.assert_close(found.parts["divergence"], total / count)
+    assert count == 8 and bool(objective.parts["divergence"] > 0.01)
+    torch.testing.assert_close(objective.parts["divergence"], total / count)
     none = torch.full_like(labels, -100)
-    found = distill(student, {"input_ids": ids}, Tokens().loss_of(({}, none)), teacher=teacher)
-    assert float(found.loss.detach()) == 0.0
+    objective = distill(student, {"input_ids": ids}, Tokens().loss_of(({}, none)), teacher=teacher)
+    assert float(objective.loss.detach()) == 0.0
 
 
 def vit() -> nn.Module:
@@ -129,19 +131,19 @@ def test_the_teacher_is_in_evaluation_drops_nothing_and_is_left_as_it_was() -> N
             p.add_(0.2 * torch.randn_like(p))
     student, x = intarsia.experts.student_of(teacher, [0]), torch.randn(4, 3, 32, 32)
     loss_of = TargetLoss(F.cross_entropy, torch.tensor([0, 1, 2, 0]))
-    found = [
+    losses = [
         distill(student.eval(), x, loss_of, teacher=teacher).parts["divergence"].detach()
         for _ in range(2)
     ]
-    assert found[0] == found[1]
+    assert losses[0] == losses[1]
     free = copy.deepcopy(teacher).eval()
     for module in free.modules():
         if isinstance(module, intarsia.mixtures.Mixture):
             module.capacity = None
     with torch.no_grad():
-        wanted = (free(x).log_softmax(-1), student.eval()(x).log_softmax(-1))
-    by_hand = (wanted[0].exp() * (wanted[0] - wanted[1])).sum(-1).mean()
-    torch.testing.assert_close(found[0], by_hand)
+        logits = (free(x).log_softmax(-1), student.eval()(x).log_softmax(-1))
+    by_hand = (logits[0].exp() * (logits[0] - logits[1])).sum(-1).mean()
+    torch.testing.assert_close(losses[0], by_hand)
     assert all(m.training for m in teacher.modules())
     layers = [m for m in teacher.modules() if isinstance(m, intarsia.mixtures.Mixture)]
     assert all(m.capacity == tight and m.router.last is None for m in layers)
@@ -154,8 +156,8 @@ def trained(objective: Any, **options: Any) -> dict[str, Tensor]:
     return student.state_dict()
 
 
-def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
-    return all(torch.equal(one[n], two[n]) for n in one)
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return all(torch.equal(first[n], second[n]) for n in first)
 
 
 def test_it_stops_at_a_share_of_the_steps() -> None:
@@ -180,7 +182,7 @@ def test_the_share_is_of_the_steps(steps: int, until: float) -> None:
 def test_a_resumed_run_stops_at_the_same_step(tmp_path: Path) -> None:
     """Interrupted before and after the change, it is bit for bit the run that was not."""
     _, teacher = pair()
-    whole = trained(staged_distillation(teacher, until=0.5))
+    unstopped = trained(staged_distillation(teacher, until=0.5))
     for dies in (3, 7):
         out = tmp_path / str(dies)
 
@@ -201,15 +203,15 @@ def test_a_resumed_run_stops_at_the_same_step(tmp_path: Path) -> None:
             fit(student, pictures(40), schedule=stop, **options)
         student, _ = pair()
         fit(student, pictures(40), schedule=quiet, resume=True, **options)
-        assert same(student.state_dict(), whole)
+        assert same(student.state_dict(), unstopped)
 
 
 def test_a_run_goes_on_with_its_own_teacher_only(tmp_path: Path) -> None:
     student, teacher = pair()
     run = fit(student, pictures(40), objective=staged_distillation(teacher), epochs=1, out=tmp_path)
-    said = run.record["objective"]
-    assert (said["name"], said["until"], said["then"]) == ("Staged", 0.6, "plain")
-    assert said["first"]["name"] == "distill" and said["first"]["teacher"]["name"] == "Host"
+    record = run.record["objective"]
+    assert (record["name"], record["until"], record["then"]) == ("Staged", 0.6, "plain")
+    assert record["first"]["name"] == "distill" and record["first"]["teacher"]["name"] == "Host"
     assert "divergence" in run.history[0]
     student, _ = pair()
     with refused(CheckpointError, what="checkpoint of another run, objective.first.teacher.sha256"):

@@ -25,14 +25,14 @@ def test_scores_are_those_of_sklearn(count: int, classes: int, seed: int) -> Non
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(count, classes, generator=generator)
     labels = torch.randint(classes, (count,), generator=generator)
-    found = Metrics.of(logits, labels)
+    metrics = Metrics.of(logits, labels)
     guess, truth = logits.argmax(1).numpy(), labels.numpy()
-    assert found.accuracy == pytest.approx(accuracy_score(truth, guess))
-    shown = set(truth.tolist())
-    if set(guess.tolist()) <= shown and len(shown) > 1:  # sklearn warns otherwise
-        assert found.balanced_accuracy == pytest.approx(balanced_accuracy_score(truth, guess))
+    assert metrics.accuracy == pytest.approx(accuracy_score(truth, guess))
+    true_classes = set(truth.tolist())
+    if set(guess.tolist()) <= true_classes and len(true_classes) > 1:  # sklearn warns otherwise
+        assert metrics.balanced_accuracy == pytest.approx(balanced_accuracy_score(truth, guess))
     probability = logits.double().softmax(1).numpy()
-    assert found.loss == pytest.approx(log_loss(truth, probability, labels=np.arange(classes)))
+    assert metrics.loss == pytest.approx(log_loss(truth, probability, labels=np.arange(classes)))
 
 
 def test_evaluation_is_deterministic_and_leaves_the_model_as_it_was() -> None:
@@ -78,12 +78,12 @@ def large(count: int, seed: int = 0) -> TensorDataset:
 @pytest.mark.parametrize("adapted", [False, True])
 def test_the_probe_looks_at_what_goes_into_the_head(adapted: bool) -> None:
     model = vit()
-    seen, labels = features(adapt(model, Mosa()) if adapted else model, large(10), batch_size=3)
+    states, labels = features(adapt(model, Mosa()) if adapted else model, large(10), batch_size=3)
     host_model = vit().eval()
     with torch.no_grad():
         x = large(10).tensors[0]
-        wanted = host_model.forward_head(host_model.forward_features(x), pre_logits=True)
-    torch.testing.assert_close(seen, wanted)
+        states_wanted = host_model.forward_head(host_model.forward_features(x), pre_logits=True)
+    torch.testing.assert_close(states, states_wanted)
     assert torch.equal(labels, large(10).tensors[1])
 
 
@@ -92,18 +92,18 @@ def test_the_probe_learns_from_one_pass() -> None:
     passes = []
     model.register_forward_hook(lambda _m, args, _y: passes.append(len(args[0])))
     before = {n: t.clone() for n, t in model.state_dict().items()}
-    found = linear_probe(model, large(120), large(60, seed=1))
-    assert found.accuracy > 0.8 and found.logits.shape == (60, CLASSES)
+    metrics = linear_probe(model, large(120), large(60, seed=1))
+    assert metrics.accuracy > 0.8 and metrics.logits.shape == (60, CLASSES)
     assert sum(passes) == 180
-    assert found.loss == pytest.approx(Metrics.of(found.logits, found.labels).loss)
+    assert metrics.loss == pytest.approx(Metrics.of(metrics.logits, metrics.labels).loss)
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
 
 
 def test_a_class_that_the_probe_never_saw_counts_as_wrong() -> None:
     x, y = large(60).tensors
-    found = linear_probe(vit(), TensorDataset(x[y < 2], y[y < 2]), TensorDataset(x, y))
-    missed = found.logits.argmax(1)[y == 2]
-    assert found.logits.shape == (60, 3) and not bool((missed == 2).any())
+    metrics = linear_probe(vit(), TensorDataset(x[y < 2], y[y < 2]), TensorDataset(x, y))
+    missed = metrics.logits.argmax(1)[y == 2]
+    assert metrics.logits.shape == (60, 3) and not bool((missed == 2).any())
 
 
 def test_probes_that_cannot_be_are_errors() -> None:

@@ -50,13 +50,13 @@ def learned(model: nn.Module) -> dict[str, Tensor]:
     return {n: t.detach().clone() for n, t in learned_state(model).items()}
 
 
-def assert_same(one: dict[str, Tensor], two: dict[str, Tensor], **tolerance: float) -> None:
-    assert one.keys() == two.keys()
-    for name, value in one.items():
+def assert_same(first: dict[str, Tensor], second: dict[str, Tensor], **tolerance: float) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
         if tolerance:
-            torch.testing.assert_close(value, two[name], msg=name, **tolerance)
+            torch.testing.assert_close(value, second[name], msg=name, **tolerance)
         else:
-            assert torch.equal(value, two[name]), name
+            assert torch.equal(value, second[name]), name
 
 
 def test_it_learns_and_leaves_the_trunk_alone() -> None:
@@ -72,7 +72,7 @@ def test_it_learns_and_leaves_the_trunk_alone() -> None:
 
 
 def test_a_traceback_from_a_cell_is_at_most_fifteen_calls_of_ours_deep() -> None:
-    """From `fit` to the innermost forward of MoSA on a timm model."""
+    """The traceback goes from `fit` to the innermost forward of MoSA on a timm model."""
     model = intarsia.adapt(timm.create_model("test_vit", num_classes=CLASSES, img_size=32), "mosa")
     depths: list[int] = []
 
@@ -123,13 +123,13 @@ def test_attention_is_written_out_for_a_half_type_on_a_cpu_and_only_in_a_step() 
             num_heads=2, num_classes=CLASSES,
         )  # fmt: skip
         model = intarsia.adapt(vit, Bottleneck(2))
-        attention, seen = vit.blocks[0].attn, []
+        attention, modes = vit.blocks[0].attn, []
         attention.register_forward_hook(
-            lambda m, *_, seen=seen: seen.append((m.training, m.fused_attn))
+            lambda m, *_, modes=modes: modes.append((m.training, m.fused_attn))
         )
         fit(model, data, data, precision=precision, **QUICK)
         fused = next(model.parameters()).device.type != "cpu" or precision == "fp32"
-        assert set(seen) == {(True, fused), (False, True)} and attention.fused_attn
+        assert set(modes) == {(True, fused), (False, True)} and attention.fused_attn
 
 
 def test_an_adapter_that_rests_keeps_its_precision() -> None:
@@ -150,7 +150,7 @@ def test_an_adapter_that_rests_keeps_its_precision() -> None:
 
 
 def test_the_same_seed_gives_the_same_bits_whatever_the_global_generators() -> None:
-    found = []
+    states = []
     for seed in (0, 1):
         random.seed(seed)
         np.random.seed(seed)
@@ -159,11 +159,11 @@ def test_the_same_seed_gives_the_same_bits_whatever_the_global_generators() -> N
         model = host(dropout=0.2)
         fit(model, pictures(40), objective=two_pass, mixup=0.2, **QUICK)
         assert torch.equal(torch.get_rng_state(), before)
-        found.append(learned(model))
-    assert_same(*found)
-    other = host(dropout=0.2)
-    fit(other, pictures(40), objective=two_pass, mixup=0.2, seed=1, **QUICK)
-    assert not torch.equal(learned(other)["head.weight"], found[0]["head.weight"])
+        states.append(learned(model))
+    assert_same(*states)
+    reseeded = host(dropout=0.2)
+    fit(reseeded, pictures(40), objective=two_pass, mixup=0.2, seed=1, **QUICK)
+    assert not torch.equal(learned(reseeded)["head.weight"], states[0]["head.weight"])
 
 
 @pytest.mark.parametrize(
@@ -171,20 +171,20 @@ def test_the_same_seed_gives_the_same_bits_whatever_the_global_generators() -> N
     ids=["plain", "mosa"],
 )  # fmt: skip
 def test_accumulation_equals_the_large_batch(method: Any) -> None:
-    found = []
+    runs = []
     for parts in (1, 2, 4):
         model = host(method=method)
         stir(model)
         run = fit(model, pictures(44), accumulate=parts, clip=0.5, **QUICK)
-        found.append((learned(model), [line["loss"] for line in run.history]))
-    for other, losses in found[1:]:
-        assert losses == pytest.approx(found[0][1], rel=1e-4)
-        assert_same(found[0][0], other, rtol=1e-3, atol=1e-5)
+        runs.append((learned(model), [line["loss"] for line in run.history]))
+    for weights, losses in runs[1:]:
+        assert losses == pytest.approx(runs[0][1], rel=1e-4)
+        assert_same(runs[0][0], weights, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("objective", [plain, two_pass, one_backward])
 def test_recomputation_changes_nothing(objective: Any) -> None:
-    found = []
+    states = []
     x, y = pictures(24).tensors
     data = TensorDataset(x.repeat(1, 1, 4, 4), y)
     for recompute in (False, True):
@@ -196,8 +196,8 @@ def test_recomputation_changes_nothing(objective: Any) -> None:
         model = intarsia.adapt(vit, Mosa(over=Bottleneck(4, activation="gelu")))
         fit(model, data, objective=objective, recompute=recompute, **QUICK)
         assert not vit.grad_checkpointing
-        found.append(learned(model))
-    assert_same(*found, rtol=1e-4, atol=1e-6)
+        states.append(learned(model))
+    assert_same(*states, rtol=1e-4, atol=1e-6)
 
 
 def test_recomputation_needs_a_model_that_offers_it() -> None:
@@ -208,12 +208,12 @@ def test_recomputation_needs_a_model_that_offers_it() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_compiled_is_the_same() -> None:
-    found = []
+    states = []
     for compile_ in (False, True):
         model = host(method=Bottleneck(4, norm="none"))
         fit(model, pictures(16), compile=compile_, **QUICK)
-        found.append(learned(model))
-    assert_same(*found, rtol=1e-4, atol=1e-6)
+        states.append(learned(model))
+    assert_same(*states, rtol=1e-4, atol=1e-6)
 
 
 def test_frozen_batch_norms_keep_their_statistics() -> None:
@@ -235,16 +235,16 @@ def test_frozen_batch_norms_keep_their_statistics() -> None:
 
 
 def test_a_schedule_sees_every_step_and_sets_k() -> None:
-    seen: list[tuple[int, int]] = []
+    steps_seen: list[tuple[int, int]] = []
 
     def grow(model: nn.Module, step: int, steps: int) -> None:
-        seen.append((step, steps))
+        steps_seen.append((step, steps))
         for router in random_routers(model).values():
             router.active = 1 + (step >= 3)
 
     model = host()
     fit(model, pictures(40), schedule=grow, **QUICK)
-    assert seen == [(s, 10) for s in range(10)]
+    assert steps_seen == [(s, 10) for s in range(10)]
     assert all(r.active == 2 for r in random_routers(model).values())
 
 
@@ -274,24 +274,24 @@ def test_mixing_and_smoothing_reach_the_loss() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, bad: float, where: str) -> None:
-    model, kept = host(), []
+@pytest.mark.parametrize("place", ["loss", "gradient"])
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, bad: float, place: str) -> None:
+    model, states = host(), []
 
     def objective(model: nn.Module, x: Tensor, loss_of: Any) -> Outcome:
-        found = plain(model, x, loss_of)
-        kept.append(learned(model))
-        if len(kept) < 5:
-            return found
-        if where == "loss":
-            return Outcome(found.loss * bad, found.logits)
-        found.logits.register_hook(lambda grad: grad * bad)
-        return found
+        loss = plain(model, x, loss_of)
+        states.append(learned(model))
+        if len(states) < 5:
+            return loss
+        if place == "loss":
+            return Outcome(loss.loss * bad, loss.logits)
+        loss.logits.register_hook(lambda grad: grad * bad)
+        return loss
 
-    with pytest.raises(TrainingError, match=f"{where}.* at step 5: got .*want a finite") as caught:
+    with pytest.raises(TrainingError, match=f"{place}.* at step 5: got .*want a finite") as caught:
         fit(model, pictures(40), objective=objective, out=tmp_path, checkpoint_steps=2, **QUICK)
     assert "last checkpoint" in str(caught.value)
-    assert_same(learned(model), kept[-1])
+    assert_same(learned(model), states[-1])
     assert all(p.grad is None for p in model.parameters())
     path = checkpoint.latest(tmp_path / "state")
     assert path is not None and checkpoint.load(path)["step"] == 4
@@ -307,15 +307,15 @@ def test_ctrl_c_stops_cleanly_and_can_be_resumed(tmp_path: Path, number: int) ->
     before = signal.getsignal(number)
     options = QUICK | {"schedule": press}
     pressed: list[int] = [0]
-    whole = host()
-    fit(whole, pictures(40), **options)
+    unstopped = host()
+    fit(unstopped, pictures(40), **options)
     pressed.clear()
     with pytest.raises(Interrupted, match="after step 4 of 10; go on with fit.*resume=True"):
         fit(host(), pictures(40), out=tmp_path, **options)
     assert signal.getsignal(number) is before
     model = host()
     fit(model, pictures(40), out=tmp_path, resume=True, **options)
-    assert_same(learned(model), learned(whole))
+    assert_same(learned(model), learned(unstopped))
     assert issubclass(Interrupted, KeyboardInterrupt)
 
 
@@ -336,7 +336,7 @@ def test_it_runs_outside_the_main_thread() -> None:
 
 
 class Dicts(torch.utils.data.Dataset[dict[str, Any]]):
-    """As Hugging Face datasets give them."""
+    """Rows as Hugging Face datasets give them."""
 
     def __init__(self, label: str = "labels") -> None:
         self.inner, self.label = pictures(40), label
@@ -351,12 +351,12 @@ class Dicts(torch.utils.data.Dataset[dict[str, Any]]):
 
 @pytest.mark.parametrize("label", ["labels", "label"])
 def test_sets_of_mappings_train_like_sets_of_pairs(label: str) -> None:
-    found = []
+    states = []
     for data in (pictures(40), Dicts(label)):
         model = host()
         fit(model, data, **QUICK)
-        found.append(learned(model))
-    assert_same(*found)
+        states.append(learned(model))
+    assert_same(*states)
 
 
 def broken(**change: Any) -> TensorDataset:
@@ -365,7 +365,7 @@ def broken(**change: Any) -> TensorDataset:
 
 
 @pytest.mark.parametrize(
-    ("data", "error", 'what'),
+    ("data", "error", "field"),
     [
         (broken(y=torch.full((16,), CLASSES)), DataError, "labels"),
         (broken(y=torch.full((16,), -1)), DataError, "labels"),
@@ -383,8 +383,8 @@ def broken(**change: Any) -> TensorDataset:
         "loader",
     ],
 )  # fmt: skip
-def test_data_that_cannot_be_used_is_an_error(data: Any, error: type, what: str) -> None:
-    with refused(error, what=what):
+def test_data_that_cannot_be_used_is_an_error(data: Any, error: type, field: str) -> None:
+    with refused(error, what=field):
         fit(host(), data, **QUICK)
 
 
@@ -400,7 +400,7 @@ def _never(model: nn.Module, x: Tensor, loss_of: Any) -> Outcome:
 
 
 @pytest.mark.parametrize(
-    ("options", "error", 'what'),
+    ("options", "error", "field"),
     [
         ({"epoch": 3}, UnknownName, "unknown setting of fit"),
         ({"epochs": 0}, ConfigError, "epochs"),
@@ -423,8 +423,8 @@ def _never(model: nn.Module, x: Tensor, loss_of: Any) -> Outcome:
         ({"checkpoint_steps": 0}, ConfigError, "checkpoint_steps"),
     ],
 )  # fmt: skip
-def test_settings_that_cannot_be_are_errors(options: Any, error: type, what: str) -> None:
-    with refused(error, what=what):
+def test_settings_that_cannot_be_are_errors(options: Any, error: type, field: str) -> None:
+    with refused(error, what=field):
         fit(host(), pictures(16), objective=_never, **options)
 
 

@@ -45,9 +45,9 @@ def trained(method: Mosa, schedule: Any = None, **options: Any) -> dict[str, Ten
     return learned(model)
 
 
-def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
-    assert one.keys() == two.keys()
-    return all(torch.equal(one[name], two[name]) for name in one)
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    assert first.keys() == second.keys()
+    return all(torch.equal(first[name], second[name]) for name in first)
 
 
 @given(
@@ -78,24 +78,24 @@ def test_what_fits_at_once_is_split_from_the_second_epoch_on() -> None:
 
 
 def test_it_follows_the_accuracies_of_whole_epochs() -> None:
-    seen: list[list[float]] = []
+    rows: list[list[float]] = []
     hits: list[float] = []
 
     class Watch:
         def follow(self, model: nn.Module, accuracies: list[float]) -> None:
-            seen.append([*accuracies])
+            rows.append([*accuracies])
 
     def objective(model: nn.Module, x: Tensor, loss_of: Any) -> Outcome:
-        found = plain(model, x, loss_of)
+        logged = plain(model, x, loss_of)
         answers = pictures(40).tensors
-        where = [int((answers[0] == one).flatten(1).all(1).nonzero()) for one in x]
-        hits.append(float((found.logits.argmax(1) == answers[1][where]).float().mean()))
-        return found
+        indices = [int((answers[0] == picture).flatten(1).all(1).nonzero()) for picture in x]
+        hits.append(float((logged.logits.argmax(1) == answers[1][indices]).float().mean()))
+        return logged
 
     fit(host(method=mosa()), pictures(40), schedule=Watch(), objective=objective, **QUICK)
     means = [sum(hits[i : i + STEPS]) / STEPS for i in range(0, len(hits), STEPS)]
-    for step, found in enumerate(seen):
-        assert found == pytest.approx(means[: step // STEPS])
+    for step, logged in enumerate(rows):
+        assert logged == pytest.approx(means[: step // STEPS])
 
 
 @pytest.mark.parametrize("stop", [2, STEPS - 1, STEPS + 2, 3 * STEPS + 1])
@@ -110,15 +110,15 @@ def test_a_resumed_run_sees_the_same(tmp_path: Path, stop: int) -> None:
 
     options: dict[str, Any] = QUICK | {"schedule": schedule, "objective": objective}
     calls[0] = -1000
-    whole = host(method=mosa())
-    fit(whole, pictures(40), **options)
-    assert {r.active for r in random_routers(whole).values()} == {1}, "it never came to fit"
+    unstopped = host(method=mosa())
+    fit(unstopped, pictures(40), **options)
+    assert {r.active for r in random_routers(unstopped).values()} == {1}, "it never came to fit"
     calls[0] = -1
     with pytest.raises(Interrupted, match=f"after step {stop + 1} of {EPOCHS * STEPS}"):
         fit(host(method=mosa()), pictures(40), out=tmp_path, **options)
     model = host(method=mosa())
     fit(model, pictures(40), out=tmp_path, resume=True, **options)
-    assert same(learned(model), learned(whole))
+    assert same(learned(model), learned(unstopped))
 
 
 @pytest.mark.parametrize(

@@ -92,9 +92,9 @@ def test_a_run_leaves_a_folder_that_says_everything(tmp_path: Path) -> None:
     assert [line["epoch"] for line in lines[:7]] == [1] * 6 + [2]
     with safe_open(out / "predictions.safetensors", "pt") as file:
         assert file.metadata()["split"] == "test"
-    found = load_file(out / "predictions.safetensors")
-    assert torch.equal(found["logits"], run.test.logits)
-    assert torch.equal(found["items"], item_numbers(large(20, 2)))  # pyright: ignore
+    tensors = load_file(out / "predictions.safetensors")
+    assert torch.equal(tensors["logits"], run.test.logits)
+    assert torch.equal(tensors["items"], item_numbers(large(20, 2)))  # pyright: ignore
     again = load(vit(), out / "adapter")
     assert evaluate(again, large(20, 2)).scores() == run.test.scores()
     events = EventAccumulator(str(out / "tensorboard")).Reload()
@@ -103,14 +103,14 @@ def test_a_run_leaves_a_folder_that_says_everything(tmp_path: Path) -> None:
 
 
 def test_a_sample_has_one_number_in_every_set() -> None:
-    whole = large(20)
-    numbers = item_numbers(whole)
+    images = large(20)
+    numbers = item_numbers(images)
     assert numbers is not None and len(set(numbers.tolist())) == 20 and int(numbers.min()) >= 0
-    part = item_numbers(Subset(whole, [7, 3]))
+    part = item_numbers(Subset(images, [7, 3]))
     assert part is not None and part.tolist() == numbers[[7, 3]].tolist()
-    known = ImageTensors(*whole.tensors, digests=[f"{i % 5}" for i in range(20)])
-    found = item_numbers(known)  # by the pictures, not by what was computed of them
-    assert found is not None and torch.equal(found[:5], found[5:10])
+    numbered = ImageTensors(*images.tensors, digests=[f"{i % 5}" for i in range(20)])
+    by_digest = item_numbers(numbered)  # by the pictures, not by what was computed of them
+    assert by_digest is not None and torch.equal(by_digest[:5], by_digest[5:10])
     assert item_numbers(TextFiles()) is None
 
 
@@ -124,21 +124,21 @@ class TextFiles(Dataset[Any]):
 def test_a_model_that_is_no_peft_model_saves_what_it_learned(tmp_path: Path) -> None:
     model = host()
     fit(model, pictures(16), out=tmp_path, trackers=(), **QUICK)
-    found = load_file(tmp_path / "adapter" / "trained.safetensors")
-    wanted = learned_state(model)
-    assert found.keys() == wanted.keys() and "blocks.0.mlp.0.weight" not in found
-    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    tensors = load_file(tmp_path / "adapter" / "trained.safetensors")
+    state = learned_state(model)
+    assert tensors.keys() == state.keys() and "blocks.0.mlp.0.weight" not in tensors
+    assert all(torch.equal(tensors[name], value) for name, value in state.items())
     assert not (tmp_path / "predictions.safetensors").exists()
     assert not (tmp_path / "tensorboard").exists()
 
 
 def test_parameters_are_counted_with_and_without_the_head() -> None:
     model = adapt(vit(), Bottleneck(4))
-    found = parameter_counts(model)
+    counts = parameter_counts(model)
     head = 32 * CLASSES + CLASSES
-    assert found["trained"] - found["trained_without_head"] == head
-    assert found["trained"] == sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert found["all"] > found["trained"]
+    assert counts["trained"] - counts["trained_without_head"] == head
+    assert counts["trained"] == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert counts["all"] > counts["trained"]
 
 
 def test_functions_are_described_by_name() -> None:
@@ -147,8 +147,8 @@ def test_functions_are_described_by_name() -> None:
     assert describe(two_pass) == "two_pass"
     assert describe(partial(two_pass, reg=0.5)) == {"name": "two_pass", "reg": 0.5}
     assert describe(nn.ReLU()) == "ReLU"
-    one, two = (describe(nn.Linear(2, 2)) for _ in range(2))
-    assert one["name"] == "Linear" and one["sha256"] != two["sha256"]
+    first, second = (describe(nn.Linear(2, 2)) for _ in range(2))
+    assert first["name"] == "Linear" and first["sha256"] != second["sha256"]
 
 
 class Terminal(io.StringIO):
@@ -164,10 +164,10 @@ def test_the_bar_shows_scores_on_a_terminal_only(
     console = Console(file=stream, width=120, force_terminal=terminal)
     monkeypatch.setattr(progress, "Console", lambda **_: console)
     fit(host(), pictures(16), pictures(8, seed=1), **QUICK)
-    shown = stream.getvalue()
-    assert bool(shown) == terminal
+    output = stream.getvalue()
+    assert bool(output) == terminal
     if terminal:
-        assert "epoch 2/2" in shown and "4/4" in shown and "val accuracy" in shown
+        assert "epoch 2/2" in output and "4/4" in output and "val accuracy" in output
 
 
 def test_trackers_that_are_not_installed_are_named(
@@ -217,20 +217,20 @@ def test_csv_beside_tensorboard_forgets_what_a_killed_run_wrote(tmp_path: Path) 
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of mlflow's database
-@pytest.mark.parametrize("others", [("wandb",), ("mlflow",), ("wandb", "mlflow", "tensorboard")])
+@pytest.mark.parametrize("trackers", [("wandb",), ("mlflow",), ("wandb", "mlflow", "tensorboard")])
 def test_trackers_work_together(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: tuple[str, ...]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trackers: tuple[str, ...]
 ) -> None:
-    for name in others:
+    for name in trackers:
         pytest.importorskip(name)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.chdir(tmp_path)
     run = fit(
-        host(), pictures(40), **(QUICK | {"trackers": [*others, "csv"], "out": tmp_path / "r"})
+        host(), pictures(40), **(QUICK | {"trackers": [*trackers, "csv"], "out": tmp_path / "r"})
     )
     assert (tmp_path / "r" / "metrics.csv").is_file() and run.test is None
-    assert "wandb" not in others or any((tmp_path / "r" / "wandb").glob("offline-run-*"))
+    assert "wandb" not in trackers or any((tmp_path / "r" / "wandb").glob("offline-run-*"))
 
 
 def test_a_tracker_that_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

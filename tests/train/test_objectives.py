@@ -64,11 +64,11 @@ def draw(model: nn.Module, *experts: int) -> None:
 def gradient(model: nn.Module, objective: Objective) -> Tensor:
     x, loss_of = batch()
     learns = [p for p in model.parameters() if p.requires_grad]
-    found = torch.autograd.grad(objective(model, x, loss_of).loss, learns, allow_unused=True)
+    grads = torch.autograd.grad(objective(model, x, loss_of).loss, learns, allow_unused=True)
     return torch.cat(
         [
             (torch.zeros_like(p) if g is None else g).flatten()
-            for p, g in zip(learns, found, strict=True)
+            for p, g in zip(learns, grads, strict=True)
         ]
     )
 
@@ -111,9 +111,9 @@ def test_two_passes_in_one_forward_are_two_forwards() -> None:
 def test_passes_differ_and_the_setting_is_put_back(objective: Objective) -> None:
     model = mosa(draw="sample", blocks=3)
     x, loss_of = batch(12)
-    found = objective(model, x, loss_of)
-    assert found.parts["divergence"] > 1e-4
-    assert found.logits.shape == (12, 3)
+    result = objective(model, x, loss_of)
+    assert result.parts["divergence"] > 1e-4
+    assert result.logits.shape == (12, 3)
     assert all(router.context.passes == 1 for router in random_routers(model).values())
 
 
@@ -123,16 +123,16 @@ def test_detached_targets_give_half_the_gradient_to_first_order() -> None:
     step = torch.randn(5, 7, generator=generator, dtype=torch.float64)
     gaps = []
     for size in (1e-2, 1e-3):
-        one = base.clone().requires_grad_()
+        leaf = base.clone().requires_grad_()
         two = (base + size * step).requires_grad_()
         grads = {
             detach: torch.autograd.grad(
-                (kl(two, one, detach=detach) + kl(one, two, detach=detach)) / 2, (one, two)
+                (kl(two, leaf, detach=detach) + kl(leaf, two, detach=detach)) / 2, (leaf, two)
             )
             for detach in (True, False)
         }
         # exactly the difference of the probabilities, halved and averaged over the batch
-        expected = (one.softmax(-1) - two.softmax(-1)) / 2 / 5
+        expected = (leaf.softmax(-1) - two.softmax(-1)) / 2 / 5
         torch.testing.assert_close(grads[True][0], expected, rtol=1e-10, atol=1e-15)
         torch.testing.assert_close(grads[True][1], -expected, rtol=1e-10, atol=1e-15)
         gap = (grads[False][0] - 2 * expected).norm() / expected.norm()
@@ -155,7 +155,7 @@ def test_local_variance_is_half_the_expected_distance_of_two_passes(scale: float
     model = mosa(scale=scale)
     x, loss_of = batch()
     draw(model, 1)
-    found = local_variance(model, x, loss_of, weight=3.0)
+    result = local_variance(model, x, loss_of, weight=3.0)
     outputs = []
     cell = model.blocks[0].cell  # pyright: ignore
     hook = cell.register_forward_hook(lambda _m, _x, y: outputs.append(y.detach()))
@@ -165,8 +165,8 @@ def test_local_variance_is_half_the_expected_distance_of_two_passes(scale: float
     hook.remove()
     pairs = itertools.product(outputs, repeat=2)
     distance = torch.stack([(a - b).square().sum(-1).mean() for a, b in pairs]).mean()
-    torch.testing.assert_close(found.parts["variance"], distance / 2, rtol=1e-10, atol=0)
-    torch.testing.assert_close(found.loss, found.parts["task"] + 1.5 * distance)
+    torch.testing.assert_close(result.parts["variance"], distance / 2, rtol=1e-10, atol=0)
+    torch.testing.assert_close(result.loss, result.parts["task"] + 1.5 * distance)
     assert gradient(model.train(), partial(_undrawn, local_variance)).abs().max() > 0
     assert not any(m._forward_pre_hooks for m in model.modules())
 
@@ -187,8 +187,8 @@ def test_r_drop_works_on_any_model_with_dropout() -> None:
     model = host(method=Bottleneck(4, norm="none"), dropout=0.5).double().train()
     x, loss_of = batch()
     torch.manual_seed(0)
-    found = two_pass(model, x, loss_of, add=1.0)
-    assert found.parts["divergence"] > 0
+    result = two_pass(model, x, loss_of, add=1.0)
+    assert result.parts["divergence"] > 0
     model.eval()
     still = two_pass(model, x, loss_of, add=1.0)
     assert still.parts["divergence"].abs() < 1e-12
@@ -204,13 +204,15 @@ def test_deep_alignment_is_the_distance_of_the_first_half_of_the_blocks() -> Non
     x, loss_of = batch()
     outputs = []
     hooks = [b.register_forward_hook(lambda _m, _x, y: outputs.append(y)) for b in model.blocks]
-    found = two_pass(model, x, loss_of, deep=0.25)
+    result = two_pass(model, x, loss_of, deep=0.25)
     for hook in hooks:
         hook.remove()
     by_hand = sum((h[:6] - h[6:]).square().mean() for h in outputs[:2])
-    torch.testing.assert_close(found.parts["deep"], by_hand, check_dtype=False, rtol=1e-5, atol=0)
-    without = found.parts["task"] + found.parts["divergence"]
-    torch.testing.assert_close(found.loss, without + 0.25 * found.parts["deep"], rtol=1e-6, atol=0)
+    torch.testing.assert_close(result.parts["deep"], by_hand, check_dtype=False, rtol=1e-5, atol=0)
+    without = result.parts["task"] + result.parts["divergence"]
+    torch.testing.assert_close(
+        result.loss, without + 0.25 * result.parts["deep"], rtol=1e-6, atol=0
+    )
     assert not any(m._forward_hooks for m in model.modules())
     assert blocks_of(model) == list(model.blocks)
 
@@ -230,8 +232,8 @@ def _masked_naive(logits: Tensor, labels: Tensor, groups: list[list[int]]) -> Te
     """Row by row: everything outside the classes of the label's own task is -inf."""
     rows = []
     for row, label in zip(logits, labels.tolist(), strict=True):
-        (own,) = [g for g in groups if label in g]
-        keep = torch.tensor([c in own for c in range(len(row))])
+        (own_group,) = [g for g in groups if label in g]
+        keep = torch.tensor([c in own_group for c in range(len(row))])
         rows.append(torch.where(keep, row, -torch.inf))
     return torch.stack(rows)
 
@@ -248,13 +250,13 @@ def test_task_heads_are_minus_infinity_elsewhere(
     y = torch.randint(classes, (rows,), generator=generator)
     groups = _groups(classes, min(tasks, classes), seed)
     model = nn.Linear(5, classes, dtype=torch.float64)
-    found = task_heads(model, x, TargetLoss(F.cross_entropy, y), groups=groups)
+    result = task_heads(model, x, TargetLoss(F.cross_entropy, y), groups=groups)
     naive = F.cross_entropy(_masked_naive(model(x), y, groups), y)
-    torch.testing.assert_close(found.loss, naive, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(result.loss, naive, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(own_task(model(x), y, groups), _masked_naive(model(x), y, groups))
-    torch.testing.assert_close(found.logits, model(x))
+    torch.testing.assert_close(result.logits, model(x))
     for a, b in zip(
-        torch.autograd.grad(found.loss, list(model.parameters())),
+        torch.autograd.grad(result.loss, list(model.parameters())),
         torch.autograd.grad(naive, list(model.parameters())),
         strict=True,
     ):
@@ -280,17 +282,17 @@ def test_task_heads_around_another_objective_and_smoothing() -> None:
     groups = [[2, 0], [1]]
     smooth = partial(F.cross_entropy, label_smoothing=0.3)
     draw(model, 0, 1, 0, 1)
-    found = task_heads(
+    result = task_heads(
         model, x, TargetLoss(smooth, y), groups=groups, over=partial(two_pass, reg=2.0)
     )
-    whole = two_pass(model, x, TargetLoss(smooth, y), reg=2.0)
-    torch.testing.assert_close(found.parts["divergence"], whole.parts["divergence"])
+    plain_result = two_pass(model, x, TargetLoss(smooth, y), reg=2.0)
+    torch.testing.assert_close(result.parts["divergence"], plain_result.parts["divergence"])
     by_hand = torch.zeros((), dtype=torch.float64)
-    for row, label in zip(found.logits, y.tolist(), strict=True):
-        (own,) = [g for g in groups if label in g]
-        by_hand = by_hand + smooth(row[own][None], torch.tensor([own.index(label)])) / 6
-    torch.testing.assert_close(found.parts["task"], by_hand)
-    assert found.loss.isfinite() and found.parts["task"] < whole.parts["task"]
+    for row, label in zip(result.logits, y.tolist(), strict=True):
+        (group,) = [g for g in groups if label in g]
+        by_hand = by_hand + smooth(row[group][None], torch.tensor([group.index(label)])) / 6
+    torch.testing.assert_close(result.parts["task"], by_hand)
+    assert result.loss.isfinite() and result.parts["task"] < plain_result.parts["task"]
 
 
 def test_task_heads_through_fit() -> None:
@@ -337,13 +339,13 @@ def test_padding_counts_in_no_divergence(objective: Objective) -> None:
         return logits + shift
 
     model.register_forward_hook(noisy)
-    found = []
+    results = []
     for pad in (0, 20):
         x = torch.randint(9, (2, 5), generator=torch.Generator().manual_seed(1))
         y = x.clone()
         x, y = (F.pad(t, (0, pad), value=v) for t, v in ((x, 0), (y, -100)))
         calls = itertools.count()
-        found.append(objective(model, x, Tokens().loss_of((x, y))))
+        results.append(objective(model, x, Tokens().loss_of((x, y))))
     for name in ("task", "divergence"):
-        torch.testing.assert_close(found[0].parts[name], found[1].parts[name])
-    assert found[0].parts["divergence"] > 0
+        torch.testing.assert_close(results[0].parts[name], results[1].parts[name])
+    assert results[0].parts["divergence"] > 0

@@ -25,9 +25,9 @@ SETTINGS: dict[str, Any] = {"epochs": 3, "batch_size": 8, "lr": 0.05, "trackers"
 TRAIN = pictures(20)
 
 
-def run(objective: Any, **more: Any) -> dict[str, torch.Tensor]:
+def run(objective: Any, **settings: Any) -> dict[str, torch.Tensor]:
     model = host()
-    fit(model, TRAIN, objective=objective, **(SETTINGS | more))
+    fit(model, TRAIN, objective=objective, **(SETTINGS | settings))
     return model.state_dict()
 
 
@@ -41,30 +41,30 @@ def test_the_distance_is_to_the_sample_s_own_logits_of_before() -> None:
     with torch.no_grad():
         model.weight += 1
     # others, one of them never seen, in another order
-    at, rows = [3, 5, 6], x[[2, 4, 0]]
-    found = memory.of(at)(model, rows, TargetLoss(F.cross_entropy, y[:3]))
+    indices, rows = [3, 5, 6], x[[2, 4, 0]]
+    result = memory.of(indices)(model, rows, TargetLoss(F.cross_entropy, y[:3]))
     gone = (model(rows[0]) - before[2]).square().sum() + (model(rows[2]) - before[0]).square().sum()
-    assert_close(found.parts["distance"], gone / 3)
-    assert_close(found.loss, F.cross_entropy(model(rows), y[:3]) + 2 * gone / 3)
-    found.loss.backward()
+    assert_close(result.parts["distance"], gone / 3)
+    assert_close(result.loss, F.cross_entropy(model(rows), y[:3]) + 2 * gone / 3)
+    result.loss.backward()
     assert model.weight.grad is not None and not memory.logits.requires_grad
 
 
 def test_weight_0_is_plain_and_more_is_not() -> None:
-    one, two, other = run(plain), run(OnePass(0.0)), run(OnePass())
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    assert any(not torch.equal(one[name], other[name]) for name in one)
+    first, second, third = run(plain), run(OnePass(0.0)), run(OnePass())
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any(not torch.equal(first[name], third[name]) for name in first)
 
 
 def test_in_one_epoch_nothing_is_there_to_be_held_against() -> None:
-    one, two = run(plain, epochs=1), run(OnePass(), epochs=1)
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    first, second = run(plain, epochs=1), run(OnePass(), epochs=1)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_parts_of_a_batch_find_their_own_samples() -> None:
-    one, two = run(OnePass()), run(OnePass(), accumulate=2)
-    for name, value in one.items():
-        assert_close(value, two[name], rtol=1e-3, atol=1e-4)
+    first, second = run(OnePass()), run(OnePass(), accumulate=2)
+    for name, value in first.items():
+        assert_close(value, second[name], rtol=1e-3, atol=1e-4)
 
 
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
@@ -74,19 +74,19 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
             raise EOFError
 
     settings = SETTINGS | {"objective": OnePass(), "schedule": stop, "checkpoint_steps": 2}
-    whole, again, done = host(), host(), [0]
-    fit(whole, TRAIN, **settings)
+    unstopped, again, done = host(), host(), [0]
+    fit(unstopped, TRAIN, **settings)
     done.clear()
     with pytest.raises(EOFError):
         fit(host(), TRAIN, out=tmp_path, **settings)
     fit(again, TRAIN, out=tmp_path, resume=True, **settings)
-    for name, value in whole.state_dict().items():
+    for name, value in unstopped.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
 
 
 def test_the_method_asks_for_it_by_name() -> None:
-    found = method("pace", ["one_pass=true", "weight=0.5"])
-    assert objective("plain", found) == OnePass(0.5) and reads_logits_only(OnePass())
+    settings = method("pace", ["one_pass=true", "weight=0.5"])
+    assert objective("plain", settings) == OnePass(0.5) and reads_logits_only(OnePass())
     # what one pass holds against includes what was learned since: its own weight is smaller
     assert Pace(one_pass=True).trained_by == OnePass(0.03)
     with refused(ConfigError, what="every", got="every=2 with one_pass"):

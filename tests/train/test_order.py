@@ -39,9 +39,9 @@ def test_an_epoch_is_a_permutation_in_equal_shares(
     plan = Order(count, size * shares, seed=1, shares=shares)
     batches = list(plan.epoch(epoch))
     assert len(batches) == plan.steps
-    seen = [i for batch in batches for i in batch]
-    assert len(seen) == len(set(seen)) and set(seen) <= set(range(count))
-    assert count - len(seen) < shares
+    indices = [i for batch in batches for i in batch]
+    assert len(indices) == len(set(indices)) and set(indices) <= set(range(count))
+    assert count - len(indices) < shares
     for batch in batches:
         parts = [plan.part(batch, share) for share in range(shares)]
         assert len({len(part) for part in parts}) == 1
@@ -78,15 +78,15 @@ class Noise(Dataset[tuple[Tensor, int]]):
 
 
 def test_what_a_picture_looks_like_depends_on_seed_epoch_and_place_only() -> None:
-    one = Reader(Noise(), seed=0)
+    reader = Reader(Noise(), seed=0)
     before = global_state()
-    x, y = one[(2, (7, 3, 4))]
+    x, y = reader[(2, (7, 3, 4))]
     after = global_state()
     assert torch.equal(before["torch"], after["torch"]) and before["python"] == after["python"]
     torch.rand(3)
-    assert torch.equal(one[(2, (3,))][0][0], x[1])
+    assert torch.equal(reader[(2, (3,))][0][0], x[1])
     assert y.tolist() == [1, 1, 0]
-    assert len({x[0, 1].item(), one[(1, (7,))][0][0, 1].item(), x[1, 1].item()}) == 3
+    assert len({x[0, 1].item(), reader[(1, (7,))][0][0, 1].item(), x[1, 1].item()}) == 3
     assert not torch.equal(Reader(Noise(), seed=1)[(2, (7,))][0][0], x[0])
 
 
@@ -95,10 +95,10 @@ def test_workers_read_the_same() -> None:
     reader = Reader(Noise(), seed=0)
     keys = [(0, (1, 2)), (0, (5,)), (1, (1, 2))]
     state = torch.get_rng_state()
-    here, there = list(read(reader, keys, 0)), list(read(reader, keys, 2))
+    alone, by_workers = list(read(reader, keys, 0)), list(read(reader, keys, 2))
     assert torch.equal(torch.get_rng_state(), state)
-    assert len(here) == 3
-    for (x, y), (a, b) in zip(here, there, strict=True):
+    assert len(alone) == 3
+    for (x, y), (a, b) in zip(alone, by_workers, strict=True):
         assert torch.equal(x, a) and torch.equal(y, b)
 
 
@@ -130,9 +130,9 @@ def test_a_fault_of_the_dataset_is_not_hidden() -> None:
 def test_no_worker_is_left_while_an_error_is_looked_at() -> None:
     """A notebook keeps the last error, and with it all that its frames hold."""
     before = set(multiprocessing.active_children())
-    with pytest.raises(KeyError) as kept:
+    with pytest.raises(KeyError) as raised:
         list(read(Reader(Wrong(), seed=0), [(0, (1,)), (0, (3,))], 1))
-    assert kept.traceback and set(multiprocessing.active_children()) <= before
+    assert raised.traceback and set(multiprocessing.active_children()) <= before
 
 
 def image_set(name: str, count: int, seed: int) -> ImageSet:
@@ -183,11 +183,11 @@ def test_labels_are_found_without_reading_pictures() -> None:
 
 
 def test_fingerprints_tell_sets_apart() -> None:
-    data, other = pictures(9), pictures(9)
-    other.tensors[0][3, 0, 0, 0] += 1
+    data, changed = pictures(9), pictures(9)
+    changed.tensors[0][3, 0, 0, 0] += 1
     relabelled = TensorDataset(data.tensors[0], data.tensors[1].flip(0))
     sets = [
-        data, other, relabelled, Subset(data, [1, 2]), Subset(data, [2, 1]), prepared("x"),
+        data, changed, relabelled, Subset(data, [1, 2]), Subset(data, [2, 1]), prepared("x"),
         prepared("y"), Noise(),
     ]  # fmt: skip
     assert len({data_of(s)["sha256"] for s in sets}) == len(sets)

@@ -43,7 +43,7 @@ def place(rank: int, port: int) -> dict[str, str]:
 def results(tmp_path_factory: pytest.TempPathFactory, forked: Start) -> Path:
     folder, port = tmp_path_factory.mktemp("ranks"), free_port()
     places: list[dict[str, str]] = [{}, place(0, port), place(1, port)]
-    for running in [forked(SCRIPT, folder, **where) for where in places]:
+    for running in [forked(SCRIPT, folder, **environment) for environment in places]:
         code, out, err = running.wait()
         assert code == 0, out + err
     return folder
@@ -52,13 +52,13 @@ def results(tmp_path_factory: pytest.TempPathFactory, forked: Start) -> Path:
 @pytest.mark.parametrize("case", [*CASES, *(f"task-{name}" for name in TASKS)])
 def test_two_processes_learn_what_one_does(results: Path, case: str) -> None:
     """A task's parts are weighed by what they count, however unevenly that is shared out."""
-    one, *two = (load_file(results / f"{case}-{name}") for name in ("1-0", "2-0", "2-1"))
-    assert len(two[1].pop("losses")) == 0
-    for rank in two:
+    alone, *ranks = (load_file(results / f"{case}-{name}") for name in ("1-0", "2-0", "2-1"))
+    assert len(ranks[1].pop("losses")) == 0
+    for rank in ranks:
         for name, value in rank.items():
-            torch.testing.assert_close(value, one[name], rtol=1e-4, atol=2e-6, msg=name)
+            torch.testing.assert_close(value, alone[name], rtol=1e-4, atol=2e-6, msg=name)
     # the same in every process, to the bit: they have not drifted apart
-    assert all(torch.equal(two[0][name], value) for name, value in two[1].items())
+    assert all(torch.equal(ranks[0][name], value) for name, value in ranks[1].items())
 
 
 def test_only_the_first_process_writes(results: Path) -> None:
@@ -74,9 +74,9 @@ def test_an_error_of_the_first_process_reaches_the_others(results: Path) -> None
 
 def test_a_stopped_run_goes_on_in_two_processes(results: Path) -> None:
     for rank in (0, 1):
-        whole = load_file(results / f"backward-2-{rank}")
+        tensors = load_file(results / f"backward-2-{rank}")
         resumed = load_file(results / f"stop-2-{rank}")
-        assert all(torch.equal(whole[name], value) for name, value in resumed.items())
+        assert all(torch.equal(tensors[name], value) for name, value in resumed.items())
 
 
 def test_a_process_closes_its_group_before_python_ends(results: Path) -> None:
@@ -93,10 +93,10 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_who_waits_for_nobody_stops_and_says_so(tmp_path: Path, forked: Start) -> None:
     alone = place(0, free_port()) | {"INTARSIA_RENDEZVOUS_SECONDS": "1"}
-    code, _, said = forked(SCRIPT, tmp_path, **alone).wait()
+    code, _, output = forked(SCRIPT, tmp_path, **alone).wait()
     assert code == 1
-    assert "ConfigError: processes: got not all of WORLD_SIZE=2" in said
-    assert "want all of them within 1 s" in said and "INTARSIA_RENDEZVOUS_SECONDS=5" in said
+    assert "ConfigError: processes: got not all of WORLD_SIZE=2" in output
+    assert "want all of them within 1 s" in output and "INTARSIA_RENDEZVOUS_SECONDS=5" in output
 
 
 def test_collectives_are_given_longer_than_the_rendezvous(results: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_process_keeps_the_threads_that_it_had(results: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "others"),
+    ("environment", "processes"),
     [
         ({"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}, 2),
         ({"WORLD_SIZE": "8", "MASTER_ADDR": "far", "LOCAL_WORLD_SIZE": "2"}, 2),
@@ -117,11 +117,11 @@ def test_a_process_keeps_the_threads_that_it_had(results: Path) -> None:
         ({}, 1),
     ],
 )
-def test_cores_are_shared_out_on_each_machine(told: dict[str, str], others: int) -> None:
-    assert cores_of(told) == max(1, (os.cpu_count() or 1) // others)
+def test_cores_are_shared_out_on_each_machine(environment: dict[str, str], processes: int) -> None:
+    assert cores_of(environment) == max(1, (os.cpu_count() or 1) // processes)
 
 
 def test_it_is_said_what_is_waited_for() -> None:
     assert waiting({}) == waiting({"WORLD_SIZE": "1"}) == ""
-    told = waiting({"WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "1"})
-    assert "at here:1" in told and "WORLD_SIZE=2" in told and "unset it" in told
+    text = waiting({"WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "1"})
+    assert "at here:1" in text and "WORLD_SIZE=2" in text and "unset it" in text

@@ -25,21 +25,21 @@ def scores(run: Run) -> list[float]:
 
 @pytest.mark.parametrize("patience", [1, 2, 3])
 def test_it_stops_when_nothing_was_better_for_so_long(patience: int) -> None:
-    whole = scores(fit(host(), pictures(40), VAL, **SETTINGS))
+    accuracies = scores(fit(host(), pictures(40), VAL, **SETTINGS))
     model = host()
     run = fit(model, pictures(40), VAL, patience=patience, **SETTINGS)
     # what a reader would do with the scores of the whole run
     best = stop = 0
-    for epoch, score in enumerate(whole, 1):
-        best = epoch if not best or score > whole[best - 1] else best
+    for epoch, score in enumerate(accuracies, 1):
+        best = epoch if not best or score > accuracies[best - 1] else best
         stop = epoch
         if epoch - best >= patience:
             break
-    assert scores(run) == whole[:stop] and stop < 12
+    assert scores(run) == accuracies[:stop] and stop < 12
     selection = run.record["results"]["selection"]
     assert (selection["rule"], selection["epoch"]) == ("val", best)
     assert selection["stopped_after"] == stop and run.record["results"]["steps"] == stop * 5
-    assert run.val is not None and run.val.scores()["accuracy"] == whole[best - 1]
+    assert run.val is not None and run.val.scores()["accuracy"] == accuracies[best - 1]
     assert evaluate(model, VAL).scores() == pytest.approx(run.val.scores())
     assert f"{stop} of 12 epochs, epoch {best} chosen on val" in str(run)
 
@@ -67,19 +67,19 @@ def test_a_killed_run_stops_at_the_same_epoch_with_the_same_bits(
     model, again, done = host(), host(), list[int]()
     settings = SETTINGS | {"patience": 3, "schedule": stop, "checkpoint_steps": 2}
     done.append(0)
-    whole = fit(model, pictures(40), VAL, **settings)
-    assert killed < whole.record["results"]["steps"]
+    unstopped = fit(model, pictures(40), VAL, **settings)
+    assert killed < unstopped.record["results"]["steps"]
     done.clear()
     with pytest.raises(EOFError):
         fit(host(), pictures(40), VAL, out=tmp_path, **settings)
     run = fit(again, pictures(40), VAL, out=tmp_path, resume=True, **settings)
-    assert scores(run) == scores(whole)
+    assert scores(run) == scores(unstopped)
     for name, value in model.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
     # stopped, but killed before its results were written: nothing more is learned
     (tmp_path / "run.json").unlink()
     third = fit(host(), pictures(40), VAL, out=tmp_path, resume=True, **settings)
-    assert third.record["results"]["steps"] == whole.record["results"]["steps"]
+    assert third.record["results"]["steps"] == unstopped.record["results"]["steps"]
 
 
 def test_patience_that_cannot_be() -> None:

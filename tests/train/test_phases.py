@@ -70,17 +70,17 @@ def test_the_last_phase_is_the_folders_run(tmp_path: Path) -> None:
 
 
 def test_a_stopped_training_goes_on_in_the_phase_it_was_in(tmp_path: Path) -> None:
-    whole = net()
-    fit_in_phases(whole, Twice(), rows(), **OPTIONS)
+    unstopped = net()
+    fit_in_phases(unstopped, Twice(), rows(), **OPTIONS)
     for stop in (2, 9):  # steps: 6 in the first phase, 12 in the second
-        out, taken = tmp_path / str(stop), [0]
+        out, steps_taken = tmp_path / str(stop), [0]
 
         def dies(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
             optimizer = adamw(model, lr, weight_decay)
 
             def count(*_: Any) -> None:
-                taken[0] += 1  # noqa: B023
-                if taken[0] == stop:  # noqa: B023
+                steps_taken[0] += 1  # noqa: B023
+                if steps_taken[0] == stop:  # noqa: B023
                     raise TrainingError("step", got="a stop", want="none", fix="Go on.")
 
             optimizer.register_step_pre_hook(count)
@@ -90,9 +90,9 @@ def test_a_stopped_training_goes_on_in_the_phase_it_was_in(tmp_path: Path) -> No
         with pytest.raises(TrainingError):
             fit_in_phases(net(), Twice(), rows(), optimizer=dies, **options)
         again = net()
-        taken[0] = -1000  # the settings of a run that goes on must be the same
+        steps_taken[0] = -1000  # the settings of a run that goes on must be the same
         fit_in_phases(again, Twice(), rows(), optimizer=dies, resume=True, **options)
-        for a, b in zip(again.parameters(), whole.parameters(), strict=True):
+        for a, b in zip(again.parameters(), unstopped.parameters(), strict=True):
             assert torch.equal(a, b)
 
 

@@ -13,7 +13,7 @@ BEGIN = FirstSteps()
 def _told(
     capsys: pytest.CaptureFixture[str], steps: int, seconds: float, start: FirstSteps = BEGIN
 ) -> str:
-    """What is said in four steps of so many seconds each, of a run of so many steps."""
+    """Return the output of the first four steps, each of `seconds`, of a run of `steps` steps."""
     with Bar(steps, 2, show=True, start=start).shown() as bar:
         for step in range(1, 5):
             line = {"split": "train", "epoch": 1, "loss": 0.5, "accuracy": 0.75}
@@ -22,9 +22,9 @@ def _told(
 
 
 def test_a_long_run_is_told_once_and_a_size_proposed(capsys: pytest.CaptureFixture[str]) -> None:
-    said = _told(capsys, 1001, 5.0, FirstSteps(side=518))
+    output = _told(capsys, 1001, 5.0, FirstSteps(side=518))
     want = "About 83 min of training: 1,001 steps, 5 s each."
-    assert said == f"{want} Pictures of 224 px (--size 224) would take about 16 min.\n"
+    assert output == f"{want} Pictures of 224 px (--size 224) would take about 16 min.\n"
 
 
 @pytest.mark.parametrize("side", [None, 112, 224])
@@ -39,8 +39,8 @@ def test_a_short_run_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_resumed_run_counts_its_own_steps(capsys: pytest.CaptureFixture[str]) -> None:
-    said = _told(capsys, 201, 5.0, FirstSteps(step=100, seconds=1.0))
-    assert said.startswith("About 8 min of training: 201 steps, 5 s each.")
+    output = _told(capsys, 201, 5.0, FirstSteps(step=100, seconds=1.0))
+    assert output.startswith("About 8 min of training: 201 steps, 5 s each.")
 
 
 def test_a_log_gets_a_line_now_and_then(
@@ -59,9 +59,9 @@ def test_a_very_long_run_is_guessed_before_its_first_step(
     capsys: pytest.CaptureFixture[str], side: int, guess: float
 ) -> None:
     with Bar(100, 2, show=True, start=FirstSteps(side=side, guess=guess)).shown():
-        said = capsys.readouterr().err
+        output = capsys.readouterr().err
     want = "Perhaps 60 min of training, judged by one picture. Pictures of 224 px (--size 224)"
-    assert said.startswith(want) if (side, guess) == (518, 3600.0) else said == ""
+    assert output.startswith(want) if (side, guess) == (518, 3600.0) else output == ""
 
 
 def test_pictures_of_frozen_blocks_are_counted(
@@ -70,13 +70,13 @@ def test_pictures_of_frozen_blocks_are_counted(
     monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
     with Bar(1000, 0, show=True, start=FirstSteps(side=518), what="frozen blocks").shown() as bar:
         bar.step(64, {"split": "train", "epoch": 0, "seconds": 64.0})
-    one, two = capsys.readouterr().err.splitlines()
-    assert one.startswith(
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(
         "About 16 min of frozen blocks: 1,000 pictures, 1 s each. Pictures of 224"
     )
-    assert two == "frozen blocks, picture 64/1,000: train, about 16 min left"
+    assert second == "frozen blocks, picture 64/1,000: train, about 16 min left"
 
 
 def test_durations() -> None:
-    found = [duration(s) for s in (0.1, 89, 95, 3600, 7500)]
-    assert found == ["1 s", "89 s", "2 min", "60 min", "2 h 05 min"]
+    texts = [duration(s) for s in (0.1, 89, 95, 3600, 7500)]
+    assert texts == ["1 s", "89 s", "2 min", "60 min", "2 h 05 min"]

@@ -17,12 +17,12 @@ RUN = {"a": {"x": 3.0, "y": 2.0, "z": 1.0}, "b": {"x": 2.0, "y": 1.0}}
 
 def test_measures_are_their_definitions() -> None:
     pytest.importorskip("ir_measures")
-    found = by_query(QRELS, RUN)
+    measures = by_query(QRELS, RUN)
     ideal = 1 + 1 / math.log2(3)
-    assert found["nDCG@10"] == pytest.approx([(1 + 1 / 2) / ideal, 1 / math.log2(3), 0])
-    assert found["RR@10"] == pytest.approx([1, 0.5, 0])
-    assert found["R@100"] == pytest.approx([1, 1, 0])
-    assert found["Success@20"] == pytest.approx([1, 1, 0])
+    assert measures["nDCG@10"] == pytest.approx([(1 + 1 / 2) / ideal, 1 / math.log2(3), 0])
+    assert measures["RR@10"] == pytest.approx([1, 0.5, 0])
+    assert measures["R@100"] == pytest.approx([1, 1, 0])
+    assert measures["Success@20"] == pytest.approx([1, 1, 0])
     assert score_run(QRELS, RUN, ["RR@10"])["RR@10"] == pytest.approx(0.5)
 
 

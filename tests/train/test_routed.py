@@ -38,9 +38,9 @@ def search(steps: int = 4) -> PermutationSearch:
 
 
 def stop_at(step: int, also: Any = None) -> Any:
-    def schedule(found: nn.Module, now: int, steps: int) -> None:
+    def schedule(net: nn.Module, now: int, steps: int) -> None:
         if also is not None:
-            also(found, now, steps)
+            also(net, now, steps)
         if now == step:
             raise KeyboardInterrupt
 
@@ -55,8 +55,8 @@ def halted(net: nn.Module, out: Path, step: int, **options: Any) -> None:
 
 
 def test_a_search_that_was_over_is_over_when_it_goes_on(tmp_path: Path) -> None:
-    whole = model(search())
-    fit(whole, pictures(40), **OPTIONS)
+    unstopped = model(search())
+    fit(unstopped, pictures(40), **OPTIONS)
     halted(model(search()), tmp_path, 7)
     net = model(search())
     go_on = stop_at(99)
@@ -64,8 +64,10 @@ def test_a_search_that_was_over_is_over_when_it_goes_on(tmp_path: Path) -> None:
         **OPTIONS)  # fmt: skip
     (router,) = [m for m in net.modules() if hasattr(m, "is_final")]
     assert router.is_final and int(router.step) == 4  # type: ignore[arg-type]
-    for one, two in zip(net.state_dict().values(), whole.state_dict().values(), strict=True):
-        assert torch.equal(one, two)
+    for first, second in zip(
+        net.state_dict().values(), unstopped.state_dict().values(), strict=True
+    ):
+        assert torch.equal(first, second)
 
 
 def test_an_epoch_before_the_end_of_a_search_can_be_the_best(tmp_path: Path) -> None:

@@ -39,12 +39,12 @@ def net() -> Net:
 def deltas(count: int = 3) -> list[SparseDelta]:
     start = {"body.weight": net().body.weight.detach()}
     generator = torch.Generator().manual_seed(1)
-    found = []
+    changes = []
     for _ in range(count):
         index = torch.randperm(WIDTH * WIDTH, generator=generator)[:9].sort().values
         values = torch.randn(9, generator=generator).double()
-        found.append(SparseDelta.of({"body.weight": (index, values)}, start, {}))
-    return found
+        changes.append(SparseDelta.of({"body.weight": (index, values)}, start, {}))
+    return changes
 
 
 def batch() -> tuple[dict[str, Tensor], Tensor]:

@@ -50,13 +50,13 @@ def loss(objective: Any, model: nn.Module) -> Any:
 def test_the_loss_is_the_papers() -> None:
     """Sum over blocks of mean (h_s - h_t)^2 / (mean h_t^2 + eps), and T^2 KL of labelled rows."""
     student, teacher = llama(0), llama(1)
-    found = loss(SquareHead(teacher, ce=0.5, kl=0.3, feature=2.0, temperature=2.0), student)
+    result = loss(SquareHead(teacher, ce=0.5, kl=0.3, feature=2.0, temperature=2.0), student)
     x, labels = rows()
     keep = x["attention_mask"].bool()
     with torch.no_grad():
-        wanted = [m(**x, output_hidden_states=True) for m in (student, teacher)]
+        outputs = [m(**x, output_hidden_states=True) for m in (student, teacher)]
         # the last one is after the final norm, so only the first block can be read off
-        first = [w.hidden_states[1][keep] for w in wanted]
+        first = [w.hidden_states[1][keep] for w in outputs]
         with block_outputs(student) as s, block_outputs(teacher) as t:
             student(**x)
             teacher(**x)
@@ -65,14 +65,14 @@ def test_the_loss_is_the_papers() -> None:
             float((a[keep] - b[keep]).square().mean() / (b[keep].square().mean() + 1e-6))
             for a, b in zip(s, t, strict=True)
         )
-        said = (labels[:, 1:] != -100).nonzero(as_tuple=True)
-        p, q = (w.logits[:, :-1][said] / 2 for w in reversed(wanted))
+        places = (labels[:, 1:] != -100).nonzero(as_tuple=True)
+        p, q = (w.logits[:, :-1][places] / 2 for w in reversed(outputs))
         kl = 4 * (p.softmax(-1) * (p.log_softmax(-1) - q.log_softmax(-1))).sum(-1).mean()
         task = loss(plain, student).loss
-    assert float(found.loss.detach()) == pytest.approx(
+    assert float(result.loss.detach()) == pytest.approx(
         0.5 * float(task) + 2 * far + 0.3 * float(kl)
     )
-    assert set(found.parts) == {"task", "feature", "divergence"}
+    assert set(result.parts) == {"task", "feature", "divergence"}
     assert not any(p.grad is not None for p in teacher.parameters())
 
 
@@ -80,8 +80,8 @@ def test_the_loss_is_the_papers() -> None:
 def test_a_block_counts_the_same_whatever_its_size(seed: int, scale: float) -> None:
     draw = torch.Generator().manual_seed(seed)
     s, t = (torch.randn(2, 3, 4, generator=draw, dtype=torch.float64) for _ in range(2))
-    one = relative_error(s, t, None, 1e-30)
-    torch.testing.assert_close(relative_error(scale * s, scale * t, None, 1e-30), one)
+    error = relative_error(s, t, None, 1e-30)
+    torch.testing.assert_close(relative_error(scale * s, scale * t, None, 1e-30), error)
     # nothing against something is 1
     assert float(relative_error(t * 0, t, None, 1e-30)) == pytest.approx(1)
 
@@ -94,16 +94,16 @@ def test_half_types_are_compared_in_float32() -> None:
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_recomputed_blocks_give_the_same_gradients(reentrant: bool) -> None:
     teacher = llama(9)
-    found: list[dict[str, Any]] = []
+    grads: list[dict[str, Any]] = []
     for recompute in (False, True):
         student: Any = llama(0).train()
         if recompute:
             student.activation_checkpointing_enable({"use_reentrant": reentrant})
             student.enable_input_require_grads()
         loss(SquareHead(teacher), student).loss.backward()
-        found.append({n: p.grad for n, p in student.named_parameters()})
-    for name, value in found[0].items():
-        torch.testing.assert_close(found[1][name], value, msg=name)
+        grads.append({n: p.grad for n, p in student.named_parameters()})
+    for name, value in grads[0].items():
+        torch.testing.assert_close(grads[1][name], value, msg=name)
 
 
 def test_it_trains_a_vit_of_timm_and_keeps_its_zeros() -> None:

@@ -54,15 +54,15 @@ def test_ranking_scores_are_those_of_sklearn(n: int, items: int, k: int, seed: i
     logits = normal(n, items, seed=seed)
     label = torch.randint(items, (n,), generator=torch.Generator().manual_seed(seed))
     ranks = rank_of(logits.gather(1, label[:, None])[:, 0], logits)
-    found = ranking(ranks, k)
+    measures = ranking(ranks, k)
     truth = F.one_hot(label, items).numpy()
-    assert found[f"ndcg_{k}"] == pytest.approx(ndcg_score(truth, logits.numpy(), k=k))
-    assert found["reciprocal_rank"] == pytest.approx(
+    assert measures[f"ndcg_{k}"] == pytest.approx(ndcg_score(truth, logits.numpy(), k=k))
+    assert measures["reciprocal_rank"] == pytest.approx(
         label_ranking_average_precision_score(truth, logits.numpy())
     )
     if k < items and items > 2:  # sklearn has two classes apart, and warns where all are hits
         want = top_k_accuracy_score(label, logits.numpy(), k=k, labels=np.arange(items))
-        assert found[f"hit_rate_{k}"] == pytest.approx(want)
+        assert measures[f"hit_rate_{k}"] == pytest.approx(want)
 
 
 def test_ties_and_numbers_that_are_none_rank_last() -> None:
@@ -74,21 +74,21 @@ def test_ties_and_numbers_that_are_none_rank_last() -> None:
 def test_scores_of_labels_are_those_of_sklearn(n: int, labels: int, seed: int) -> None:
     logits, y = normal(n, labels, seed=seed), (normal(n, labels, seed=seed + 1) > 0).double()
     y[0, 0] = 1
-    found = MultiLabel().scores(logits, y).values
+    values = MultiLabel().scores(logits, y).values
     occur = [i for i in range(labels) if y[:, i].any()]
-    each = [average_precision_score(y[:, i].numpy(), logits[:, i].numpy()) for i in occur]
-    assert found["mean_average_precision"] == pytest.approx(np.mean(each))
+    precisions = [average_precision_score(y[:, i].numpy(), logits[:, i].numpy()) for i in occur]
+    assert values["mean_average_precision"] == pytest.approx(np.mean(precisions))
     p = logits.sigmoid()
     naive = -(y * p.log() + (1 - y) * (1 - p).log()).mean()
-    assert found["loss"] == pytest.approx(float(naive))
+    assert values["loss"] == pytest.approx(float(naive))
     if labels > 1:  # sklearn takes one for two classes
         want = f1_score(y.numpy(), (p > 0.5).numpy(), average="macro", zero_division=0.0)
-        assert found["f1"] == pytest.approx(want)
+        assert values["f1"] == pytest.approx(want)
     loss_of = MultiLabel().loss_of((logits, y.float()))
     assert float(loss_of(logits)) == pytest.approx(float(naive))
-    other = normal(n, labels, seed=seed + 2)
-    want = kl_divergence(Bernoulli(logits=other), Bernoulli(logits=logits)).mean()
-    assert divergence(loss_of, other, logits) == pytest.approx(float(want))
+    other_logits = normal(n, labels, seed=seed + 2)
+    want = kl_divergence(Bernoulli(logits=other_logits), Bernoulli(logits=logits)).mean()
+    assert divergence(loss_of, other_logits, logits) == pytest.approx(float(want))
 
 
 def test_labels_that_never_occur_have_no_average_precision() -> None:
@@ -101,15 +101,17 @@ def test_labels_that_never_occur_have_no_average_precision() -> None:
 
 @given(st.integers(2, 20), st.integers(1, 3), seeds)
 def test_scores_of_numbers(n: int, outputs: int, seed: int) -> None:
-    found, target = normal(n, outputs, seed=seed), normal(n, outputs, seed=seed + 1)
-    values = Regression().scores(found, target).values
-    assert values["loss"] == pytest.approx(float((found - target).square().mean()))
-    assert values["absolute_error"] == pytest.approx(float((found - target).abs().mean()))
-    assert values["r2"] == pytest.approx(r2_score(target.numpy(), found.numpy()))
-    assert "r2" not in Regression().scores(found[:1], target[:1]).values
-    batch = Regression().batch(found, target)
-    assert float(Regression().loss_of(batch)(found)) == pytest.approx(values["loss"])
-    assert divergence(Regression().loss_of(batch), target, found) == pytest.approx(values["loss"])
+    predicted, target = normal(n, outputs, seed=seed), normal(n, outputs, seed=seed + 1)
+    values = Regression().scores(predicted, target).values
+    assert values["loss"] == pytest.approx(float((predicted - target).square().mean()))
+    assert values["absolute_error"] == pytest.approx(float((predicted - target).abs().mean()))
+    assert values["r2"] == pytest.approx(r2_score(target.numpy(), predicted.numpy()))
+    assert "r2" not in Regression().scores(predicted[:1], target[:1]).values
+    batch = Regression().batch(predicted, target)
+    assert float(Regression().loss_of(batch)(predicted)) == pytest.approx(values["loss"])
+    assert divergence(Regression().loss_of(batch), target, predicted) == pytest.approx(
+        values["loss"]
+    )
 
 
 def test_one_number_may_have_an_axis_of_its_own_or_none() -> None:
@@ -123,33 +125,38 @@ def test_the_error_of_a_reconstruction_in_decibels() -> None:
     task = Reconstruction(peak=2.0)
     away = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5], dtype=torch.float64)[:, None, None]
     values = task.scores(*task.rows(x + away, task.batch(x, None))).values
-    each = [10 * math.log10(4 / a**2) for a in (0.1, 0.2, 0.3, 0.4, 0.5)]
-    assert values["psnr"] == pytest.approx(sum(each) / 5)
+    ratios = [10 * math.log10(4 / a**2) for a in (0.1, 0.2, 0.3, 0.4, 0.5)]
+    assert values["psnr"] == pytest.approx(sum(ratios) / 5)
     assert values["absolute_error"] == pytest.approx(0.3)
     assert values["loss"] == pytest.approx(0.11)
 
 
-@pytest.mark.parametrize("every", [True, False])
-def test_items_are_predicted_from_what_came_before(every: bool) -> None:
-    task = NextItem(every=every, k=2)
+@pytest.mark.parametrize("every_item", [True, False])
+def test_items_are_predicted_from_what_came_before(every_item: bool) -> None:
+    task = NextItem(every=every_item, k=2)
     x, y = task.batch(*task.collate([(torch.tensor([3, 1]), 2), (torch.tensor([4]), 1)]))
     assert isinstance(x, Tensor) and x.tolist() == [[3, 1], [0, 4]]
     logits = normal(2, 2, 5, seed=0)
-    said = logits.log_softmax(-1)
-    output = logits if every else logits[:, -1]
-    wanted = [said[0, 1, 2], said[1, 1, 1]] + ([said[0, 0, 1]] if every else [])
-    assert float(task.loss_of((x, y))(output)) == pytest.approx(-float(sum(wanted)) / len(wanted))
-    assert task.count((x, y)) == len(wanted)
+    chances = logits.log_softmax(-1)
+    output = logits if every_item else logits[:, -1]
+    expected = [chances[0, 1, 2], chances[1, 1, 1]] + ([chances[0, 0, 1]] if every_item else [])
+    assert float(task.loss_of((x, y))(output)) == pytest.approx(
+        -float(sum(expected)) / len(expected)
+    )
+    assert task.count((x, y)) == len(expected)
     scores = task.scores(*task.rows(output, (x, y)))
-    assert scores.loss == pytest.approx(-float(said[0, 1, 2] + said[1, 1, 1]) / 2)
+    assert scores.loss == pytest.approx(-float(chances[0, 1, 2] + chances[1, 1, 1]) / 2)
     assert scores.best == scores.values["ndcg_2"]
 
 
 def naive_info_nce(queries: Tensor, documents: Tensor, temperature: float) -> float:
     total = 0.0
     for i in range(len(queries)):
-        for one, many in ((queries[i], documents), (documents[i], queries)):
-            near = [float(F.cosine_similarity(one, other, dim=0)) / temperature for other in many]
+        for query, documents_of_query in ((queries[i], documents), (documents[i], queries)):
+            near = [
+                float(F.cosine_similarity(query, document, dim=0)) / temperature
+                for document in documents_of_query
+            ]
             total += math.log(sum(math.exp(value) for value in near)) - near[i]
     return total / (2 * len(queries))
 
@@ -187,9 +194,9 @@ def test_retrieval_among_all_documents_is_that_of_sklearn(count: int, seed: int)
 def test_chunks_of_queries_are_scored_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     task = Pairs()
     rows = task.rows(normal(20, 4, seed=1), (torch.zeros(1), torch.zeros(1)))
-    whole = task.scores(*rows).values
+    values = task.scores(*rows).values
     monkeypatch.setattr("intarsia.train.tasks.pairs.ROWS", 3)
-    assert task.scores(*rows).values == pytest.approx(whole)
+    assert task.scores(*rows).values == pytest.approx(values)
 
 
 def test_heads_are_the_objective_of_task_heads() -> None:
@@ -206,6 +213,6 @@ def test_heads_are_the_objective_of_task_heads() -> None:
         if label in g
     )
     assert ours == theirs == pytest.approx(float(naive) / 6)
-    found = Heads(groups=groups).scores(logits, y)
-    assert isinstance(found, Metrics)
-    assert found.scores()["own_task_accuracy"] >= found.accuracy
+    metrics = Heads(groups=groups).scores(logits, y)
+    assert isinstance(metrics, Metrics)
+    assert metrics.scores()["own_task_accuracy"] >= metrics.accuracy

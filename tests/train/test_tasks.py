@@ -62,7 +62,7 @@ def test_it_learns(case: Case) -> None:
 
 @every_task
 def test_parts_of_a_batch_add_up_to_it(case: Case) -> None:
-    found = []
+    states = []
     for accumulate in (1, 2):
         model = case.build().double()
         data = case.data(16, 1)
@@ -70,20 +70,20 @@ def test_parts_of_a_batch_add_up_to_it(case: Case) -> None:
             wide = (t.double() if t.is_floating_point() else t for t in data.tensors)
             data = TensorDataset(*wide)
         fit(model, data, task=case.task, epochs=2, accumulate=accumulate, **QUICK)
-        found.append(learned(model))
-    for one, two in zip(*found, strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-12)
+        states.append(learned(model))
+    for first, second in zip(*states, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-12)
 
 
 @every_task
 @pytest.mark.parametrize("stop", [2, 5])
 def test_a_stopped_run_goes_on_with_the_same_bits(case: Case, stop: int, tmp_path: Path) -> None:
-    def run(out: Path, at: int | None, resume: bool = False) -> tuple[list[Tensor], Any]:
+    def run(out: Path, stop: int | None, resume: bool = False) -> tuple[list[Tensor], Any]:
         calls = [0]
 
         def objective(model: nn.Module, x: Any, loss_of: Any) -> Outcome:
             calls[0] += 1
-            if calls[0] == at:
+            if calls[0] == stop:
                 os.kill(os.getpid(), signal.SIGINT)
             return plain(model, x, loss_of)
 
@@ -93,38 +93,40 @@ def test_a_stopped_run_goes_on_with_the_same_bits(case: Case, stop: int, tmp_pat
             model, *sets, task=case.task, objective=objective, epochs=3, out=out, resume=resume,
             select="val", **QUICK,
         )  # fmt: skip
-        lines = [{k: v for k, v in one.items() if k != "seconds"} for one in done.history]
+        lines = [{k: v for k, v in first.items() if k != "seconds"} for first in done.history]
         return learned(model), (lines, done.record["results"]["val"])
 
-    whole = run(tmp_path / "whole", None)
+    unstopped = run(tmp_path / "whole", None)
     with pytest.raises(Interrupted):
         run(tmp_path / "stopped", stop)
-    weights, said = run(tmp_path / "stopped", None, resume=True)
-    assert said == whole[1]
-    assert all(torch.equal(one, two) for one, two in zip(weights, whole[0], strict=True))
+    weights, record = run(tmp_path / "stopped", None, resume=True)
+    assert record == unstopped[1]
+    assert all(
+        torch.equal(first, second) for first, second in zip(weights, unstopped[0], strict=True)
+    )
 
 
 @every_task
 def test_scores_do_not_depend_on_the_batches(case: Case) -> None:
     model, data = case.build(), case.data(11, 3)
-    found = [evaluate(model, data, task=case.task, batch_size=b).scores() for b in (1, 4, 11)]
-    for other in found[1:]:
-        assert other == pytest.approx(found[0], rel=1e-5)
+    scores = [evaluate(model, data, task=case.task, batch_size=b).scores() for b in (1, 4, 11)]
+    for by_batch in scores[1:]:
+        assert by_batch == pytest.approx(scores[0], rel=1e-5)
     reader = Reader(data, seed=0, task=case.task)
     batches = [reader[(0, (0, 1, 2, 3))], reader[(0, tuple(range(4, 11)))]]
-    assert case.task.score(model, batches) == pytest.approx(found[0], rel=1e-5)
+    assert case.task.score(model, batches) == pytest.approx(scores[0], rel=1e-5)
 
 
 @every_task
 def test_half_precision_learns_nearly_the_same(case: Case) -> None:
-    found = []
+    losses = []
     for precision in ("fp32", "bf16"):
         run = fit(
             case.build(), case.data(40, 1), task=case.task, epochs=2, precision=precision, **QUICK
         )  # fmt: skip
-        found.append([line["loss"] for line in run.history])
-    assert found[1][0] == pytest.approx(found[0][0], rel=0.02)
-    assert found[1] == pytest.approx(found[0], rel=0.2)
+        losses.append([line["loss"] for line in run.history])
+    assert losses[1][0] == pytest.approx(losses[0][0], rel=0.02)
+    assert losses[1] == pytest.approx(losses[0], rel=0.2)
 
 
 @every_task
@@ -144,7 +146,7 @@ def test_a_loss_knows_its_targets_and_no_more(case: Case) -> None:
     """The gradient is of the mean over what `count` counts: twice the batch, the same loss."""
     model = case.build()
     reader = Reader(case.data(8, 3), seed=0, task=case.task)
-    once, twice = (reader[(0, where)] for where in ((0, 1, 2, 3), (0, 1, 2, 3) * 2))
+    once, twice = (reader[(0, items)] for items in ((0, 1, 2, 3), (0, 1, 2, 3) * 2))
     losses = [case.task.loss(model, batch).loss.item() for batch in (once, twice)]
     assert case.task.count(twice) == 2 * case.task.count(once) > 0
     if not isinstance(case.task, Pairs):  # there the other rows are the negatives

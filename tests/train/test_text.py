@@ -78,17 +78,17 @@ def test_rows_are_padded_to_the_longest_of_their_batch() -> None:
 def test_padding_changes_no_score() -> None:
     model = llama()
     data = Rows((3, 9, 6, 2), hidden=1)
-    one, all_ = evaluate(model, data, batch_size=1), evaluate(model, data, batch_size=4)
-    assert isinstance(one, TokenMetrics) and isinstance(all_, TokenMetrics)
-    assert one.loss == pytest.approx(all_.loss, rel=1e-5)
-    assert one.tokens == all_.tokens == 2 + 8 + 5 + 1
+    single, all_ = evaluate(model, data, batch_size=1), evaluate(model, data, batch_size=4)
+    assert isinstance(single, TokenMetrics) and isinstance(all_, TokenMetrics)
+    assert single.loss == pytest.approx(all_.loss, rel=1e-5)
+    assert single.tokens == all_.tokens == 2 + 8 + 5 + 1
     # by hand: the mean over all labelled tokens
     total = 0.0
     for row in data.ids:
         logits = model(row[None]).logits[0, :-1].log_softmax(-1)
         total -= float(logits.gather(1, row[1:, None]).sum().detach())
-    assert one.loss == pytest.approx(total / one.tokens, rel=1e-5)
-    assert one.perplexity == pytest.approx(torch.tensor(one.loss).exp().item(), rel=1e-5)
+    assert single.loss == pytest.approx(total / single.tokens, rel=1e-5)
+    assert single.perplexity == pytest.approx(torch.tensor(single.loss).exp().item(), rel=1e-5)
 
 
 def test_exact_match_is_what_greedy_generation_gives() -> None:
@@ -108,8 +108,8 @@ def test_exact_match_is_what_greedy_generation_gives() -> None:
             labels[:3] = -100
             return {"input_ids": ids, "labels": labels}
 
-    found = evaluate(model, Two())
-    assert isinstance(found, TokenMetrics) and found.exact_match == 0.5
+    metrics = evaluate(model, Two())
+    assert isinstance(metrics, TokenMetrics) and metrics.exact_match == 0.5
 
 
 def test_next_token_ignores_what_has_no_label_and_is_that_of_transformers() -> None:
@@ -124,8 +124,8 @@ def test_next_token_ignores_what_has_no_label_and_is_that_of_transformers() -> N
 
 def test_parts_of_a_batch_count_by_their_labels() -> None:
     short, long = torch.tensor([[1, 2, -100]]), torch.tensor([[1, 2, 3, 4]])
-    one, three = (Tokens().count(({}, labels)) for labels in (short, long))
-    assert 3 * one == three > 0
+    once, three = (Tokens().count(({}, labels)) for labels in (short, long))
+    assert 3 * once == three > 0
     assert [Classes().count(({}, torch.zeros(n))) for n in (3, 1)] == [3, 1]
 
 
@@ -136,8 +136,8 @@ def test_accumulated_parts_learn_what_the_whole_batch_does() -> None:
         model = intarsia.adapt(llama(), intarsia.Lora(rank=2), head=None)
         intarsia.fit(model, data, epochs=2, batch_size=4, accumulate=accumulate, lr=1e-2)
         learned.append([p.detach().clone() for p in model.parameters() if p.requires_grad])
-    for one, two in zip(*learned, strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
+    for first, second in zip(*learned, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-5)
 
 
 def test_fit_trains_a_language_model_and_says_perplexity(tmp_path: Path) -> None:
@@ -150,10 +150,10 @@ def test_fit_trains_a_language_model_and_says_perplexity(tmp_path: Path) -> None
     assert isinstance(before, TokenMetrics) and isinstance(run.test, TokenMetrics)
     assert run.test.loss < before.loss - 0.05
     assert set(run.record["results"]["test"]) == set(before.scores())
-    found = load_file(tmp_path / "run" / "predictions.safetensors")
-    tokens = found["tokens"].sum()
-    assert float(found["loss"].sum() / tokens) == pytest.approx(run.test.loss)
-    assert float(found["hits"].sum() / tokens) == pytest.approx(run.test.accuracy)
+    tensors = load_file(tmp_path / "run" / "predictions.safetensors")
+    tokens = tensors["tokens"].sum()
+    assert float(tensors["loss"].sum() / tokens) == pytest.approx(run.test.loss)
+    assert float(tensors["hits"].sum() / tokens) == pytest.approx(run.test.accuracy)
 
 
 class Byte(Router):
@@ -223,11 +223,11 @@ def test_the_trainer_takes_the_losses_of_routers(tmp_path: Path) -> None:
     model = Aux(llama().config)
     rows = Rows((6,) * 8)
     losses: list[float] = []
-    own = trainer_loss(model)
+    loss_of_trainer = trainer_loss(model)
 
     def noted(*args: Any, **kwargs: Any) -> Tensor:
-        losses.append(float((found := own(*args, **kwargs)).detach()))
-        return found
+        losses.append(float((loss := loss_of_trainer(*args, **kwargs)).detach()))
+        return loss
 
     arguments = TrainingArguments(
         output_dir=str(tmp_path), per_device_train_batch_size=4, gradient_accumulation_steps=2,
@@ -238,7 +238,7 @@ def test_the_trainer_takes_the_losses_of_routers(tmp_path: Path) -> None:
     plain = evaluate(model, rows)
     assert isinstance(plain, TokenMetrics)
     with refused(ConfigError, what="labels of a batch"):
-        own({"logits": torch.zeros(1, 2)}, None)
+        loss_of_trainer({"logits": torch.zeros(1, 2)}, None)
     # two parts of one step, each with its share of both losses
     assert sum(losses) == pytest.approx(plain.loss + 0.5, rel=1e-4)
 
@@ -272,10 +272,10 @@ def test_a_part_without_a_labelled_token_leaves_the_accuracy_a_number() -> None:
 
     data = Half((4, 4))
     run = intarsia.fit(llama(), data, epochs=1, batch_size=2, accumulate=2, lr=0.0)
-    first, found = run.history[0], evaluate(llama(), data)
-    assert isinstance(found, TokenMetrics)
-    assert first["accuracy"] == pytest.approx(found.accuracy)
-    assert first["loss"] == pytest.approx(found.loss, rel=1e-5)
+    first, metrics = run.history[0], evaluate(llama(), data)
+    assert isinstance(metrics, TokenMetrics)
+    assert first["accuracy"] == pytest.approx(metrics.accuracy)
+    assert first["loss"] == pytest.approx(metrics.loss, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -303,12 +303,12 @@ def test_padding_counts_in_no_deep_alignment() -> None:
         layer.self_attn.attention_dropout = 0.5
     model.train()
     x, y = Reader(Rows((3, 9)), seed=0)[(0, (0, 1))]
-    seen: list[Tensor] = []
-    hook = model.model.layers[0].register_forward_hook(lambda _m, _x, out: seen.append(out))
-    found = two_pass(model, x, Tokens().loss_of((x, y)), deep=1.0)
+    outputs: list[Tensor] = []
+    hook = model.model.layers[0].register_forward_hook(lambda _m, _x, out: outputs.append(out))
+    result = two_pass(model, x, Tokens().loss_of((x, y)), deep=1.0)
     hook.remove()
-    one, two = seen[0].chunk(2)
+    first, second = outputs[0].chunk(2)
     real = torch.tensor([[1] * 3 + [0] * 6, [1] * 9]).bool()
-    assert not torch.equal(one[~real], two[~real])
-    want = (one - two)[real].square().mean()
-    torch.testing.assert_close(found.parts["deep"], want, rtol=1e-5, atol=0)
+    assert not torch.equal(first[~real], second[~real])
+    want = (first - second)[real].square().mean()
+    torch.testing.assert_close(result.parts["deep"], want, rtol=1e-5, atol=0)

@@ -24,10 +24,10 @@ LABELS = np.array([0, 0, 0, 1, 2, 2])
 
 
 def test_balanced_classes_count_the_same() -> None:
-    found = weights_of("balanced", None, LABELS)
-    shares = np.bincount(LABELS) * np.array(found)
+    weights = weights_of("balanced", None, LABELS)
+    shares = np.bincount(LABELS) * np.array(weights)
     assert np.allclose(shares, len(LABELS) / 3)  # every class in all, and 1 a sample in the mean
-    assert weights_of("balanced", "abc", LABELS) == found
+    assert weights_of("balanced", "abc", LABELS) == weights
 
 
 def test_weights_by_name_are_in_the_order_of_the_classes() -> None:
@@ -40,15 +40,17 @@ def test_weights_by_name_are_in_the_order_of_the_classes() -> None:
 def test_it_is_the_mean_of_weighted_samples(smoothing: float) -> None:
     logits, labels = torch.randn(7, 3, dtype=torch.float64), torch.tensor([0, 2, 1, 1, 0, 2, 2])
     loss = WeightedCrossEntropy((0.5, 1.0, 3.0), smoothing)
-    each = [
+    losses = [
         (0.5, 1.0, 3.0)[int(y)] * F.cross_entropy(z[None], y[None], label_smoothing=smoothing)
         for z, y in zip(logits, labels, strict=True)
     ]
-    assert torch.allclose(loss(logits, labels), torch.stack(each).mean())
+    assert torch.allclose(loss(logits, labels), torch.stack(losses).mean())
     parts = 3 * loss(logits[:3], labels[:3]) + 4 * loss(logits[3:], labels[3:])
     assert torch.allclose(parts / 7, loss(logits, labels))  # so that accumulation changes nothing
-    same = WeightedCrossEntropy((1.0, 1.0, 1.0), smoothing)(logits, labels)
-    assert torch.allclose(same, F.cross_entropy(logits, labels, label_smoothing=smoothing))
+    loss_of_equals = WeightedCrossEntropy((1.0, 1.0, 1.0), smoothing)(logits, labels)
+    assert torch.allclose(
+        loss_of_equals, F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    )
 
 
 def test_a_weight_moves_what_is_learned() -> None:
@@ -64,7 +66,7 @@ def test_a_weight_moves_what_is_learned() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "error", "want"),
+    ("weights", "error", "want"),
     [
         ("a", ConfigError, "balanced, or a number for each name, once: a=1,b=2"),
         ("a=1,a=2", ConfigError, "balanced, or a number for each name, once: a=1,b=2"),
@@ -73,9 +75,9 @@ def test_a_weight_moves_what_is_learned() -> None:
         ([1.0, float("nan")], ConfigError, "above 0"),
     ],
 )
-def test_weights_that_cannot_be(asked: Any, error: type[Exception], want: str) -> None:
+def test_weights_that_cannot_be(weights: Any, error: type[Exception], want: str) -> None:
     with refused(error, want=want):
-        Recipe(class_weights=asked)
+        Recipe(class_weights=weights)
 
 
 def test_weights_that_do_not_fit_the_data() -> None:

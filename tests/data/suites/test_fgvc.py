@@ -50,7 +50,7 @@ def test_each_set_in_its_layout(
 ) -> None:
     root = vpt(task, folder, images)
     parts = suites.read(f"fgvc/{task}")
-    assert {part: len(found) for part, found in parts.items()} == COUNTS
+    assert {part: len(image_set) for part, image_set in parts.items()} == COUNTS
     assert parts["train"].classes == ("2", "5", "900")
     assert parts["test"].labels.tolist() == [1, 0, 2, 1, 0, 2]
     assert parts["val"].images[2] == root / images / "900.Bird one/val 2.png"
@@ -78,8 +78,8 @@ def test_a_published_fraction_is_used(vpt: Callable[..., Path]) -> None:
     assert [data.train.images[i] for i in range(2)] == [root / "images" / name for name in small]
     assert data.train.labels.tolist() == [0, 2]  # the labels of the whole training part
     assert len(data.val or ()) == 3 and len(data.test) == 6
-    said = "FGVC, train_0.1.json, in place of train"
-    assert data.record["kept"] == {"fraction": 0.1, "published": True, "from": said}
+    source = "FGVC, train_0.1.json, in place of train"
+    assert data.record["kept"] == {"fraction": 0.1, "published": True, "from": source}
     assert data.record["parts"]["train"]["source"] == "FGVC, train_0.1.json"
 
 

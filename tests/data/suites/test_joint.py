@@ -44,11 +44,11 @@ def _pairs(images: ImageSet, prefix: str = "") -> list[tuple[bytes, str]]:
     ]
 
 
-@given(made=TASKS)
-def test_every_picture_keeps_its_class(made: list[tuple[dict[str, int], int, bool]]) -> None:
+@given(drawn=TASKS)
+def test_every_picture_keeps_its_class(drawn: list[tuple[dict[str, int], int, bool]]) -> None:
     tasks = {
         f"t{i}": _task(f"t{i}", sizes, classes, seed=i, lists=lists)
-        for i, (sizes, classes, lists) in enumerate(made)
+        for i, (sizes, classes, lists) in enumerate(drawn)
     }
     joined = joint(tasks)
     all_have_val = all("val" in parts for parts in tasks.values())

@@ -32,8 +32,8 @@ def made(case: str) -> nn.Module:
     return intarsia.upcycle(model, intarsia.TopK(3)).eval() if case == "qmoe" else model
 
 
-def pack(case: str, **more: Any) -> nn.Module:
-    return intarsia.compress(made(case), CASES[case][0], rows(), force=True, **more)
+def pack(case: str, **settings: Any) -> nn.Module:
+    return intarsia.compress(made(case), CASES[case][0], rows(), force=True, **settings)
 
 
 def die() -> None:
@@ -56,9 +56,9 @@ def pack_and_die(case: str, out: Path, write: int) -> None:
     pack(case, out=out)
 
 
-def same(one: nn.Module, other: nn.Module) -> bool:
-    states = one.state_dict(), other.state_dict()
-    plans = [[s.plan.decided for s in steps_of(m)] for m in (one, other)]
+def same(first: nn.Module, second: nn.Module) -> bool:
+    states = first.state_dict(), second.state_dict()
+    plans = [[s.plan.decided for s in steps_of(m)] for m in (first, second)]
     equal = all(torch.equal(t, states[1][n]) for n, t in states[0].items())
     return equal and len(states[0]) == len(states[1]) and plans[0] == plans[1]
 
@@ -77,10 +77,10 @@ def main(folder: Path) -> None:
                     os._exit(3)
             _, status = os.waitpid(child, 0)
             killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-            told: list[str] = []
-            again = pack(case, out=out, resume=True, progress=told.append)
-            found = "same" if same(again, want) else "other"
-            print(f"{'killed' if killed else status},{found},{len(told)}", flush=True)
+            messages: list[str] = []
+            again = pack(case, out=out, resume=True, progress=messages.append)
+            verdict = "same" if same(again, want) else "other"
+            print(f"{'killed' if killed else status},{verdict},{len(messages)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -36,9 +36,9 @@ def prune_and_die(out: Path, write: int) -> None:
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    whole = llama()
-    intarsia.sparsify(whole, METHOD, rows())
-    want = whole.state_dict()
+    unstopped = llama()
+    intarsia.sparsify(unstopped, METHOD, rows())
+    want = unstopped.state_dict()
     for write in (1, 2, 5, 7):  # of two a block; 7: after all of them
         out = folder / str(write)
         child = os.fork()
@@ -48,8 +48,8 @@ def main(folder: Path) -> None:
         killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
         again = llama()
         intarsia.sparsify(again, METHOD, rows(), out=out, resume=True)
-        same = all(torch.equal(t, want[n]) for n, t in again.state_dict().items())
-        print(f"{'killed' if killed else status},{'same' if same else 'other bits'}", flush=True)
+        equal = all(torch.equal(t, want[n]) for n, t in again.state_dict().items())
+        print(f"{'killed' if killed else status},{'same' if equal else 'other bits'}", flush=True)
 
 
 if __name__ == "__main__":

@@ -75,13 +75,13 @@ def rows(count: int = 8, length: int = 32) -> list[dict[str, Tensor]]:
 
 def padded() -> list[dict[str, Tensor]]:
     """Two batches, of which the second half of some rows is padding."""
-    found: list[dict[str, Tensor]] = []
+    batches: list[dict[str, Tensor]] = []
     for seed in (1, 2):
         ids = torch.randint(64, (4, 32), generator=seeded(seed))
         mask = torch.ones_like(ids)
         mask[0, 20:] = 0
-        found.append({"input_ids": ids, "attention_mask": mask})
-    return found
+        batches.append({"input_ids": ids, "attention_mask": mask})
+    return batches
 
 
 def pictures() -> list[Tensor]:

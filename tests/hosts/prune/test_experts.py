@@ -50,32 +50,32 @@ def test_an_expert_is_pruned_by_the_tokens_routed_to_it(kind: str) -> None:
     owner, stop = experts_of(model)
     names = {n for n, m in stop.layers.items() if m.index is not None}
     assert len(names) == 4 * (3 if kind == "mixture" else 2)
-    taken: list[tuple[Tensor, Tensor, Tensor]] = []
+    pairs: list[tuple[Tensor, Tensor, Tensor]] = []
     if kind == "mixture":
-        own = owner.mix
+        plain_mix = owner.mix
 
         def mix(x: Tensor, routing: Any) -> Tensor:
-            taken.append((x, routing.token, routing.expert))
-            return own(x, routing)
+            pairs.append((x, routing.token, routing.expert))
+            return plain_mix(x, routing)
 
         owner.mix = mix
     else:
 
         def hook(_: Any, args: Any) -> None:
-            x, chosen = args[0].reshape(-1, 32), args[1]
-            token = torch.arange(len(x)).repeat_interleave(chosen.shape[-1])
-            taken.append((x, token, chosen.flatten()))
+            x, experts = args[0].reshape(-1, 32), args[1]
+            token = torch.arange(len(x)).repeat_interleave(experts.shape[-1])
+            pairs.append((x, token, experts.flatten()))
 
         owner.register_forward_pre_hook(hook)
     batch = padded()[0]
-    with torch.no_grad(), seeing(stop.layers, {"square"}) as seen:
-        seen.mask = batch["attention_mask"].bool()
+    with torch.no_grad(), seeing(stop.layers, {"square"}) as statistics:
+        statistics.mask = batch["attention_mask"].bool()
         model(**batch)
     real = batch["attention_mask"].bool().flatten()
     for name in names:
         m = stop.layers[name]
         squares, count = torch.zeros(m.read().shape[1], dtype=torch.float64), 0
-        for x, token, expert in taken:
+        for x, token, expert in pairs:
             for t, e in zip(token.tolist(), expert.tolist(), strict=True):  # pair by pair
                 if e == m.index and real[t]:
                     row = x[t : t + 1].detach()
@@ -83,10 +83,10 @@ def test_an_expert_is_pruned_by_the_tokens_routed_to_it(kind: str) -> None:
                     squares += row[0].double().square()
                     count += 1
         if not count:
-            assert name not in seen.found
+            assert name not in statistics.found
             continue
-        assert seen.found[name].count == count
-        assert_close(seen.found[name].mean_square, squares / count, rtol=1e-4, atol=1e-7)
+        assert statistics.found[name].count == count
+        assert_close(statistics.found[name].mean_square, squares / count, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("kind", ["mixture", "Mixtral", "GptOss"])
@@ -94,13 +94,13 @@ def test_hidden_units_are_what_the_second_matrix_reads(kind: str) -> None:
     owner, stop = experts_of(mixture() if kind == "mixture" else fused(kind))
     down = next(m for m in stop.layers.values() if m.index == 2 and "down" in m.name)
     x = torch.randn(5, 32, generator=seeded())
-    chosen = torch.full((5,), 2)
+    experts = torch.full((5,), 2)
     with torch.no_grad():
         got = _hidden(owner, x, 2) @ down.read().T
         if kind == "mixture":
-            want = owner(x, chosen)
+            want = owner(x, experts)
         else:
-            want = owner(x, chosen[:, None], torch.ones(5, 1))
+            want = owner(x, experts[:, None], torch.ones(5, 1))
             if owner.has_bias:
                 want = want - owner.down_proj_bias[2]
     assert_close(got, want, rtol=1e-4, atol=1e-6)
@@ -112,8 +112,8 @@ def test_a_mixture_keeps_its_router_and_its_dead_expert() -> None:
     up, routing = block.experts.up.detach().clone(), block.routing
 
     def without(x: Tensor) -> Any:
-        found = routing(x)
-        return keep_pairs(found, found.expert != 3)
+        pairs = routing(x)
+        return keep_pairs(pairs, pairs.expert != 3)
 
     block.routing = without
     before = {n: p.detach().clone() for n, p in block.router.named_parameters()}
@@ -121,8 +121,8 @@ def test_a_mixture_keeps_its_router_and_its_dead_expert() -> None:
     dead = {row["layer"] for row in done.table if "told" in row}
     assert dead == {f"model.layers.0.mlp.experts.{n}.3" for n in ("up", "gate", "down")}
     assert torch.equal(block.experts.up[3], up[3])
-    kept = (block.experts.up[:3] != 0).sum((1, 2)).tolist()
-    assert kept == [32 * 48 // 2] * 3
+    counts = (block.experts.up[:3] != 0).sum((1, 2)).tolist()
+    assert counts == [32 * 48 // 2] * 3
     assert all(torch.equal(p, before[n]) for n, p in block.router.named_parameters())
 
 
@@ -203,22 +203,22 @@ def test_gpt2_is_pruned_along_its_inputs() -> None:
 def live_bytes() -> int:
     gc.collect()
     plain = (Tensor, nn.Parameter)  # a graph of another test may have left some without numbers
-    found = [t for t in gc.get_objects() if type(t) in plain and t.device.type == "cpu"]
-    return sum({t.data_ptr(): t.untyped_storage().nbytes() for t in found}.values())
+    tensors = [t for t in gc.get_objects() if type(t) in plain and t.device.type == "cpu"]
+    return sum({t.data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
 def test_a_walk_with_a_folder_holds_no_second_copy(tmp_path: Path) -> None:
     peaks: dict[bool, int] = {}
     for on_disk in (False, True):
-        model, most = llama(4), [0]
+        model, peak = llama(4), [0]
         start = live_bytes()
 
-        def report(_: str, most: list[int] = most) -> None:
-            most[0] = max(most[0], live_bytes())
+        def report(_: str, peak: list[int] = peak) -> None:
+            peak[0] = max(peak[0], live_bytes())
 
         out = tmp_path / "walk" if on_disk else None
         intarsia.sparsify(model, intarsia.sparse.Magnitude(0.5), out=out, progress=report)
-        peaks[on_disk] = most[0] - start
+        peaks[on_disk] = peak[0] - start
     blocks = sum(m.stored.nbytes for s in stops_of(llama(4), ()) for m in s.layers.values())
     assert peaks[False] >= blocks > 4 * max(1, peaks[True])
     assert not list((tmp_path / "walk").glob("before-*"))
@@ -233,20 +233,20 @@ def test_a_real_layers_mask_is_that_of_the_published_rule() -> None:
     layer = model.model.layers[0].mlp.down_proj
     dense = layer.weight.detach().double().clone()
     batch = torch.randint(49_152, (8, 32), generator=seeded())
-    taken: list[Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda _, args: taken.append(args[0].double()))
+    inputs: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0].double()))
     with torch.no_grad():
         model.model(batch)
     handle.remove()
     intarsia.sparsify(model, intarsia.Wanda(0.4), [batch], layers=["layers.0.mlp.down_proj"])
-    x = taken[0].reshape(-1, dense.shape[1])
+    x = inputs[0].reshape(-1, dense.shape[1])
     metric = dense.abs() * x.square().sum(0).sqrt()  # ||x_j||_2 over all tokens
     gone = int(dense.shape[1] * (1 - 0.4))  # as the authors' code counts
     want = torch.ones_like(dense, dtype=torch.bool)
     for i, row in enumerate(metric):
         want[i, row.sort(stable=True).indices[:gone]] = False
-    kept = layer.weight.detach() != 0
-    kept |= (dense == 0) & want  # a kept weight that was 0 before cannot be told
+    nonzero = layer.weight.detach() != 0
+    nonzero |= (dense == 0) & want  # a kept weight that was 0 before cannot be told
     # two scores within float32's rounding may change places
-    assert int((kept != want).sum()) <= 1e-4 * want.numel()
-    assert bool((layer.weight.double()[kept] == dense[kept]).all())
+    assert int((nonzero != want).sum()) <= 1e-4 * want.numel()
+    assert bool((layer.weight.double()[nonzero] == dense[nonzero]).all())

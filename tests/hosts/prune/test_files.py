@@ -42,8 +42,8 @@ def opened(folder: Path) -> dict[str, Tensor]:
     return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True).state_dict()
 
 
-def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
-    return one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
 
 
 def test_a_dense_folder_opens_with_its_zeros(tmp_path: Path) -> None:
@@ -91,8 +91,8 @@ def test_an_old_folder_of_compressed_tensors_opens(tmp_path: Path) -> None:
     (old / "config.json").write_text(json.dumps(config))
     (old / "code.py").write_text("raise SystemExit")
     intarsia.sparse.convert_sparse(old, tmp_path / "new")
-    found = load_file(tmp_path / "new" / "model.safetensors")
-    assert same(found, {"a.weight": w, "b.weight": half, "c.bias": torch.ones(2)})
+    tensors = load_file(tmp_path / "new" / "model.safetensors")
+    assert same(tensors, {"a.weight": w, "b.weight": half, "c.bias": torch.ones(2)})
     assert json.loads((tmp_path / "new" / "config.json").read_text()) == {"model_type": "llama"}
     assert not (tmp_path / "new" / "code.py").exists()
     # damage
@@ -126,8 +126,8 @@ def test_an_old_folder_of_compressed_tensors_opens(tmp_path: Path) -> None:
 def test_a_folder_without_a_shard_is_refused(tmp_path: Path) -> None:
     llama(2).save_pretrained(tmp_path / "old", max_shard_size="20KB")
     shards = sorted((tmp_path / "old").glob("*.safetensors"))
-    whole = read_folder(tmp_path / "old")
-    assert len(shards) > 1 and whole.keys() <= llama(2).state_dict().keys()
+    weights = read_folder(tmp_path / "old")
+    assert len(shards) > 1 and weights.keys() <= llama(2).state_dict().keys()
     shards[0].unlink()
     for reads in (
         lambda: intarsia.sparse.convert_sparse(tmp_path / "old", tmp_path / "new"),
@@ -151,19 +151,19 @@ def test_a_damaged_configuration_is_refused(text: str, tmp_path: Path) -> None:
 
 
 def test_folders_with_bitmasks_are_averaged_as_their_models(tmp_path: Path) -> None:
-    one, two = sparse(), sparse()
+    first, second = sparse(), sparse()
     with torch.no_grad():
-        for p in two.parameters():
+        for p in second.parameters():
             p.mul_(1.5)
-    other = llama(2)
+    third = llama(2)
     with torch.no_grad():
-        other.model.layers[0].mlp.up_proj.weight[:, ::2] = 0
-    for name, model in (("one", one), ("two", two), ("other", other)):
+        third.model.layers[0].mlp.up_proj.weight[:, ::2] = 0
+    for name, model in (("one", first), ("two", second), ("other", third)):
         intarsia.sparse.save_sparse(model, tmp_path / name, layout="bitmask")
-    found = intarsia.soup([tmp_path / "one", tmp_path / "two"])
-    state = one.state_dict()
-    assert found.keys() <= state.keys()
-    for name, tensor in found.items():
+    mean = intarsia.soup([tmp_path / "one", tmp_path / "two"])
+    state = first.state_dict()
+    assert mean.keys() <= state.keys()
+    for name, tensor in mean.items():
         torch.testing.assert_close(tensor, 1.25 * state[name])
     with refused(ConfigError, got="they differ in 768 places of model.layers.0.mlp.down_proj"):
         intarsia.soup([tmp_path / "one", tmp_path / "other"])
@@ -198,10 +198,10 @@ def test_an_adapter_folds_into_a_sparse_weight_with_its_zeros_or_not_at_all() ->
     with refused(FoldError, what="fold 'blocks.0.attn.qkv'"):
         intarsia.fold(adapted)
     lines: list[str] = []
-    kept = intarsia.fold(adapted, keep_zeros=True, report=lines.append)
+    folded = intarsia.fold(adapted, keep_zeros=True, report=lines.append)
     filled = intarsia.fold(adapted, keep_zeros=False, report=lines.append)
     assert "largest output difference" in lines[0]
-    for name, p in kept.named_parameters():
+    for name, p in folded.named_parameters():
         if "attn.qkv.weight" in name:
             before = model.get_parameter(name.replace("qkv.", "qkv.base_layer."))
             assert not p[before == 0].any() and not torch.equal(p, before)
@@ -228,12 +228,12 @@ def test_pack_quantized_opens_in_transformers_to_the_bit(tmp_path: Path) -> None
     model = sparse()
     ids = torch.randint(64, (2, 16), generator=torch.Generator().manual_seed(0))
     intarsia.sparse.save_sparse(model, tmp_path / "int4", layout="pack-quantized")
-    found = AutoModelForCausalLM.from_pretrained(tmp_path / "int4").eval()
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "int4").eval()
     for layer in packable(model).values():
         layer.weight.data = rounded(layer.weight)
         assert float((layer.weight == 0).float().mean()) >= 0.5
     with torch.no_grad():
-        assert torch.equal(found(ids).logits, model(ids).logits)
+        assert torch.equal(loaded(ids).logits, model(ids).logits)
     intarsia.sparse.save_sparse(model, tmp_path / "dense")
     size = {n: (tmp_path / n / "model.safetensors").stat().st_size for n in ("int4", "dense")}
     assert size["int4"] < 0.7 * size["dense"]
@@ -257,19 +257,19 @@ def test_codes_of_gqsa_are_written_as_they_are(tmp_path: Path) -> None:
         codes = layer.weight / scale
         assert torch.equal(codes, codes.round()) and -8 <= int(codes.min()) <= int(codes.max()) <= 7
     for wrong in (intarsia.sparse.Gqsa(density=0.75, start="rtn", tuning=UNTRAINED), Bitmask()):
-        other = intarsia.compress(llama(2), wrong, rows(), force=True)
+        unfit = intarsia.compress(llama(2), wrong, rows(), force=True)
         with refused(TargetError, what="packed layer 'model.layers.0.self_attn.q_proj'"):
-            packable(other)
+            packable(unfit)
     pytest.importorskip("compressed_tensors", reason="needs intarsia[hf-int4]")
     from transformers import AutoModelForCausalLM
 
     intarsia.sparse.save_sparse(model, tmp_path / "int4", layout="pack-quantized")
-    found = AutoModelForCausalLM.from_pretrained(tmp_path / "int4").eval()
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "int4").eval()
     ids = torch.randint(64, (2, 16), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        torch.testing.assert_close(found(ids).logits, model(ids).logits)
+        torch.testing.assert_close(loaded(ids).logits, model(ids).logits)
     for path, layer in layers.items():  # unpacked by the first forward
-        assert torch.equal(found.get_submodule(path).weight, layer.weight), path
+        assert torch.equal(loaded.get_submodule(path).weight, layer.weight), path
 
 
 def test_a_folder_is_converted_to_pack_quantized(tmp_path: Path) -> None:
@@ -280,8 +280,10 @@ def test_a_folder_is_converted_to_pack_quantized(tmp_path: Path) -> None:
     )
     intarsia.sparse.convert_sparse(tmp_path / "bits", tmp_path / "int4", layout="pack-quantized")
     intarsia.sparse.save_sparse(model, tmp_path / "want", layout="pack-quantized")
-    found, want = (load_file(tmp_path / n / "model.safetensors") for n in ("int4", "want"))
-    assert found.keys() == want.keys() and all(torch.equal(t, want[n]) for n, t in found.items())
+    converted, want = (load_file(tmp_path / n / "model.safetensors") for n in ("int4", "want"))
+    assert converted.keys() == want.keys() and all(
+        torch.equal(t, want[n]) for n, t in converted.items()
+    )
     assert json.loads((tmp_path / "int4" / "own.json").read_text()) == {"a": 1}
 
 

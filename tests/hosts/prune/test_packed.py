@@ -40,8 +40,8 @@ def test_another_walk_is_not_gone_on_with(tmp_path: Path) -> None:
     with refused(
         ConfigError, CheckpointError, what="checkpoint of another run, settings.density", got=0.5
     ):
-        other = intarsia.sparse.Gqsa(density=0.5, start="rtn", tuning=UNTRAINED)
-        intarsia.compress(llama(2), other, rows(), force=True, out=out, resume=True)
+        method = intarsia.sparse.Gqsa(density=0.5, start="rtn", tuning=UNTRAINED)
+        intarsia.compress(llama(2), method, rows(), force=True, out=out, resume=True)
     block = out / "block-001.safetensors"
     block.write_bytes(block.read_bytes()[:-1] + b"x")
     with refused(CheckpointError, got="other bytes than were written"):

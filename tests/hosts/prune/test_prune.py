@@ -41,13 +41,13 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], list[Any], type]] = {
 def naive(model: nn.Module, method: Pruner, batches: list[Any], seed: int = 0) -> None:
     """Whole forwards of the model as it is by then, once for each block."""
     for stop in stops_of(model, method.layers):
-        with seeing(stop.layers, method.needs) as seen, torch.no_grad():
+        with seeing(stop.layers, method.needs) as statistics, torch.no_grad():
             for batch in batches:
-                seen.mask = mask_of(batch)
-                given = inputs_of(batch)
-                model(**given) if isinstance(given, dict) else model(given)
+                statistics.mask = mask_of(batch)
+                inputs = inputs_of(batch)
+                model(**inputs) if isinstance(inputs, dict) else model(inputs)
         for name, layer in stop.layers.items():
-            _, new = method.edit(name, layer.read(), seen.found[name], torch.Generator())
+            _, new = method.edit(name, layer.read(), statistics.found[name], torch.Generator())
             layer.write(new)
 
 
@@ -122,20 +122,20 @@ def test_two_of_four_and_errors_of_each_layer() -> None:
 
 
 def test_rows_become_batches() -> None:
-    found = batched([*rows(10), *rows(3, 40)], size=8)
-    shapes = [tuple(b["input_ids"].shape) for b in found]
-    assert shapes == [(8, 32), (2, 32), (3, 40)] and "labels" not in found[0]
+    batches = batched([*rows(10), *rows(3, 40)], size=8)
+    shapes = [tuple(b["input_ids"].shape) for b in batches]
+    assert shapes == [(8, 32), (2, 32), (3, 40)] and "labels" not in batches[0]
     assert [len(b) for b in batched(torch.zeros(10, 3, 4, 4), size=8)] == [8, 2]
     assert batched(pictures())[0].shape == (6, 3, 32, 32)
 
 
 def test_a_data_loader_gives_batches() -> None:
-    found = [llama(1), llama(1)]
+    models = [llama(1), llama(1)]
     loader = DataLoader([{"input_ids": row["input_ids"]} for row in rows(10)], batch_size=5)
-    intarsia.sparsify(found[0], intarsia.Wanda(0.5), loader)
-    intarsia.sparsify(found[1], intarsia.Wanda(0.5), list(loader))
-    one, two = (model.state_dict() for model in found)
-    assert all(torch.equal(t, two[n]) for n, t in one.items())
+    intarsia.sparsify(models[0], intarsia.Wanda(0.5), loader)
+    intarsia.sparsify(models[1], intarsia.Wanda(0.5), list(loader))
+    state, two = (model.state_dict() for model in models)
+    assert all(torch.equal(t, two[n]) for n, t in state.items())
     pairs = batched(DataLoader(TensorDataset(torch.zeros(6, 3, 8, 8), torch.zeros(6)), 4))
     assert [tuple(x.shape) for x in pairs] == [(4, 3, 8, 8), (2, 3, 8, 8)]
 
@@ -179,18 +179,18 @@ def test_a_layer_that_no_row_reaches_stays_dense_and_is_told() -> None:
     model.model.layers[1].mlp = Dead(model.model.layers[1].mlp)
     lines: list[str] = []
     done = intarsia.sparsify(model, intarsia.Wanda(0.5), rows(), progress=lines.append)
-    told = {row["layer"]: row["told"] for row in done.table if "told" in row}
-    assert told == {"model.layers.1.mlp.expert": "no calibration row reached it; it stays dense"}
+    notes = {row["layer"]: row["told"] for row in done.table if "told" in row}
+    assert notes == {"model.layers.1.mlp.expert": "no calibration row reached it; it stays dense"}
     assert "mlp.expert: no calibration row" in lines[1] and "mlp.expert" in str(done)
     assert bool((model.model.layers[1].mlp.expert.weight != 0).all())
 
 
-def refused(error: type[Exception], match: str, method: Any = None, **given: Any) -> None:
-    model = given.pop("model", None) or llama()
-    calib = given.pop("calib", rows())
+def refused(error: type[Exception], match: str, method: Any = None, **settings: Any) -> None:
+    model = settings.pop("model", None) or llama()
+    calib = settings.pop("calib", rows())
     before = {n: t.clone() for n, t in model.state_dict().items()}
     with pytest.raises(error, match=match):
-        intarsia.sparsify(model, method or intarsia.Wanda(0.5), calib, **given)
+        intarsia.sparsify(model, method or intarsia.Wanda(0.5), calib, **settings)
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
 
 
@@ -262,15 +262,15 @@ def stopped(out: Path, after: int, method: Pruner) -> None:
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_a_walk_goes_on_with_the_same_bits(after: int, tmp_path: Path) -> None:
     method = intarsia.sparse.DSnoT(intarsia.SparseGPT(0.4))
-    whole, again = llama(), llama()
-    intarsia.sparsify(whole, method, rows())
+    unstopped, again = llama(), llama()
+    intarsia.sparsify(unstopped, method, rows())
     stopped(tmp_path, after, method)
     lines: list[str] = []
     done = intarsia.sparsify(
         again, method, rows(), out=tmp_path, resume=True, progress=lines.append
     )
     assert len(lines) == 3 - after and len(done.table) == 3 * 7
-    want = weights(whole)
+    want = weights(unstopped)
     assert all(torch.equal(t, want[n]) for n, t in weights(again).items())
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "block-000.safetensors", "block-001.safetensors", "block-002.safetensors",
@@ -281,24 +281,24 @@ def test_a_walk_goes_on_with_the_same_bits(after: int, tmp_path: Path) -> None:
 def test_a_folder_of_another_walk_or_with_damage_is_refused(tmp_path: Path) -> None:
     method = intarsia.Wanda(0.5)
     stopped(tmp_path, 2, method)
-    given: dict[str, Any] = {"out": tmp_path}
-    refused(ConfigError, "a folder with a walk in it", method, **given)
-    given["resume"] = True
-    refused(CheckpointError, "another run, settings.density", intarsia.Wanda(0.4), **given)
-    refused(CheckpointError, "another run, seed", method, seed=1, **given)
-    refused(CheckpointError, "another run, calibration", method, calib=rows()[::-1], **given)
+    settings: dict[str, Any] = {"out": tmp_path}
+    refused(ConfigError, "a folder with a walk in it", method, **settings)
+    settings["resume"] = True
+    refused(CheckpointError, "another run, settings.density", intarsia.Wanda(0.4), **settings)
+    refused(CheckpointError, "another run, seed", method, seed=1, **settings)
+    refused(CheckpointError, "another run, calibration", method, calib=rows()[::-1], **settings)
     block = tmp_path / "block-001.safetensors"
     raw = block.read_bytes()
     block.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
-    refused(CheckpointError, "block-001.*other bytes than were written", method, **given)
+    refused(CheckpointError, "block-001.*other bytes than were written", method, **settings)
     block.unlink()
-    refused(CheckpointError, "block-001.*FileNotFound", method, **given)
+    refused(CheckpointError, "block-001.*FileNotFound", method, **settings)
     block.write_bytes(raw)
     hidden = tmp_path / "hidden-001.safetensors"
     hidden.write_bytes(hidden.read_bytes()[:50])
-    refused(CheckpointError, "hidden-001", method, **given)
+    refused(CheckpointError, "hidden-001", method, **settings)
     (tmp_path / "walk.json").write_text("{")
-    refused(CheckpointError, "walk.json.*no record of a walk", method, **given)
+    refused(CheckpointError, "walk.json.*no record of a walk", method, **settings)
 
 
 def test_a_full_disk_leaves_the_walk_to_go_on(
@@ -318,10 +318,10 @@ def test_a_full_disk_leaves_the_walk_to_go_on(
     monkeypatch.setattr(progress, "save_file", full)
     refused(TrainingError, "hidden-001.*No space left", method, out=tmp_path)
     assert len(json.loads((tmp_path / "walk.json").read_text())["blocks"]) == 1
-    whole, again = llama(), llama()
-    intarsia.sparsify(whole, method, rows())
+    unstopped, again = llama(), llama()
+    intarsia.sparsify(unstopped, method, rows())
     intarsia.sparsify(again, method, rows(), out=tmp_path, resume=True)
-    want = weights(whole)
+    want = weights(unstopped)
     assert all(torch.equal(t, want[n]) for n, t in weights(again).items())
 
 

@@ -51,9 +51,9 @@ def test_damaged_files_and_other_models_are_refused(tmp_path: Path) -> None:
     net, path = model(), tmp_path / "a.safetensors"
     Masking(Dsl(0.2), net, 0)
     intarsia.sparse.save_tables(net, path)
-    for other in (model(films=40), nn.ModuleDict({"users": nn.Embedding(30, 16)})):
+    for wrong in (model(films=40), nn.ModuleDict({"users": nn.Embedding(30, 16)})):
         with pytest.raises(CheckpointError):
-            intarsia.sparse.load_tables(other, path)
+            intarsia.sparse.load_tables(wrong, path)
     stored = load_file(path)
     save_file({n: t for n, t in stored.items() if n != "films.weight.values"}, path, OPEN)
     seal_file(path)
@@ -90,8 +90,8 @@ def test_mapped_tables_are_views_of_the_file(
     assert mapped["films"].weight.is_meta and not mapped["mix"].weight.is_meta
     intarsia.sparse.load_tables(mapped, path, mapped=True)
     for name, value in usual.state_dict().items():
-        own = mapped.state_dict()[name]
-        assert own.dtype == value.dtype and torch.equal(own, value)
+        views = mapped.state_dict()[name]
+        assert views.dtype == value.dtype and torch.equal(views, value)
     maps = Path("/proc/self/maps")
     if maps.exists():
         text = maps.read_text()

@@ -45,7 +45,7 @@ def mixture() -> Any:
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A random mixture whose tokens are bytes, two LoRA, and a change that is no adapter."""
-    at = tmp_path_factory.mktemp("served")
+    root = tmp_path_factory.mktemp("served")
     words = {c: i for i, c in enumerate(["<end>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
     tokens = Tokenizer(models.BPE(vocab=words, merges=[]))
     tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -55,16 +55,16 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no such role') }}"
         "{% endif %}{{ m.role }}:{{ m.content }}\n{% endfor %}"
     )
-    mixture().save_pretrained(at / "mix")
-    fast.save_pretrained(at / "mix")
+    mixture().save_pretrained(root / "mix")
+    fast.save_pretrained(root / "mix")
     for seed, name in enumerate(("med", "law")):
         adapted = intarsia.adapt(mixture(), intarsia.Lora(rank=2))
         torch.manual_seed(seed)
         for weight in adapted.parameters():
             if weight.requires_grad:
                 torch.nn.init.normal_(weight)
-        intarsia.save(adapted, at / name)
-    return {path.name: path for path in at.iterdir()}
+        intarsia.save(adapted, root / name)
+    return {path.name: path for path in root.iterdir()}
 
 
 @pytest.fixture(scope="session")
@@ -89,20 +89,20 @@ class Running:
         self, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> tuple[int, Any]:
         """Status and JSON, or text."""
-        to = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         raw = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         json_of = {"content-type": "application/json"}
-        to.request("GET" if raw is None else "POST", path, raw, json_of | (headers or {}))
-        answer = to.getresponse()
+        connection.request("GET" if raw is None else "POST", path, raw, json_of | (headers or {}))
+        answer = connection.getresponse()
         text = answer.read().decode()
-        to.close()
+        connection.close()
         try:
             return answer.status, json.loads(text)
         except ValueError:
             return answer.status, text
 
-    def say(self, prompt: str, model: str = "mix", **more: Any) -> Any:
-        body = {"model": model, "prompt": prompt, "max_tokens": 8, **more}
+    def say(self, prompt: str, model: str = "mix", **options: Any) -> Any:
+        body = {"model": model, "prompt": prompt, "max_tokens": 8, **options}
         return self.ask("/v1/completions", body)
 
     def counts(self, name: str) -> float:
@@ -118,20 +118,20 @@ class Running:
 
 @pytest.fixture(scope="session")
 def server(opened: dict[str, ServedModel]) -> Iterator[Running]:
-    found = Running(opened, body=4000, tokens=64, at_once=4, queue=8)
-    yield found
-    found.end()
+    running = Running(opened, body=4000, tokens=64, at_once=4, queue=8)
+    yield running
+    running.end()
 
 
-def wanted(one: ServedModel, prompt: str, tokens: int = 8, **more: Any) -> str:
-    ids = one.tokenizer(prompt, return_tensors="pt")["input_ids"]
-    made = one.model.generate(
+def wanted(served: ServedModel, prompt: str, tokens: int = 8, **options: Any) -> str:
+    ids = served.tokenizer(prompt, return_tensors="pt")["input_ids"]
+    output = served.model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=tokens,
-        **({"do_sample": False} | more),
+        **({"do_sample": False} | options),
     )
-    return one.tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
+    return served.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
 
 
 def until(true: Any, seconds: float = 20.0) -> None:

@@ -28,18 +28,20 @@ HALF = b"POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-"
 
 
 def half_sent(port: int, raw: bytes = HALF, source: str = "127.0.0.2") -> socket.socket:
-    to = socket.create_connection(("127.0.0.1", port), timeout=20, source_address=(source, 0))
+    connection = socket.create_connection(
+        ("127.0.0.1", port), timeout=20, source_address=(source, 0)
+    )
     with contextlib.suppress(ConnectionError):  # it may be closed already
-        to.sendall(raw)
-    return to
+        connection.sendall(raw)
+    return connection
 
 
 def test_a_request_that_does_not_arrive_is_closed_with_408(opened: dict[str, ServedModel]) -> None:
-    found = Running(opened, arrival=0.3)
+    running = Running(opened, arrival=0.3)
     body = HALF + b"type: application/json\r\ncontent-length: 50\r\n\r\n{"
     try:
-        with half_sent(found.port) as head, half_sent(found.port, body) as part:
-            with socket.create_connection(("127.0.0.1", found.port), timeout=20) as silent:
+        with half_sent(running.port) as head, half_sent(running.port, body) as part:
+            with socket.create_connection(("127.0.0.1", running.port), timeout=20) as silent:
                 assert silent.recv(1000) == b"", "nothing was asked, and nothing is answered"
             for line in (head, part):
                 answer = http.client.HTTPResponse(line)
@@ -47,43 +49,43 @@ def test_a_request_that_does_not_arrive_is_closed_with_408(opened: dict[str, Ser
                 error = json.loads(answer.read())["error"]
                 assert answer.status == 408 and "0.3 seconds" in error["message"]
                 assert line.recv(1) == b"", "the connection is closed"
-        until(lambda: found.counts('requests_total{model="",status="408"}') == 2)
-        to = http.client.HTTPConnection("127.0.0.1", found.port, timeout=20)
+        until(lambda: running.counts('requests_total{model="",status="408"}') == 2)
+        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=20)
         for _ in range(2):  # a connection that is kept has its clock from the last answer
-            to.request("GET", "/health")
-            assert to.getresponse().read()
-        assert to.sock is not None and to.sock.recv(1) == b""
-        to.close()
+            connection.request("GET", "/health")
+            assert connection.getresponse().read()
+        assert connection.sock is not None and connection.sock.recv(1) == b""
+        connection.close()
     finally:
-        found.end()
+        running.end()
 
 
 def test_a_full_house_closes_the_oldest_idle_one_of_the_greediest_address(
     opened: dict[str, ServedModel],
 ) -> None:
-    found = Running(opened, at_once=2, queue=2, arrival=60)
-    found.app.connections.places = 12
+    running = Running(opened, at_once=2, queue=2, arrival=60)
+    running.app.connections.places = 12
     want = wanted(opened["mix"], "one")
     try:
         with contextlib.ExitStack() as open_lines:
-            kept = http.client.HTTPConnection("127.0.0.1", found.port, timeout=20)
-            kept.request("GET", "/health")
-            kept.getresponse().read()
-            first = open_lines.enter_context(half_sent(found.port))
-            lines = found.app.connections.open
+            idle = http.client.HTTPConnection("127.0.0.1", running.port, timeout=20)
+            idle.request("GET", "/health")
+            idle.getresponse().read()
+            first = open_lines.enter_context(half_sent(running.port))
+            lines = running.app.connections.open
             until(lambda: any(a[0] == "127.0.0.2" and lines[a].heard for a in tuple(lines)))
             for _ in range(40):
-                open_lines.enter_context(half_sent(found.port))
+                open_lines.enter_context(half_sent(running.port))
             assert first.recv(12) == b"HTTP/1.1 408"
             for _ in range(3):
-                status, said = found.say("one")
-                assert status == 200 and said["choices"][0]["text"] == want
-            kept.request("GET", "/health")  # an older one, of an address that holds one
-            assert kept.getresponse().status == 200
-            assert len(found.app.connections.open) <= 12
-            kept.close()
+                status, answer = running.say("one")
+                assert status == 200 and answer["choices"][0]["text"] == want
+            idle.request("GET", "/health")  # an older one, of an address that holds one
+            assert idle.getresponse().status == 200
+            assert len(running.app.connections.open) <= 12
+            idle.close()
     finally:
-        found.end()
+        running.end()
 
 
 class Wire:
@@ -146,9 +148,9 @@ def test_the_clock_stands_while_a_next_request_has_come() -> None:
 
 
 def test_counters_have_the_status_that_was_sent(opened: dict[str, ServedModel]) -> None:
-    found = Running(opened, tokens=64, at_once=4)
+    running = Running(opened, tokens=64, at_once=4)
     try:
-        asked: list[dict[str, Any]] = [
+        requests: list[dict[str, Any]] = [
             *({"stream": stream} for stream in (False, True) for _ in range(4)),
             {"n": 2},
             {"temperature": 1},
@@ -156,26 +158,26 @@ def test_counters_have_the_status_that_was_sent(opened: dict[str, ServedModel]) 
             {"model": "nobody"},
         ]
         with ThreadPoolExecutor(6) as pool:
-            statuses = list(pool.map(lambda more: found.say("one", **more)[0], asked))
+            statuses = list(pool.map(lambda request: running.say("one", **request)[0], requests))
         assert statuses == [200] * 10 + [400, 404]
-        until(lambda: found.counts('requests_total{model="mix",status="200"}') == 10)
-        assert found.counts('requests_total{model="mix",status="400"}') == 1
-        assert found.counts('requests_total{model="",status="404"}') == 1
-        assert not found.counts('requests_total{model="mix",status="499"}')
-        assert found.counts("generation_tokens_total") == 11 * 8
+        until(lambda: running.counts('requests_total{model="mix",status="200"}') == 10)
+        assert running.counts('requests_total{model="mix",status="400"}') == 1
+        assert running.counts('requests_total{model="",status="404"}') == 1
+        assert not running.counts('requests_total{model="mix",status="499"}')
+        assert running.counts("generation_tokens_total") == 11 * 8
     finally:
-        found.end()
+        running.end()
 
 
 @pytest.fixture
 def stuck(opened: dict[str, ServedModel]) -> Iterator[Running]:
     """A server that generates nothing until it is let go."""
-    found = Running(opened, tokens=64, at_once=3, drain=0.5, batching="none")
-    held = threading.Event()
-    found.app.generations.thread.submit(held.wait, 30)
-    yield found
-    held.set()
-    found.end()
+    running = Running(opened, tokens=64, at_once=3, drain=0.5, batching="none")
+    release = threading.Event()
+    running.app.generations.thread.submit(release.wait, 30)
+    yield running
+    release.set()
+    running.end()
 
 
 def test_a_drain_that_runs_out_is_told_to_those_it_cuts_off(stuck: Running) -> None:
@@ -185,21 +187,21 @@ def test_a_drain_that_runs_out_is_told_to_those_it_cuts_off(stuck: Running) -> N
         stream = pool.submit(stuck.ask, "/v1/chat/completions", chat)
         until(lambda: stuck.app.gate.running == 2)
         # a connection from before the end
-        kept = http.client.HTTPConnection("127.0.0.1", stuck.port, timeout=20)
-        kept.request("GET", "/health")
-        assert kept.getresponse().read()
+        idle = http.client.HTTPConnection("127.0.0.1", stuck.port, timeout=20)
+        idle.request("GET", "/health")
+        assert idle.getresponse().read()
         stuck.server.handle_exit(15, None)
         until(lambda: stuck.app.gate.ending)
         body = json.dumps({"model": "mix", "prompt": "one"})
-        kept.request("POST", "/v1/completions", body, {"content-type": "application/json"})
-        late = kept.getresponse()
+        idle.request("POST", "/v1/completions", body, {"content-type": "application/json"})
+        late = idle.getresponse()
         assert late.status == 503 and late.headers["connection"] == "close"
-        status, said = plain.result()
-        assert status == 503 and said["error"]["type"] == "server_error"
+        status, answer = plain.result()
+        assert status == 503 and answer["error"]["type"] == "server_error"
         status, text = stream.result()
         error = json.loads(text.split("data: ")[-1])["error"]
-        assert status == 200 and error["message"] == said["error"]["message"]
-        kept.close()
+        assert status == 200 and error["message"] == answer["error"]["message"]
+        idle.close()
     stuck.thread.join(20)
     assert not stuck.thread.is_alive() and stuck.app.gate.cut == 2
 
@@ -218,7 +220,7 @@ def test_a_client_s_mistake_is_one_line_in_the_log(
 
 
 def sent(server: Running) -> float:
-    """All answers with status 200, read past the server, which would count the look."""
+    """Count the answers with status 200 without asking the server, which would count that, too."""
     lines = server.app.counters.text().decode().splitlines()
     return sum(float(x.split()[-1]) for x in lines if "requests_total" in x and '="200"' in x)
 

@@ -43,15 +43,15 @@ def dense(**settings: Any) -> Any:
 @pytest.fixture(scope="module")
 def written(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of a stock model, of packed ones, and of an adapter."""
-    at = tmp_path_factory.mktemp("native")
+    root = tmp_path_factory.mktemp("native")
     tokenizer = AutoTokenizer.from_pretrained(folders["mix"])
-    dense().save_pretrained(at / "dense")
-    tokenizer.save_pretrained(at / "dense")
+    dense().save_pretrained(root / "dense")
+    tokenizer.save_pretrained(root / "dense")
     for name, form in (("int4", BlockInt(4)), ("int8", BlockInt(8)), ("bitmask", Bitmask("fp32"))):
         packed = intarsia.compress(dense(), form, force=True)
-        save_language_model(packed, at / name, tokenizer=tokenizer)
-    intarsia.save(intarsia.adapt(dense(), intarsia.Lora(rank=2)), at / "lora")
-    return {path.name: path for path in at.iterdir()}
+        save_language_model(packed, root / name, tokenizer=tokenizer)
+    intarsia.save(intarsia.adapt(dense(), intarsia.Lora(rank=2)), root / "lora")
+    return {path.name: path for path in root.iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +60,10 @@ def opened(written: dict[str, Path]) -> dict[str, ServedModel]:
     return open_models(sources)
 
 
-def by_torch(served: ServedModel, prompt: str, tokens: int, **more: Any) -> str:
+def by_torch(served: ServedModel, prompt: str, tokens: int, **options: Any) -> str:
     """The text of the model's own layers."""
     ids = served.tokenizer(prompt, return_tensors="pt")["input_ids"]
-    settings = {"max_new_tokens": tokens, "do_sample": False, **more}
+    settings = {"max_new_tokens": tokens, "do_sample": False, **options}
     mask = torch.ones_like(ids)
     generate = type(served.model).generate
     with native.using("off"):
@@ -76,19 +76,19 @@ def test_requests_that_join_and_leave_have_the_torch_path_s_texts(
     opened: dict[str, ServedModel], slots: int
 ) -> None:
     rng = random.Random(slots)
-    asked = [
+    requests = [
         (name, " ".join(rng.choices(WORDS, k=rng.randint(1, 20))), rng.randint(1, 17))
         for name in ("dense", "bitmask")
         for _ in range(6)
     ]
-    asked.append(("dense", "x" * (PIECE + 30), 5))  # read in two pieces, while others go on
+    requests.append(("dense", "x" * (PIECE + 30), 5))  # read in two pieces, while others go on
     server = Running(opened, at_once=slots, queue=64, tokens=64)
     try:
         with ThreadPoolExecutor(8) as pool:
-            answers = list(pool.map(lambda a: server.say(a[1], a[0], max_tokens=a[2]), asked))
-        for (name, prompt, count), (status, said) in zip(asked, answers, strict=True):
-            assert status == 200, said
-            assert said["choices"][0]["text"] == by_torch(opened[name], prompt, count)
+            answers = list(pool.map(lambda a: server.say(a[1], a[0], max_tokens=a[2]), requests))
+        for (name, prompt, count), (status, answer) in zip(requests, answers, strict=True):
+            assert status == 200, answer
+            assert answer["choices"][0]["text"] == by_torch(opened[name], prompt, count)
         batch: Any = server.app.generations.of["dense"].batch
         assert isinstance(batch, NativeBatch) and batch.slots == slots
         assert sorted(batch.free) == list(range(slots)) and not batch.running
@@ -109,10 +109,10 @@ def test_logits_of_slots_are_those_of_the_forward(opened: dict[str, ServedModel]
     for gone in (None, 2, 0):  # slots leave
         lengths.pop(gone, None)
         for _ in range(5):
-            logits = text.step([ids[s][at] for s, at in lengths.items()], list(lengths))
-            for row, (slot, at) in zip(logits, lengths.items(), strict=True):
-                torch.testing.assert_close(row, want[slot][at], atol=1e-5, rtol=1e-5)
-            lengths = {slot: at + 1 for slot, at in lengths.items()}
+            logits = text.step([ids[s][position] for s, position in lengths.items()], list(lengths))
+            for row, (slot, position) in zip(logits, lengths.items(), strict=True):
+                torch.testing.assert_close(row, want[slot][position], atol=1e-5, rtol=1e-5)
+            lengths = {slot: position + 1 for slot, position in lengths.items()}
 
 
 @pytest.mark.parametrize("name", ["int4", "int8"])
@@ -123,7 +123,7 @@ def test_an_answer_does_not_depend_on_the_others(opened: dict[str, ServedModel],
         alone = [server.say(p, name)[1]["choices"][0]["text"] for p in prompts]
         with ThreadPoolExecutor(6) as pool:
             together = list(pool.map(lambda p: server.say(p, name), prompts))
-        assert [said["choices"][0]["text"] for _, said in together] == alone
+        assert [answer["choices"][0]["text"] for _, answer in together] == alone
     finally:
         server.end()
 
@@ -131,7 +131,7 @@ def test_an_answer_does_not_depend_on_the_others(opened: dict[str, ServedModel],
 def test_draws_biases_penalties_and_probabilities_are_those_of_one_by_one(
     opened: dict[str, ServedModel],
 ) -> None:
-    asked = [
+    requests = [
         {"temperature": 1.4, "seed": 5},
         {"temperature": 0.9, "top_p": 0.7, "seed": 6, "n": 2},
         {"frequency_penalty": 1.5, "presence_penalty": 0.5},
@@ -143,11 +143,13 @@ def test_draws_biases_penalties_and_probabilities_are_those_of_one_by_one(
     for batching in ("continuous", "none"):
         server = Running(served, at_once=4, tokens=64, batching=batching)
         try:
-            with ThreadPoolExecutor(len(asked)) as pool:
-                said = [pool.submit(server.say, "one", "dense", **more) for more in asked]
-                answers = [future.result() for future in said]
+            with ThreadPoolExecutor(len(requests)) as pool:
+                futures = [
+                    pool.submit(server.say, "one", "dense", **request) for request in requests
+                ]
+                answers = [future.result() for future in futures]
             assert all(status == 200 for status, _ in answers)
-            results.append([said["choices"] for _, said in answers])
+            results.append([futures["choices"] for _, futures in answers])
             batch = server.app.generations.of["dense"].batch
             assert isinstance(batch, NativeBatch) == (batching == "continuous")
         finally:
@@ -179,8 +181,8 @@ def test_a_client_that_leaves_frees_its_slot_and_others_go_on(
         batch._draw_tokens = slow
         assert server.say("one", "dense", max_tokens=200)[0] == 504
         until(lambda: not batch.running)
-        status, said = server.say("two", "dense", max_tokens=4)
-        assert said["choices"][0]["text"] == by_torch(opened["dense"], "two", 4)
+        status, answer = server.say("two", "dense", max_tokens=4)
+        assert answer["choices"][0]["text"] == by_torch(opened["dense"], "two", 4)
     finally:
         server.end()
 
@@ -209,9 +211,9 @@ def test_an_adapter_keeps_the_torch_path_and_each_model_says_its_own(
     server = Running(opened, tokens=64)
     try:
         for name in opened:
-            status, said = server.say("one", name)
+            status, answer = server.say("one", name)
             assert status == 200
-            assert said["choices"][0]["text"] == by_torch(opened["dense"], "one", 8)
+            assert answer["choices"][0]["text"] == by_torch(opened["dense"], "one", 8)
         assert isinstance(server.app.generations.of["lora"].batch, StockBatch)
         assert isinstance(server.app.generations.of["dense"].batch, NativeBatch)
     finally:

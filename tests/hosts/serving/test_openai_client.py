@@ -30,12 +30,12 @@ HELLO: Any = [{"role": "user", "content": "Hi"}]
 @pytest.fixture
 def client(server: Running) -> Iterator[openai.OpenAI]:
     address = f"http://127.0.0.1:{server.port}/v1"
-    with openai.OpenAI(api_key="none", base_url=address, max_retries=0) as found:
-        yield found
+    with openai.OpenAI(api_key="none", base_url=address, max_retries=0) as opened_client:
+        yield opened_client
 
 
 def test_models(client: openai.OpenAI) -> None:
-    assert [one.id for one in client.models.list()] == ["mix", "med", "law"]
+    assert [listed.id for listed in client.models.list()] == ["mix", "med", "law"]
     assert client.models.retrieve("law").id == "law"
     with pytest.raises(openai.NotFoundError) as error:
         client.models.retrieve("a/b")
@@ -44,15 +44,19 @@ def test_models(client: openai.OpenAI) -> None:
 
 def test_completions(client: openai.OpenAI, opened: dict[str, ServedModel]) -> None:
     want = wanted(opened["mix"], "one")
-    asked: Any = {"model": "mix", "max_tokens": 8}
-    whole = client.completions.create(prompt=["one", "one"], n=2, logprobs=1, **asked)
-    assert [choice.text for choice in whole.choices] == [want] * 4
-    assert whole.usage is not None and whole.usage.completion_tokens == 32
-    told = whole.choices[0].logprobs
-    assert told is not None and told.top_logprobs is not None and len(told.top_logprobs) == 8
+    request: Any = {"model": "mix", "max_tokens": 8}
+    completion = client.completions.create(prompt=["one", "one"], n=2, logprobs=1, **request)
+    assert [choice.text for choice in completion.choices] == [want] * 4
+    assert completion.usage is not None and completion.usage.completion_tokens == 32
+    logprobs = completion.choices[0].logprobs
+    assert (
+        logprobs is not None
+        and logprobs.top_logprobs is not None
+        and len(logprobs.top_logprobs) == 8
+    )
     options: Any = {"include_usage": True}
     chunks = list(
-        client.completions.create(prompt="one", stream=True, stream_options=options, **asked)
+        client.completions.create(prompt="one", stream=True, stream_options=options, **request)
     )
     assert "".join(c.choices[0].text for c in chunks if c.choices) == want
     assert chunks[-1].usage is not None and chunks[-1].usage.completion_tokens == 8
@@ -61,17 +65,17 @@ def test_completions(client: openai.OpenAI, opened: dict[str, ServedModel]) -> N
 
 def test_chats(client: openai.OpenAI, opened: dict[str, ServedModel]) -> None:
     want = wanted(opened["med"], "user:Hi\n")
-    asked: Any = {"model": "med", "messages": HELLO, "max_completion_tokens": 8}
-    whole = client.chat.completions.create(logprobs=True, top_logprobs=2, **asked)
-    assert whole.choices[0].message.content == want
-    told = whole.choices[0].logprobs
-    assert told is not None and told.content is not None and len(told.content) == 8
-    chunks = list(client.chat.completions.create(stream=True, n=2, **asked))
+    request: Any = {"model": "med", "messages": HELLO, "max_completion_tokens": 8}
+    completion = client.chat.completions.create(logprobs=True, top_logprobs=2, **request)
+    assert completion.choices[0].message.content == want
+    logprobs = completion.choices[0].logprobs
+    assert logprobs is not None and logprobs.content is not None and len(logprobs.content) == 8
+    chunks = list(client.chat.completions.create(stream=True, n=2, **request))
     for index in (0, 1):
         deltas = [c.choices[0].delta for c in chunks if c.choices[0].index == index]
         assert deltas[0].role == "assistant"
         assert "".join(delta.content or "" for delta in deltas) == want
-    with client.chat.completions.stream(stop=want[4], **asked) as stream:
+    with client.chat.completions.stream(stop=want[4], **request) as stream:
         for _ in stream:
             pass
         last = stream.get_final_completion().choices[0]
@@ -80,18 +84,18 @@ def test_chats(client: openai.OpenAI, opened: dict[str, ServedModel]) -> None:
 
 def test_responses(client: openai.OpenAI, opened: dict[str, ServedModel]) -> None:
     want = wanted(opened["law"], "system:Be kind.\nuser:Hi\n")
-    asked: Any = {"model": "law", "instructions": "Be kind.", "max_output_tokens": 8}
-    whole = client.responses.create(input="Hi", **asked)
-    assert whole.output_text == want and whole.status == "incomplete"
-    assert whole.usage is not None and whole.usage.output_tokens == 8
-    events = list(client.responses.create(input="Hi", stream=True, **asked))
+    request: Any = {"model": "law", "instructions": "Be kind.", "max_output_tokens": 8}
+    response = client.responses.create(input="Hi", **request)
+    assert response.output_text == want and response.status == "incomplete"
+    assert response.usage is not None and response.usage.output_tokens == 8
+    events = list(client.responses.create(input="Hi", stream=True, **request))
     assert [event.sequence_number for event in events] == list(range(len(events)))
     last: Any = events[-1]
     assert last.type == "response.incomplete" and last.response.output_text == want
     deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
     assert "".join(deltas) == want
-    again: Any = [*HELLO, *(item.to_dict() for item in whole.output), *HELLO]
-    assert client.responses.create(input=again, **asked).status == "incomplete"
+    again: Any = [*HELLO, *(item.to_dict() for item in response.output), *HELLO]
+    assert client.responses.create(input=again, **request).status == "incomplete"
 
 
 def test_errors_are_the_client_s_exceptions(client: openai.OpenAI) -> None:
@@ -124,7 +128,7 @@ TEMPLATE = {
 
 
 class Written:
-    """In the place of a generation: a text that is there already, token by token."""
+    """A stand-in for a generation: a fixed text, token by token."""
 
     def __init__(self, served: ServedModel, text: str) -> None:
         self.served, self.text = served, text
@@ -148,8 +152,8 @@ def asked(opened: dict[str, ServedModel], text: str) -> ChoicesRequest:
 
 def test_thoughts_and_calls_are_told_from_the_text(opened: dict[str, ServedModel]) -> None:
     ask = asked(opened, CALL)
-    whole = ChatCompletion.model_validate(asyncio.run(Completions(ask, {}, CHATS).whole()))
-    (choice,) = whole.choices
+    completion = ChatCompletion.model_validate(asyncio.run(Completions(ask, {}, CHATS).whole()))
+    (choice,) = completion.choices
     assert choice.finish_reason == "tool_calls" and choice.message.content == "It is "
     assert choice.message.tool_calls is not None
     function: Any = choice.message.tool_calls[0]
@@ -176,6 +180,6 @@ def test_thoughts_and_calls_are_told_from_the_text(opened: dict[str, ServedModel
 
 def test_a_call_that_is_no_json_is_text(opened: dict[str, ServedModel]) -> None:
     ask = asked(opened, "<call>{look</call> up")
-    whole = asyncio.run(Completions(ask, {}, CHATS).whole())
-    assert whole["choices"][0]["finish_reason"] == "stop"
-    assert "up" in whole["choices"][0]["message"]["content"]
+    completion = asyncio.run(Completions(ask, {}, CHATS).whole())
+    assert completion["choices"][0]["finish_reason"] == "stop"
+    assert "up" in completion["choices"][0]["message"]["content"]

@@ -89,8 +89,8 @@ def test_a_folder_that_holds_a_model_is_served(
     assert served.context == (48 if model is spanned else 128)
     server = Running(opened, tokens=64)
     try:
-        status, said = server.say("one", "saved")
-        assert status == 200 and said["choices"][0]["text"] == wanted(served, "one")
+        status, answer = server.say("one", "saved")
+        assert status == 200 and answer["choices"][0]["text"] == wanted(served, "one")
     finally:
         server.end()
 
@@ -120,9 +120,9 @@ def test_a_store_is_used_again_and_says_so(folders: dict[str, Path], tmp_path: P
     store = str(tmp_path / "mix-experts")
     writes = [note for note in notes if store in note]
     assert "as many bytes again" in writes[0] and "is there" in writes[-1]
-    found = open_models({"mix": store}, progress=notes.append)["mix"]
+    served = open_models({"mix": store}, progress=notes.append)["mix"]
     assert "--slots" in notes[-2] or "--slots" in notes[-1]
-    assert found.slots is not None and found.slots.cache.slots == 16
+    assert served.slots is not None and served.slots.cache.slots == 16
 
 
 def test_a_dtype_is_that_of_resident_weights(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_dtype_is_that_of_resident_weights(folders: dict[str, Path], tmp_path:
     assert open_models({"m": mix}, dtype="bfloat16")["m"].model.dtype == torch.bfloat16
     tokenizer = AutoTokenizer.from_pretrained(mix)
     in_format(pruned(), tmp_path / "packed", tokenizer)
-    for source, more in ((mix, {"slots": 4}), (str(tmp_path / "packed"), {})):
+    for source, options in ((mix, {"slots": 4}), (str(tmp_path / "packed"), {})):
         with pytest.raises(ConfigError) as error:
-            open_models({"m": source}, dtype="bfloat16", **more)
+            open_models({"m": source}, dtype="bfloat16", **options)
         assert error.value.what == "--dtype"

@@ -39,19 +39,19 @@ def text(answer: Any) -> str:
     return answer[1]["choices"][0]["text"]
 
 
-def complete(server: Running, prompt: Any, **more: Any) -> Any:
+def complete(server: Running, prompt: Any, **options: Any) -> Any:
     body = {"model": "mix", "prompt": prompt, "max_tokens": 8}
-    return server.ask("/v1/completions", body | more)
+    return server.ask("/v1/completions", body | options)
 
 
-def ids_of(served: ServedModel, tokens: int, **more: Any) -> list[int]:
+def ids_of(served: ServedModel, tokens: int, **options: Any) -> list[int]:
     """The new tokens of `generate` after "one"."""
     ids = served.tokenizer("one", return_tensors="pt")["input_ids"]
     ones = torch.ones_like(ids)
-    made = served.model.generate(
-        input_ids=ids, attention_mask=ones, max_new_tokens=tokens, do_sample=False, **more
+    output = served.model.generate(
+        input_ids=ids, attention_mask=ones, max_new_tokens=tokens, do_sample=False, **options
     )
-    return made[0, ids.shape[1] :].tolist()
+    return output[0, ids.shape[1] :].tolist()
 
 
 @pytest.mark.parametrize("amount", [100, 100.0])
@@ -62,13 +62,13 @@ def test_a_bias_forces_a_token_and_forbids_one(
     forced = served.tokenizer("z")["input_ids"][0]
     assert text(server.say("one", logit_bias={str(forced): amount})) == "z" * 8
     body = {"model": "mix", "messages": HELLO, "max_tokens": 4, "logit_bias": {forced: amount}}
-    status, said = server.ask(CHAT, body)
-    assert status == 200 and said["choices"][0]["message"]["content"] == "zzzz"
+    status, answer = server.ask(CHAT, body)
+    assert status == 200 and answer["choices"][0]["message"]["content"] == "zzzz"
     first = ids_of(served, 1)[0]
-    status, said = server.say("one", logit_bias={str(first): -amount}, max_tokens=1, logprobs=2)
-    told = said["choices"][0]["logprobs"]
-    best = list(told["top_logprobs"][0])  # of the model's own logits
-    assert told["tokens"] == [best[1]]
+    status, answer = server.say("one", logit_bias={str(first): -amount}, max_tokens=1, logprobs=2)
+    logprobs = answer["choices"][0]["logprobs"]
+    best = list(logprobs["top_logprobs"][0])  # of the model's own logits
+    assert logprobs["tokens"] == [best[1]]
 
 
 def test_penalties_are_those_of_openai_s_formula(
@@ -92,8 +92,8 @@ def test_top_p_of_nothing_and_a_cold_temperature_take_the_likeliest(
     server: Running, opened: dict[str, ServedModel]
 ) -> None:
     want = wanted(opened["mix"], "one")
-    for more in ({"temperature": 0}, {"temperature": 1e-30}, {"top_p": 0}, {"top_p": 1e-9}):
-        assert text(server.say("one", **more)) == want
+    for options in ({"temperature": 0}, {"temperature": 1e-30}, {"top_p": 0}, {"top_p": 1e-9}):
+        assert text(server.say("one", **options)) == want
     again = [text(server.say("one", seed=3, temperature=1, top_p=0.5)) for _ in range(2)]
     assert again[0] == again[1]
 
@@ -103,10 +103,10 @@ def test_choices_are_those_of_each_prompt(server: Running, opened: dict[str, Ser
     want = [wanted(served, prompt) for prompt in ("one", "x")]
     ids = [served.tokenizer(prompt)["input_ids"] for prompt in ("one", "x")]
     for prompt in (["one", "x"], ids):
-        status, said = complete(server, prompt, n=2)
-        assert status == 200 and [c["index"] for c in said["choices"]] == [0, 1, 2, 3]
-        assert [c["text"] for c in said["choices"]] == [want[0], want[0], want[1], want[1]]
-        assert said["usage"] == {"prompt_tokens": 4, "completion_tokens": 32, "total_tokens": 36}
+        status, answer = complete(server, prompt, n=2)
+        assert status == 200 and [c["index"] for c in answer["choices"]] == [0, 1, 2, 3]
+        assert [c["text"] for c in answer["choices"]] == [want[0], want[0], want[1], want[1]]
+        assert answer["usage"] == {"prompt_tokens": 4, "completion_tokens": 32, "total_tokens": 36}
     assert text(complete(server, ids[0])) == want[0]
     sampled = {"n": 2, "temperature": 1.5, "seed": 5}
     both = [c["text"] for c in server.say("one", **sampled)[1]["choices"]]
@@ -126,42 +126,44 @@ def test_log_probabilities_are_the_model_s_own(
     with torch.no_grad():
         logits = served.model(torch.tensor([prompt + drawn])).logits[0, len(prompt) - 1 : -1]
     want = logits.log_softmax(-1)
-    found = server.say("one", logprobs=2, max_tokens=4)[1]["choices"][0]["logprobs"]
-    for step, value in enumerate(found["token_logprobs"]):
+    logprobs = server.say("one", logprobs=2, max_tokens=4)[1]["choices"][0]["logprobs"]
+    for step, value in enumerate(logprobs["token_logprobs"]):
         assert math.isclose(value, want[step, drawn[step]], rel_tol=1e-4)
         best = want[step].topk(2).values.tolist()
-        assert list(found["top_logprobs"][step].values()) == pytest.approx(best, rel=1e-4)
-    assert found["text_offset"][0] == 0 and len(found["tokens"]) == 4
+        assert list(logprobs["top_logprobs"][step].values()) == pytest.approx(best, rel=1e-4)
+    assert logprobs["text_offset"][0] == 0 and len(logprobs["tokens"]) == 4
     body = {"model": "mix", "messages": HELLO, "max_tokens": 3, "logprobs": True}
-    whole = server.ask(CHAT, body | {"top_logprobs": 2})[1]["choices"][0]
-    content = whole["logprobs"]["content"]
+    chat = server.ask(CHAT, body | {"top_logprobs": 2})[1]["choices"][0]
+    content = chat["logprobs"]["content"]
     assert len(content) == 3 and all(len(entry["top_logprobs"]) == 2 for entry in content)
     assert all(e["bytes"] in (None, list(e["token"].encode())) for e in content)
     events = server.ask(CHAT, body | {"stream": True})[1].split("data: ")[1:-1]
     choices = [json.loads(event)["choices"][0] for event in events]
-    told = [entry for c in choices if c["logprobs"] for entry in c["logprobs"]["content"]]
-    assert [e["logprob"] for e in told] == pytest.approx([e["logprob"] for e in content], rel=1e-4)
+    entries = [entry for c in choices if c["logprobs"] for entry in c["logprobs"]["content"]]
+    assert [e["logprob"] for e in entries] == pytest.approx(
+        [e["logprob"] for e in content], rel=1e-4
+    )
 
 
 def test_an_answer_ends_before_its_stop_text(
     server: Running, opened: dict[str, ServedModel]
 ) -> None:
     prompt, stop = "a longer beginning", "LL"
-    before, found, _ = wanted(opened["mix"], prompt, 24).partition(stop)
-    assert found, "choose a text that comes"
+    before, part, _ = wanted(opened["mix"], prompt, 24).partition(stop)
+    assert part, "choose a text that comes"
     for stream in (False, True):
-        for more in ({}, {"temperature": 0, "logprobs": 0}):  # in the batch, and by itself
-            asked = {"stop": ["never seen", stop], "max_tokens": 24, "stream": stream} | more
-            status, said = server.say(prompt, **asked)
+        for options in ({}, {"temperature": 0, "logprobs": 0}):  # in the batch, and by itself
+            request = {"stop": ["never seen", stop], "max_tokens": 24, "stream": stream} | options
+            status, answer = server.say(prompt, **request)
             assert status == 200
             if stream:
-                parts = [json.loads(e)["choices"][0] for e in said.split("data: ")[1:-1]]
-                found = {"text": "".join(p["text"] for p in parts)} | {
+                parts = [json.loads(e)["choices"][0] for e in answer.split("data: ")[1:-1]]
+                part = {"text": "".join(p["text"] for p in parts)} | {
                     "finish_reason": parts[-1]["finish_reason"]
                 }
             else:
-                found = said["choices"][0]
-            assert (found["text"], found["finish_reason"]) == (before, "stop")
+                part = answer["choices"][0]
+            assert (part["text"], part["finish_reason"]) == (before, "stop")
 
 
 class Letters:
@@ -272,13 +274,13 @@ REFUSED: list[tuple[str, dict[str, Any], int, str | None, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("path", "more", "status", "param", "code"), REFUSED)
+@pytest.mark.parametrize(("path", "changes", "status", "param", "code"), REFUSED)
 def test_what_is_not_done_is_refused_in_openai_s_words(
-    server: Running, path: str, more: dict[str, Any], status: int, param: str | None, code: str
+    server: Running, path: str, changes: dict[str, Any], status: int, param: str | None, code: str
 ) -> None:
-    asked = {TEXT: {"prompt": "one"}, CHAT: {"messages": HELLO}, RESPONSE: {"input": "Hi"}}[path]
-    got, said = server.ask(path, {"model": "mix"} | asked | more)
-    error = said["error"]
+    request = {TEXT: {"prompt": "one"}, CHAT: {"messages": HELLO}, RESPONSE: {"input": "Hi"}}[path]
+    got, answer = server.ask(path, {"model": "mix"} | request | changes)
+    error = answer["error"]
     assert (got, error["param"]) == (status, param), error
     assert error["type"] == "invalid_request_error" and set(error) >= {"message", "code"}
     assert not code or error["code"] == code
@@ -289,17 +291,17 @@ def test_what_is_not_done_is_refused_in_openai_s_words(
     [b"", b"{", b"[1]", b"\xff\xfe", b"NaN", b'{"model": NaN}', b"[" * 3000, b'"' + b"9" * 3000],
 )
 def test_a_body_that_is_no_object_is_refused(server: Running, raw: bytes) -> None:
-    status, said = server.ask(TEXT, raw)
-    assert status == 400 and said["error"]["message"].startswith("We could not parse")
+    status, answer = server.ask(TEXT, raw)
+    assert status == 400 and answer["error"]["message"].startswith("We could not parse")
 
 
 def test_what_openai_takes_and_changes_nothing_is_taken(server: Running) -> None:
     plain = {"n": 1, "user": "me", "best_of": 1, "logit_bias": {}, "stop": None, "seed": None}
     assert server.say("one", **plain, echo=False, suffix=None)[0] == 200
     body = {"model": "mix", "messages": HELLO, "max_completion_tokens": 2, "tool_choice": "auto"}
-    more = {"response_format": {"type": "text"}, "metadata": {}, "service_tier": "auto"}
-    assert server.ask(CHAT, body | more)[0] == 200
+    options = {"response_format": {"type": "text"}, "metadata": {}, "service_tier": "auto"}
+    assert server.ask(CHAT, body | options)[0] == 200
     body = {"model": "mix", "input": "Hi", "max_output_tokens": 2, "truncation": "disabled"}
-    more = {"text": {"format": {"type": "text"}}, "include": [], "instructions": "Be kind."}
-    status, said = server.ask(RESPONSE, body | more)
-    assert status == 200 and said["status"] == "incomplete"
+    options = {"text": {"format": {"type": "text"}}, "include": [], "instructions": "Be kind."}
+    status, answer = server.ask(RESPONSE, body | options)
+    assert status == 200 and answer["status"] == "incomplete"

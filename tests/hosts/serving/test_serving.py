@@ -37,15 +37,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 def test_adapters_are_models_over_one_trunk(
     opened: dict[str, ServedModel], folders: dict[str, Path]
 ) -> None:
-    whole: Any = mixture()
-    whole.set_experts_implementation("eager")
+    dense: Any = mixture()
+    dense.set_experts_implementation("eager")
     ids = torch.arange(1, 20)[None]
     with torch.no_grad():
-        for name, one in opened.items():
-            want = whole if name == "mix" else intarsia.load(mixture(), folders[name])
+        for name, served in opened.items():
+            want = dense if name == "mix" else intarsia.load(mixture(), folders[name])
             if name != "mix":
                 intarsia.hosts.saved.base_of(want).set_experts_implementation("eager")  # pyright: ignore
-            assert torch.equal(one.model(ids).logits, want(ids).logits)
+            assert torch.equal(served.model(ids).logits, want(ids).logits)
     trunk, twin = opened["mix"].model, opened["med"].model
     assert trunk.lm_head.weight is twin.lm_head.weight
     assert opened["mix"].slots is opened["med"].slots is not None
@@ -53,23 +53,25 @@ def test_adapters_are_models_over_one_trunk(
 
 def test_answers_are_those_of_generate(server: Running, opened: dict[str, ServedModel]) -> None:
     texts = {(p, n): wanted(opened[n], p) for p in PROMPTS for n in opened}
-    asked = [*texts, *list(texts)[::2]]
+    requests = [*texts, *list(texts)[::2]]
     with ThreadPoolExecutor(12) as pool:
-        found = list(pool.map(lambda a: server.say(*a), asked))
-    for (prompt, name), (status, said) in zip(asked, found, strict=True):
-        assert status == 200, said
-        assert said["choices"][0]["text"] == texts[prompt, name]
-        assert said["usage"]["completion_tokens"] == 8 and said["model"] == name
-    assert len({said["choices"][0]["text"] for _, said in found}) > 3  # adapters do something
+        answers = list(pool.map(lambda a: server.say(*a), requests))
+    for (prompt, name), (status, answer) in zip(requests, answers, strict=True):
+        assert status == 200, answer
+        assert answer["choices"][0]["text"] == texts[prompt, name]
+        assert answer["usage"]["completion_tokens"] == 8 and answer["model"] == name
+    assert len({answer["choices"][0]["text"] for _, answer in answers}) > 3  # adapters do something
 
 
 def test_a_stream_says_the_same_and_ends_as_clients_expect(
     server: Running, opened: dict[str, ServedModel]
 ) -> None:
     # the second one ends in the middle of a character
-    asked = [(p, more) for p in ("one", "user:one\n") for more in ({}, {"stop": "\x00\x00\x00"})]
-    for prompt, more in asked:
-        status, text = server.say(prompt, "med", stream=True, **more)
+    requests = [
+        (p, options) for p in ("one", "user:one\n") for options in ({}, {"stop": "\x00\x00\x00"})
+    ]
+    for prompt, options in requests:
+        status, text = server.say(prompt, "med", stream=True, **options)
         assert status == 200
         lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
         assert lines[-1] == "[DONE]"
@@ -82,12 +84,12 @@ def test_a_stream_says_the_same_and_ends_as_clients_expect(
     last = json.loads(server.say("one", **counted)[1].split("data: ")[-2])
     assert last["choices"] == [] and last["usage"]["completion_tokens"] == 8
     chat = {"model": "law", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 6}
-    status, said = server.ask("/v1/chat/completions", chat)
+    status, answer = server.ask("/v1/chat/completions", chat)
     want = wanted(opened["law"], "user:Hi\n", 6)
-    assert status == 200 and said["choices"][0]["message"]["content"] == want
-    given = {"model": "law", "input": "Hi", "max_output_tokens": 6}
-    status, said = server.ask("/v1/responses", given)
-    assert status == 200 and said["output"][0]["content"][0]["text"] == want
+    assert status == 200 and answer["choices"][0]["message"]["content"] == want
+    request = {"model": "law", "input": "Hi", "max_output_tokens": 6}
+    status, answer = server.ask("/v1/responses", request)
+    assert status == 200 and answer["output"][0]["content"][0]["text"] == want
 
 
 def test_a_seed_gives_the_same_sample_again(
@@ -108,8 +110,8 @@ def test_only_this_server_s_routes_and_pages_may_ask(server: Running) -> None:
     say = {"model": "mix", "prompt": "one", "max_tokens": 1}
     assert server.ask("/v1/completions", say, {"origin": "http://elsewhere.com"})[0] == 403
     assert server.ask("/v1/completions", say, {"host": "elsewhere.com"})[0] == 400
-    own = {"origin": f"http://127.0.0.1:{server.port}"}
-    assert server.ask("/v1/completions", say, own)[0] == 200
+    headers = {"origin": f"http://127.0.0.1:{server.port}"}
+    assert server.ask("/v1/completions", say, headers)[0] == 200
 
 
 def test_two_clients_with_one_name_get_their_own_answers(
@@ -118,32 +120,32 @@ def test_two_clients_with_one_name_get_their_own_answers(
     named = {"x-request-id": "same"}
     bodies = [{"model": "mix", "prompt": p, "max_tokens": 12} for p in PROMPTS]
     with ThreadPoolExecutor(3) as pool:
-        found = list(pool.map(lambda b: server.ask("/v1/completions", b, named), bodies))
-    for body, (status, said) in zip(bodies, found, strict=True):
+        answers = list(pool.map(lambda b: server.ask("/v1/completions", b, named), bodies))
+    for body, (status, answer) in zip(bodies, answers, strict=True):
         text = wanted(opened["mix"], body["prompt"], 12)
-        assert status == 200 and said["choices"][0]["text"] == text
+        assert status == 200 and answer["choices"][0]["text"] == text
 
 
-@pytest.mark.parametrize("more", [{}, {"stream": True}, {"temperature": 1.0}])
+@pytest.mark.parametrize("options", [{}, {"stream": True}, {"temperature": 1.0}])
 def test_a_client_that_hangs_up_ends_its_generation(
-    server: Running, opened: dict[str, ServedModel], more: dict[str, Any]
+    server: Running, opened: dict[str, ServedModel], options: dict[str, Any]
 ) -> None:
     before = server.counts('requests_total{model="law",status="499"}')
     slots = opened["mix"].slots
     assert slots is not None
     slow = slots.store.read
 
-    def read(*given: Any) -> int:
+    def read(*arguments: Any) -> int:
         time.sleep(0.01)
-        return slow(*given)
+        return slow(*arguments)
 
     slots.store.read = read  # type: ignore[method-assign]
     try:
-        body = json.dumps({"model": "law", "prompt": "abc", "max_tokens": 64, **more})
+        body = json.dumps({"model": "law", "prompt": "abc", "max_tokens": 64, **options})
         head = f"POST /v1/completions HTTP/1.1\r\nhost: localhost:{server.port}\r\n"
         head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-        with socket.create_connection(("127.0.0.1", server.port)) as to:
-            to.sendall((head + body).encode())
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall((head + body).encode())
             until(lambda: server.app.gate.running == 1)
             time.sleep(0.2)
         until(lambda: server.app.gate.running == 0)
@@ -152,51 +154,51 @@ def test_a_client_that_hangs_up_ends_its_generation(
         slots.store.read = slow  # type: ignore[method-assign]
     until(lambda: not slots.cache.pinned and slots.in_use is None)
     batch: Any = server.app.generations.of["law"].batch
-    if not more.get("temperature"):
+    if not options.get("temperature"):
         until(lambda: not batch.manager.batch_processor.scheduler.active_requests)
         assert not batch.manager.output_router.result_handlers
     assert server.say("one", "law")[1]["choices"][0]["text"] == wanted(opened["law"], "one")
 
 
 def test_a_full_queue_says_so_and_what_waits_has_an_end(opened: dict[str, ServedModel]) -> None:
-    found = Running(opened, at_once=1, queue=1, tokens=64, seconds=1.5, batching="none")
-    held = threading.Event()
-    found.app.generations.thread.submit(held.wait, 20)  # nothing is generated meanwhile
+    running = Running(opened, at_once=1, queue=1, tokens=64, seconds=1.5, batching="none")
+    release = threading.Event()
+    running.app.generations.thread.submit(release.wait, 20)  # nothing is generated meanwhile
     try:
         with ThreadPoolExecutor(2) as pool:
-            first = pool.submit(found.say, "one")
-            until(lambda: found.app.gate.running == 1)
-            second = pool.submit(found.say, "one", stream=True)
-            until(lambda: found.app.gate.waiting == 1)
-            status, said = found.say("one")
-            assert status == 429 and said["error"]["type"] == "rate_limit_error"
+            first = pool.submit(running.say, "one")
+            until(lambda: running.app.gate.running == 1)
+            second = pool.submit(running.say, "one", stream=True)
+            until(lambda: running.app.gate.waiting == 1)
+            status, answer = running.say("one")
+            assert status == 429 and answer["error"]["type"] == "rate_limit_error"
             assert first.result()[0] == 504 and "was not there" in str(first.result()[1])
             assert "was not there" in str(second.result()[1])  # a stream may have begun
-        assert "requests_waiting 0.0" in found.ask("/metrics")[1]
-        held.set()
-        assert found.say("one")[1]["choices"][0]["text"] == wanted(opened["mix"], "one")
+        assert "requests_waiting 0.0" in running.ask("/metrics")[1]
+        release.set()
+        assert running.say("one")[1]["choices"][0]["text"] == wanted(opened["mix"], "one")
     finally:
-        held.set()
-        found.end()
+        release.set()
+        running.end()
 
 
 def test_what_is_in_the_works_is_finished_before_the_end(opened: dict[str, ServedModel]) -> None:
-    found = Running(opened, tokens=64, at_once=2, batching="none")
-    held = threading.Event()
-    found.app.generations.thread.submit(held.wait, 20)  # nothing is generated meanwhile
+    running = Running(opened, tokens=64, at_once=2, batching="none")
+    release = threading.Event()
+    running.app.generations.thread.submit(release.wait, 20)  # nothing is generated meanwhile
     with ThreadPoolExecutor(3) as pool:
-        asked = [pool.submit(found.say, "one", name) for name in opened]
-        until(lambda: found.app.gate.running == 2 and found.app.gate.waiting == 1)
-        found.server.handle_exit(15, None)
-        held.set()
-        for name, answer in zip(opened, asked, strict=True):
-            status, said = answer.result()
-            assert status == 200 and said["choices"][0]["text"] == wanted(opened[name], "one")
-    found.thread.join(20)
-    assert not found.thread.is_alive()
+        futures = [pool.submit(running.say, "one", name) for name in opened]
+        until(lambda: running.app.gate.running == 2 and running.app.gate.waiting == 1)
+        running.server.handle_exit(15, None)
+        release.set()
+        for name, answer in zip(opened, futures, strict=True):
+            status, body = answer.result()
+            assert status == 200 and body["choices"][0]["text"] == wanted(opened[name], "one")
+    running.thread.join(20)
+    assert not running.thread.is_alive()
     with pytest.raises(OSError):
-        found.say("one")
-    found.end()
+        running.say("one")
+    running.end()
 
 
 def test_a_damaged_expert_is_an_error_and_no_hang(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -205,22 +207,22 @@ def test_a_damaged_expert_is_an_error_and_no_hang(folders: dict[str, Path], tmp_
     raw = bytearray(file.read_bytes())
     raw[4096:] = bytes(len(raw) - 4096)
     file.write_bytes(raw)
-    found = Running(open_models({"mix": str(store)}, slots=4))
+    running = Running(open_models({"mix": str(store)}, slots=4))
     try:
-        assert found.ask("/health")[0] == 200
-        status, text = found.say("one", stream=True, temperature=1.0)
+        assert running.ask("/health")[0] == 200
+        status, text = running.say("one", stream=True, temperature=1.0)
         error = json.loads(text.split("data: ")[-1])["error"]
         assert status == 200 and error["type"] == "server_error" and str(store) not in text
-        assert found.counts('requests_total{model="mix",status="500"}') == 1
-        assert found.say("one")[0] == 503
-        assert found.say("one")[0] == 503 and found.ask("/health")[0] == 503
-        assert found.say("one", stream=True)[0] == 503
+        assert running.counts('requests_total{model="mix",status="500"}') == 1
+        assert running.say("one")[0] == 503
+        assert running.say("one")[0] == 503 and running.ask("/health")[0] == 503
+        assert running.say("one", stream=True)[0] == 503
     finally:
-        found.end()
+        running.end()
 
 
 def test_models_and_pages_are_listed(server: Running) -> None:
-    listed = {one["id"]: one for one in server.ask("/v1/models")[1]["data"]}
+    listed = {entry["id"]: entry for entry in server.ask("/v1/models")[1]["data"]}
     assert list(listed) == ["mix", "med", "law"] and listed["law"]["parent"] == "mix"
     assert listed["mix"]["chat"] and listed["mix"]["max_model_len"] == 256
     status, page = server.ask("/")
@@ -245,10 +247,10 @@ def test_what_cannot_be_served_is_refused(folders: dict[str, Path], tmp_path: Pa
     for name, value in wrong.items():
         with pytest.raises(ConfigError):
             Limits(**{name: value})
-    taken = bound("127.0.0.1", 0)
+    listener = bound("127.0.0.1", 0)
     with pytest.raises(ConfigError, match="--port"):
-        bound("127.0.0.1", taken.getsockname()[1])
-    taken.close()
+        bound("127.0.0.1", listener.getsockname()[1])
+    listener.close()
     assert is_local("127.0.0.1") and is_local("::1") and not is_local("0.0.0.0")
     assert hosts_of("localhost") and not hosts_of("0.0.0.0")
     assert names_of(["x=a", str(folders["mix"])]) == {"x": "a", "mix": mix}
@@ -264,19 +266,19 @@ def test_vllm_gets_a_stock_checkpoint_and_plain_lora(
     assert words[-2:] == ["--lora-modules", f"med={folders['med']}"] and "8" in words
     with refused(ConfigError, what="model for vLLM"):
         command("mix", str(tmp_path), {}, "127.0.0.1", 8000)
-    for said in (
+    for config in (
         '{"peft_type": "IA3"}',
         '{"peft_type": "LORA", "target_modules": "m.experts"}',
         '{"peft_type": "LORA", "use_dora": true}',
         '{"peft_type": "LORA", "modules_to_save": ["lm_head"]}',
     ):
-        (tmp_path / "adapter_config.json").write_text(said)
+        (tmp_path / "adapter_config.json").write_text(config)
         with pytest.raises(ConfigError, match="plain LoRA"):
             command("mix", str(folders["mix"]), {"m": tmp_path}, "127.0.0.1", 8000)
 
 
 def test_a_burst_does_not_pass_the_queue() -> None:
-    """All of them come before the first one is in the works."""
+    """Requests all arrive before the first one is being answered."""
     ended: list[int] = []
     counters: Any = SimpleNamespace(
         running=SimpleNamespace(set_function=id),
@@ -312,7 +314,7 @@ def test_a_burst_does_not_pass_the_queue() -> None:
 
 
 def tried(page: Any, server: Running, opened: dict[str, ServedModel]) -> None:
-    """As a user would: an answer, an error, a stop."""
+    """Use the server as a user would: an answer, an error, a stop."""
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.goto(f"http://127.0.0.1:{server.port}/")
@@ -332,9 +334,9 @@ def tried(page: Any, server: Running, opened: dict[str, ServedModel]) -> None:
     assert slots is not None
     read = slots.store.read
 
-    def slow(*given: Any) -> int:
+    def slow(*arguments: Any) -> int:
         waits.wait(0.05)
-        return read(*given)
+        return read(*arguments)
 
     slots.store.read = slow  # type: ignore[method-assign]
     page.get_by_role("button", name="Send").click()

@@ -39,16 +39,16 @@ def plan(epochs: int) -> BenchPlan:
     )  # fmt: skip
 
 
-def lasting(found: RunResult) -> dict[str, Any]:
+def lasting(result: RunResult) -> dict[str, Any]:
     """A result but for what it cost, flat."""
-    told = dataclasses.asdict(found)
-    told |= {f"{group}.{name}": value for group in ("outcome", "setup")
-             for name, value in told.pop(group).items()}  # fmt: skip
-    return {name: value for name, value in told.items() if name.split(".")[-1] not in COSTS}
+    values = dataclasses.asdict(result)
+    values |= {f"{group}.{name}": value for group in ("outcome", "setup")
+             for name, value in values.pop(group).items()}  # fmt: skip
+    return {name: value for name, value in values.items() if name.split(".")[-1] not in COSTS}
 
 
 def remains(folder: Path) -> dict[str, Any]:
-    """What a run left in its folder but for times: its weights, its answers, its curve."""
+    """Read a run's folder but for times: its weights, its answers, its curve."""
     files = [*folder.glob("adapter/*.safetensors"), folder / "predictions.safetensors"]
     lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
     curve = [{n: v for n, v in line.items() if n != "seconds"} for line in lines]

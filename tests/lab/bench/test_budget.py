@@ -45,8 +45,12 @@ def test_what_fits_is_left_alone() -> None:
 def test_seeds_go_before_epochs() -> None:
     plan = toys.plan()
     pilots = piloting(plan, COSTS, 1)
-    one = fitted(plan, COSTS, 0.6 * minutes(plan, COSTS, 1) + pilots, 1)
-    assert one.seeds == (0,) and one.start == plan.start and "seed 1" in one.cut[0]
+    fitting_plan = fitted(plan, COSTS, 0.6 * minutes(plan, COSTS, 1) + pilots, 1)
+    assert (
+        fitting_plan.seeds == (0,)
+        and fitting_plan.start == plan.start
+        and "seed 1" in fitting_plan.cut[0]
+    )
     less = fitted(plan, COSTS, 0.3 * minutes(plan, COSTS, 1) + pilots, 1)
     assert less.seeds == (0,) and less.start.training.epochs < plan.start.training.epochs
     assert len(less.cut) == 2 and "epochs in place of 20" in less.cut[1]
@@ -55,8 +59,8 @@ def test_seeds_go_before_epochs() -> None:
 @pytest.mark.parametrize("share", [0.9, 0.5, 0.3, 0.2])
 def test_the_smaller_plan_fits(share: float) -> None:
     plan = toys.plan("tuned")
-    most, pilots = share * minutes(plan, COSTS, 2), piloting(plan, COSTS, 2)
-    assert minutes(fitted(plan, COSTS, most + pilots, 2), COSTS, 2) <= most * 1.02
+    budget, pilots = share * minutes(plan, COSTS, 2), piloting(plan, COSTS, 2)
+    assert minutes(fitted(plan, COSTS, budget + pilots, 2), COSTS, 2) <= budget * 1.02
 
 
 def test_what_cannot_fit_is_refused() -> None:
@@ -90,39 +94,42 @@ def test_pilots_of_a_few_shots(tmp_path) -> None:
 
 def flats_of(plan, out) -> dict[str, dict]:
     """The pilots' experiments, by method."""
-    found = {}
+    flats = {}
 
     def work(inputs):
-        found[inputs["experiment"]["method"]] = inputs["experiment"]
+        flats[inputs["experiment"]["method"]] = inputs["experiment"]
         return toys.work(inputs)
 
     measured_costs(plan, out, How(executor="here"), lambda _: None, work)
-    return found
+    return flats
 
 
 def test_pilots_of_many_classes_take_no_more_than_there_is(tmp_path) -> None:
-    many = replace(toys.TOYS.tasks[0], classes=900, counts={"train": 800, "val": 200, "test": 700})
-    flats = flats_of(toys.plan(tasks=(many,)), tmp_path / "many")
+    wide = replace(toys.TOYS.tasks[0], classes=900, counts={"train": 800, "val": 200, "test": 700})
+    flats = flats_of(toys.plan(tasks=(wide,)), tmp_path / "many")
     assert {(flat["images"], flat["test"]) for flat in flats.values()} == {(1000, 700)}
-    some = replace(many, classes=300)
+    some = replace(wide, classes=300)
     flats = flats_of(toys.plan(tasks=(some,)), tmp_path / "some")
     assert {(flat["images"], flat["test"]) for flat in flats.values()} == {(600, 600)}
 
 
 def test_classes_with_a_single_image_are_drawn(monkeypatch, tmp_path) -> None:
-    """As VTAB-1k's SUN397 has them: 1,000 images of 397 classes."""
-    few, many = np.r_[0:397, 0:200, 0:203], np.r_[0:397, 0:396, 0:396]  # of class 396 one
-    labels = {"train": few, "val": np.r_[0:200], "test": many}
+    """VTAB-1k's SUN397 has such classes: 1,000 images of 397 classes."""
+    train_rows, test_rows = (
+        np.r_[0:397, 0:200, 0:203],
+        np.r_[0:397, 0:396, 0:396],
+    )  # of class 396 one
+    labels = {"train": train_rows, "val": np.r_[0:200], "test": test_rows}
     noise = np.random.default_rng(0)
 
     def parts(_):
         names = tuple(map(str, range(397)))
         return {
-            part: ImageSet(part, noise.integers(0, 255, (len(found), 4, 4), np.uint8), found, names)
-            for part, found in labels.items()
+            part: ImageSet(part, noise.integers(0, 255, (len(rows), 4, 4), np.uint8), rows, names)
+            for part, rows in labels.items()
         }
 
-    counts = {part: len(found) for part, found in labels.items()}
+    counts = {part: len(rows) for part, rows in labels.items()}
     task = replace(toys.TOYS.tasks[0], classes=397, counts=counts, read=parts)
     suite = replace(toys.TOYS, tasks=(task,))
     flats = flats_of(toys.plan(suite=suite, tasks=(task,)), tmp_path)
@@ -142,9 +149,9 @@ def test_mosa_is_timed_with_the_parts_it_will_train(epochs, active, tmp_path) ->
     flats = flats_of(plan, tmp_path)
     assert flats["mosa"]["settings"][-1] == f"active={active}" and flats["mosa"]["epochs"] == 20
     assert not any("active" in word for word in flats["bottleneck"]["settings"])
-    own = arm("mosa")
-    own = replace(own, settings=replace(own.settings, settings=("active=3",)))
-    flats = flats_of(replace(plan, arms=(own,)), tmp_path / "own")
+    mosa = arm("mosa")
+    mosa = replace(mosa, settings=replace(mosa.settings, settings=("active=3",)))
+    flats = flats_of(replace(plan, arms=(mosa,)), tmp_path / "own")
     assert flats["mosa"]["settings"] == ["active=3"]
 
 
@@ -157,30 +164,30 @@ def test_pilots_that_all_fail_are_no_free_runs(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("few", "images"),
+    ("change", "images"),
     [({"images": 0.1}, 100), ({"images": 50}, 50), ({"shots": 5}, 20), ({}, 1000)],
 )
-def test_fewer_images_take_less_time(few, images) -> None:
-    plan = replace(toys.plan(), start=toys.plan().start.changed(**few))
-    epochs, each = plan.start.training.epochs, sum(COSTS.values()) * 6  # three tasks, two seeds
-    fixed = 18 * SETTING_UP + each * SCORING * 1000
-    assert minutes(plan, COSTS, 1) == pytest.approx((fixed + each * epochs * images) / 60)
+def test_fewer_images_take_less_time(change, images) -> None:
+    plan = replace(toys.plan(), start=toys.plan().start.changed(**change))
+    epochs, trials = plan.start.training.epochs, sum(COSTS.values()) * 6  # three tasks, two seeds
+    fixed = 18 * SETTING_UP + trials * SCORING * 1000
+    assert minutes(plan, COSTS, 1) == pytest.approx((fixed + trials * epochs * images) / 60)
 
 
 def test_an_estimate_runs_nothing_of_the_plan_and_tells_time_and_memory(tmp_path: Path) -> None:
     plan = toys.plan()
 
     def work(inputs):
-        found = toys.work(inputs)
-        return found | {
-            "results": found["results"] | {"peak_bytes": {"grown": 7, "accelerator": 9}}
+        estimate = toys.work(inputs)
+        return estimate | {
+            "results": estimate["results"] | {"peak_bytes": {"grown": 7, "accelerator": 9}}
         }
 
-    how = How(executor="here")
-    found = estimated(plan, tmp_path, how, lambda _: None, work)
-    costs = measured_costs(plan, tmp_path, how, lambda _: None, toys.work)
+    schedule = How(executor="here")
+    estimate = estimated(plan, tmp_path, schedule, lambda _: None, work)
+    costs = measured_costs(plan, tmp_path, schedule, lambda _: None, toys.work)
     hours = minutes(plan, costs, 1) / 60
-    assert found == {"runs": len(list(plan.places())), "hours": hours, "cpu_hours": hours,
+    assert estimate == {"runs": len(list(plan.places())), "hours": hours, "cpu_hours": hours,
                      "peak_bytes": 9}  # fmt: skip
     assert not (tmp_path / "runs").exists() and not (tmp_path / "results.jsonl").exists()
 

@@ -16,13 +16,13 @@ def test_packets_and_samples_of_opus(monkeypatch: pytest.MonkeyPatch) -> None:
     clip = 0.3 * np.sin(np.arange(800) * 0.2)
     sizes, quality = [], []
     for level in (1.0, 0.9):
-        size, found = benchmark.opus(clip, level)
-        assert found.shape == clip.shape
+        size, audio = benchmark.opus(clip, level)
+        assert audio.shape == clip.shape
         sizes.append(size)
-        quality.append(benchmark.psnr(clip, found))
+        quality.append(benchmark.psnr(clip, audio))
     assert sizes[0] < sizes[1] and quality[0] < quality[1]
-    kept = io.BytesIO()
-    soundfile.write(kept, clip, 8000, format="OGG", subtype="OPUS")
-    found = benchmark.packets(kept.getvalue())
-    assert found[0] == 19 and 4 <= len(found) - 2 <= 8  # the identification header; frames of 20 ms
-    assert sum(found) < len(kept.getvalue())
+    buffer = io.BytesIO()
+    soundfile.write(buffer, clip, 8000, format="OGG", subtype="OPUS")
+    audio = benchmark.packets(buffer.getvalue())
+    assert audio[0] == 19 and 4 <= len(audio) - 2 <= 8  # the identification header; frames of 20 ms
+    assert sum(audio) < len(buffer.getvalue())

@@ -41,10 +41,10 @@ def test_what_has_no_place_is_left_out_and_said() -> None:
     plan = suited(of(**EFFICIENTNET), named=False)
     names = [c.name for c in plan.arms]
     assert {"linear", "full", "lora", "mosl", "mosa pfeiffer"} <= set(names)
-    left = [c.name for c in ARMS if c.name not in names]
-    assert {"vpt-deep", "houlsby"} <= set(left) and "mosa" in names
-    (told,) = plan.cut
-    assert told == f"Left out, for efficientnet-lite0 has no place for them: {', '.join(left)}."
+    rest = [c.name for c in ARMS if c.name not in names]
+    assert {"vpt-deep", "houlsby"} <= set(rest) and "mosa" in names
+    (note,) = plan.cut
+    assert note == f"Left out, for efficientnet-lite0 has no place for them: {', '.join(rest)}."
 
 
 def test_what_was_asked_for_by_name_is_never_left_out() -> None:
@@ -65,9 +65,9 @@ def test_where_nothing_fits_no_plan_is_left() -> None:
 
 
 def test_a_network_with_batch_norms_has_rates_of_its_own() -> None:
-    asked = of("linear", "lora", "pfeiffer", **EFFICIENTNET)
-    plan = suited(asked, named=True)
-    for before, after in zip(asked.arms, plan.arms, strict=True):
+    suggested = of("linear", "lora", "pfeiffer", **EFFICIENTNET)
+    plan = suited(suggested, named=True)
+    for before, after in zip(suggested.arms, plan.arms, strict=True):
         assert after == among_batch_norms(before)
     place, lora = list(plan.places())[1], arm("lora").settings
     assert plan.final(place).training.lr == lora.conv_lr != lora.lr

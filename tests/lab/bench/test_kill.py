@@ -23,9 +23,9 @@ KILLS, EPOCHS = 20, 20
 @pytest.mark.slow
 def test_killed_twenty_times_it_ends_the_same(tmp_path: Path) -> None:
     start = time.monotonic()
-    whole, out = tmp_path / "whole", tmp_path / "killed"
-    assert finished(begun(whole))
-    setting_up, lines = time.monotonic() - start, progress(whole)
+    unstopped, out = tmp_path / "whole", tmp_path / "killed"
+    assert finished(begun(unstopped))
+    setting_up, lines = time.monotonic() - start, progress(unstopped)
     chance = random.Random(0)
     hits = {"before its first step": 0, "in training": 0}
     while sum(hits.values()) < KILLS:
@@ -44,13 +44,13 @@ def test_killed_twenty_times_it_ends_the_same(tmp_path: Path) -> None:
     assert sum(hits.values()) == KILLS and min(hits.values()) > 0, hits
     assert finished(begun(out))
 
-    want, found = (records.read(place / RESULTS) for place in (whole, out))
+    want, results = (records.read(place / RESULTS) for place in (unstopped, out))
     plan = {r.key: killing.lasting(r) for r in want}
     assert len(plan) == 6 and {r.status for r in want} == {"done"}
-    assert {r.key: killing.lasting(r) for r in found} == plan
+    assert {r.key: killing.lasting(r) for r in results} == plan
     for result in want:
-        one, other = (killing.remains(place / result.folder) for place in (whole, out))
-        assert len(one) == 3 and one == other, result.folder
+        first, second = (killing.remains(place / result.folder) for place in (unstopped, out))
+        assert len(first) == 3 and first == second, result.folder
 
 
 def begun(out: Path) -> subprocess.Popen[bytes]:
@@ -69,13 +69,13 @@ def progress(out: Path) -> int:
     return sum(file.read_bytes().count(b"\n") for file in out.glob("runs/*/*/metrics.jsonl"))
 
 
-def follow(runner: subprocess.Popen[bytes], out: Path, more: float, seconds: float) -> bool:
+def follow(runner: subprocess.Popen[bytes], out: Path, extra: float, seconds: float) -> bool:
     """Wait for so many more lines, at most so long; whether there was one more."""
     deadline, least = time.monotonic() + seconds, progress(out)
     while runner.poll() is None and time.monotonic() < deadline:
         now = progress(out)
         least = min(least, now)  # going on, a run forgets what came after its checkpoint
-        if more and now >= least + more:
+        if extra and now >= least + extra:
             break
         time.sleep(0.02)
     return progress(out) > least

@@ -33,26 +33,26 @@ def test_a_confirmation_uses_nothing_that_chose() -> None:
 
 def test_the_pair_differs_in_the_method_alone(pairs: ModuleType) -> None:
     for budget in RULES["budgets"]:
-        one, two = (
+        first, second = (
             pairs.experiment(RULES, pairs.Place("confirm", budget, name, 0.01, "twemoji", 3)).flat()
             for name in RULES["pair"]
         )
-        assert {n for n in one if one[n] != two[n]} == {"method", "settings"}
+        assert {n for n in first if first[n] != second[n]} == {"method", "settings"}
         joined = RULES["budgets"][budget]["joined"]
-        assert one["data"].endswith("@train+val") == joined and (one["val"] == 0) == joined
+        assert first["data"].endswith("@train+val") == joined and (first["val"] == 0) == joined
 
 
 def test_the_rate_is_the_best_on_average_and_the_lower_of_equals(
     pairs: ModuleType, tmp_path: Path
 ) -> None:
-    kept = Store(tmp_path, "rows.jsonl")
+    store = Store(tmp_path, "rows.jsonl")
     score = {0.001: 0.5, 0.002: 0.7, 0.005: 0.7, 0.01: 0.9, 0.02: 0.1}
     for place in pairs.rate_places(RULES, ["scarce"], ["mosa"]):
-        assert pairs.chosen(RULES, kept, "scarce", "mosa") is None  # until all are there
+        assert pairs.chosen(RULES, store, "scarce", "mosa") is None  # until all are there
         failed = place.rate == 0.01  # counts as 0
         row = {} if failed else {"scores": {"accuracy": score[place.rate]}}
-        kept.add(key_of(vars(place)), {**vars(place), "error": "nan" if failed else "", **row})
-    assert pairs.chosen(RULES, kept, "scarce", "mosa") == 0.002
+        store.add(key_of(vars(place)), {**vars(place), "error": "nan" if failed else "", **row})
+    assert pairs.chosen(RULES, store, "scarce", "mosa") == 0.002
 
 
 def test_a_run_without_validation_pictures_is_told_by_its_test(pairs: ModuleType) -> None:

@@ -26,10 +26,10 @@ def nothing(inputs: Any) -> dict[str, Any]:
     raise AssertionError("a run began")
 
 
-def on_disk(folder: Path, *there: str) -> BenchPlan:
+def on_disk(folder: Path, *names: str) -> BenchPlan:
     """The toys, each with a file that it needs, some of which are there."""
     tasks = tuple(replace(t, needs=(f"{t.name}/labels.txt",)) for t in toys.TOYS.tasks)
-    for name in there:
+    for name in names:
         (folder / "toys" / name).mkdir(parents=True)
         (folder / "toys" / name / "labels.txt").touch()
     return toys.plan(suite=replace(toys.TOYS, tasks=tasks, how="Ask Ada."), tasks=tasks)
@@ -53,21 +53,21 @@ def test_a_plan_without_any_pictures_is_refused_at_once(data: Path, tmp_path: Pa
 
 
 def test_of_some_that_are_missing_one_line_tells(data: Path, tmp_path: Path) -> None:
-    plan, said = on_disk(data, "two"), []
-    found = run_plan(plan, tmp_path, ONE, said.append, toys.work)
-    assert len(found) == 18
-    (told,) = [line for line in said if "Not on disk" in line]
-    assert "one (missing:" in told and "three (missing:" in told and "two" not in told
-    run_plan(plan, tmp_path, ONE, said.append, nothing)  # all is there: nothing is told again
-    assert len([line for line in said if "Not on disk" in line]) == 1
+    plan, messages = on_disk(data, "two"), []
+    results = run_plan(plan, tmp_path, ONE, messages.append, toys.work)
+    assert len(results) == 18
+    (note,) = [line for line in messages if "Not on disk" in line]
+    assert "one (missing:" in note and "three (missing:" in note and "two" not in note
+    run_plan(plan, tmp_path, ONE, messages.append, nothing)  # all is there: nothing is told again
+    assert len([line for line in messages if "Not on disk" in line]) == 1
 
 
 def test_tables_can_be_had_where_the_pictures_are_not(data: Path, tmp_path: Path) -> None:
     plan = on_disk(data, "one", "two", "three")
-    found = run_plan(plan, tmp_path, ONE, lambda _: None, toys.work)
+    results = run_plan(plan, tmp_path, ONE, lambda _: None, toys.work)
     for task in plan.tasks:
         (data / "toys" / task.name / "labels.txt").unlink()
-    assert run_plan(plan, tmp_path, ONE, lambda _: None, nothing) == found
+    assert run_plan(plan, tmp_path, ONE, lambda _: None, nothing) == results
     with refused(DataError, what="pictures of toys, 3 of 3 tasks"):
         run_plan(replace(plan, seeds=(0, 1, 2)), tmp_path, ONE, print, nothing)
 

@@ -26,15 +26,15 @@ def test_a_plan_on_ray_is_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     try:
         monkeypatch.setenv("INTARSIA_HOME", str(tmp_path / "home"))
         plan = replace(killing.plan(epochs=1), seeds=(0,))
-        said: list[str] = []
-        found = run_plan(plan, tmp_path / "ray", How(jobs=2, executor="ray"), said.append)
+        messages: list[str] = []
+        results = run_plan(plan, tmp_path / "ray", How(jobs=2, executor="ray"), messages.append)
         assert (tmp_path / "home" / "sets").is_dir()  # the workers were told of it
-        here = run_plan(plan, tmp_path / "here", How(executor="here"), lambda _: None)
+        local = run_plan(plan, tmp_path / "here", How(executor="here"), lambda _: None)
     finally:
         ray.shutdown()
-    assert [r.status for r in found] == ["done"] * 3, said
-    assert [scores(r) for r in found] == [scores(r) for r in here]
-    assert len(said) == 3 and "[3/3]" in said[-1]
+    assert [r.status for r in results] == ["done"] * 3, messages
+    assert [scores(r) for r in results] == [scores(r) for r in local]
+    assert len(messages) == 3 and "[3/3]" in messages[-1]
 
 
 @pytest.mark.slow
@@ -50,16 +50,16 @@ def test_a_comparison_on_ray_is_the_same(tmp_path: Path) -> None:
     )
     ray.init(num_cpus=2, log_to_driver=False, configure_logging=False, include_dashboard=False)
     try:
-        for where, on_ray in (("ray", True), ("here", False)):
-            runs = planned(start, ["linear", "lora"], [0], {}, tmp_path / where)
+        for place, on_ray in (("ray", True), ("here", False)):
+            runs = planned(start, ["linear", "lora"], [0], {}, tmp_path / place)
             run_all(runs, jobs=2, report=print, threads=1, ray=on_ray)
     finally:
         ray.shutdown()
-    one, other = (comparison_of(gather([tmp_path / where])) for where in ("ray", "here"))
-    assert json_choice(one)["validation"] == json_choice(other)["validation"]
+    first, second = (comparison_of(gather([tmp_path / place])) for place in ("ray", "here"))
+    assert json_choice(first)["validation"] == json_choice(second)["validation"]
 
 
-def scores(found: RunResult) -> object:
-    """All but times and memory, to rounding."""
-    told = killing.lasting(found)
-    return {n: round(v, 4) if isinstance(v, float) else v for n, v in told.items()}
+def scores(result: RunResult) -> object:
+    """Return everything but times and memory, to rounding."""
+    values = killing.lasting(result)
+    return {n: round(v, 4) if isinstance(v, float) else v for n, v in values.items()}

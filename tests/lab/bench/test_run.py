@@ -35,16 +35,16 @@ def quiet(_: str) -> None:
 
 def test_every_place_has_a_result_and_is_run_once(tmp_path: Path) -> None:
     plan = toys.plan()
-    found = run_plan(plan, tmp_path, ONE, quiet, toys.work)
+    results = run_plan(plan, tmp_path, ONE, quiet, toys.work)
     places = [(p.task.name, p.arm.name, p.seed) for p in plan.places()]
-    assert [(r.task.name, r.method.name, r.seed) for r in found] == places
-    assert len({r.key for r in found}) == len(places) == 18
+    assert [(r.task.name, r.method.name, r.seed) for r in results] == places
+    assert len({r.key for r in results}) == len(places) == 18
     again = run_plan(plan, tmp_path, ONE, quiet, toys.work)
-    assert again == found
+    assert again == results
     assert all(ran.read_text() == "x" for ran in tmp_path.rglob("ran"))
-    more = run_plan(replace(plan, seeds=(0, 1, 2)), tmp_path, ONE, quiet, toys.work)
-    assert {r.key for r in found} < {r.key for r in more}
-    assert all((tmp_path / r.folder / "ran").read_text() == "x" for r in more)
+    extended = run_plan(replace(plan, seeds=(0, 1, 2)), tmp_path, ONE, quiet, toys.work)
+    assert {r.key for r in results} < {r.key for r in extended}
+    assert all((tmp_path / r.folder / "ran").read_text() == "x" for r in extended)
 
 
 def test_a_run_of_another_plan_is_told_as_this_plan_s(tmp_path: Path) -> None:
@@ -64,15 +64,15 @@ def test_a_failed_run_is_recorded_and_tried_again(tmp_path: Path) -> None:
     for mark in marks:
         mark.parent.mkdir(parents=True)
         mark.touch()
-    found = run_plan(plan, tmp_path, ONE, quiet, toys.work)
-    bad = [r for r in found if r.status == "failed"]
+    results = run_plan(plan, tmp_path, ONE, quiet, toys.work)
+    bad = [r for r in results if r.status == "failed"]
     assert {r.method.name for r in bad} == {"mosa"} and len(bad) == 3
     assert isinstance(bad[0].outcome, records.Failed)
     assert bad[0].outcome.error == "loss at step 3: got nan, want a number. Lower lr."
     for mark in marks:
         mark.unlink()
-    kept = run_plan(plan, tmp_path, replace(ONE, again=False), quiet, toys.work)
-    assert kept == found
+    again = run_plan(plan, tmp_path, replace(ONE, again=False), quiet, toys.work)
+    assert again == results
     mended = run_plan(plan, tmp_path, ONE, quiet, toys.work)
     assert all(r.status == "done" for r in mended)
 
@@ -81,16 +81,18 @@ def test_a_process_that_dies_costs_its_own_run_only(tmp_path: Path) -> None:
     plan = toys.plan(seeds=(0,), tasks=toys.TOYS.tasks[:1])
     (tmp_path / "runs" / "one").mkdir(parents=True)
     (tmp_path / "runs" / "one" / "deadly").touch()
-    how = How(jobs=2, executor="fresh", threads=1)  # forked: dying itself is tried in test_pool
-    found = {r.method.name: r for r in run_plan(plan, tmp_path, how, quiet, toys.work)}
-    assert found["linear"].status == found["mosa"].status == "done"
-    dead = found["adaptformer"].outcome
+    schedule = How(
+        jobs=2, executor="fresh", threads=1
+    )  # forked: dying itself is tried in test_pool
+    results = {r.method.name: r for r in run_plan(plan, tmp_path, schedule, quiet, toys.work)}
+    assert results["linear"].status == results["mosa"].status == "done"
+    dead = results["adaptformer"].outcome
     assert isinstance(dead, records.Failed) and "memory ran out" in dead.error
 
 
 def test_a_search_chooses_on_validation_and_is_counted(tmp_path: Path) -> None:
     plan = toys.plan("tuned", seeds=(0,), tasks=toys.TOYS.tasks[:1])
-    (found, *_) = run_plan(plan, tmp_path, ONE, quiet, toys.work)
+    (result, *_) = run_plan(plan, tmp_path, ONE, quiet, toys.work)
     place = next(plan.places())
     scored = []
     for run in plan.search(place):
@@ -99,9 +101,9 @@ def test_a_search_chooses_on_validation_and_is_counted(tmp_path: Path) -> None:
         inputs = {"experiment": flat, "folder": str(tmp_path / "check")}
         scored.append((toys.work(inputs)["results"]["val"]["accuracy"], flat))
     best = max(scored, key=lambda s: s[0])[1]
-    assert found.setup.selected == {name: best[name] for name in ("lr", "weight_decay")}
-    assert found.setup.tried == len(scored) == 6
-    assert found.setup.search_seconds == pytest.approx(6 * 0.5)
+    assert result.setup.selected == {name: best[name] for name in ("lr", "weight_decay")}
+    assert result.setup.tried == len(scored) == 6
+    assert result.setup.search_seconds == pytest.approx(6 * 0.5)
     final = plan.final(place).flat()
     assert final["data"] == "toys/one@train+val" and final["val"] == 0
 
@@ -113,7 +115,7 @@ def test_one_rate_of_a_method_is_chosen_for_all_tasks_from_one_grid(tmp_path: Pa
         ran.append(dict(inputs))
         return toys.work(inputs)
 
-    found = run_plan(plan, tmp_path, ONE, quiet, work)
+    results = run_plan(plan, tmp_path, ONE, quiet, work)
     rules = plan.protocol
     assert rules.chosen_on is not None
     tasks = rules.chosen_on.tasks
@@ -122,8 +124,8 @@ def test_one_rate_of_a_method_is_chosen_for_all_tasks_from_one_grid(tmp_path: Pa
     assert set(rules.grid["lr"]) <= set(grid)  # it grows for all while an edge wins for one
     assert len(searched) == len(plan.arms) * len(tasks) * len(grid)
     assert len(plan.searches()) == len(plan.arms) * len(tasks) * len(rules.grid["lr"])
-    for one in plan.arms:
-        ours = [r for r in searched if r["experiment"]["method"] == one.settings.method]
+    for rival in plan.arms:
+        ours = [r for r in searched if r["experiment"]["method"] == rival.settings.method]
         assert {(r["experiment"]["data"], r["experiment"]["seed"]) for r in ours} == {
             (task, 100) for task in tasks
         }
@@ -133,7 +135,7 @@ def test_one_rate_of_a_method_is_chosen_for_all_tasks_from_one_grid(tmp_path: Pa
             for rate in grid
         }  # fmt: skip
         best = max(grid, key=lambda rate: by_rate[rate])
-        rows = [r for r in found if r.method.name == one.name]
+        rows = [r for r in results if r.method.name == rival.name]
         assert len(rows) == 12 and all(r.setup.selected == {"lr": best} for r in rows)
         # the cost of the one search, shared out
         assert sum(r.setup.search_seconds for r in rows) == pytest.approx(0.5 * len(ours))
@@ -150,23 +152,23 @@ def test_a_grid_grows_for_all_methods_while_an_edge_of_it_wins_for_one(tmp_path:
 
     def work(inputs: Mapping[str, Any]) -> dict[str, Any]:
         ran.append(dict(inputs))
-        flat, found = inputs["experiment"], toys.work(inputs)
-        if "val" in found["results"]:
+        flat, results = inputs["experiment"], toys.work(inputs)
+        if "val" in results["results"]:
             best = 0.3 if flat["method"] == "linear" else 1e-3
             right = 0.9 - 0.1 * abs(math.log10(flat["lr"] / best))
-            found["results"]["val"] = found["results"]["val"] | {"accuracy": right}
-        return found
+            results["results"]["val"] = results["results"]["val"] | {"accuracy": right}
+        return results
 
     plan = toys.plan("even", seeds=(0,), tasks=toys.TOYS.tasks[:1])
-    found = run_plan(plan, tmp_path, ONE, quiet, work)
-    rates = {r.method.name: r.setup.selected["lr"] for r in found}
+    results = run_plan(plan, tmp_path, ONE, quiet, work)
+    rates = {r.method.name: r.setup.selected["lr"] for r in results}
     assert rates == {"linear": 0.3, "adaptformer": 1e-3, "mosa": 1e-3}
     grid = (*plan.protocol.grid["lr"], 0.1, 0.3, 1.0)
-    for one in plan.arms:
+    for rival in plan.arms:
         ours = {r["experiment"]["lr"] for r in ran if not r["test"]
-                and r["experiment"]["method"] == one.settings.method}  # fmt: skip
+                and r["experiment"]["method"] == rival.settings.method}  # fmt: skip
         assert ours == set(grid)
-    assert all(r.setup.tried == 3 * len(grid) for r in found)
+    assert all(r.setup.tried == 3 * len(grid) for r in results)
     # the limit of the search holds
     on = plan.protocol.chosen_on
     assert on is not None
@@ -181,14 +183,14 @@ def test_a_grid_grows_for_all_methods_while_an_edge_of_it_wins_for_one(tmp_path:
 
 def test_the_temperature_of_a_search_is_that_of_the_run_it_chooses(tmp_path: Path) -> None:
     def work(inputs: Mapping[str, Any]) -> dict[str, Any]:
-        found = toys.work(inputs)
-        if "val" in found["results"]:
-            found["results"]["temperature"] = found["results"]["val"]["accuracy"] + 1
+        results = toys.work(inputs)
+        if "val" in results["results"]:
+            results["results"]["temperature"] = results["results"]["val"]["accuracy"] + 1
         else:
-            told.append(inputs["temperature"])
-        return found
+            temperatures.append(inputs["temperature"])
+        return results
 
-    told: list[float | None] = []
+    temperatures: list[float | None] = []
     for rules in ("tuned", "honest"):
         plan = toys.plan(rules, seeds=(0,), tasks=toys.TOYS.tasks[:1])
         run_plan(plan, tmp_path / rules, ONE, quiet, work)
@@ -198,55 +200,59 @@ def test_the_temperature_of_a_search_is_that_of_the_run_it_chooses(tmp_path: Pat
         for plan in [toys.plan("tuned", seeds=(0,), tasks=toys.TOYS.tasks[:1])]
         for place in plan.places()
     ]  # fmt: skip
-    assert told == [*best, None, None, None]
-    told.clear()
+    assert temperatures == [*best, None, None, None]
+    temperatures.clear()
     plan = replace(plan, protocol=replace(plan.protocol, calibrate=True))
-    found = run_plan(plan, tmp_path / "calibrated", ONE, quiet, work)
-    assert len(told) == 3 and None not in told and all(not r.setup.selected for r in found)
+    results = run_plan(plan, tmp_path / "calibrated", ONE, quiet, work)
+    assert (
+        len(temperatures) == 3
+        and None not in temperatures
+        and all(not r.setup.selected for r in results)
+    )
 
 
 def astray(part: str, name: str, methods: tuple[str, ...] = ("mosa",)) -> Any:
     """The toys' work, but for a score that is no number."""
 
     def work(inputs: Mapping[str, Any]) -> dict[str, Any]:
-        found = toys.work(inputs)
-        if inputs["experiment"]["method"] in methods and part in found["results"]:
-            found["results"][part] = found["results"][part] | {name: float("nan")}
-        return found
+        result = toys.work(inputs)
+        if inputs["experiment"]["method"] in methods and part in result["results"]:
+            result["results"][part] = result["results"][part] | {name: float("nan")}
+        return result
 
     return work
 
 
 @pytest.mark.parametrize("name", ["loss", "accuracy", "balanced_accuracy"])
 def test_a_score_that_is_no_number_is_a_failed_run(tmp_path: Path, name: str) -> None:
-    plan, said = toys.plan(seeds=(0,)), []
+    plan, messages = toys.plan(seeds=(0,)), []
     for _ in range(2):  # and is one again when the runner is started again
-        found = run_plan(plan, tmp_path, ONE, said.append, astray("test", name))
-        bad = [r for r in found if r.status == "failed"]
-        assert {r.method.name for r in bad} == {"mosa"} and len(found) - len(bad) == 6
+        results = run_plan(plan, tmp_path, ONE, messages.append, astray("test", name))
+        bad = [r for r in results if r.status == "failed"]
+        assert {r.method.name for r in bad} == {"mosa"} and len(results) - len(bad) == 6
         assert isinstance(bad[0].outcome, records.Failed)
         assert f"{name} of test: got nan, want a finite number" in bad[0].outcome.error
-    assert any("one, mosa, seed 0: FAILED" in line for line in said)
+    assert any("one, mosa, seed 0: FAILED" in line for line in messages)
 
 
 def test_a_score_out_of_bounds_is_a_failed_run() -> None:
     scores = {"accuracy": 1.5, "balanced_accuracy": 0.5, "loss": 1.0}
     costs = {"seconds": 1.0, "cpu_seconds": 1.0, "peak_bytes": {}}
     counts = {"trained": 2, "trained_without_head": 1}
-    found = measured({"results": {"test": scores, **costs}, "parameters": counts})
-    assert isinstance(found, records.Failed) and "accuracy" in found.error
+    outcome = measured({"results": {"test": scores, **costs}, "parameters": counts})
+    assert isinstance(outcome, records.Failed) and "accuracy" in outcome.error
 
 
 def test_a_search_that_goes_astray_chooses_among_the_others(tmp_path: Path) -> None:
-    plan, said = toys.plan("tuned", seeds=(0,), tasks=toys.TOYS.tasks[:1]), []
-    found = run_plan(plan, tmp_path, ONE, said.append, astray("val", "loss"))
-    outcome = {r.method.name: r.outcome for r in found}
+    plan, messages = toys.plan("tuned", seeds=(0,), tasks=toys.TOYS.tasks[:1]), []
+    results = run_plan(plan, tmp_path, ONE, messages.append, astray("val", "loss"))
+    outcome = {r.method.name: r.outcome for r in results}
     assert isinstance(outcome["linear"], records.Done)
     assert isinstance(outcome["mosa"], records.Failed)
     assert "every run of its search failed: loss of val: got nan" in outcome["mosa"].error
     rows = [json.loads(x) for x in (tmp_path / SEARCHES).read_text().splitlines()]
     assert sum("error" in row for row in rows) == 6 and len(rows) == 18
-    assert run_plan(plan, tmp_path, ONE, said.append, toys.work)[-1].status == "done"
+    assert run_plan(plan, tmp_path, ONE, messages.append, toys.work)[-1].status == "done"
 
 
 def test_only_one_runner_works_in_a_folder(tmp_path: Path) -> None:
@@ -258,10 +264,10 @@ def test_only_one_runner_works_in_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_another_protocol_is_refused(tmp_path: Path) -> None:
-    found = run_plan(toys.plan(), tmp_path, ONE, quiet, toys.work)
+    results = run_plan(toys.plan(), tmp_path, ONE, quiet, toys.work)
     with refused(ConfigError, got="protocol honest"):
         run_plan(toys.plan("tuned"), tmp_path, ONE, quiet, toys.work)
-    assert run_plan(toys.plan(), tmp_path, ONE, quiet, toys.work) == found
+    assert run_plan(toys.plan(), tmp_path, ONE, quiet, toys.work) == results
 
 
 @pytest.mark.parametrize("text", ['{"format": 99, "intarsia": "9.9"}', "{", "[1]"])
@@ -302,8 +308,8 @@ def test_killed_at_random_it_ends_the_same(
         runner.join()
         ends.append(runner.exitcode)
     assert -signal.SIGKILL in ends
-    found = run_plan(toys.plan(rules), out, ONE, quiet, toys.work)
-    assert found == want
+    results = run_plan(toys.plan(rules), out, ONE, quiet, toys.work)
+    assert results == want
     rows = [json.loads(x) for x in (out / RESULTS).read_text().splitlines()]
     assert len(rows) == len(want)
 
@@ -313,11 +319,11 @@ def _lines(out: Path) -> int:
 
 
 def test_each_run_is_told_its_device(tmp_path: Path) -> None:
-    seen: list[dict[str, Any]] = []
+    settings: list[dict[str, Any]] = []
 
     def work(inputs: Any) -> dict[str, Any]:
-        seen.append(inputs["running"])
+        settings.append(inputs["running"])
         return toys.work(inputs)
 
     run_plan(toys.plan(), tmp_path, How(executor="here", device="cpu"), lambda _: None, work)
-    assert seen and all(running == {"device": "cpu"} for running in seen)
+    assert settings and all(running == {"device": "cpu"} for running in settings)

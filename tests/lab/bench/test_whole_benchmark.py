@@ -41,17 +41,17 @@ def plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> BenchPlan:
 
 
 def test_a_run_is_what_fit_gives_without_the_runner(plan: BenchPlan, tmp_path: Path) -> None:
-    found = run_plan(plan, tmp_path / "out", HERE, lambda _: None)
-    for place, one in zip(plan.places(), found, strict=True):
+    results = run_plan(plan, tmp_path / "out", HERE, lambda _: None)
+    for place, result in zip(plan.places(), results, strict=True):
         alone = carry_out(plan.final(place), Running(), lambda _: None)
-        assert isinstance(one.outcome, records.Done) and alone.test is not None
-        assert one.outcome.accuracy == alone.test.accuracy
-        assert one.outcome.loss == pytest.approx(alone.test.loss, rel=1e-6)
-        assert one.outcome.trained == alone.record["parameters"]["trained"]
-        record = json.loads((tmp_path / "out" / one.folder / "run.json").read_text())
-        kept = record["record"]["data"]
-        assert kept["spec"] == "mini/synthetic-location@train+val" and "val" not in kept["parts"]
-        assert kept["parts"]["train"]["n"] == 96  # of each of 16 classes, 6 of 62 or 63
+        assert isinstance(result.outcome, records.Done) and alone.test is not None
+        assert result.outcome.accuracy == alone.test.accuracy
+        assert result.outcome.loss == pytest.approx(alone.test.loss, rel=1e-6)
+        assert result.outcome.trained == alone.record["parameters"]["trained"]
+        record = json.loads((tmp_path / "out" / result.folder / "run.json").read_text())
+        data = record["record"]["data"]
+        assert data["spec"] == "mini/synthetic-location@train+val" and "val" not in data["parts"]
+        assert data["parts"]["train"]["n"] == 96  # of each of 16 classes, 6 of 62 or 63
     shared = {p.name.partition("-")[0] for p in (tmp_path / "out" / "shared").glob("*.safetensors")}
     assert shared == {"pixels", "tokens"}
 
@@ -64,15 +64,15 @@ def test_joint_tasks_are_scored_by_their_own_task_too(
     assert joint is not None
     arms = [with_heads(c) if by_task else c for c in plan.arms]
     both = replace(plan, tasks=(joint[1],), arms=tuple(arms))
-    found = run_plan(both, tmp_path / "out", HERE, lambda _: None)
-    for one in found:
-        assert isinstance(one.outcome, records.Done), one.outcome
-        own = one.outcome.own_task_accuracy
-        assert own is not None and own >= one.outcome.accuracy
-        experiment = json.loads((tmp_path / "out" / one.folder / "experiment.json").read_text())
+    results = run_plan(both, tmp_path / "out", HERE, lambda _: None)
+    for result in results:
+        assert isinstance(result.outcome, records.Done), result.outcome
+        accuracy = result.outcome.own_task_accuracy
+        assert accuracy is not None and accuracy >= result.outcome.accuracy
+        experiment = json.loads((tmp_path / "out" / result.folder / "experiment.json").read_text())
         assert experiment["objective"] == ("task_heads" if by_task else "plain")
-    assert records.read(tmp_path / "out" / "results.jsonl") == found
-    assert "| Own task |" in as_markdown(tables(found, "adaptformer"))
+    assert records.read(tmp_path / "out" / "results.jsonl") == results
+    assert "| Own task |" in as_markdown(tables(results, "adaptformer"))
 
 
 def test_the_published_recipe_runs(plan: BenchPlan, tmp_path: Path) -> None:
@@ -82,31 +82,32 @@ def test_the_published_recipe_runs(plan: BenchPlan, tmp_path: Path) -> None:
         plan, tasks=(*plan.tasks, joint[1]), arms=(arm("mosa"),),
         protocol=protocol("official"),
     )  # fmt: skip
-    for one in run_plan(official, tmp_path / "out", HERE, lambda _: None):
-        assert isinstance(one.outcome, records.Done), one.outcome
-        cells = json.loads((tmp_path / "out" / one.folder / "run.json").read_text())
-        said = cells["record"]["method"]
-        assert said["experts"] == (2 if "+" in one.task.name else 4)
+    for result in run_plan(official, tmp_path / "out", HERE, lambda _: None):
+        assert isinstance(result.outcome, records.Done), result.outcome
+        cells = json.loads((tmp_path / "out" / result.folder / "run.json").read_text())
+        settings = cells["record"]["method"]
+        assert settings["experts"] == (2 if "+" in result.task.name else 4)
 
 
 def test_results_become_tables_and_a_page(plan: BenchPlan, tmp_path: Path) -> None:
-    more = replace(plan, seeds=(0, 1))
-    found = run_plan(more, tmp_path / "out", HERE, lambda _: None)
-    summary = tables(found, "adaptformer")
+    longer = replace(plan, seeds=(0, 1))
+    results = run_plan(longer, tmp_path / "out", HERE, lambda _: None)
+    summary = tables(results, "adaptformer")
     assert len(summary.results) == 6 and not summary.failed
-    written = {p.name for p in write(found, tmp_path / "out", baseline="adaptformer")}
+    written = {p.name for p in write(results, tmp_path / "out", baseline="adaptformer")}
     assert {"index.html", "table.md", "table.tex", "results.csv"} <= written
     assert json.loads((tmp_path / "out" / "bench.json").read_text())["suite"] == "mini"
 
 
 def test_a_search_never_looks_at_the_test_part(plan: BenchPlan, tmp_path: Path) -> None:
     tuned = replace(plan, arms=(arm("linear"),), protocol=protocol("tuned"))
-    said: list[str] = []
-    run_plan(tuned, tmp_path, HERE, said.append)
+    messages: list[str] = []
+    run_plan(tuned, tmp_path, HERE, messages.append)
     records = [json.loads(p.read_text())["results"] for p in tmp_path.rglob("run.json")]
     assert sorted("test" in r for r in records) == [False] * 6 + [True]
     assert (
-        sum("of val" in line for line in said) == 6 and sum("of test" in line for line in said) == 1
+        sum("of val" in line for line in messages) == 6
+        and sum("of test" in line for line in messages) == 1
     )
     for result in records:
         assert result["cpu_seconds"] > 0 and result["seconds"] > result["seconds_once"] > 0

@@ -31,11 +31,11 @@ TOYS = Suite("toys", "arithmetic", (task("one"), task("two"), task("three", "str
 
 
 def plan(rules: str = "honest", **changes: Any) -> BenchPlan:
-    found = BenchPlan(
+    toy_plan = BenchPlan(
         TOYS, TOYS.tasks, tuple(map(arm, ("linear", "adaptformer", "mosa"))), (0, 1),
         protocol(rules), Experiment(Pictures("")).changed(epochs=20),
     )  # fmt: skip
-    return replace(found, **changes)
+    return replace(toy_plan, **changes)
 
 
 def work(inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,40 +36,40 @@ def result(
     task: str = "mnist",
     seed: int = 0,
     accuracy: float | None = 0.8,
-    **about: Any,
+    **fields: Any,
 ) -> RunResult:
-    """One result; accuracy None = failed.  about: label, group, protocol, model, suite,
+    """Make a result; accuracy None = failed.  fields: label, group, protocol, model, suite,
     error, own.
     """
-    protocol, model = about.get("protocol", "honest"), about.get("model", "vit-s")
-    suite, trained = about.get("suite", "mini"), about.get("trained", 100)
+    protocol, model = fields.get("protocol", "honest"), fields.get("model", "vit-s")
+    suite, trained = fields.get("suite", "mini"), fields.get("trained", 100)
     outcome = (
-        Failed(about.get("error", "MemoryError: killed"))
+        Failed(fields.get("error", "MemoryError: killed"))
         if accuracy is None
         else Done(
             accuracy=accuracy, balanced_accuracy=accuracy, loss=0.5, trained=trained + 10,
-            trained_without_head=trained, seconds=about.get("seconds", 2.0), cpu_seconds=4.0,
-            peak_bytes=10**9, own_task_accuracy=about.get("own"),
+            trained_without_head=trained, seconds=fields.get("seconds", 2.0), cpu_seconds=4.0,
+            peak_bytes=10**9, own_task_accuracy=fields.get("own"),
         )
     )  # fmt: skip
-    group = about.get("group", "natural")
+    group = fields.get("group", "natural")
     return RunResult(
         key=f"{suite}-{protocol}-{model}-{method}-{task}-{seed}",
         task=TaskName(suite, group, task, group == "structured"),
-        method=MethodName(method, about.get("label", method.upper())),
+        method=MethodName(method, fields.get("label", method.upper())),
         seed=seed,
-        setup=Setup(protocol, model, about.get("epochs", 20), {}, about.get("tried", 0)),
+        setup=Setup(protocol, model, fields.get("epochs", 20), {}, fields.get("tried", 0)),
         folder=f"runs/{method}-{task}-{seed}",
         outcome=outcome,
     )
 
 
 def suite(
-    tasks: Sequence[tuple[str, str]] = TASKS, seeds: int = 3, gaps: bool = False, **about: Any
+    tasks: Sequence[tuple[str, str]] = TASKS, seeds: int = 3, gaps: bool = False, **fields: Any
 ) -> list[RunResult]:
     """Every method on every task; gaps: one cell failed, and one was not run."""
     generator = np.random.default_rng(0)
-    found: list[RunResult] = []
+    results: list[RunResult] = []
     for number, (group, task) in enumerate(tasks):
         start, luck = generator.uniform(0.35, 0.8), generator.normal(0, 0.02, len(METHODS))
         for i, (name, label, gain, trained, seconds) in enumerate(METHODS):
@@ -80,15 +80,15 @@ def suite(
                     accuracy = None
                 if gaps and (name, task) == ("vpt-deep", "textile"):
                     continue
-                own = {"label": label, "group": group, "trained": trained}
-                own |= {"seconds": seconds + number + seed} | about
-                found.append(result(name, task, seed, accuracy, **own))
-    return found
+                costs = {"label": label, "group": group, "trained": trained}
+                costs |= {"seconds": seconds + number + seed} | fields
+                results.append(result(name, task, seed, accuracy, **costs))
+    return results
 
 
 @pytest.fixture(scope="session")
 def make_result() -> Callable[..., RunResult]:
-    """One result; see `result`."""
+    """Return `result`, which makes a result."""
     return result
 
 

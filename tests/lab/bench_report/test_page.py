@@ -72,8 +72,8 @@ def test_the_map_has_a_cell_for_every_task_and_method(report: Report) -> None:
         assert drawing.count('class="row"') == 14 + 3 + 2
         assert drawing.count(">failed</text>") == 1
     assert differences.count(">0.0</text>") >= 14 + 3 + 2  # of the baseline
-    (found,) = [block for block in report.blocks() if isinstance(block, Panels)]
-    runs: Any = dict(found.panels)
+    (panels,) = [block for block in report.blocks() if isinstance(block, Panels)]
+    runs: Any = dict(panels.panels)
     mosa = runs["MoSA on mnist"]
     assert [dict(run["links"]) for run in mosa] == [
         {"report": "runs/mosa-mnist-0/report.html", "run.json": "runs/mosa-mnist-0/run.json"},
@@ -92,10 +92,10 @@ def test_the_map_has_a_cell_for_every_task_and_method(report: Report) -> None:
 
 
 def test_points_of_the_cost_figures_are_the_table_s(make_suite: MakeAll) -> None:
-    (found,) = tables(make_suite(gaps=True), "adaptformer").findings
-    points = points_of(found, 0, "seconds")
+    (finding,) = tables(make_suite(gaps=True), "adaptformer").findings
+    points = points_of(finding, 0, "seconds")
     for mean in ("group", "task"):
-        for i, row in enumerate(found.rows):
+        for i, row in enumerate(finding.rows):
             (point,) = [p for p in points if p.when == {"group-0": i, "mean-0": mean}]
             assert row.shared is not None and row.costs is not None
             share = getattr(row.shared, mean).mean
@@ -108,23 +108,23 @@ def test_a_panel_leads_to_what_is_there(make_result: Make, tmp_path: Path) -> No
     runs, out = tmp_path / "a b", tmp_path / "pages"
     show = panels(runs, out)
     for folder in ("x#1?", "none", ""):
-        found = show(replace(make_result(), folder=folder))
-        assert (found["links"], found["commands"]) == ([], [])
+        drawn = show(replace(make_result(), folder=folder))
+        assert (drawn["links"], drawn["commands"]) == ([], [])
     run = runs / "x#1?"
     run.mkdir(parents=True)
     (run / "run.json").write_text("{}")
     (run / "experiment.json").write_text("{")  # damaged
-    found = show(replace(make_result(), folder="x#1?"))
-    assert found["links"] == [("run.json", "../a%20b/x%231%3F/run.json")]
+    drawn = show(replace(make_result(), folder="x#1?"))
+    assert drawn["links"] == [("run.json", "../a%20b/x%231%3F/run.json")]
     place = "'../a b/x#1?'"
-    ((_, command),) = found["commands"]
+    ((_, command),) = drawn["commands"]
     assert command == f"intarsia report {place} --out '../a b/x#1?/report.html'"
 
 
 def test_a_panel_has_all_that_is_known_of_a_run(make_result: Make) -> None:
-    one = make_result(accuracy=0.8125, trained=153216, epochs=10)
-    setup = replace(one.setup, selected={"lr": 0.001}, tried=6)
-    assert facts(replace(one, setup=setup)) == {
+    result = make_result(accuracy=0.8125, trained=153216, epochs=10)
+    setup = replace(result.setup, selected={"lr": 0.001}, tried=6)
+    assert facts(replace(result, setup=setup)) == {
         "accuracy": "81.25 %", "balanced accuracy": "81.25 %", "loss": "0.5000",
         "trained parameters": "153,226", "without head": "153,216", "training": "2.0 s",
         "peak memory": "1.00 GB", "epochs": "10", "chosen by a search": "lr 0.001, of 6 runs",
@@ -132,9 +132,9 @@ def test_a_panel_has_all_that_is_known_of_a_run(make_result: Make) -> None:
 
 
 def test_text_from_results_is_text(make_result: Make, hostile: str, tmp_path: Path) -> None:
-    same = {"protocol": hostile, "model": hostile, "suite": hostile, "error": hostile + "\nmore"}
+    fields = {"protocol": hostile, "model": hostile, "suite": hostile, "error": hostile + "\nmore"}
     results = [
-        make_result(m, task, seed, share, label=hostile + m, group=group, **same)
+        make_result(m, task, seed, share, label=hostile + m, group=group, **fields)
         for m in "abc" for seed in (0, 1)
         for task, group, share in (("x", "g", 0.6), ("y", hostile, 0.5),
                                    (hostile, hostile, None if seed else 0.5))
@@ -149,22 +149,22 @@ def test_several_sheets_stand_for_themselves(make_suite: MakeAll, tmp_path: Path
     report = report_of(tables(results, "lora"), panels(tmp_path, tmp_path))
     titles = [section.title for section in report.sections]
     assert "Results: mini, vit-s, protocol honest" in titles
-    told = [text for table in report.tables() for text in (table.caption, *table.notes)]
-    assert "chosen among 9" in " ".join(told) and len(report.figures()) == 10
+    texts = [text for table in report.tables() for text in (table.caption, *table.notes)]
+    assert "chosen among 9" in " ".join(texts) and len(report.figures()) == 10
     assert len(set(report.controls())) == 6  # those of one sheet do not touch the other
 
 
 def test_the_diagram_s_labels_never_meet(make_suite: MakeAll) -> None:
-    found = diagram(tables(make_suite()).findings[0])
-    assert found is not None
-    for left in (True, False):
-        ys = sorted(mark.y for mark in found.marks if mark.left == left)
+    chart = diagram(tables(make_suite()).findings[0])
+    assert chart is not None
+    for side in (True, False):
+        ys = sorted(mark.y for mark in chart.marks if mark.left == side)
         assert len(ys) == 4 and all(b - a >= 20 for a, b in zip(ys, ys[1:], strict=False))
-    assert all(LEFT <= mark.x <= RIGHT and mark.y < found.height for mark in found.marks)
+    assert all(LEFT <= mark.x <= RIGHT and mark.y < chart.height for mark in chart.marks)
     # a line down to a label crosses no other label's line
-    assert [m.x for m in found.marks] == sorted(m.x for m in found.marks)
-    lowest = max((y for _, _, y in found.bars), default=0)
-    assert all(mark.y > lowest for mark in found.marks)
+    assert [m.x for m in chart.marks] == sorted(m.x for m in chart.marks)
+    lowest = max((y for _, _, y in chart.bars), default=0)
+    assert all(mark.y > lowest for mark in chart.marks)
 
 
 def test_two_methods_have_no_diagram(make_result: Make) -> None:
@@ -210,10 +210,10 @@ def test_a_browser_draws_it_and_its_controls_work(folder: Path, browse: Browse) 
     changed.write_text(text, encoding="utf-8")
     dom = browse(changed, "--dump-dom")
     (marks,) = re.findall(r'data-marks="([^"]*)"', dom)
-    found = json.loads(html.unescape(marks))
-    told = found.pop("told")
-    assert "MoSA on mnist" in told and "trained parameters" in told and "peak memory" in told
-    assert found == {
+    record = json.loads(html.unescape(marks))
+    tips = record.pop("told")
+    assert "MoSA on mnist" in tips and "trained parameters" in tips and "peak memory" in tips
+    assert record == {
         "drawn": [16, 16],  # seeds and mean of eight methods
         "hidden": 14,
         "mode": ["plot-heat-0-differences"],

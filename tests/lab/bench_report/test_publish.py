@@ -33,74 +33,76 @@ def titles(table: Any) -> list[str]:
 
 
 def test_both_means_and_both_counts_are_in_the_table(make_suite: MakeAll) -> None:
-    (found,) = tables(make_suite(), "adaptformer").findings
-    assert titles(results_table(found)) == [
+    (finding,) = tables(make_suite(), "adaptformer").findings
+    assert titles(results_table(finding)) == [
         "Method", "Group mean", "Task mean", "Balanced", "Loss", "Parameters", "With head", "PPT",
         "Time", "CPU time", "Peak memory",
     ]  # fmt: skip
-    assert results_table(found).notes == ("Trained for 20 epochs.",)
+    assert results_table(finding).notes == ("Trained for 20 epochs.",)
     # the same as means of the tasks' table
-    last = tasks_table(found).rows[-2:]
+    last = tasks_table(finding).rows[-2:]
     columns = zip(*(row[1:] for row in last), strict=True)
-    for row, below in zip(results_table(found).rows, columns, strict=True):
+    for row, below in zip(results_table(finding).rows, columns, strict=True):
         assert [cell.text for cell in row[1:3]] == [cell.text for cell in below]
 
 
 def test_balanced_accuracy_and_loss_are_means_over_tasks(make_suite: MakeAll) -> None:
-    made = make_suite()
-    (found,) = tables(made, "adaptformer").findings
-    for row in results_table(found).rows:
-        own = [r for r in made if r.method.label == row[0].text]
+    results = make_suite()
+    (finding,) = tables(results, "adaptformer").findings
+    for row in results_table(finding).rows:
+        rows = [r for r in results if r.method.label == row[0].text]
         for cell, name in zip(row[3:5], ("balanced_accuracy", "loss"), strict=True):
             assert float(cell.full) == pytest.approx(
-                sum(getattr(r.outcome, name) for r in own) / len(own), abs=1e-6
+                sum(getattr(r.outcome, name) for r in rows) / len(rows), abs=1e-6
             )
         assert not any(cell.place for cell in row[3:5])  # nobody is ranked by them
 
 
 def test_joint_tasks_have_a_column_and_others_none(make_result: Make, tmp_path: Path) -> None:
-    made = [
+    results = [
         make_result("mosa", "a+b", 0, 0.5, group="joint", own=0.7),
         make_result("mosa", "a+b", 1, 0.5, group="joint", own=0.8),
         make_result("mosa", "a", 0, 0.5),
         make_result("mosa", "a", 1, 0.5),
     ]
-    (found,) = tables(made).findings
-    table = results_table(found)
+    (finding,) = tables(results).findings
+    table = results_table(finding)
     assert titles(table)[:4] == ["Method", "Group mean", "Task mean", "Own task"]
     assert table.rows[0][3].full == "0.750000"
-    write(made, tmp_path)
+    write(results, tmp_path)
     with (tmp_path / "results.csv").open(newline="", encoding="utf-8") as file:
-        own = {(row["task"], row["seed"]): row["own_task_accuracy"] for row in csv.DictReader(file)}
-    assert own == {("a+b", "0"): "0.7", ("a+b", "1"): "0.8", ("a", "0"): "", ("a", "1"): ""}
+        accuracies = {
+            (row["task"], row["seed"]): row["own_task_accuracy"] for row in csv.DictReader(file)
+        }
+    assert accuracies == {("a+b", "0"): "0.7", ("a+b", "1"): "0.8", ("a", "0"): "", ("a", "1"): ""}
 
 
 def test_a_method_with_a_gap_says_so(make_suite: MakeAll) -> None:
-    (found,) = tables(make_suite(gaps=True), "adaptformer").findings
-    table = results_table(found)
+    (finding,) = tables(make_suite(gaps=True), "adaptformer").findings
+    table = results_table(finding)
     assert titles(table)[3:5] == ["Group mean, 12 shared", "Task mean, 12 shared"]
     rows = {row[0].text: row for row in table.rows}
     assert [cell.text for cell in rows["VPT deep"][1:3]] == ["13 of 14 tasks"] * 2
     assert rows["VPT deep"][3].text != "13 of 14 tasks"
     assert any("was not run on textile" in note for note in table.notes)
-    tasks = {row[0].text: row for row in tasks_table(found).rows}
-    column = titles(tasks_table(found)).index("full fine-tuning")
+    tasks = {row[0].text: row for row in tasks_table(finding).rows}
+    column = titles(tasks_table(finding)).index("full fine-tuning")
     assert tasks["azimuth"][column].remark == "2 of 3 seeds" and not tasks["azimuth"][column].place
     assert tasks["Group mean"][column].text == "\N{EN DASH}"
 
 
 def test_first_and_second_place_are_of_what_is_shown(make_result: Make) -> None:
     scores = {"a": 0.8004, "b": 0.8001, "c": 0.79, "d": 0.5}
-    (found,) = tables([make_result(m, accuracy=x) for m, x in scores.items()]).findings
-    assert [row[1].place for row in results_table(found).rows] == ["first", "first", "second", ""]
-    (one,) = tables([make_result()]).findings
-    assert results_table(one).rows[0][1].place == "" and difference_table(one) is None
+    (finding,) = tables([make_result(m, accuracy=x) for m, x in scores.items()]).findings
+    assert [row[1].place for row in results_table(finding).rows] == ["first", "first", "second", ""]
+    (single,) = tables([make_result()]).findings
+    assert results_table(single).rows[0][1].place == "" and difference_table(single) is None
 
 
 def test_rows_and_columns_fit(make_suite: MakeAll) -> None:
     for gaps in (False, True):
-        (found,) = tables(make_suite(gaps=gaps), "lora").findings
-        for _, table in tables_of(found):
+        (finding,) = tables(make_suite(gaps=gaps), "lora").findings
+        for _, table in tables_of(finding):
             assert all(len(row) == len(table.columns) for row in table.rows)
 
 
@@ -119,8 +121,8 @@ def test_latex_has_as_many_cells_in_every_line(make_suite: MakeAll) -> None:
 
 
 def test_latex_sets_text_as_text(make_result: Make, hostile: str) -> None:
-    (found,) = tables([make_result(label=hostile)]).findings
-    text = latex(results_table(found))
+    (finding,) = tables([make_result(label=hostile)]).findings
+    text = latex(results_table(finding))
     assert escape(hostile) in text and hostile not in text
     assert escape("5_% & {x}^~\\") == (
         r"5\_\% \& \{x\}\textasciicircum{}\textasciitilde{}\textbackslash{}"
@@ -141,10 +143,10 @@ def test_the_same_results_in_any_order_give_the_same_files(
 ) -> None:
     results = make_suite(gaps=True) + make_suite(protocol="tuned")
     mixed = random.Random(1).sample(results, len(results))
-    one = write(results, tmp_path / "a", "adaptformer", ["seed 3"])
+    files = write(results, tmp_path / "a", "adaptformer", ["seed 3"])
     two = write(mixed, tmp_path / "b", "adaptformer", ["seed 3"])
-    assert [path.name for path in one] == [path.name for path in two] == NAMES
-    for a, b in zip(one, two, strict=True):
+    assert [path.name for path in files] == [path.name for path in two] == NAMES
+    for a, b in zip(files, two, strict=True):
         assert a.read_bytes() == b.read_bytes(), a.name
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(NAMES)
 
@@ -159,14 +161,12 @@ def test_the_tidy_files_hold_every_result(make_suite: MakeAll, tmp_path: Path) -
     assert len(rows) == len(results) and list(rows[0]) == list(COLUMNS)
     typed = parquet.read_table(tmp_path / "results.parquet").to_pylist()
     by_key = {r.key: r for r in results}
-    for row, whole in zip(rows, typed, strict=True):
-        made = by_key[row["key"]]
-        accuracy = made.outcome.accuracy if isinstance(made.outcome, Done) else None
-        assert (
-            whole["accuracy"] == accuracy == (float(row["accuracy"]) if row["accuracy"] else None)
-        )
-        assert whole["seed"] == int(row["seed"]) == made.seed
-        assert row["status"] == made.status and (row["error"] != "") == (accuracy is None)
+    for row, full in zip(rows, typed, strict=True):
+        result = by_key[row["key"]]
+        accuracy = result.outcome.accuracy if isinstance(result.outcome, Done) else None
+        assert full["accuracy"] == accuracy == (float(row["accuracy"]) if row["accuracy"] else None)
+        assert full["seed"] == int(row["seed"]) == result.seed
+        assert row["status"] == result.status and (row["error"] != "") == (accuracy is None)
         assert json.loads(row["selected"]) == {}
 
 

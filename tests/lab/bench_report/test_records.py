@@ -50,8 +50,8 @@ results = st.builds(
 
 
 @given(results)
-def test_a_record_comes_back_from_json(made: RunResult) -> None:
-    assert RunResult.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+def test_a_record_comes_back_from_json(result: RunResult) -> None:
+    assert RunResult.from_dict(json.loads(json.dumps(result.to_dict()))) == result
 
 
 def test_a_line_from_before_joint_tasks_still_reads(make_result: Make, tmp_path: Path) -> None:
@@ -64,8 +64,8 @@ def test_a_line_from_before_joint_tasks_still_reads(make_result: Make, tmp_path:
 def test_the_file_keeps_order_and_the_last_line_of_a_key(make_result: Make, tmp_path: Path) -> None:
     path = tmp_path / "new" / "results.jsonl"
     first, second = make_result(accuracy=None), make_result(seed=1)
-    for one in (first, second, make_result()):
-        append(path, one)
+    for result in (first, second, make_result()):
+        append(path, result)
     assert read(path) == [make_result(), second]
     assert len(path.read_text().splitlines()) == 3
     assert only(read(path), "failed") == []
@@ -76,24 +76,24 @@ def test_a_kill_at_any_byte_loses_one_line_at_most(make_result: Make, tmp_path: 
     append(path, old)
     size = path.stat().st_size
     append(path, new)
-    whole = path.read_bytes()
-    for end in range(size, len(whole)):
-        path.write_bytes(whole[:end])
+    content = path.read_bytes()
+    for end in range(size, len(content)):
+        path.write_bytes(content[:end])
         assert read(path) == [old]
-        if end % 10 == 0 or end == len(whole) - 1:  # each append waits for the disk
+        if end % 10 == 0 or end == len(content) - 1:  # each append waits for the disk
             append(path, new)
-            assert path.read_bytes() == whole
-    path.write_bytes(whole[: size - 5])
+            assert path.read_bytes() == content
+    path.write_bytes(content[: size - 5])
     assert read(path) == []
 
 
 def test_a_long_torn_line_is_removed(make_result: Make, tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     append(path, make_result())
-    whole = path.read_bytes()
-    path.write_bytes(whole + b"x" * 10_000)
+    content = path.read_bytes()
+    path.write_bytes(content + b"x" * 10_000)
     append(path, make_result())
-    assert path.read_bytes() == whole * 2
+    assert path.read_bytes() == content * 2
 
 
 def test_a_second_writer_waits_for_the_first(make_result: Make, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_second_writer_waits_for_the_first(make_result: Make, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("where", "value", "what"),
+    ("field", "value", "message"),
     [
         ("seed", "0", "result.seed"),
         ("seed", True, "result.seed"),
@@ -126,14 +126,14 @@ def test_a_second_writer_waits_for_the_first(make_result: Make, tmp_path: Path) 
         ("task", [], "result.task"),
     ],
 )
-def test_a_wrong_value_is_named(make_result: Make, where: str, value: Any, what: str) -> None:
+def test_a_wrong_value_is_named(make_result: Make, field: str, value: Any, message: str) -> None:
     raw = make_result().to_dict()
-    *path, last = where.split(".")
+    *path, last = field.split(".")
     place = raw
     for name in path:
         place = place[name]
     place[last] = value
-    with refused(DataError, what=what):
+    with refused(DataError, what=message):
         RunResult.from_dict(raw)
 
 

@@ -31,15 +31,15 @@ def test_no_protocol_backbone_or_suite_lends_another_its_numbers(
     theirs = [make_result("mosa", task, accuracy=0.99, **{name: "other"}) for task in (*tasks, "x")]
     theirs.append(make_result("vpt", "mnist", accuracy=1.0, **{name: "other"}))
     alone, (first, second) = sheets(ours)[0], sheets(ours + theirs)
-    own, other = (first, second) if len(first.results) == len(ours) else (second, first)
-    assert own.arms == alone.arms and own.tasks == alone.tasks
-    assert np.array_equal(own.accuracy, alone.accuracy) and own.accuracy.max() < 0.99
-    assert other.accuracy[0].min() == 0.99 and len(other.tasks) == 4
+    our_sheet, their_sheet = (first, second) if len(first.results) == len(ours) else (second, first)
+    assert our_sheet.arms == alone.arms and our_sheet.tasks == alone.tasks
+    assert np.array_equal(our_sheet.accuracy, alone.accuracy) and our_sheet.accuracy.max() < 0.99
+    assert their_sheet.accuracy[0].min() == 0.99 and len(their_sheet.tasks) == 4
     # the baseline of one is no baseline of the other
-    found = {f.sheet.title: f for f in tables(ours + theirs, "lora").findings}
-    assert found[other.title].baseline is None
-    assert all(row.difference is None for row in found[other.title].rows)
-    assert found[own.title].rows[1].difference is not None
+    findings = {f.sheet.title: f for f in tables(ours + theirs, "lora").findings}
+    assert findings[their_sheet.title].baseline is None
+    assert all(row.difference is None for row in findings[their_sheet.title].rows)
+    assert findings[our_sheet.title].rows[1].difference is not None
 
 
 def test_two_results_of_one_cell_are_refused(make_result: Make) -> None:
@@ -69,26 +69,26 @@ def test_a_baseline_is_found_by_name_or_label(make_result: Make) -> None:
 
 
 def test_what_is_missing_is_counted_and_told(make_result: Make) -> None:
-    found = [make_result("lora", task, seed) for task in ("a", "b", "c") for seed in (0, 1)]
-    found += [make_result("mosa", "a", seed) for seed in (0, 1)]
-    found += [make_result("mosa", "b", 0), make_result("mosa", "b", 1, None, error="Boom\nx")]
-    (sheet,) = sheets(found)
+    results = [make_result("lora", task, seed) for task in ("a", "b", "c") for seed in (0, 1)]
+    results += [make_result("mosa", "a", seed) for seed in (0, 1)]
+    results += [make_result("mosa", "b", 0), make_result("mosa", "b", 1, None, error="Boom\nx")]
+    (sheet,) = sheets(results)
     assert sheet.complete.tolist() == [[True] * 3, [True, False, False]]
     assert sheet.shared.tolist() == [True, False, False]
     assert gaps(sheet) == ["MOSA: failed (Boom) on b (seed 1); was not run on c."]
 
 
 def test_fewer_seeds_everywhere_are_no_gap(make_result: Make) -> None:
-    found = [make_result("lora", task, seed) for task in ("a", "b") for seed in (0, 1)]
-    found += [make_result("full", task, 0) for task in ("a", "b")]
-    (sheet,) = sheets(found)
+    results = [make_result("lora", task, seed) for task in ("a", "b") for seed in (0, 1)]
+    results += [make_result("full", task, 0) for task in ("a", "b")]
+    (sheet,) = sheets(results)
     assert sheet.complete.all() and gaps(sheet) == []
 
 
 def test_a_method_that_failed_everywhere_takes_no_task_from_the_others(make_result: Make) -> None:
-    found = [make_result("lora", task) for task in ("a", "b")]
-    found += [make_result("mosa", task, accuracy=None) for task in ("a", "b")]
-    (sheet,) = sheets(found)
+    results = [make_result("lora", task) for task in ("a", "b")]
+    results += [make_result("mosa", task, accuracy=None) for task in ("a", "b")]
+    (sheet,) = sheets(results)
     assert sheet.shared.all() and not sheet.complete[1].any()
-    lora, mosa = tables(found, "lora").findings[0].rows
+    lora, mosa = tables(results, "lora").findings[0].rows
     assert lora.whole is not None and mosa.whole is mosa.shared is mosa.rank is mosa.costs is None

@@ -49,11 +49,11 @@ def test_suite_means_against_their_definition(table: np.ndarray, rng: random.Ran
         )
         for column in table.T.tolist()
     ]
-    found = suite_mean(table, statistics.weights(names))
-    assert math.isclose(found.mean, fmean(by_seed), abs_tol=1e-12)
-    assert found.n == table.shape[1]
-    if found.n > 1:
-        assert math.isclose(found.deviation or 0, stdev(by_seed), abs_tol=1e-12)
+    average = suite_mean(table, statistics.weights(names))
+    assert math.isclose(average.mean, fmean(by_seed), abs_tol=1e-12)
+    assert average.n == table.shape[1]
+    if average.n > 1:
+        assert math.isclose(average.deviation or 0, stdev(by_seed), abs_tol=1e-12)
 
 
 def test_a_suite_mean_needs_every_task() -> None:
@@ -65,13 +65,15 @@ def test_a_suite_mean_needs_every_task() -> None:
 
 @given(ragged)
 def test_a_method_against_itself_differs_by_nothing(table: np.ndarray) -> None:
-    found = Differences.of(table, table)
+    differences = Differences.of(table, table)
     if np.isnan(table).all():
-        assert found is None
+        assert differences is None
         return
-    assert found is not None and found.mean == 0 and found.interval in ((0, 0), None)
-    assert found.p in (1, None)
-    assert found.n == (~np.isnan(table)).sum()
+    assert (
+        differences is not None and differences.mean == 0 and differences.interval in ((0, 0), None)
+    )
+    assert differences.p in (1, None)
+    assert differences.n == (~np.isnan(table)).sum()
 
 
 @given(ragged, st.randoms())
@@ -81,17 +83,17 @@ def test_a_difference_is_over_pairs_only(ours: np.ndarray, rng: random.Random) -
         [a - b for a, b in zip(x, y, strict=True) if not math.isnan(a - b)]
         for x, y in zip(ours.tolist(), theirs.tolist(), strict=True)
     ]
-    found = Differences.of(ours, theirs)
+    differences = Differences.of(ours, theirs)
     if not any(rows):
-        assert found is None
+        assert differences is None
         return
-    assert found is not None
-    assert math.isclose(found.mean, fmean(fmean(row) for row in rows if row), abs_tol=1e-9)
-    assert found.n == sum(map(len, rows))
+    assert differences is not None
+    assert math.isclose(differences.mean, fmean(fmean(row) for row in rows if row), abs_tol=1e-9)
+    assert differences.n == sum(map(len, rows))
     back = Differences.of(theirs, ours)
-    assert back is not None and back.p == found.p and back.record == found.record[::-1]
-    if found.interval is not None:
-        low, high = found.interval
+    assert back is not None and back.p == differences.p and back.record == differences.record[::-1]
+    if differences.interval is not None:
+        low, high = differences.interval
         values = [v for row in rows for v in row]
         assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9
 
@@ -100,19 +102,19 @@ def test_the_interval_is_a_bootstrap_in_two_stages() -> None:
     generator = np.random.default_rng(3)
     ours, theirs = generator.normal(0.7, 0.05, (8, 3)), generator.normal(0.68, 0.05, (8, 3))
     ours[2, 1] = np.nan  # one pair less
-    found = Differences.of(ours, theirs)
+    differences = Differences.of(ours, theirs)
     rows = [[float(v) for v in row if not np.isnan(v)] for row in ours - theirs]
     rng = random.Random(0)
     means = sorted(
         fmean(fmean(rng.choices(row, k=len(row))) for row in rng.choices(rows, k=len(rows)))
         for _ in range(20_000)
     )
-    assert found is not None and found.interval is not None
-    low, high = found.interval
+    assert differences is not None and differences.interval is not None
+    low, high = differences.interval
     width = means[-500] - means[500]
     assert math.isclose(low, means[500], abs_tol=0.05 * width)
     assert math.isclose(high, means[-500], abs_tol=0.05 * width)
-    assert low < found.mean < high
+    assert low < differences.mean < high
 
 
 def test_the_interval_is_the_same_every_time_and_the_order_of_seeds_does_not_matter() -> None:
@@ -120,26 +122,26 @@ def test_the_interval_is_the_same_every_time_and_the_order_of_seeds_does_not_mat
     ours, theirs = generator.random((5, 4)), generator.random((5, 4))
     first, again = Differences.of(ours, theirs), Differences.of(ours, theirs)
     turned = Differences.of(ours[:, ::-1], theirs[:, ::-1])
-    other = statistics.bootstrap_interval(ours - theirs, seed=1)
+    reseeded = statistics.bootstrap_interval(ours - theirs, seed=1)
     assert first and again and turned
     assert first.interval == again.interval == turned.interval
-    assert first.interval != other
+    assert first.interval != reseeded
 
 
 def test_one_task_has_an_interval_over_its_items_or_none() -> None:
-    found = Differences.of(np.array([[0.5, 0.6, 0.7]]), np.array([[0.4, 0.4, 0.4]]))
-    assert found is not None and found.p is None and found.interval is None
+    differences = Differences.of(np.array([[0.5, 0.6, 0.7]]), np.array([[0.4, 0.4, 0.4]]))
+    assert differences is not None and differences.p is None and differences.interval is None
     over = statistics.PairedInterval(0.2, -0.1, 0.5, 3, 10, 7, None, 0.5)
-    assert replace(found, over_items=over).interval == (-0.1, 0.5)
+    assert replace(differences, over_items=over).interval == (-0.1, 0.5)
 
 
 @given(tables)
 def test_ranks_add_up(table: np.ndarray) -> None:
     k = len(table)
-    found = statistics.ranks(table)
-    assert np.allclose(found.sum(0), k * (k + 1) / 2)
+    rows = statistics.ranks(table)
+    assert np.allclose(rows.sum(0), k * (k + 1) / 2)
     # twin: one more than how many are better, and half of the ties
-    for column, ranks in zip(table.T, found.T, strict=True):
+    for column, ranks in zip(table.T, rows.T, strict=True):
         for value, rank in zip(column, ranks, strict=True):
             better, equal = (column > value).sum(), (column == value).sum()
             assert rank == better + (equal + 1) / 2
@@ -147,24 +149,24 @@ def test_ranks_add_up(table: np.ndarray) -> None:
 
 @given(tables)
 def test_ranking_is_friedman_s(table: np.ndarray) -> None:
-    found = statistics.ranking(table)
+    ranking = statistics.ranking(table)
     if table.shape[0] < 3 or table.shape[1] < 2:
-        assert found is None
+        assert ranking is None
         return
-    assert found is not None and 0 <= found.p <= 1
+    assert ranking is not None and 0 <= ranking.p <= 1
     k, n = table.shape
     # without ties: the textbook's statistic
     if all(len(set(column)) == k for column in table.T):
-        chi = 12 * n / (k * (k + 1)) * (sum(found.ranks**2) - k * (k + 1) ** 2 / 4)
-        assert math.isclose(found.p, stats.chi2.sf(chi, k - 1), abs_tol=1e-9)
-    ordered = np.sort(found.ranks)
+        chi = 12 * n / (k * (k + 1)) * (sum(ranking.ranks**2) - k * (k + 1) ** 2 / 4)
+        assert math.isclose(ranking.p, stats.chi2.sf(chi, k - 1), abs_tol=1e-9)
+    ordered = np.sort(ranking.ranks)
     inside = {
-        (i, j) for first, last in found.cliques for i in range(first, last + 1)
+        (i, j) for first, last in ranking.cliques for i in range(first, last + 1)
         for j in range(i + 1, last + 1)
     }  # fmt: skip
     assert inside == {
         (i, j) for i in range(k) for j in range(i + 1, k)
-        if ordered[j] <= ordered[i] + found.critical
+        if ordered[j] <= ordered[i] + ranking.critical
     }  # fmt: skip
 
 
@@ -184,9 +186,9 @@ def test_holm_against_its_definition(p: list[float | None]) -> None:
     for step, i in enumerate(order):
         running = max(running, min(1.0, (len(order) - step) * (p[i] or 0.0)))
         want[i] = running
-    found = statistics.holm(p)
-    assert [v is None for v in found] == [v is None for v in want]
-    assert np.allclose([v or 0 for v in found], [v or 0 for v in want])
+    adjusted = statistics.holm(p)
+    assert [v is None for v in adjusted] == [v is None for v in want]
+    assert np.allclose([v or 0 for v in adjusted], [v or 0 for v in want])
 
 
 def test_wilcoxon_sees_a_clear_difference_and_needs_six_tasks() -> None:
@@ -207,6 +209,10 @@ def test_the_t_interval_is_that_of_all_pairs_as_one_sample() -> None:
     three = Differences.by_seed({0: 2.0, 1: 4.0, 5: 6.0}, {0: 1.0, 1: 2.0, 5: 3.0, 7: 9.0})
     assert three is not None and (three.mean, three.n, three.ahead) == (2.0, 3, 3)
     assert math.isclose(three.half_width, 4.302653 / math.sqrt(3), rel_tol=1e-5)
-    one = Differences.by_seed({0: 1.0}, {0: 0.0})
-    assert one is not None and one.half_width == math.inf and one.interval is None
+    differences = Differences.by_seed({0: 1.0}, {0: 0.0})
+    assert (
+        differences is not None
+        and differences.half_width == math.inf
+        and differences.interval is None
+    )
     assert Differences.by_seed({0: 1.0}, {1: 0.0}) is None

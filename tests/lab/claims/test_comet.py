@@ -17,7 +17,7 @@ from intarsia_lab.materials import films
 
 
 @pytest.fixture(autouse=True)
-def few(monkeypatch: pytest.MonkeyPatch) -> None:
+def smallest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sixty users, who like the films of their own half."""
     draws = np.random.default_rng(0)
     met = np.unique(draws.integers(0, 60 * 20, 600))
@@ -53,24 +53,24 @@ def test_claims_share_their_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_best_of_b_is_the_mean_over_all_sets() -> None:
     tries = [{"val": v, "loss": x} for v, x in ((3, 1.0), (1, 5.0), (2, 2.0), (4, 9.0))]
     for count in (1, 2, 3, 4):
-        every = [comet.picked(some)["loss"] for some in combinations(tries, count)]
-        assert comet.best_of(tries, count) == pytest.approx(mean(every))
+        losses = [comet.picked(some)["loss"] for some in combinations(tries, count)]
+        assert comet.best_of(tries, count) == pytest.approx(mean(losses))
     assert comet.best_of(tries, 4) == comet.picked(tries)["loss"] == 5.0
 
 
 def test_no_pair_stands_in_two_parts_and_half_of_each_never_met() -> None:
-    made = films.parts()
+    parts = films.parts()
     events = films.load_interactions("ml-100k")
     met = set(zip(events.users.tolist(), events.items.tolist(), strict=True))
-    seen: set[tuple[int, int]] = set()
-    for part in made.values():
+    pairs_seen: set[tuple[int, int]] = set()
+    for part in parts.values():
         x, y = part.tensors
         pairs = {(int(u), int(i)) for u, i in x}
-        assert len(pairs) == len(x) and not pairs & seen
+        assert len(pairs) == len(x) and not pairs & pairs_seen
         assert [(int(u), int(i)) in met for u, i in x] == y[:, 0].bool().tolist()
         assert y[:, 1].isnan().tolist() == (~y[:, 0].bool()).tolist()
-        seen |= pairs
-    assert made["train"].tensors[1][:, 1].nanmean().abs() < 1e-6
+        pairs_seen |= pairs
+    assert parts["train"].tensors[1][:, 1].nanmean().abs() < 1e-6
 
 
 def test_stars_count_where_there_are_some() -> None:

@@ -12,9 +12,9 @@ def quiet(_):
 def test_the_pyramid_is_smaller_and_all_of_it_counts(bench):
     loss, size = (
         deepspeed_moe.ratio(
-            (0,), quiet, ours=deepspeed_moe.PR, base=deepspeed_moe.EVEN, figure=of, bench=bench,
+            (0,), quiet, ours=deepspeed_moe.PR, base=deepspeed_moe.EVEN, figure=figure, bench=bench,
         )
-        for of in (deepspeed_moe.loss, deepspeed_moe.total)
+        for figure in (deepspeed_moe.loss, deepspeed_moe.total)
     )  # fmt: skip
     assert loss.table == size.table
     assert 0.5 < loss.got < 2

@@ -14,7 +14,7 @@ from intarsia_lab.claims import inference_free as claims
 
 
 class _Index:
-    """What `thinned` reads of an index."""
+    """The attributes of an index that `thinned` reads."""
 
     model, digest = "toy", "0"
 
@@ -30,8 +30,8 @@ class _Index:
 def test_a_thinned_index_keeps_what_scores_most() -> None:
     index: Any = _Index([[1, 5, 1], [3, 1, 4]], [1, 0.1, 1])
     less = claims.thinned(index, 1.5)  # scores 1 .5 1 / 3 .1 4: three of them stay
-    kept = np.asarray(less.segments[0].postings.matrix().todense())
-    assert kept[1].tolist() == [3, 0, 4] and kept[0, 1] == 0
+    dense = np.asarray(less.segments[0].postings.matrix().todense())
+    assert dense[1].tolist() == [3, 0, 4] and dense[0, 1] == 0
     assert claims.thinned(index, 9) is index
 
 
@@ -41,12 +41,12 @@ def test_what_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     gain = {"n": 0.02}
 
     def figures(arm: str, seed: int, terms: float | None = None) -> dict[str, Any]:
-        more = gain["n"] if arm == claims.IDF else 0.0
-        return {"values": (base + more).tolist(), "terms": 40.0}
+        bonus = gain["n"] if arm == claims.IDF else 0.0
+        return {"values": (base + bonus).tolist(), "terms": 40.0}
 
     monkeypatch.setattr(claims, "figures", figures)
-    held = claims.idf_over_flat((0, 1), lambda _: None)
-    assert held.got == pytest.approx(0.02) and len(held.values) == 2
+    result = claims.idf_over_flat((0, 1), lambda _: None)
+    assert result.got == pytest.approx(0.02) and len(result.values) == 2
     gain["n"] = -0.01
     assert claims.idf_over_flat((0,), lambda _: None).got < 0
     assert claims.ensemble_over_single((0,), lambda _: None).got == pytest.approx(-0.01)

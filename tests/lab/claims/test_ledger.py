@@ -133,10 +133,10 @@ def test_a_claim_belongs_to_the_paper_of_its_key_or_its_number():
 
 
 def test_the_published_verdicts_are_those_of_the_rule():
-    known = {c.key: c for c in claims()}
+    claims_by_key = {c.key: c for c in claims()}
     for path in (Path(__file__).parents[3] / "docs" / "claims").glob("*.json"):
         record = ledger.read(path)
-        verdict = ledger.verdict_of(known[record.key], record)
+        verdict = ledger.verdict_of(claims_by_key[record.key], record)
         assert (record.verdict, record.reason) == verdict, record.key
 
 

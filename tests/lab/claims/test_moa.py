@@ -22,17 +22,17 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small")
 def test_rivals_have_the_mean_span_of_what_was_chosen() -> None:
     spans = Spans.of(torch.tensor([[12, 60, 96], [20, 20, 40]]), sink=4, block=4)
-    found = moa.rivals(spans, 0)
+    rivals = moa.rivals(spans, 0)
     mean = float(spans.at(96).double().mean())
     for name in ("uniform", "random"):
-        of = found[name]
-        assert of is not None
-        assert mean - 1e-9 <= float(of.at(96).double().mean()) <= mean + 4
-    uniform, random = found["uniform"], found["random"]
+        rival = rivals[name]
+        assert rival is not None
+        assert mean - 1e-9 <= float(rival.at(96).double().mean()) <= mean + 4
+    uniform, random = rivals["uniform"], rivals["random"]
     assert uniform is not None and random is not None
     assert len(uniform.at(96).unique()) == 1
     assert len(random.at(96).unique()) > 2
-    assert found["dense"] is None
+    assert rivals["dense"] is None
 
 
 @pytest.mark.usefixtures("small")
@@ -41,7 +41,7 @@ def test_clocks_run_and_losses_are_of_the_arms() -> None:
     assert min(moa.attention_times(spans)) > 0
     model = small_decoder(SmallModel(24, 2, 3, 48), tokens=32, length=128)
     ids = torch.randint(0, 32, (2, 96), generator=torch.Generator().manual_seed(0))
-    losses = {name: moa._loss(model, of, ids) for name, of in moa.rivals(spans, 0).items()}
+    losses = {name: moa._loss(model, rival, ids) for name, rival in moa.rivals(spans, 0).items()}
     assert len(set(losses.values())) == 4
     prompts = [(ids[0], 3), (ids[1], 3)]
     assert 0 <= moa.retrieved(model, spans, prompts, lambda _: None) <= 1

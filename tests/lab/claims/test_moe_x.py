@@ -29,8 +29,8 @@ def quiet(_: str) -> None: ...
 
 def test_on_text_each_figure_is_of_the_same_cells(bench: Any) -> None:
     results = [
-        moe_x.on_text((0,), quiet, figure=of, bench=bench)
-        for of in (moe_x.units_ratio, moe_x.loss_ratio)
+        moe_x.on_text((0,), quiet, figure=figure, bench=bench)
+        for figure in (moe_x.units_ratio, moe_x.loss_ratio)
     ]
     assert results[0].table == results[1].table and "rank" in results[0].table[0]
     assert results[0].table[1]["router's parameters"] == 0
@@ -38,7 +38,7 @@ def test_on_text_each_figure_is_of_the_same_cells(bench: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "where"),
+    ("state", "language"),
     [
         ("comment", "# why"),
         ("docstring", '"""Doc."""'),
@@ -53,20 +53,20 @@ def test_on_text_each_figure_is_of_the_same_cells(bench: Any) -> None:
         ("indented three times", ""),
     ],
 )
-def test_states_are_those_of_the_language(state: str, where: str) -> None:
+def test_states_are_those_of_the_language(state: str, language: str) -> None:
     on = states_of(MODULE)[:, STATES.index(state)]
-    found = "".join(c for c, yes in zip(MODULE, on, strict=True) if yes)
-    assert found.strip() == where
+    letters = "".join(c for c, yes in zip(MODULE, on, strict=True) if yes)
+    assert letters.strip() == language
 
 
 def test_units_are_those_of_the_wide_mlp_weighed_by_their_gate() -> None:
     shape = SmallModel(8, 3, 2, 6, "relu")
     net = kinds_of_text.decoder_of_experts(moe_x.TopK(2, 2), 0, shape=shape).eval()
-    rows, seen = torch.randint(90, (3, 5)), list[torch.Tensor]()
+    rows, inputs = torch.randint(90, (3, 5)), list[torch.Tensor]()
     mixture: Any = list(mixtures_in(net).values())[1]
-    mixture.register_forward_hook(lambda _, args, __: seen.append(args[0].detach()))
+    mixture.register_forward_hook(lambda _, args, __: inputs.append(args[0].detach()))
     units = moe_x.wide_units(net, rows, 1)
-    x = seen[0].reshape(15, 8)
+    x = inputs[0].reshape(15, 8)
     gates, up = mixture.router(x).dense(), mixture.experts.up
     slow = [gates[:, e, None] * torch.relu(x @ up[e].T) for e in range(2)]
     assert np.allclose(units, torch.cat(slow, 1).detach().numpy(), atol=1e-6)
@@ -83,8 +83,10 @@ def test_a_detector_is_found_and_noise_is_none() -> None:
     states = draws.random((400, 2)) < 0.3
     noise = draws.random((400, 6)).astype(np.float32)
     sure = np.where(states[:, :1], 1 + noise[:, :1], 0.2 * noise[:, :1])  # low where it is not
-    found = moe_x.coverage(np.concatenate([noise, sure], 1), states)
-    assert found.best > 0.7 and 0.45 < found.together < 0.6  # one state of two is told surely
+    detectors = moe_x.coverage(np.concatenate([noise, sure], 1), states)
+    assert (
+        detectors.best > 0.7 and 0.45 < detectors.together < 0.6
+    )  # one state of two is told surely
     assert moe_x.coverage(noise, states).together < 0.1
     never = np.concatenate([states, np.zeros((400, 1), dtype=bool)], 1)
     assert moe_x.coverage(noise, never) == moe_x.coverage(noise, states)
@@ -103,8 +105,8 @@ def modules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 def test_both_figures_are_of_the_same_models(
     modules: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = moe_x.code()
-    assert made.states.shape == (made.test.numel(), len(STATES)) and made.states.any(0)[0]
+    figures = moe_x.code()
+    assert figures.states.shape == (figures.test.numel(), len(STATES)) and figures.states.any(0)[0]
     first = moe_x.probe((0,), quiet, figure=lambda m: m.coverage, steps=1)
     monkeypatch.setattr(moe_x, "learn", None)
     second = moe_x.probe((0,), quiet, figure=lambda m: m.reconstruction, steps=1)

@@ -16,17 +16,17 @@ def test_a_seed_s_traces_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(routing_traces, name, 3)
     moetuner.placed.cache_clear()
     expertflow.rates.cache_clear()
-    said: list[str] = []
-    first = routing_traces.traces(0, said.append)
-    assert len(said) == 1 and {len(first[kind]) for kind in ("balanced", "skewed")} == {768}
-    again = routing_traces.traces(0, said.append)
-    assert len(said) == 1 and torch.equal(first["skewed"].expert, again["skewed"].expert)
+    messages: list[str] = []
+    first = routing_traces.traces(0, messages.append)
+    assert len(messages) == 1 and {len(first[kind]) for kind in ("balanced", "skewed")} == {768}
+    again = routing_traces.traces(0, messages.append)
+    assert len(messages) == 1 and torch.equal(first["skewed"].expert, again["skewed"].expert)
     assert len(routing_traces.kept(0, "trained")) == 768
     monkeypatch.setattr(expertflow, "AT_ONCE", 2)
     for key in ("expertflow-step", "expertflow-regroup", "se-moe-lfu"):
-        result = claim(key).measure((0,), said.append)
+        result = claim(key).measure((0,), messages.append)
         assert -1 < result.got < 1.5 and result.table
-    result = claim("moetuner-traffic").measure((0,), said.append)
+    result = claim("moetuner-traffic").measure((0,), messages.append)
     assert 0.5 < result.got < 1.5 and len(result.table) == 14
 
 

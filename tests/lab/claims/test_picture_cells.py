@@ -25,12 +25,12 @@ def small(monkeypatch, tmp_path):
             num_classes=classes,
         )  # fmt: skip
 
-    def prepare(name, most, first):
+    def prepare(name, count, first):
         generator = torch.Generator().manual_seed(len(name))
         tokens = torch.randn(40, 5, 24, generator=generator)
         labels = torch.arange(40) % 2
-        where = np.arange(40)
-        return tokens, labels, where[:24], where[24:], 2
+        order = np.arange(40)
+        return tokens, labels, order[:24], order[24:], 2
 
     monkeypatch.setattr(picture_cells, "_trunk", trunk)
     monkeypatch.setattr(picture_cells, "prepare", prepare)
@@ -63,13 +63,13 @@ def test_a_line_cut_short_is_run_again(small):
 
 
 def test_half_the_epochs_are_half_the_steps(small, monkeypatch):
-    seen = []
+    epochs = []
     real = picture_cells.fit
     monkeypatch.setattr(
-        picture_cells, "fit", lambda *a, **k: (seen.append(k["training"].epochs), real(*a, **k))
+        picture_cells, "fit", lambda *a, **k: (epochs.append(k["training"].epochs), real(*a, **k))
     )
     picture_cells.PictureCells(base=BASE, ledger=small).cell("set", TINY, arm(epochs=0.5), 0)
-    assert seen == [1]
+    assert epochs == [1]
 
 
 def test_the_claim_compares_in_pairs(small, monkeypatch):
@@ -83,21 +83,21 @@ def test_the_claim_compares_in_pairs(small, monkeypatch):
 
 def test_every_arm_runs(small, monkeypatch):
     monkeypatch.setattr(picture_cells.packages, "cache_dir", lambda: small.parent)
-    few = picture_cells.Budget(mosa.SCARCE.name, images=12, epochs=2)
-    result = mosa.gain((0,), lambda _: None, arms=mosa.ARMS, budgets=(few,), sets=("a",))
+    budget = picture_cells.Budget(mosa.SCARCE.name, images=12, epochs=2)
+    result = mosa.gain((0,), lambda _: None, arms=mosa.ARMS, budgets=(budget,), sets=("a",))
     assert [r["method"] for r in result.table] == [arm.name for arm in mosa.ARMS]
     assert len({arm.name for arm in mosa.ARMS}) == len(mosa.ARMS)
 
 
 def test_the_released_recipe_is_held_against_its_own_adapter(small, monkeypatch):
     monkeypatch.setattr(picture_cells.packages, "cache_dir", lambda: small.parent)
-    few = picture_cells.Budget(mosa.SCARCE.name, images=12, epochs=2)
-    result = mosa.published_gain((0, 1), lambda _: None, budget=few, sets=("a",), first=6)
-    whole, split = (row["method"] for row in result.table)
-    assert whole.startswith("adapter") and split.startswith("MoSA") and len(result.values) == 2
+    budget = picture_cells.Budget(mosa.SCARCE.name, images=12, epochs=2)
+    result = mosa.published_gain((0, 1), lambda _: None, budget=budget, sets=("a",), first=6)
+    unsplit, split = (row["method"] for row in result.table)
+    assert unsplit.startswith("adapter") and split.startswith("MoSA") and len(result.values) == 2
     assert "95 % interval" in result.note and result.got == np.mean(result.values)
-    one, four = (mosa.official(few, experts=n).method for n in (1, 4))
-    assert (one.over, one.experts, four.experts) == (four.over, 1, 4)
+    single, four = (mosa.official(budget, experts=n).method for n in (1, 4))
+    assert (single.over, single.experts, four.experts) == (four.over, 1, 4)
 
 
 def test_a_failed_cell_stops_no_other_and_is_an_error_in_the_end():
@@ -119,11 +119,11 @@ def test_the_sheet_has_a_value_for_each_arm_task_and_seed():
     def work(settings, task, seed):
         return picture_cells.StudyScore(settings + len(task) + seed, 0.0, 0.0)
 
-    found = arms.each(
+    sheet = arms.each(
         [Arm("a", 10), Arm("b", 20)], (0, 3), work, lambda _: None, tasks=("x", "xx"), describe=str
     )
-    assert found.of("b", "accuracy").tolist() == [[21, 24], [22, 25]]
-    gain = found.minus("b", "a", "accuracy")
+    assert sheet.of("b", "accuracy").tolist() == [[21, 24], [22, 25]]
+    gain = sheet.minus("b", "a", "accuracy")
     assert (gain.mean, gain.n, gain.record) == (10, 4, (2, 0, 0))
 
 
@@ -131,8 +131,10 @@ def test_what_chooses_sees_neither_training_nor_test_images(small):
     judging = picture_cells.PictureCells(base=BASE, ledger=small)
     choosing = picture_cells.PictureCells(base=BASE, part="val", ledger=small)
     train, test, _ = judging._data("set", 12, 0)
-    few, val, _ = choosing._data("set", 12, 0)
-    rows = [{tuple(x.flatten().tolist()) for x in s.tensors[0]} for s in (train, test, few, val)]
+    learning, val, _ = choosing._data("set", 12, 0)
+    rows = [
+        {tuple(x.flatten().tolist()) for x in s.tensors[0]} for s in (train, test, learning, val)
+    ]
     assert len(val) == 6 and not rows[3] & (rows[1] | rows[2])
     assert judging.cell("set", TINY, arm(), 0) != choosing.cell("set", TINY, arm(), 0)
 

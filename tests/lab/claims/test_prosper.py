@@ -18,8 +18,8 @@ def _small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prosper, "SAMPLES", 60)
     monkeypatch.setattr(prosper, "STEPS", 2)
     monkeypatch.setattr(prosper_photographs, "CROP", 24)
-    own = prosper_photographs.photographs
-    monkeypatch.setattr(prosper_photographs, "photographs", lambda **kw: own((), **kw))
+    photographs = prosper_photographs.photographs
+    monkeypatch.setattr(prosper_photographs, "photographs", lambda **kw: photographs((), **kw))
 
 
 def said(_: str) -> None: ...
@@ -28,11 +28,11 @@ def said(_: str) -> None: ...
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_bars_are_counted_of_every_model_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = prosper.find_bars((0,), said)
-    assert len(found.table) == 18 and 0 <= found.got <= 1
+    result = prosper.find_bars((0,), said)
+    assert len(result.table) == 18 and 0 <= result.got <= 1
     assert len(prosper.masked_bars((0,), said).values) == 1
     monkeypatch.setattr(prosper, "bar_data", lambda *_: pytest.fail("run a second time"))
-    assert prosper.find_bars((0,), said) == found
+    assert prosper.find_bars((0,), said) == result
 
 
 def test_a_bar_is_found_in_either_direction() -> None:
@@ -51,8 +51,8 @@ def test_every_method_denoises() -> None:
 
 
 def test_test_patches_are_white_and_of_other_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = prosper_photographs.photographs
-    monkeypatch.setattr(prosper_photographs, "photographs", lambda **kw: own(**kw) * 4)
+    photographs = prosper_photographs.photographs
+    monkeypatch.setattr(prosper_photographs, "photographs", lambda **kw: photographs(**kw) * 4)
     train, test = prosper_photographs.natural(0, train=200, test=50, components=20)
     assert train.shape == (200, 20) and test.shape == (50, 20)
     np.testing.assert_allclose(train.var(axis=0, ddof=1), 1)

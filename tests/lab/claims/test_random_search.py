@@ -19,7 +19,7 @@ from intarsia_lab.materials import thin_resnets, wide_resnets
 
 
 @pytest.fixture(autouse=True)
-def few(monkeypatch: pytest.MonkeyPatch) -> None:
+def smallest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forty pictures, the same to learn and to test."""
     draw = torch.Generator().manual_seed(0)
     rows = TensorDataset(torch.randn(40, 1, 28, 28, generator=draw), torch.arange(40) % 10)
@@ -46,14 +46,14 @@ def test_nets_that_are_trained_side_by_side_end_as_each_alone() -> None:
 def test_the_control_is_judged_by_the_loss_after_an_epoch() -> None:
     up, down = [1.0, 2.0, 3.0, 4.0, 5.0], [5.0, 4.0, 3.0, 2.0, 1.0]
     half = Nets(up, down, up, up)
-    found = [SearchedNet(half, half, half)] * 2
-    (low, high), _, _ = of_control(found)
-    assert low <= high < 0 < random_search.of_ranks(found)[0][0]
+    nets = [SearchedNet(half, half, half)] * 2
+    (low, high), _, _ = of_control(nets)
+    assert low <= high < 0 < random_search.of_ranks(nets)[0][0]
 
 
 def test_every_way_of_sparse_ift_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wide_resnets, "EPOCHS", 1)
     for name, way in sparse_ift.ARMS.items():
-        found = sparse_ift.run(way, 0)
-        assert 0 <= found.accuracy <= 100
-        assert found.macs == (0.25 if name.startswith("as wide") else 1.0)
+        trained = sparse_ift.run(way, 0)
+        assert 0 <= trained.accuracy <= 100
+        assert trained.macs == (0.25 if name.startswith("as wide") else 1.0)

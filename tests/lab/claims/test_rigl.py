@@ -21,14 +21,14 @@ def test_arms_of_equal_cost() -> None:
 @pytest.mark.parametrize("name", [rigl.RIGL, rigl.STATIC, rigl.GRADUAL])
 def test_an_arm_ends_at_its_density(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     random = torch.Generator().manual_seed(0)
-    few = torch.randn(256, 1, 28, 28, generator=random), torch.arange(256) % 10
-    monkeypatch.setattr(thin_resnets, "rows", lambda part: TensorDataset(*few))
-    seen = []
+    images = torch.randn(256, 1, 28, 28, generator=random), torch.arange(256) % 10
+    monkeypatch.setattr(thin_resnets, "rows", lambda part: TensorDataset(*images))
+    densities = []
 
     def scored(model: torch.nn.Module) -> float:
-        seen.append(thin_resnets.density_of(model))
+        densities.append(thin_resnets.density_of(model))
         return 0.0
 
     monkeypatch.setattr(thin_resnets, "accuracy", scored)
     rigl.accuracy(rigl.ARMS[name]._replace(epochs=1), 0)
-    assert seen[0] == pytest.approx(rigl.DENSITY, abs=0.02)  # the smallest layers keep more
+    assert densities[0] == pytest.approx(rigl.DENSITY, abs=0.02)  # the smallest layers keep more

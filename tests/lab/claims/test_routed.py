@@ -35,8 +35,8 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def arms_of(claim: Study) -> tuple[Arm[routed.AtBudget], ...]:
     assert isinstance(claim.measure, partial)
-    told = claim.measure.keywords
-    return told["base"], told["ours"], *told.get("rivals", ())
+    keywords = claim.measure.keywords
+    return keywords["base"], keywords["ours"], *keywords.get("rivals", ())
 
 
 @pytest.mark.usefixtures("toy")
@@ -49,35 +49,35 @@ def test_a_claim_runs_all_its_contenders(key: str) -> None:
     assert result.table[0]["ratio"] == "1.0000"
 
 
-def cell(loss: float, **more: Any) -> dict[str, Any]:
+def cell(loss: float, **fields: Any) -> dict[str, Any]:
     layer = {"load": [1] * 8, "load_cv": 0.0, "active": 1.0}
     return {
         "loss": loss, "swapped_loss": loss + 0.1, "steps": 5, "flops": {"total": 1.0},
         "cpu_seconds": 1.0, "layers": [layer], "data": "toy", "scale": SCALE.to_dict(),
         "agreement": [{"information": 0.2}, {"information": 0.4}],
         "curve": [{"layers": [{"active": 1.0}, {"active": 2.0}]}],
-    } | more  # fmt: skip
+    } | fields  # fmt: skip
 
 
 def test_a_ratio_is_the_mean_of_the_seeds() -> None:
     ours, base = evomoe.EVOMOE, evomoe.SWITCH
-    found = {base.name: [cell(2.0), cell(4.0)], ours.name: [cell(1.0), cell(4.0)]}
+    results = {base.name: [cell(2.0), cell(4.0)], ours.name: [cell(1.0), cell(4.0)]}
 
     def of(cells: Mapping[str, routed.Cell]) -> float:
         return routed.loss(cells[ours.name]) / routed.loss(cells[base.name])
 
-    result = routed.judged(found, base, of, "So.")
+    result = routed.judged(results, base, of, "So.")
     assert result.values == (0.5, 1.0) and result.got == 0.75
     assert result.note.endswith("So.")
     assert result.table[1]["ratio"] == "0.7500"
 
 
 def test_figures_of_a_cell() -> None:
-    one = cell(2.0)
-    assert routed.perplexity(one) == pytest.approx(math.exp(2))
-    assert routed.hurt(one) == pytest.approx(math.exp(0.1) - 1)
-    assert routed.information(one) == pytest.approx(0.3)
-    assert routed.active(one) == 1.5
+    figures = cell(2.0)
+    assert routed.perplexity(figures) == pytest.approx(math.exp(2))
+    assert routed.hurt(figures) == pytest.approx(math.exp(0.1) - 1)
+    assert routed.information(figures) == pytest.approx(0.3)
+    assert routed.active(figures) == 1.5
 
 
 @pytest.mark.parametrize(

@@ -37,13 +37,13 @@ def decoder(width: int, hidden: int, layers: int) -> LlamaForCausalLM:
 
 
 @pytest.fixture
-def few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def smallest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     model = decoder(16, 96, 3).eval()
     monkeypatch.setenv("INTARSIA_HOME", str(tmp_path))
     monkeypatch.setattr(last_blocks, "decoder", lambda: (model, tokens))
     monkeypatch.setattr(s2ft_text, "kinds", lambda: QUESTIONS)
-    held = {name: [QuestionAnswer("", "it was to be so")] * 2 for name in s2ft_text.HELD}
-    monkeypatch.setattr(s2ft_text, "texts", lambda: held)
+    texts = {name: [QuestionAnswer("", "it was to be so")] * 2 for name in s2ft_text.HELD}
+    monkeypatch.setattr(s2ft_text, "texts", lambda: texts)
     for name, value in SIZES.items():
         monkeypatch.setattr(s2ft_text, name, value)
     for cached in (s2ft_text.glosses, s2ft_text.rates):
@@ -58,12 +58,14 @@ def test_both_arms_have_as_many_parameters() -> None:
     assert counts == {2 * 25_344}
 
 
-def test_forgetting_is_read_where_both_know_as_much(few: None) -> None:
+def test_forgetting_is_read_where_both_know_as_much(smallest: None) -> None:
     result = s2ft_text.forgetting((0,), quiet)
     assert abs(result.got) < 5 and [rate.arm for rate in result.rates] == list(s2ft_text.METHODS)
     assert [row["text"] for row in result.table] == list(s2ft_text.HELD)
-    found = s2ft_text.train(s2ft_text.LORA, 0)
-    one, two = (found[name] for name in s2ft_text.HELD)
-    assert one.target == two.target and one.source == pytest.approx(two.source)  # the same text
+    scores = s2ft_text.train(s2ft_text.LORA, 0)
+    first, second = (scores[name] for name in s2ft_text.HELD)
+    assert first.target == second.target and first.source == pytest.approx(
+        second.source
+    )  # the same text
     parts = s2ft_text.glosses()
     assert [len(p) for p in (parts.pool, parts.val, parts.test)] == [8, 4, 4]

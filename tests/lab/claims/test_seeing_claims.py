@@ -30,12 +30,12 @@ def test_uni_moe_in_its_smallest_form(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(uni_moe, name, value)
     arms = {name: uni_moe.ARMS[name] for name in (uni_moe.DENSE, uni_moe.BALANCED, uni_moe.OURS)}
     monkeypatch.setattr(uni_moe, "ARMS", arms | {uni_moe.COPIES: arms[uni_moe.OURS]})
-    said: list[str] = []
-    first = claim("uni-moe").measure((0,), said.append)
-    ran = len(said)
+    messages: list[str] = []
+    first = claim("uni-moe").measure((0,), messages.append)
+    ran = len(messages)
     assert len(first.table) == ran == 4 and {"audio", "image", "text"} <= first.table[0].keys()
-    again = claim("uni-moe-stages").measure((0,), said.append)
-    assert len(said) == ran and again.got == 0 and again.table == first.table
+    again = claim("uni-moe-stages").measure((0,), messages.append)
+    assert len(messages) == ran and again.got == 0 and again.table == first.table
 
 
 def test_modalities_have_their_shares(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,8 +46,10 @@ def test_modalities_have_their_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     even = uni_moe.chosen(0, uni_moe.BALANCED)
     assert len(even) == 21 and {q.modality for q in even} == set(uni_moe.SHARES)
     assert uni_moe.chosen(1, uni_moe.OURS) != rows
-    found = {"right": {"a": 0.2, "b": 0.4}}
-    assert uni_moe.spread(found) == pytest.approx(0.1) and uni_moe.mean(found) == pytest.approx(0.3)
+    scores = {"right": {"a": 0.2, "b": 0.4}}
+    assert uni_moe.spread(scores) == pytest.approx(0.1) and uni_moe.mean(scores) == pytest.approx(
+        0.3
+    )
 
 
 @pytest.fixture
@@ -63,25 +65,25 @@ def _middles(question: Question) -> tuple[np.ndarray, list[str]]:
     """The kind and the colour of each item, read off the middle of its picture."""
     pixels = np.asarray(question.image[0])[28::56, 28::56].reshape(-1, 3).astype(float)
     light = pixels.max(1)  # every colour has a channel of 220 or more
-    found: list[int] = []
+    middles: list[int] = []
     named: list[str] = []
-    for pixel, most in zip(pixels, light, strict=True):
-        ends = {n: np.array(c) * most / max(c) for n, c in canvases.COLOURS.items()}
+    for pixel, peak in zip(pixels, light, strict=True):
+        ends = {n: np.array(c) * peak / max(c) for n, c in canvases.COLOURS.items()}
         name = min(ends, key=lambda n: float(np.abs(ends[n] - pixel).sum()))
-        found.append(round(most / max(canvases.COLOURS[name]) * 255 / 25) - 1)
+        middles.append(round(peak / max(canvases.COLOURS[name]) * 255 / 25) - 1)
         named.append(name)
-    return np.array(found), named
+    return np.array(middles), named
 
 
 @pytest.mark.usefixtures("items")
 def test_a_canvas_has_what_its_questions_say() -> None:
-    found = canvases.canvas_questions(5, 0)
-    assert len(found) == 20
-    for question in found:
+    questions = canvases.canvas_questions(5, 0)
+    assert len(questions) == 20
+    for question in questions:
         kinds, colours = _middles(question)
         places = np.flatnonzero(kinds == canvases.KINDS[question.question.split()[-1]])
         assert len(places) == 1 and question.answer == f" {colours[places[0]]}"
-    assert [q.question for q in found] != [q.question for q in canvases.canvas_questions(5, 1)]
+    assert [q.question for q in questions] != [q.question for q in canvases.canvas_questions(5, 1)]
 
 
 @pytest.mark.usefixtures("items")
@@ -95,24 +97,24 @@ def test_a_tile_has_one_kind_in_one_colour() -> None:
 
 @pytest.mark.usefixtures("items")
 def test_slime_in_its_smallest_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = Slime("pixels", 4, 4, 4, 9, over=None)
+    method = Slime("pixels", 4, 4, 4, 9, over=None)
     arms = {
         slime.EVERY: Slime("pixels", 4, 4, 4, None, 1.0, over=None),
-        slime.OURS: chosen,
+        slime.OURS: method,
         slime.DOWN: Slime("pixels", 4, 4, 1, None, 1.0, over=None),
-        slime.JOINT: chosen,
+        slime.JOINT: method,
     }
     small = (("ARMS", arms), ("TRAIN", 2), ("TEST", 1), ("TILES", 4))
     for name, value in small:
         monkeypatch.setattr(slime, name, value)
     slime.questions.cache_clear()
-    said: list[str] = []
-    first = claim("slime").measure((0,), said.append)
+    messages: list[str] = []
+    first = claim("slime").measure((0,), messages.append)
     local = {row["arm"]: row["local vectors"] for row in first.table}
-    few = (slime.OURS, slime.DOWN, slime.JOINT, slime.RANDOM)
-    assert local == {slime.EVERY: "16"} | dict.fromkeys(few, "4")
-    assert claim("slime-stages").measure((0,), said.append).table == first.table
-    assert len(said) == len(arms)
+    quarter = (slime.OURS, slime.DOWN, slime.JOINT, slime.RANDOM)
+    assert local == {slime.EVERY: "16"} | dict.fromkeys(quarter, "4")
+    assert claim("slime-stages").measure((0,), messages.append).table == first.table
+    assert len(messages) == len(arms)
     slime.questions.cache_clear()
 
 

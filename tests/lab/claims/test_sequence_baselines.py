@@ -44,9 +44,9 @@ def test_cornac_s_models_learn_what_follows_and_count_as_we_do(
     spans = ring.sessions("60min").spans
     score = baselines.MAKES[name](ring, spans, SMALL[name], 0)
     x = torch.tensor([[0, 3, 4], [6, 7, 8]])  # places from 1
-    found = score(x)
-    assert found.shape == (2, RING + 3) and (found[:, 0] == -torch.inf).all()
-    assert found.argmax(1).tolist() == [5, 1]
+    scores = score(x)
+    assert scores.shape == (2, RING + 3) and (scores[:, 0] == -torch.inf).all()
+    assert scores.argmax(1).tolist() == [5, 1]
 
 
 def test_tiger_writes_an_item_of_the_catalogue(ring: Interactions) -> None:
@@ -54,26 +54,26 @@ def test_tiger_writes_an_item_of_the_catalogue(ring: Interactions) -> None:
     tiny = {"d_model": 16, "d_ff": 16, "num_heads": 2, "d_kv": 8, "num_enc_layers": 1}
     tiny |= {"num_dec_layers": 1, "n_epochs": 1, "rqvae_codebook_size": 3}
     score = baselines.tiger(ring, ring.sessions("60min").spans, tiny, 0)
-    found = score(torch.tensor([[0, 3, 4]]))
-    assert found.shape == (1, RING + 3) and torch.isfinite(found[0, 1:]).all()
-    assert (found[0, 1:] > -1e9).any()
+    scores = score(torch.tensor([[0, 3, 4]]))
+    assert scores.shape == (1, RING + 3) and torch.isfinite(scores[0, 1:]).all()
+    assert (scores[0, 1:] > -1e9).any()
 
 
 def test_neighbours_are_those_of_the_definition(ring: Interactions) -> None:
     spans = ring.sessions("60min").spans
     settings = {"decay": 0.5, "shrink": 3.0}
     score = baselines.neighbours(ring, spans, settings, 0)
-    of: list[set[int]] = [
+    sessions: list[set[int]] = [
         {n for n, (a, b) in enumerate(spans) if item in ring.items[a:b]} for item in range(RING + 2)
     ]
 
     def alike(i: int, j: int) -> float:
-        norm = math.sqrt(len(of[i]) * len(of[j])) + 3.0
-        return 0.0 if i == j else len(of[i] & of[j]) / norm
+        norm = math.sqrt(len(sessions[i]) * len(sessions[j])) + 3.0
+        return 0.0 if i == j else len(sessions[i] & sessions[j]) / norm
 
-    found = score(torch.tensor([[0, 2, 5]]))[0]
-    wanted = [0.5 * alike(1, j) + alike(4, j) for j in range(RING + 2)]
-    assert found[0] == 0 and found[1:].tolist() == pytest.approx(wanted)
+    scores = score(torch.tensor([[0, 2, 5]]))[0]
+    expected = [0.5 * alike(1, j) + alike(4, j) for j in range(RING + 2)]
+    assert scores[0] == 0 and scores[1:].tolist() == pytest.approx(expected)
     counts = baselines.popular(ring, spans, {}, 0)(torch.tensor([[1]]))
     assert counts[0].tolist() == [0, *ring.popularity().tolist()]
 
@@ -93,9 +93,9 @@ def test_settings_are_chosen_on_validation_and_each_is_tried_once(
     rates = Rates((1e-3, 3e-3, 1e-2), {"toy": 7})
     inputs = {arm: {"arm": arm} for arm in grids}
     for _ in range(2):  # the second time all is kept
-        best, (chosen,) = baselines.tuned("toys", inputs, grids, rates, score)
+        best, (rate,) = baselines.tuned("toys", inputs, grids, rates, score)
         assert best == {"toy": {"a": 5.0, "lr": 3e-3}, "near": {"a": 2.0}, "fixed": {}}
-        assert chosen == ArmRate("toy", 3e-3, 7, (1e-3, 3e-3, 1e-2))
+        assert rate == ArmRate("toy", 3e-3, 7, (1e-3, 3e-3, 1e-2))
     assert len(tried) == 2 * 3 + 2  # as many settings of each method that has some
 
 
@@ -113,14 +113,14 @@ def test_questions_ask_for_what_follows_a_history(ring: Interactions) -> None:
     assert len(early) + len(late) == len(ring) and len(late) == 80
     x, y = onerec_next.questions(late, early)
     assert x.shape == (80, 20) and (x[:, -5:] > 0).all() and (x[:, :-5] == 0).all()
-    own = ring.histories()[7]
-    assert x[7, -5:].tolist() == (own[:5] + 1).tolist() and int(y[7]) == own[5] + 1
+    history = ring.histories()[7]
+    assert x[7, -5:].tolist() == (history[:5] + 1).tolist() and int(y[7]) == history[5] + 1
     score = lambda x: torch.arange(RING + 3.0).expand(len(x), -1)  # noqa: E731
     best = onerec_next.of_scores(score)(torch.tensor([[0, RING + 2]]))
     assert best[0, 0] == RING + 1 and RING + 2 not in best[0].tolist()[: RING + 1]
     second = torch.tensor([[9, 4, 3]])
-    found = onerec_next.ranked(lambda x: second.expand(len(x), -1), x[:2], torch.tensor([4, 1]))
-    assert found.ndcg == pytest.approx(50 / np.log2(3)) and found.hits == 50
+    scores = onerec_next.ranked(lambda x: second.expand(len(x), -1), x[:2], torch.tensor([4, 1]))
+    assert scores.ndcg == pytest.approx(50 / np.log2(3)) and scores.hits == 50
 
 
 def test_a_session_item_by_item_has_no_item_twice(ring: Interactions) -> None:
@@ -129,4 +129,4 @@ def test_a_session_item_by_item_has_no_item_twice(ring: Interactions) -> None:
     x = torch.tensor([[0, 0, 1, 2], [3, 4, 5, 6]])
     drawn = onerec.one_by_one(model, x, 3, torch.Generator().manual_seed(0))
     assert drawn.shape == (2, 3, 5) and (drawn > 0).all()
-    assert all(len(set(one)) == 5 for one in drawn.flatten(0, 1).tolist())
+    assert all(len(set(items)) == 5 for items in drawn.flatten(0, 1).tolist())

@@ -22,12 +22,12 @@ def test_every_arm_is_run_once_and_kept(
     for name, value in (small | {"RANDOM": 1, "TARGETS": (0.0, 1e-3), "RATE": 0.05}).items():
         monkeypatch.setattr(seuf, name, value)
     held_out_rows.rows.cache_clear()
-    said: list[str] = []
-    first = claim("seuf-expert").measure((0,), said.append)
-    ran = len(said)
+    messages: list[str] = []
+    first = claim("seuf-expert").measure((0,), messages.append)
+    ran = len(messages)
     assert len(first.table) == 6 and ran >= 6
-    again = claim("seuf-size").measure((0,), said.append)
-    assert len(said) == ran and 0 < again.got < 5
+    again = claim("seuf-size").measure((0,), messages.append)
+    assert len(messages) == ran and 0 < again.got < 5
     assert again.table == first.table
     held_out_rows.rows.cache_clear()
 
@@ -41,8 +41,8 @@ def test_a_random_expert_that_never_comes_so_far_is_left_out() -> None:
     def cell(a: float | None, b: float | None) -> dict[str, object]:
         return {"damage": {"0.5": a, "1.0": b}}
 
-    of = seuf.TOP
-    found = {of: cell(0.1, 0.3), f"random 0 beside {of}": cell(0.2, None)}
-    assert seuf.against_random(found, of) == 1.0  # nothing to compare with at the second target
-    found[f"random 1 beside {of}"] = cell(0.2, 0.6)
-    assert seuf.against_random(found, of) == pytest.approx(0.5)
+    top = seuf.TOP
+    cells = {top: cell(0.1, 0.3), f"random 0 beside {top}": cell(0.2, None)}
+    assert seuf.against_random(cells, top) == 1.0  # nothing to compare with at the second target
+    cells[f"random 1 beside {top}"] = cell(0.2, 0.6)
+    assert seuf.against_random(cells, top) == pytest.approx(0.5)

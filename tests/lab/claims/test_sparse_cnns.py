@@ -19,8 +19,8 @@ def test_whole_filters_go_little_by_little_and_stay_away() -> None:
     draw = torch.Generator().manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
     rows = TensorDataset(torch.randn(64, 3, 6, 6, generator=draw), torch.arange(64) % 2)
-    how: Any = {"epochs": 4, "batch_size": 8, "lr": 1e-2, "trackers": ()}
-    fit(net, rows, schedule=sparse_cnns.Filters(0.5, every=2, layers=("0",)), **how)
+    settings: Any = {"epochs": 4, "batch_size": 8, "lr": 1e-2, "trackers": ()}
+    fit(net, rows, schedule=sparse_cnns.Filters(0.5, every=2, layers=("0",)), **settings)
     weight: Any = net.get_submodule("0").weight
     alive = weight.flatten(1).any(1)
     assert int(alive.sum()) == 4 and bool(weight[alive].all())
@@ -48,9 +48,9 @@ def test_the_order_is_judged_by_its_smallest_step(monkeypatch: pytest.MonkeyPatc
         return points.get(arm[0], 8.25) + seed - abs(lr - 0.01)  # 0.01 is best for all
 
     monkeypatch.setattr(sparse_cnns, "cell", cell)
-    found = sparse_cnns.of_order((0, 1), lambda _: None)
-    assert found.got == -0.5 and "whole filters" in str(found.table[5])
-    assert {rate.rate for rate in found.rates} == {0.01} and len(found.rates) == 9
+    result = sparse_cnns.of_order((0, 1), lambda _: None)
+    assert result.got == -0.5 and "whole filters" in str(result.table[5])
+    assert {rate.rate for rate in result.rates} == {0.01} and len(result.rates) == 9
     assert sparse_cnns.of_blocks((0, 1), lambda _: None).values == (-0.25, -0.25)
 
 
@@ -69,9 +69,9 @@ def test_the_dense_net_of_equal_time_is_no_faster(
 
 def test_crops_are_as_lite0_reads_them_and_their_sides_differ() -> None:
     tall = torch.arange(256).repeat(3, 300, 1)[:, :, :250].to(torch.uint8)  # brighter to the right
-    found = wide_sparse.crops([tall], 6, torch.Generator().manual_seed(0))
-    assert found.shape == (6, 3, 224, 224) and -1 <= float(found.min()) <= float(found.max()) <= 1
-    spans = found[:, 0, 0, -1] - found[:, 0, 0, 0]
+    crops = wide_sparse.crops([tall], 6, torch.Generator().manual_seed(0))
+    assert crops.shape == (6, 3, 224, 224) and -1 <= float(crops.min()) <= float(crops.max()) <= 1
+    spans = crops[:, 0, 0, -1] - crops[:, 0, 0, 0]
     assert len({round(float(s), 3) for s in spans}) > 3
 
 
@@ -86,15 +86,17 @@ def test_times_and_training_of_the_smallest_nets(
     monkeypatch.setattr(convnet_times, "REPEATS", 1)
     assert set(wide_sparse.milliseconds()) == {"sparse", "0.4"}
     draw = torch.Generator().manual_seed(0)
-    few = torch.randn(256, 1, 28, 28, generator=draw), torch.arange(256) % 10
-    monkeypatch.setattr(thin_resnets, "rows", lambda part: TensorDataset(*few))
-    seen: list[float] = []
+    images = torch.randn(256, 1, 28, 28, generator=draw), torch.arange(256) % 10
+    monkeypatch.setattr(thin_resnets, "rows", lambda part: TensorDataset(*images))
+    counts: list[float] = []
 
     def scored(net: nn.Module) -> float:
         weights = wide_sparse.masked_weights(net, wide_sparse.POINTWISE).values()
-        seen.append(sum(int(w.count_nonzero()) for w in weights) / sum(w.numel() for w in weights))
+        counts.append(
+            sum(int(w.count_nonzero()) for w in weights) / sum(w.numel() for w in weights)
+        )
         return 50.0
 
     monkeypatch.setattr(thin_resnets, "accuracy", scored)
     assert wide_sparse.trained("sparse", "", 0) == 50
-    assert seen[0] == pytest.approx(wide_sparse.SPARSE, abs=0.01)
+    assert counts[0] == pytest.approx(wide_sparse.SPARSE, abs=0.01)

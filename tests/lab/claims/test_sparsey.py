@@ -18,8 +18,8 @@ def test_items_are_members_of_families() -> None:
 
 def test_figures_of_a_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sparsey, "COUNTS", (10, 30))
-    found = sparsey.judged((0,), lambda _: None, figure="recall", over=min)
-    assert 0 <= found.got <= 1 and len(found.table) == 2
+    result = sparsey.judged((0,), lambda _: None, figure="recall", over=min)
+    assert 0 <= result.got <= 1 and len(result.table) == 2
 
 
 def test_a_thin_stroke_is_a_line() -> None:
@@ -31,12 +31,12 @@ def test_a_thin_stroke_is_a_line() -> None:
 
 def test_memories_of_equal_bits_complete_a_few_items_and_no_thousand() -> None:
     for name, memory in sparsey_baselines.MEMORIES.items():
-        for n, kept in ((10, True), (4000, False)):
-            whole, cues = sparsey_baselines.items_of(n, 0)
-            assert (whole.sum(axis=1) - cues.sum(axis=1) == sparsey_baselines.MISSING).all()
-            found = memory(whole, cues, 0)
-            assert (found.sum(axis=1) == sparsey_baselines.ACTIVE).all()
-            assert ((found * whole).sum() / whole.sum() >= 0.95) == kept, (name, n)
+        for n, remembers in ((10, True), (4000, False)):
+            items, cues = sparsey_baselines.items_of(n, 0)
+            assert (items.sum(axis=1) - cues.sum(axis=1) == sparsey_baselines.MISSING).all()
+            recalled = memory(items, cues, 0)
+            assert (recalled.sum(axis=1) == sparsey_baselines.ACTIVE).all()
+            assert ((recalled * items).sum() / items.sum() >= 0.95) == remembers, (name, n)
 
 
 def test_capacity_lies_where_the_curve_crosses() -> None:

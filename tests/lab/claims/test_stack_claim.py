@@ -19,16 +19,16 @@ def test_pairs_and_batches_are_judged(
     monkeypatch.setattr(held_out_rows, "LENGTH", 16)
     for name, value in (("CALIBRATION", 4), ("MEASURED", 4)):
         monkeypatch.setattr(stack, name, value)
-    few = {name: ENTRIES[name] for name in ("prune", "merge", "student", "quant")}
-    monkeypatch.setattr(stack, "ENTRIES", few)
+    entries = {name: ENTRIES[name] for name in ("prune", "merge", "student", "quant")}
+    monkeypatch.setattr(stack, "ENTRIES", entries)
     for cached in (held_out_rows.rows, stack.table, read_me.served):
         cached.cache_clear()
-    said: list[str] = []
-    found = stack.table(0, said.append)
-    assert stack.failures(found) == 28 - 6  # of the pairs of four entries none is missing
-    result = claim("stack-bytes").measure((0,), said.append)
+    messages: list[str] = []
+    table = stack.table(0, messages.append)
+    assert stack.failures(table) == 28 - 6  # of the pairs of four entries none is missing
+    result = claim("stack-bytes").measure((0,), messages.append)
     assert 0 < result.got < 100 and len(result.table) == 1 + 4 + 6
     monkeypatch.setattr(read_me, "STREAMS", 4)
-    result = claim("read-me-batching").measure((0,), said.append)
+    result = claim("read-me-batching").measure((0,), messages.append)
     assert 0 < result.got <= 1.01 and len(result.table) == 3
-    assert -1e-9 <= claim("read-me-ahead").measure((0,), said.append).got < 1
+    assert -1e-9 <= claim("read-me-ahead").measure((0,), messages.append).got < 1

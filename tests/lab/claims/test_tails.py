@@ -29,19 +29,19 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         sizes = {"img_size": 28, "embed_dim": 24, "num_heads": 2, "depth": 12}
         return timm.create_model("vit_small_patch14_dinov2", num_classes=classes, **sizes)
 
-    def prepare(name: str, most: int, first: int) -> tuple[Any, ...]:
+    def prepare(name: str, count: int, first: int) -> tuple[Any, ...]:
         draws = torch.Generator().manual_seed(len(name))
-        where = np.arange(40)
+        order = np.arange(40)
         labels = torch.arange(40) % CLASSES
-        return torch.randn(40, 5, 24, generator=draws), labels, where[:24], where[24:], CLASSES
+        return torch.randn(40, 5, 24, generator=draws), labels, order[:24], order[24:], CLASSES
 
     monkeypatch.setenv("INTARSIA_HOME", str(tmp_path))
     monkeypatch.setattr(picture_cells, "_trunk", trunk)
     monkeypatch.setattr(picture_cells, "prepare", prepare)
     monkeypatch.setattr(s2ft, "IMAGES", 12)
-    few = {"budget": picture_cells.Budget("few", 12, 1), "sets": ("a", "bb")}
+    changes = {"budget": picture_cells.Budget("few", 12, 1), "sets": ("a", "bb")}
     for module in (mos, bi):
-        monkeypatch.setattr(module, "STUDY", replace(module.STUDY, **few))
+        monkeypatch.setattr(module, "STUDY", replace(module.STUDY, **changes))
     for cached in (tails.pictures, s2ft.probe, s2ft.rates):
         cached.cache_clear()
     yield
@@ -126,13 +126,13 @@ def test_each_arm_of_s2ft_has_its_own_rate(small: None, monkeypatch: pytest.Monk
     monkeypatch.setattr(s2ft, "TARGETS", s2ft.TARGETS[:1])
     result = s2ft.retention((0,), quiet)
     assert {arm for arm, _ in tried} == set(s2ft.METHODS) and len(tried) == 16
-    chosen = {rate.arm: rate.rate for rate in result.rates}
-    assert chosen[task_tracks.OURS] == max(task_tracks.GRID)
-    assert chosen[task_tracks.LORA] == min(task_tracks.GRID)
+    rates = {rate.arm: rate.rate for rate in result.rates}
+    assert rates[task_tracks.OURS] == max(task_tracks.GRID)
+    assert rates[task_tracks.LORA] == min(task_tracks.GRID)
     assert s2ft.RATES.failure(result.rates)  # an edge of the grid: the claim is void
     assert -1 <= result.got <= 1 and len(result.table) == 3
-    found = s2ft.tracks((0,), quiet)  # kept
-    starts = {(t.source[0], len(t.source)) for t in found.values()}
+    tracks = s2ft.tracks((0,), quiet)  # kept
+    starts = {(t.source[0], len(t.source)) for t in tracks.values()}
     assert len(starts) == 1  # all cells but PiSSA's split start as the pretrained blocks
     assert -1 <= s2ft.in_domain((0,), quiet).got <= 1
 

@@ -65,37 +65,37 @@ def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_last_blocks_on_states_are_the_whole_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     sets = {"asked": asked(0, 5), "texts": asked(1, 3, prompt=False)}
-    made = LanguageRows(sets)
-    whole, _ = last_blocks.decoder()
+    language_rows = LanguageRows(sets)
+    model, _ = last_blocks.decoder()
     for name, questions in sets.items():
-        x, labels = padded(made.rows[name])
-        logits = made.model()(**x).logits
-        for i, one in enumerate(questions):
-            said = f"{one.prompt}\n{one.answer}" if one.prompt else one.answer
-            ids = torch.tensor(tokens(said)["input_ids"])
-            want = whole(input_ids=ids[None]).logits[0][:, made.kept]
+        x, labels = padded(language_rows.rows[name])
+        logits = language_rows.model()(**x).logits
+        for i, question in enumerate(questions):
+            text = f"{question.prompt}\n{question.answer}" if question.prompt else question.answer
+            ids = torch.tensor(tokens(text)["input_ids"])
+            want = model(input_ids=ids[None]).logits[0][:, language_rows.kept]
             assert torch.allclose(logits[i, : len(ids)], want, atol=1e-5)
-            own = labels[i, : len(ids)]
-            answer = own != IGNORED
-            kept = torch.tensor(made.kept)[own[answer]]
-            assert kept.tolist() == ids[answer].tolist()
-            count = len(one.answer.split()) - (not one.prompt)
+            row = labels[i, : len(ids)]
+            answer = row != IGNORED
+            indices = torch.tensor(language_rows.kept)[row[answer]]
+            assert indices.tolist() == ids[answer].tolist()
+            count = len(question.answer.split()) - (not question.prompt)
             assert answer.tolist() == [False] * (len(ids) - count) + [True] * count
-    assert len(whole.model.layers) == 3  # cut, and put together again
+    assert len(model.model.layers) == 3  # cut, and put together again
     monkeypatch.setattr(last_blocks, "_decoded", None)  # read from its file
     again = LanguageRows(sets).rows["asked"][0]["inputs_embeds"]
-    assert torch.equal(again, made.rows["asked"][0]["inputs_embeds"])
+    assert torch.equal(again, language_rows.rows["asked"][0]["inputs_embeds"])
 
 
 def test_last_blocks_on_states_are_the_whole_encoder() -> None:
     texts = ["a red dog", "six small green birds fly far", "cats"]
     states = last_blocks.encoder_states(texts, 5)
     rows = [{"inputs_embeds": x, "labels": torch.tensor(0)} for x in states]
-    found: Any = padded(rows)[0]
-    whole, _ = last_blocks.encoder()
-    for got, text in zip(sentence_tail(2).features(**found), texts, strict=True):
+    batch: Any = padded(rows)[0]
+    encoder, _ = last_blocks.encoder()
+    for got, text in zip(sentence_tail(2).features(**batch), texts, strict=True):
         ids = torch.tensor([tokens(text)["input_ids"][:5]])
-        want = whole(input_ids=ids).last_hidden_state[0].mean(0)
+        want = encoder(input_ids=ids).last_hidden_state[0].mean(0)
         assert torch.allclose(got, want, atol=1e-5)
 
 
@@ -113,15 +113,15 @@ def kinds(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("kinds")
 def test_every_seed_holds_out_another_kind_and_tests_other_glosses() -> None:
     seeds = [poly.TaskKinds(seed) for seed in range(4)]
-    assert len({one.held[0] for one in seeds}) == 4
-    assert all(set(one.known).isdisjoint(one.held) for one in seeds)
+    assert len({draw.held[0] for draw in seeds}) == 4
+    assert all(set(draw.known).isdisjoint(draw.held) for draw in seeds)
     parts = [poly.portion(list(range(20)), part) for part in ("test", "val", "train")]  # pyright: ignore
     assert sorted(i for part in parts for i in part) == list(range(20))  # pyright: ignore
     rows = seeds[0].mixed(seeds[0].train)
     base = seeds[0].base
-    found: Any = padded(rows)[0]
-    found.pop("task_ids")
-    x = base.features(**found).double()
+    batch: Any = padded(rows)[0]
+    batch.pop("task_ids")
+    x = base.features(**batch).double()
     y = torch.stack([row["labels"] for row in rows]).double() * 2 - 1
     # the gradient of the ridge loss is zero at the head
     w = base.head.weight[1].double()
@@ -161,8 +161,8 @@ def sets(monkeypatch: pytest.MonkeyPatch) -> None:
     for i, name in enumerate(("kinds", "emoji", "old_kinds", "defined", "sentences")):
         monkeypatch.setattr(short_texts, name, lambda i=i: asked(i, 12))
     monkeypatch.setattr(short_texts, "old_texts", lambda: asked(9, 12, prompt=False))
-    made = zip(mixtures.DOMAINS, ("kinds", "emoji", "defined", "sentences"), strict=True)
-    monkeypatch.setattr(mixtures, "DOMAINS", {d: getattr(short_texts, n) for d, n in made})
+    pairs = zip(mixtures.DOMAINS, ("kinds", "emoji", "defined", "sentences"), strict=True)
+    monkeypatch.setattr(mixtures, "DOMAINS", {d: getattr(short_texts, n) for d, n in pairs})
     for module in (lt_sft, mixtures):
         for name, value in (("TRAIN", 4), ("TEST", 3), ("EPOCHS", 1), ("BATCH", 4)):
             monkeypatch.setattr(module, name, value)
@@ -192,8 +192,8 @@ def test_worse_task_and_better_baseline_are_judged(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(lt_sft, "cell", cell)
     monkeypatch.setattr(lt_sft, "rates", lambda _: [ArmRate(arm, 1e-3, 1) for arm in lt_sft.ARMS])
-    beside = lt_sft.of_places((0, 1), quiet, over=(lt_sft.LORA, lt_sft.ADAPTER))
-    assert beside.got == pytest.approx(0.4 / 0.25)
+    result = lt_sft.of_places((0, 1), quiet, over=(lt_sft.LORA, lt_sft.ADAPTER))
+    assert result.got == pytest.approx(0.4 / 0.25)
     assert lt_sft.of_places((0,), quiet, over=(lt_sft.TWICE,)).got == pytest.approx(0.4 / 0.5)
 
 
@@ -202,10 +202,10 @@ def blocks() -> Any:
     """Blocks of SmolLM2's shape with random weights."""
     shape = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9}
     with torch.device("meta"):
-        made = LlamaForCausalLM(
+        model = LlamaForCausalLM(
             LlamaConfig(**shape, num_key_value_heads=3, num_hidden_layers=2, vocab_size=8)
         )
-    return made.to_empty(device="cpu")
+    return model.to_empty(device="cpu")
 
 
 def test_arms_of_lt_sft_have_as_many_parameters_at_smollm2s_size(blocks: Any) -> None:

@@ -30,9 +30,9 @@ def trunk(classes: int) -> torch.nn.Module:
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Narrow blocks on random tokens, two and four experts; cells in a folder of their own."""
 
-    def prepare(name: str, most: int, first: int) -> tuple[Any, ...]:
-        where, labels = np.arange(40), torch.arange(40) % 2
-        return torch.randn(40, 5, 16).bfloat16(), labels, where[:24], where[24:], 2
+    def prepare(name: str, count: int, first: int) -> tuple[Any, ...]:
+        order, labels = np.arange(40), torch.arange(40) % 2
+        return torch.randn(40, 5, 16).bfloat16(), labels, order[:24], order[24:], 2
 
     monkeypatch.setenv("INTARSIA_HOME", str(tmp_path))
     monkeypatch.setattr(picture_cells, "_trunk", trunk)
@@ -61,8 +61,8 @@ def test_experts_alone_learn_and_their_weights_do_not_depend_on_their_number() -
         )
         (mixture,) = mixtures_in(model).values()
         learned = {id(p) for p in model.parameters() if p.requires_grad}
-        own = {id(p) for p in (*mixture.parameters(), *model.head.parameters())}  # pyright: ignore
-        assert learned == own
+        ids = {id(p) for p in (*mixture.parameters(), *model.head.parameters())}  # pyright: ignore
+        assert learned == ids
         sizes.append(mixture.experts.up.numel())  # pyright: ignore
     assert sizes[0] == sizes[1]
 

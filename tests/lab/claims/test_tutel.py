@@ -14,12 +14,12 @@ from intarsia_lab.claims import hecate, tutel
 def test_tables_are_the_one_hot_products() -> None:
     draws = torch.Generator().manual_seed(0)
     x = torch.randn(12, 5, generator=draws)
-    chosen = torch.rand(12, 4, generator=draws).topk(2).indices.flatten()
+    experts = torch.rand(12, 4, generator=draws).topk(2).indices.flatten()
     token = torch.arange(12).repeat_interleave(2)
-    routing = Routing(token, chosen, torch.rand(24, generator=draws), 12, 4)
-    places = int(chosen.bincount().max())
-    made = tutel.one_hot(x, routing, places), tutel.tables(x, routing, places)
-    torch.testing.assert_close(*made)
+    routing = Routing(token, experts, torch.rand(24, generator=draws), 12, 4)
+    places = int(experts.bincount().max())
+    products = tutel.one_hot(x, routing, places), tutel.tables(x, routing, places)
+    torch.testing.assert_close(*products)
 
 
 def test_even_loads_have_no_excess_and_copies_take_some_off(
@@ -38,26 +38,26 @@ def test_even_loads_have_no_excess_and_copies_take_some_off(
     )
     hecate.excess.cache_clear()
     assert hecate.excess("even", 0, print)[hecate.EP] < 1e-9
-    found = hecate.excess("hot", 0, print)
-    assert found[hecate.TOLD] <= found[hecate.HECATE] + 1e-9 < found[hecate.EP]
+    ratios = hecate.excess("hot", 0, print)
+    assert ratios[hecate.TOLD] <= ratios[hecate.HECATE] + 1e-9 < ratios[hecate.EP]
     hecate.excess.cache_clear()
 
 
 def test_a_repeated_batch_has_as_many_rows_on_every_device() -> None:
-    """Of the sizes of the paper: loads are multiples, and choosing again pays there."""
+    """Loads are multiples at the paper's sizes, and choosing again pays there."""
     draws = torch.Generator().manual_seed(0)
     row = torch.arange(4 * 8)
     expert = torch.rand(32, 2, 16, generator=draws).topk(2).indices
     batch = Trace(expert, 16, 40 + row // 4, row % 4)
-    many = hecate.repeated(batch, 3)
-    assert len(many) == 96 and torch.equal(many.load(), 3 * batch.load())
+    repeated = hecate.repeated(batch, 3)
+    assert len(repeated) == 96 and torch.equal(repeated.load(), 3 * batch.load())
     for layer in range(2):
-        once, thrice = (hecate._loads(of, layer) for of in (batch, many))
+        once, thrice = (hecate._loads(trace, layer) for trace in (batch, repeated))
         assert torch.equal(thrice, 3 * once)
     load = torch.ones(8, 16)
     load[:, 0] = 1000
-    told = Fssdp(2, 8, calibrate=True)
+    strategy = Fssdp(2, 8, calibrate=True)
     owner = torch.arange(16) // 2
     for size, times, changes in ((hecate.SIZE, 1, False), (hecate.PAPER_SIZE, hecate.TIMES, True)):
-        held = told.holds([], times * load, owner, size, hecate.LINKS)
-        assert (int(held.sum(0)[0]) > 1) is changes
+        places = strategy.holds([], times * load, owner, size, hecate.LINKS)
+        assert (int(places.sum(0)[0]) > 1) is changes

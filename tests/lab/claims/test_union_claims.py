@@ -55,14 +55,14 @@ def test_dropped_patches_are_those_attended_to_least(vit: Any, x: Tensor) -> Non
     model.blocks[0].register_forward_hook(lambda _m, _a, out: before.append(out))
     model.blocks[1].register_forward_pre_hook(lambda _m, args: after.append(args[0]))
     model(x)
-    (dense,), (kept,) = before, after
-    assert kept.shape == (3, 5, 24) and torch.equal(kept[:, 0], dense[:, 0])
-    attn, seen = model.blocks[1].attn, model.blocks[1].norm1(dense)
-    q, k = attn.qkv(seen).view(3, 10, 3, 6, 4).permute(2, 0, 3, 1, 4)[:2]
+    (dense,), (patches,) = before, after
+    assert patches.shape == (3, 5, 24) and torch.equal(patches[:, 0], dense[:, 0])
+    attn, normed = model.blocks[1].attn, model.blocks[1].norm1(dense)
+    q, k = attn.qkv(normed).view(3, 10, 3, 6, 4).permute(2, 0, 3, 1, 4)[:2]
     shares = (q[:, :, :1] @ k[:, :, 1:].mT * 4**-0.5).softmax(-1).mean(1)[:, 0]  # (3, 9)
     for row in range(3):
         best = shares[row].topk(4).indices.sort().values + 1
-        assert torch.equal(kept[row, 1:], dense[row, best])
+        assert torch.equal(patches[row, 1:], dense[row, best])
 
 
 def test_each_arm_is_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,8 +81,10 @@ def test_each_arm_is_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         return {arm: cell(arm, score) for arm, score in arms}
 
     monkeypatch.setitem(claim("uoe-choice").measure.keywords, "on", cells)  # type: ignore[attr-defined]
-    found = claim("uoe-choice").measure((0, 1), lambda _: None)
-    assert found.values == (9, 8) and [row["of the dense"] for row in found.table] == ["1.000"] * 4
+    result = claim("uoe-choice").measure((0, 1), lambda _: None)
     assert (
-        claim("uoe-choice").measure((0, 1), lambda _: None).table == found.table and len(ran) == 8
+        result.values == (9, 8) and [row["of the dense"] for row in result.table] == ["1.000"] * 4
+    )
+    assert (
+        claim("uoe-choice").measure((0, 1), lambda _: None).table == result.table and len(ran) == 8
     )

@@ -24,7 +24,7 @@ def quiet(_: str) -> None: ...
 
 
 @pytest.fixture
-def few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def smallest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("INTARSIA_HOME", str(tmp_path))
     monkeypatch.setattr(zcode_m3, "OTHERS", 2)
     texts = {"a": WORDS, "b": WORDS.upper()}
@@ -44,9 +44,9 @@ def test_a_batch_stands_kind_by_kind_and_has_the_same_rows_in_any_order() -> Non
         batches = Order(len(laid), kinds_of_text.BATCH, 5).epoch(0)
         met.append([laid[torch.tensor(b)].tolist() for b in batches])
     half = kinds_of_text.BATCH // 2
-    for one, other in zip(*met, strict=True):
-        assert max(one[:half]) < 100 <= min(one[half:])
-        assert one == other[half:] + other[:half]
+    for first, second in zip(*met, strict=True):
+        assert max(first[:half]) < 100 <= min(first[half:])
+        assert first == second[half:] + second[:half]
     later = texts.stream(list("ab"), 4, 1, 5).tensors[0]
     assert sorted(later[:, 0].tolist()) == sorted(met[0][1])
 
@@ -56,7 +56,7 @@ def test_which_kind_is_last_goes_round() -> None:
     assert last == ["d", "a", "b", "c", "d"]
 
 
-def test_late_merging_and_pruning(few: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_late_merging_and_pruning(smallest: None, monkeypatch: pytest.MonkeyPatch) -> None:
     late = zcode_m3.late((0,), quiet, steps=1)
     merge = zcode_m3.merging((0,), quiet, steps=3)
     monkeypatch.setattr(zcode_m3, "learn", None)  # what is pruned was trained for the merge

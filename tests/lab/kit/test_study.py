@@ -36,8 +36,8 @@ def study(target: float = 0.0, sense: str = ">=", control: Any = FREE) -> Study:
     return Study("c", "s", "b", target, sense, lambda seeds, report: Result(0, 0, ()), control)
 
 
-def word(values: tuple[float, ...], *how: Any, **more: Any) -> str:
-    return study(*how, **more).judge(result_of(values, ())).word
+def word(values: tuple[float, ...], *arguments: Any, **settings: Any) -> str:
+    return study(*arguments, **settings).judge(result_of(values, ())).word
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,11 @@ DOCS = Path(__file__).parents[3] / "docs" / "methods"
 
 
 def test_every_card_has_a_page_and_a_line_in_the_index() -> None:
-    made = pages([])
-    assert made.keys() == {"index.md", *(f"{card.key}.md" for card in METHODS)}
+    page_texts = pages([])
+    assert page_texts.keys() == {"index.md", *(f"{card.key}.md" for card in METHODS)}
     for card in METHODS:
-        assert f"[{card.key}]({card.key}.md)" in made["index.md"]
-        text = made[f"{card.key}.md"]
+        assert f"[{card.key}]({card.key}.md)" in page_texts["index.md"]
+        text = page_texts[f"{card.key}.md"]
         assert card.summary in text and card.paper.url in text
         assert all(f"`{tag}`" in text for tag in card.tags)
         assert ("## Tags" in text) == bool(card.tags)
@@ -36,10 +36,15 @@ def test_every_page_is_up_to_date() -> None:
 
 def test_a_page_has_the_verdicts_of_its_paper_and_no_other() -> None:
     paper = next(card.paper.arxiv for card in METHODS if card.key == "mos")
-    said = {"baseline": "LoRA", "target": "<= 0.85", "got": 0.9, "verdict": "fails"}
-    own, after = f"MoS is better (arXiv:{paper}).", "In this order."
-    keys = {"mos": own, "mos-order": after, "mosa": "Split (arXiv:2312.02923).", "moss": after}
-    claims = [{"key": key, "sentence": sentence, **said} for key, sentence in keys.items()]
+    fields = {"baseline": "LoRA", "target": "<= 0.85", "got": 0.9, "verdict": "fails"}
+    about_mos, after = f"MoS is better (arXiv:{paper}).", "In this order."
+    keys = {
+        "mos": about_mos,
+        "mos-order": after,
+        "mosa": "Split (arXiv:2312.02923).",
+        "moss": after,
+    }
+    claims = [{"key": key, "sentence": sentence, **fields} for key, sentence in keys.items()]
     assert [claim["key"] for claim in measured(paper, claims)] == ["mos", "mos-order"]
     text = pages(claims)["mos.md"]
     assert "| [mos](../claims/mos.md#mos) | LoRA | <= 0.85 | 0.900 | **fails** |" in text
@@ -96,5 +101,5 @@ Raises: ConfigError. rank: of no use here."""
         "on": "x, as in eq. 3",
     }
     assert helps_of(doc, ()) == {}
-    known = [setting for entry in index().values() for setting in entry["settings"]]
-    assert sum("help" in setting for setting in known) > 0.75 * len(known)
+    settings = [setting for entry in index().values() for setting in entry["settings"]]
+    assert sum("help" in setting for setting in settings) > 0.75 * len(settings)

@@ -17,13 +17,13 @@ def test_an_adapter_leaves_the_zeros_of_its_trunk_and_fills_none_when_folded() -
 
 def test_rigl_keeps_each_experts_density(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tried.trained_sparse(card("rigl"), "Mixtral") == "yes"
-    own = RigL.update
+    update = RigL.update
 
     def fewer(*args: object) -> dict[str, torch.Tensor]:
-        found = own(*args)  # type: ignore[arg-type]
-        for kept in found.values():
-            kept.view(-1)[kept.view(-1).nonzero()[0]] = False
-        return found
+        masks = update(*args)  # type: ignore[arg-type]
+        for mask in masks.values():
+            mask.view(-1)[mask.view(-1).nonzero()[0]] = False
+        return masks
 
     monkeypatch.setattr(RigL, "update", fewer)
     assert tried.trained_sparse(card("rigl"), "Mixtral") == "no"

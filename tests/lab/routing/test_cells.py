@@ -60,29 +60,29 @@ def _inputs(variant: Variant, **changed: Any) -> dict[str, Any]:
     } | changed  # fmt: skip
 
 
-def _cells(*asked: RouterTrial, **options: Any) -> list[dict[str, Any]]:
-    return cells(asked, text=SCALE, executor="here", report=lambda _: None, **options)
+def _cells(*trials: RouterTrial, **options: Any) -> list[dict[str, Any]]:
+    return cells(trials, text=SCALE, executor="here", report=lambda _: None, **options)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants_as_json(name: str) -> None:
-    said = json.loads(json.dumps(VARIANTS[name].to_dict()))
-    assert Variant.of(said) == VARIANTS[name]
+    record = json.loads(json.dumps(VARIANTS[name].to_dict()))
+    assert Variant.of(record) == VARIANTS[name]
 
 
 def test_all_but_the_mlps_is_the_same() -> None:
     toy = material("toy", SCALE)
-    one, two = (
+    first, second = (
         with_mixtures(dense(v, toy, SCALE, 3), v, 3)
         for v in (VARIANTS["comet"], Variant("x", TopK(4), Expert("relu", 2)))
     )
     plain = dense(VARIANTS["dense"], toy, SCALE, 3).state_dict()
-    for model in (one, two):
+    for model in (first, second):
         state = model.state_dict()
         rest = [name for name in plain if ".mlp." not in name]
         assert rest and all(torch.equal(state[name], plain[name]) for name in rest)
     alike = with_mixtures(dense(VARIANTS["topk"], toy, SCALE, 3), VARIANTS["topk"], 3)
-    a, b = (next(iter(mixtures(m).values())).experts for m in (one, alike))
+    a, b = (next(iter(mixtures(m).values())).experts for m in (first, alike))
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
@@ -106,27 +106,27 @@ def test_order_is_one_for_all_however_long_they_learn() -> None:
         rows = stream(data, first, steps, 4, seed=1).tensors[0]
         return [rows[list(b)].tolist() for b in Order(len(rows), 4, 1).epoch(0)]
 
-    whole = met(0, 7)
-    assert met(0, 3) == whole[:3]
-    assert met(3, 4) == whole[3:]
-    assert sorted(sum(whole, [])[:10]) == list(range(10))
+    orders = met(0, 7)
+    assert met(0, 3) == orders[:3]
+    assert met(3, 4) == orders[3:]
+    assert sorted(sum(orders, [])[:10]) == list(range(10))
 
 
 def test_a_dense_model_costs_what_its_products_do() -> None:
     toy = material("toy", SCALE)
     d, h, t, tokens = 8, 8, SCALE.length, len(toy.kinds if toy.kinds is not None else ())
     layer = 2 * t * (4 * d * d + 2 * d * h) + 4 * t * t * d
-    found = price(dense(VARIANTS["dense"], toy, SCALE, 0), toy.val.tensors[0][:3])
-    rope = found.rest - (2 * layer + 2 * t * d * tokens)
-    assert 0 <= rope < 0.01 * found.rest  # the angles are products, too
-    assert found.pair == () and found.routers == 0
+    cost = price(dense(VARIANTS["dense"], toy, SCALE, 0), toy.val.tensors[0][:3])
+    rope = cost.rest - (2 * layer + 2 * t * d * tokens)
+    assert 0 <= rope < 0.01 * cost.rest  # the angles are products, too
+    assert cost.pair == () and cost.routers == 0
 
 
 def test_one_expert_costs_what_the_dense_model_does() -> None:
     toy = material("toy", SCALE)
-    one = Variant("one", TopK(1, 1))
+    single = Variant("one", TopK(1, 1))
     base = work(_inputs(VARIANTS["dense"]))
-    ours = work(_inputs(one))
+    ours = work(_inputs(single))
     assert ours["flops"]["rest"] + ours["flops"]["experts"] == base["flops"]["total"]
     assert (
         ours["parameters"]["total"] - ours["parameters"]["routers"] == (base["parameters"]["total"])
@@ -139,36 +139,36 @@ def test_one_expert_costs_what_the_dense_model_does() -> None:
     ["dense", "topk-relu", "switch", "random", "deepspeed_moe-residual", "moe_x", "moe_x-fresh"],
 )
 def test_a_cell_tells_in_json(name: str) -> None:
-    found = json.loads(json.dumps(work(_inputs(VARIANTS[name])), allow_nan=False))
-    assert found["curve"][-1]["step"] == SCALE.steps
-    assert found["curve"][-1]["flops"] == found["flops"]["total"]
-    assert len(found["loss_by_position"]) == 4 and found["swapped_loss"] > 0
-    layers = found["layers"]
-    assert len(found["agreement"]) == max(0, len(layers) - 1)
+    record = json.loads(json.dumps(work(_inputs(VARIANTS[name])), allow_nan=False))
+    assert record["curve"][-1]["step"] == SCALE.steps
+    assert record["curve"][-1]["flops"] == record["flops"]["total"]
+    assert len(record["loss_by_position"]) == 4 and record["swapped_loss"] > 0
+    layers = record["layers"]
+    assert len(record["agreement"]) == max(0, len(layers) - 1)
     for layer in layers:
         assert sum(map(sum, layer["table"])) == SCALE.test * SCALE.length  # pyright: ignore
         assert len(layer["dropped_by_position"]) == 4
     if name in ("topk-relu", "moe_x", "moe_x-fresh"):
         assert all(0 <= x["hidden_units"] <= 8 and "score_to_units" in x for x in layers)
     if name in ("switch", "dense"):
-        wanted = found["loss"] / found["bits_per_byte"]
-        assert 0.69 < wanted < 7  # nats of a token over bits of a byte
+        ratio = record["loss"] / record["bits_per_byte"]
+        assert 0.69 < ratio < 7  # nats of a token over bits of a byte
 
 
 def test_a_full_expert_drops_the_last_of_a_batch() -> None:
     router = TopK(4, 1, scale="prob", std=0.0, balance=0.0)
-    found = work(_inputs(Variant("full", router, capacity=Capacity(1.0, "order", least=1))))
-    assert all(x["dropped"] > 0 for x in found["layers"])
-    assert all(x["dropped_by_place"][0] == 0 for x in found["layers"])
+    result = work(_inputs(Variant("full", router, capacity=Capacity(1.0, "order", least=1))))
+    assert all(x["dropped"] > 0 for x in result["layers"])
+    assert all(x["dropped_by_place"][0] == 0 for x in result["layers"])
 
 
 def test_experts_that_come_from_a_dense_model() -> None:
     variant = Variant("evo", EvoMoe(4), start=Start("diversified", 0.5))
-    found = work(_inputs(variant))
-    assert found["dense_steps"] == 3 and found["steps"] == 6
-    steps = [point["step"] for point in found["curve"]]
+    result = work(_inputs(variant))
+    assert result["dense_steps"] == 3 and result["steps"] == 6
+    steps = [point["step"] for point in result["curve"]]
     assert steps == sorted(steps) and steps[-1] == 6
-    flops = [point["flops"] for point in found["curve"]]
+    flops = [point["flops"] for point in result["curve"]]
     assert flops == sorted(flops)
 
 
@@ -194,12 +194,12 @@ def test_equal_operations() -> None:
     )
     assert base["steps"] == SCALE.steps
     assert dear["steps"] <= base["steps"] <= cheap["steps"]
-    for one in (dear, cheap):
-        step = one["flops"]["total"] / one["steps"]
-        assert abs(one["flops"]["total"] - base["flops"]["total"]) <= step
+    for result in (dear, cheap):
+        step = result["flops"]["total"] / result["steps"]
+        assert abs(result["flops"]["total"] - base["flops"]["total"]) <= step
 
 
-@pytest.mark.parametrize("name", [name for name, one in VARIANTS.items() if one.router])
+@pytest.mark.parametrize("name", [name for name, contender in VARIANTS.items() if contender.router])
 def test_a_contender_that_needs_acknowledging_is_what_upcycle_refuses(name: str) -> None:
     toy, variant = material("toy", SCALE), VARIANTS[name]
     variant = dataclasses.replace(variant, experts=None)  # a pyramid is for four layers
@@ -211,9 +211,9 @@ def test_a_contender_that_needs_acknowledging_is_what_upcycle_refuses(name: str)
 
 
 def test_a_router_without_a_contender_is_one_by_its_key() -> None:
-    one, two = chosen(["topk", "relu"])
-    assert one is VARIANTS["topk"]
-    assert two == Variant("relu", ReMoe(experts=8))
+    first, second = chosen(["topk", "relu"])
+    assert first is VARIANTS["topk"]
+    assert second == Variant("relu", ReMoe(experts=8))
 
 
 def test_what_is_refused_before_anything_runs() -> None:
@@ -243,10 +243,10 @@ def test_a_failed_cell_is_said_and_the_others_are_kept(monkeypatch: pytest.Monke
 
 def test_a_contender_that_fails_at_equal_steps_stops_no_other_at_equal_operations() -> None:
     bad = Variant("bad", TopK(4), experts=(2,))
-    few = [RouterTrial(one, "toy", 0, "flops") for one in (bad, VARIANTS["dense"])]
+    trials = [RouterTrial(contender, "toy", 0, "flops") for contender in (bad, VARIANTS["dense"])]
     with refused(TrainingError, what="1 of 2 trials"):
-        _cells(*few)
-    assert _cells(few[1])  # is there
+        _cells(*trials)
+    assert _cells(trials[1])  # is there
 
 
 def test_pictures() -> None:
@@ -259,6 +259,6 @@ def test_pictures() -> None:
     for name in ("hash", "transport", "residual"):
         variant = VARIANTS[name]
         model = with_mixtures(dense(variant, pictures, scale, 0), variant, 0)
-        found = observed(model, pictures, 4)
-        assert json.dumps(found) and len(found["layers"]) == 2
-        assert sum(map(sum, found["layers"][0]["table"])) == 24 * 5
+        result = observed(model, pictures, 4)
+        assert json.dumps(result) and len(result["layers"]) == 2
+        assert sum(map(sum, result["layers"][0]["table"])) == 24 * 5

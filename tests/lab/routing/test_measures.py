@@ -23,17 +23,17 @@ def _table(a: list[int], b: list[int]) -> torch.Tensor:
 def test_information_knows_no_names(a: list[int], names: list[int], random: object) -> None:
     b = [(x * x + i) % 5 for i, x in enumerate(a)]
     renamed = _table(a, [names[x] for x in b])
-    for of in (measures.mutual_information, measures.normalised_information):
-        assert of(renamed) == pytest.approx(of(_table(a, b)), abs=1e-12)
-        assert of(_table(b, a)) == pytest.approx(of(_table(a, b)), abs=1e-12)
+    for measure in (measures.mutual_information, measures.normalised_information):
+        assert measure(renamed) == pytest.approx(measure(_table(a, b)), abs=1e-12)
+        assert measure(_table(b, a)) == pytest.approx(measure(_table(a, b)), abs=1e-12)
 
 
 @given(labels)
 def test_information_of_a_choice_with_itself_is_its_entropy(a: list[int]) -> None:
     table = _table(a, a)
     assert measures.mutual_information(table) == pytest.approx(measures.entropy(table.sum(0)))
-    wanted = 1.0 if len(set(a)) > 1 else 0.0
-    assert measures.normalised_information(table) == pytest.approx(wanted)
+    expected = 1.0 if len(set(a)) > 1 else 0.0
+    assert measures.normalised_information(table) == pytest.approx(expected)
 
 
 @given(st.lists(st.integers(1, 9), min_size=2, max_size=6),
@@ -55,10 +55,10 @@ def test_first_choice_and_gate_entropy() -> None:
 def test_drops_by_place() -> None:
     """Eight tokens ask two experts each; the second half loses one pair, the last one both."""
     index = torch.tensor([[0, 1]] * 8)
-    asked = Routing.from_topk(index, torch.ones(8, 2), 4)
+    routing = Routing.from_topk(index, torch.ones(8, 2), 4)
     keep = torch.tensor([True, True] * 4 + [True, False] * 3 + [False, False])
-    taken = Routing(asked.token[keep], asked.expert[keep], asked.weight[keep], 8, 4)
-    lost = measures.dropped(asked, taken)
+    routed = Routing(routing.token[keep], routing.expert[keep], routing.weight[keep], 8, 4)
+    lost = measures.dropped(routing, routed)
     assert lost.tolist() == [0, 0, 0, 0, 0.5, 0.5, 0.5, 1]
     assert measures.by_quarter(lost) == [0, 0, 0.5, 0.75]
 

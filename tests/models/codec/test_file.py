@@ -122,10 +122,10 @@ def test_another_process_of_another_processor_decodes_the_same_bits(
 
 
 @pytest.mark.parametrize(
-    ("levels", "wanted"),
+    ("levels", "digest"),
     [(1, "1:ecd0acd95822"), (3, "3:12dcacde2cb9")],
 )
-def test_files_of_version_1_decode_for_ever(levels: int, wanted: str) -> None:
+def test_files_of_version_1_decode_for_ever(levels: int, digest: str) -> None:
     """If this fails the format has changed: give it a new version, and keep the old one."""
     codec = Recombiner(by_hand(levels=levels))
     tiles = (5, 2)
@@ -134,7 +134,7 @@ def test_files_of_version_1_decode_for_ever(levels: int, wanted: str) -> None:
     header = irc.Header(codec.prior.digest, "image", codec.settings.bits, (75, 30))
     weights = codec.weights(irc.write(header, payload))
     assert weights.shape == (1, 10, codec.prior.decoder.columns)
-    assert f"{levels}:{hashlib.sha256(weights.tobytes()).hexdigest()[:12]}" == wanted
+    assert f"{levels}:{hashlib.sha256(weights.tobytes()).hexdigest()[:12]}" == digest
     assert codec.decode(irc.write(header, payload)).shape == (75, 30, 3)
 
 
@@ -207,9 +207,9 @@ def test_another_version_and_another_file_are_named(data: bytes) -> None:
 
 def test_another_prior_is_refused_by_name(data: bytes) -> None:
     another = Recombiner(by_hand())
-    with pytest.raises(CheckpointError) as found:
+    with pytest.raises(CheckpointError) as refusal:
         another.decode(data)
-    assert another.prior.digest.hex() in found.value.got and "names" in str(found.value.want)
+    assert another.prior.digest.hex() in refusal.value.got and "names" in str(refusal.value.want)
 
 
 def test_a_whole_header_of_another_size_is_refused(codec: Recombiner, data: bytes) -> None:
@@ -249,7 +249,7 @@ def test_the_cure_of_a_picture_of_other_colours_cures(mode: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("picture", "what"),
+    ("picture", "field"),
     [
         (Image.new("RGBA", (4, 4)), "image"),
         (Image.new("I;16", (4, 4)), "image"),
@@ -263,9 +263,9 @@ def test_the_cure_of_a_picture_of_other_colours_cures(mode: str) -> None:
     ids=["image", "16 bit", "16-bit array", "four channels", "empty", "100 Mpx", "float", "name"],
 )
 def test_pictures_that_have_no_8_bit_colours_are_refused(
-    codec: Recombiner, picture: Any, what: str
+    codec: Recombiner, picture: Any, field: str
 ) -> None:
-    with refused(DataError, what=what):
+    with refused(DataError, what=field):
         codec.encode(picture)
 
 

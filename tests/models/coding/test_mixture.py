@@ -146,7 +146,7 @@ def test_a_saved_model_is_the_same_to_the_bit(name: str, tmp_path: Path) -> None
 
 def test_bad_input_is_refused() -> None:
     x = data()
-    for model, what in (
+    for model, field in (
         (MoG(H, covariance="tied"), "covariance"),
         (MoP(H, total=4.0), "total"),
         (MoG(0), "n_components"),
@@ -154,7 +154,7 @@ def test_bad_input_is_refused() -> None:
     ):
         with pytest.raises(ConfigError) as refusal:
             model.fit(x)
-        assert refusal.value.what == what
+        assert refusal.value.what == field
     with pytest.raises(DataError) as negative:
         MoP(H).fit(-x)
     assert "MoG" in str(negative.value.fix)

@@ -54,20 +54,20 @@ def test_an_item_that_was_learned_is_familiar_and_keeps_its_code() -> None:
     assert_allclose(mac.familiarity(x), 1)
     assert (mac.code(x) == mac.codes_).mean() > 0.98
     assert (mac.familiarity(items(6, seed=1)) < 1).all()
-    one = Mac(random_state=0).partial_fit(x[0])
-    first = one.codes_
-    again = one.partial_fit(x[0]).codes_  # G = 1: eta is so large that the winners are the same
+    memory = Mac(random_state=0).partial_fit(x[0])
+    first = memory.codes_
+    again = memory.partial_fit(x[0]).codes_  # G = 1: eta is so large that the winners are the same
     assert (again == first).mean() > 0.95
 
 
 @pytest.mark.parametrize("shared", [0, 4, 6, 8, 12])
 def test_codes_overlap_as_the_closed_form_says(shared: int) -> None:
     """psi(j / A) / (psi(j / A) + (K - 1) psi(0)) in a store of one item that shares j of A bits."""
-    one, second = np.zeros((2, 144))
-    one[:A], second[A - shared : 2 * A - shared] = 1, 1
+    items, second = np.zeros((2, 144))
+    items[:A], second[A - shared : 2 * A - shared] = 1, 1
     shares = []
     for seed in range(40):
-        mac = Mac(random_state=seed).partial_fit(one)
+        mac = Mac(random_state=seed).partial_fit(items)
         first = mac.codes_[0]
         shares.append((mac.partial_fit(second).codes_[0] == first).mean())
     eta = 1e4 * (shared / A) ** 7
@@ -133,10 +133,10 @@ def test_a_cue_that_lost_bits_gets_them_back() -> None:
     for row in cues:
         row[np.flatnonzero(row)[:3]] = 0
     assert_array_equal(mac.recall(cues), x)
-    few = np.zeros((3, D))
-    few[0, :2], few[1, 10:14], few[2, 20:26] = 1, 1, 1  # 2, 4 and 6 bits: 4 on average
-    assert mac.fit(few).n_active_ == 12
-    assert (mac.recall(few).sum(axis=1) == 4).all()
+    parts = np.zeros((3, D))
+    parts[0, :2], parts[1, 10:14], parts[2, 20:26] = 1, 1, 1  # 2, 4 and 6 bits: 4 on average
+    assert mac.fit(parts).n_active_ == 12
+    assert (mac.recall(parts).sum(axis=1) == 4).all()
 
 
 def test_a_sequence_is_replayed_from_its_first_item() -> None:

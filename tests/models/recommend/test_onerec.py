@@ -91,13 +91,13 @@ def test_the_trie_leads_to_each_item_and_nowhere_else(codes: list[tuple[int, int
 @settings(max_examples=10)
 @given(st.integers(0, 50), st.booleans(), st.lists(st.integers(1, 18), max_size=15, unique=True))
 def test_what_is_written_is_items_that_have_not_come(
-    model: OneRecModel, seed: int, beams: bool, taken: list[int]
+    model: OneRecModel, seed: int, beams: bool, items: list[int]
 ) -> None:
-    x = pad_sessions([taken[:4], [1]], 4)
-    excluded = torch.tensor([taken + [0], [0] * (len(taken) + 1)])
+    x = pad_sessions([items[:4], [1]], 4)
+    excluded = torch.tensor([items + [0], [0] * (len(items) + 1)])
     draws = None if beams else torch.Generator().manual_seed(seed)
     generated = model.generate(x, 3, width=4, excluded=excluded, draws=draws)
-    for row, gone in zip(generated.items.tolist(), (set(taken), set()), strict=True):
+    for row, gone in zip(generated.items.tolist(), (set(items), set()), strict=True):
         for way in row:
             if all(item > 0 for item in way):
                 assert len(set(way)) == 3 and not gone & set(way) and max(way) <= 18

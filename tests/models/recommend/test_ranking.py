@@ -152,12 +152,12 @@ def test_dsl_keeps_its_density_in_all_tables_and_full_density_changes_nothing(
 
 @settings(max_examples=15)
 @given(st.lists(st.sets(st.integers(0, 9), min_size=1), min_size=1, max_size=4), st.randoms())
-def test_measures_are_those_by_hand(wanted: list[set[int]], random: Any) -> None:
-    ranked = [random.sample(range(10), 10) for _ in wanted]
-    measured = full_sort(ranked, wanted, ("nDCG@3", "R@3", "RR@3", "Success@3"))
+def test_measures_are_those_by_hand(relevant: list[set[int]], random: Any) -> None:
+    ranked = [random.sample(range(10), 10) for _ in relevant]
+    measured = full_sort(ranked, relevant, ("nDCG@3", "R@3", "RR@3", "Success@3"))
     gains = 1 / np.log2(np.arange(2, 5))
     rows = []
-    for order, items in zip(ranked, wanted, strict=True):
+    for order, items in zip(ranked, relevant, strict=True):
         hits = np.array([item in items for item in order[:3]])
         ideal = gains[: min(3, len(items))].sum()
         first = float(1 / (hits.argmax() + 1)) if hits.any() else 0.0

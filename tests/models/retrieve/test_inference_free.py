@@ -219,8 +219,8 @@ scores = st.lists(st.lists(st.floats(-50, 50), min_size=3, max_size=3), min_size
 
 @settings(deadline=None)
 @given(scores, st.floats(0.5, 100), st.floats(-5, 5))
-def test_a_teacher_s_units_do_not_matter(one: Any, factor: float, shift: float) -> None:
-    rows = np.array(one)
+def test_a_teacher_s_units_do_not_matter(margins: Any, factor: float, shift: float) -> None:
+    rows = np.array(margins)
     second = np.sin(rows)
     wide = np.ptp(rows, axis=1) > 1  # where eps is small beside the range
     got, again = ensemble([rows, second]), ensemble([factor * rows + shift, second])

@@ -115,12 +115,12 @@ def test_options_that_leave_nothing_out_change_nothing(toy: Any, docs: Docs) -> 
 
 
 @pytest.mark.parametrize(
-    ("options", "what"),
+    ("options", "field"),
     [({"k": 0}, "k"), ({"prune": 2.0}, "prune"), ({"two_phase": 0.5}, "two_phase"),
      ({"max_df": 0.0}, "max_df")],
 )  # fmt: skip
-def test_impossible_options_are_refused(toy: Any, options: dict[str, Any], what: str) -> None:
-    with refused(ConfigError, what=what):
+def test_impossible_options_are_refused(toy: Any, options: dict[str, Any], field: str) -> None:
+    with refused(ConfigError, what=field):
         SparseIndex.build(toy, []).search("cat", **options)
 
 

@@ -48,18 +48,18 @@ def predictions(skill: float, seed: int, n: int = 160) -> tuple[torch.Tensor, to
 def lines(skill: float, seed: int, epochs: int = 8, steps: int = 5) -> list[dict[str, Any]]:
     """metrics.jsonl of a run that learns."""
     generator = np.random.default_rng(seed)
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for step in range(1, epochs * steps + 1):
         epoch = -(-step // steps)
-        shown = skill * (1 - math.exp(-step / (2 * steps)))
+        learned = skill * (1 - math.exp(-step / (2 * steps)))
         noise = float(generator.normal(0, 0.02))
         common = {"step": step, "epoch": epoch, "seconds": step * 0.8}
-        train = {"lr": 1e-3 * (1 - step / (epochs * steps)), "loss": 1.4 - shown + noise}
-        found.append(common | {"split": "train", "accuracy": 0.4 + shown * 0.5 + noise} | train)
+        train = {"lr": 1e-3 * (1 - step / (epochs * steps)), "loss": 1.4 - learned + noise}
+        rows.append(common | {"split": "train", "accuracy": 0.4 + learned * 0.5 + noise} | train)
         if step % steps == 0:
-            val = {"loss": 1.5 - shown * 0.9 + noise, "accuracy": 0.38 + shown * 0.42 + noise}
-            found.append(common | {"split": "val", "balanced_accuracy": val["accuracy"]} | val)
-    return found
+            val = {"loss": 1.5 - learned * 0.9 + noise, "accuracy": 0.38 + learned * 0.42 + noise}
+            rows.append(common | {"split": "val", "balanced_accuracy": val["accuracy"]} | val)
+    return rows
 
 
 def record(label: str, seed: int, accuracy: float) -> dict[str, Any]:
@@ -110,17 +110,17 @@ def write_run(
     folder.mkdir(parents=True)
     skill = METHODS.get(label, (0.5, 0, 0))[0]
     logits, labels = predictions(skill, seed)
-    about = record(label, seed, float((logits.argmax(1) == labels).float().mean()))
-    for where, value in (change or {}).items():
-        *path, last = where.split(".")
-        place = about
+    run_record = record(label, seed, float((logits.argmax(1) == labels).float().mean()))
+    for path_of_key, value in (change or {}).items():
+        *path, last = path_of_key.split(".")
+        place = run_record
         for name in path:
             place = place[name]
         if value is None:
             del place[last]
         else:
             place[last] = value
-    (folder / "run.json").write_text(json.dumps(about))
+    (folder / "run.json").write_text(json.dumps(run_record))
     text = "".join(f"{json.dumps(line)}\n" for line in lines(skill, seed))
     (folder / "metrics.jsonl").write_text(text)
     items = torch.arange(len(labels)) + 80 * seed  # half of a part is in the next seed's, too

@@ -124,9 +124,9 @@ document.body.dataset.cut = `${cut} of ${document.querySelectorAll(".fit").lengt
 def test_no_table_is_cut(
     make_run: Callable[..., Path], browse: Browse, tmp_path: Path, width: int
 ) -> None:
-    more = {"results.test.ece": 0.05, "results.test.tempered_loss": 0.63}
+    changes = {"results.test.ece": 0.05, "results.test.tempered_loss": 0.63}
     labels = ("linear probe", "plain adapter", "adaptformer smoothing")
-    folders = [make_run(f"{m}{s}", label=m, seed=s, change=more) for m in labels for s in (0, 1)]
+    folders = [make_run(f"{m}{s}", label=m, seed=s, change=changes) for m in labels for s in (0, 1)]
     page = tmp_path / "page.html"
     source = POLICY.sub("", source_of(folders)).replace("<details>", "<details open>")
     page.write_text(source.replace("</body>", f"<script>{WIDTHS}</script></body>"), "utf-8")

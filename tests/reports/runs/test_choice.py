@@ -43,9 +43,9 @@ def test_validation_chooses_where_the_test_part_says_otherwise(make_run: Make) -
             ("linear probe", 1): scores(0.74),
         },
     )
-    chosen = comparison.chosen
-    assert chosen is not None and comparison.best.label == "mosa"
-    assert (chosen.group.label, chosen.run.seed) == ("linear probe", 1)
+    choice = comparison.chosen
+    assert choice is not None and comparison.best.label == "mosa"
+    assert (choice.group.label, choice.run.seed) == ("linear probe", 1)
     assert choice_sentence(comparison) == (
         "Chosen on the validation part: linear probe, 72.0 % right over 2 seeds; mosa has "
         "70.0 % right. Its best run there is linear probe-1."

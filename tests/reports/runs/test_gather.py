@@ -70,10 +70,10 @@ def test_a_val_score_does_where_no_test_was_scored(make_run: Make) -> None:
 
 def test_an_unfinished_last_line_of_the_curve_is_left_out(make_run: Make) -> None:
     folder = make_run()
-    whole = read_run(folder).curve
+    curve = read_run(folder).curve
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 41, "spl')
-    assert read_run(folder).curve == whole
+    assert read_run(folder).curve == curve
 
 
 def test_class_names_may_come_from_the_caller(make_run: Make) -> None:
@@ -84,10 +84,10 @@ def test_class_names_may_come_from_the_caller(make_run: Make) -> None:
 
 
 def test_a_folder_of_runs_gives_them_in_the_order_they_started(runs: Path) -> None:
-    found = gather([runs])
-    labels = [str(run.given["label"]) for run in found]
+    gathered = gather([runs])
+    labels = [str(run.given["label"]) for run in gathered]
     assert list(dict.fromkeys(labels)) == ["linear probe", "plain adapter", "mosa"]
-    assert [run.seed for run in found] == [0, 1, 2] * 3
+    assert [run.seed for run in gathered] == [0, 1, 2] * 3
 
 
 def test_a_folder_named_twice_is_one_run(runs: Path) -> None:

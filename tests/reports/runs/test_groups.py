@@ -61,10 +61,10 @@ def test_differences_are_paired_by_seed(make_run: Make) -> None:
 
 
 def test_without_a_shared_seed_only_means_are_compared(make_run: Make) -> None:
-    one, two = make_run("a", label="linear probe", seed=0), make_run("b", label="mosa", seed=1)
-    base, mosa = comparison_of(gather([one, two])).groups
+    first, second = make_run("a", label="linear probe", seed=0), make_run("b", label="mosa", seed=1)
+    base, mosa = comparison_of(gather([first, second])).groups
     assert mosa.difference(base) is None
-    row = json_rows(comparison_of(gather([one, two])))[1]["difference"]
+    row = json_rows(comparison_of(gather([first, second])))[1]["difference"]
     apart = mosa.accuracy.mean - base.accuracy.mean
     missing = {"missing": "no seed in common"}
     plain = {"mean": pytest.approx(apart), "deviation": None, "n": 0, "ahead": 0}
@@ -80,8 +80,8 @@ def test_settings_keep_groups_apart_and_label_them(make_run: Make) -> None:
 
 
 def test_fewer_training_images_are_another_setting(make_run: Make) -> None:
-    few = make_run("few", change={"data.train": {"n": 200, "sha256": "0"}})
-    labels = [g.label for g in comparison_of(gather([make_run("many"), few])).groups]
+    small = make_run("few", change={"data.train": {"n": 200, "sha256": "0"}})
+    labels = [g.label for g in comparison_of(gather([make_run("many"), small])).groups]
     assert labels == ["mosa (train=1000)", "mosa (train=200)"]
 
 
@@ -91,10 +91,10 @@ def test_a_repeated_seed_is_no_second_sample(make_run: Make) -> None:
 
 
 def test_baseline_by_name(runs: Path) -> None:
-    found = gather([runs])
-    assert comparison_of(found, "plain adapter").baseline is not None
+    gathered = gather([runs])
+    assert comparison_of(gathered, "plain adapter").baseline is not None
     with refused(UnknownName, what="unknown baseline", got="'mossa'", near=("mosa",)):
-        comparison_of(found, "mossa")
+        comparison_of(gathered, "mossa")
 
 
 def test_a_single_group_has_no_baseline(make_run: Make) -> None:
@@ -144,8 +144,8 @@ def test_what_the_seed_chose_keeps_no_seeds_apart(make_run: Make) -> None:
     def run(name: str, seed: int, share: float, layer: str = "fc2") -> Path:
         options = {"down": share, "channels": [["blocks.0.mlp.fc2", f"{seed}"]]}
         adapter = {"method": "s2ft", "options": options, "target_modules": [layer]}
-        asked = {"method": "s2ft", "down": share, "channels": []}
-        change = {"method.adapters": {"default": adapter}, "record.method": asked}
+        settings = {"method": "s2ft", "down": share, "channels": []}
+        change = {"method.adapters": {"default": adapter}, "record.method": settings}
         return make_run(name, label="s2ft", seed=seed, change=change)
 
     folders = [run("a", 0, 0.03), run("b", 1, 0.03), run("c", 0, 0.06), run("d", 0, 0.03, "fc1")]
@@ -161,10 +161,10 @@ def test_texts_are_items_whose_tokens_are_weights() -> None:
         "hits": np.array([1, 3, 0]),
         "items": np.array([7, 5, 3]),
     }
-    found = run_items(tensors, "part")
-    assert found.numbered and found.values.keys() == {"accuracy", "loss"}
+    items = run_items(tensors, "part")
+    assert items.numbered and items.values.keys() == {"accuracy", "loss"}
     for score, mean in (("accuracy", 0.4), ("loss", 1.1)):
-        item = found.values[score]
+        item = items.values[score]
         assert item.items.tolist() == [7, 5] and item.weights is not None
         assert np.average(item.values, weights=item.weights) == pytest.approx(mean)
     assert not run_items({"scores": np.zeros((3, 2))}, "part").values

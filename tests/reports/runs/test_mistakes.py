@@ -33,14 +33,14 @@ def saved(folder: Path, k: int = 24) -> Path:
 
 def test_the_most_confident_mistakes_come_first(tmp_path: Path) -> None:
     saved(tmp_path)
-    found = read_mistakes(tmp_path)
-    assert found is not None
-    assert [(m.index, m.true, m.predicted) for m in found.shown] == [
+    mistakes = read_mistakes(tmp_path)
+    assert mistakes is not None
+    assert [(m.index, m.true, m.predicted) for m in mistakes.shown] == [
         (4, "bee", "ant"), (1, "cat", "bee"), (2, "ant", "cat"),
     ]  # fmt: skip
-    assert (found.wrong, found.n) == (3, 5)
+    assert (mistakes.wrong, mistakes.n) == (3, 5)
     expected = LOGITS.softmax(1).amax(1)[[4, 1, 2]].tolist()
-    assert [m.confidence for m in found.shown] == pytest.approx(expected)
+    assert [m.confidence for m in mistakes.shown] == pytest.approx(expected)
 
 
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 99))
@@ -56,16 +56,16 @@ def test_worst_is_a_prefix_of_all_mistakes(n: int, k: int, seed: int) -> None:
 
 
 def test_only_the_kept_pictures_are_asked_for(tmp_path: Path) -> None:
-    asked: list[int] = []
+    indices: list[int] = []
 
     def images(index: int) -> Image.Image:
-        asked.append(index)
+        indices.append(index)
         return picture(index)
 
     save_mistakes(tmp_path, images, LOGITS, LABELS, NAMES, k=2)
-    assert asked == [4, 1]
-    found = read_mistakes(tmp_path)
-    assert found is not None and len(found.shown) == 2 and found.wrong == 3
+    assert indices == [4, 1]
+    mistakes = read_mistakes(tmp_path)
+    assert mistakes is not None and len(mistakes.shown) == 2 and mistakes.wrong == 3
 
 
 def test_thumbnails_are_small_and_keep_their_proportions(tmp_path: Path) -> None:
@@ -87,8 +87,8 @@ def test_a_later_list_replaces_the_one_before(tmp_path: Path) -> None:
 
 def test_a_model_without_mistakes(tmp_path: Path) -> None:
     save_mistakes(tmp_path, picture, LOGITS, LOGITS.argmax(1), NAMES)
-    found = read_mistakes(tmp_path)
-    assert found is not None and (found.shown, found.wrong, found.n) == ((), 0, 5)
+    mistakes = read_mistakes(tmp_path)
+    assert mistakes is not None and (mistakes.shown, mistakes.wrong, mistakes.n) == ((), 0, 5)
 
 
 def test_nothing_was_kept(tmp_path: Path) -> None:

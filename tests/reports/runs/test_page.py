@@ -177,20 +177,20 @@ def test_figures_hold_every_seed(report: Report) -> None:
 )
 def test_what_is_missing_is_said(make_run: Make, name: str, says: str) -> None:
     folder = make_run()
-    whole = " ".join(of(folder).notes())
+    notes = " ".join(of(folder).notes())
     (folder / name).rename(folder / f"{name}.gone")
-    assert says not in whole
+    assert says not in notes
     assert says in " ".join(of(folder).notes())
 
 
 def test_the_baseline_is_grey_and_no_two_methods_look_alike(make_run: Make) -> None:
     labels = [f"m{i}" for i in range(20)]
     runs = gather(make_run(name, change={"record.label": name, "started": name}) for name in labels)
-    found = looks(comparison_of(runs, "m3"))
-    assert found[3] == Look(0, 0)
-    assert [look.color for look in found[:9]] == [1, 2, 3, 0, 4, 5, 6, 7, 1]
-    assert len(set(found)) == 20
-    assert all(look.symbol < len(SYMBOLS) == len(MARKS) for look in found)
+    drawn = looks(comparison_of(runs, "m3"))
+    assert drawn[3] == Look(0, 0)
+    assert [look.color for look in drawn[:9]] == [1, 2, 3, 0, 4, 5, 6, 7, 1]
+    assert len(set(drawn)) == 20
+    assert all(look.symbol < len(SYMBOLS) == len(MARKS) for look in drawn)
     assert looks(comparison_of(runs[:1])) == [Look(1, 0)]
 
 

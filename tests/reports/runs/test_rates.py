@@ -52,10 +52,10 @@ def test_rates_stand_in_the_table_in_json_and_in_words(searched: Any) -> None:
 
 
 def test_searches_of_two_folders_are_described_each(make_run: Make) -> None:
-    other = SEARCH | {"rates": [1e-4, 1e-3], "scores": [0.1, 0.2], "rate": 1e-3}
+    search = SEARCH | {"rates": [1e-4, 1e-3], "scores": [0.1, 0.2], "rate": 1e-3}
     folders = [
         make_run("a", label="mosa", change={"record.search": SEARCH}),
-        make_run("b", label="plain adapter", change={"record.search": other}),
+        make_run("b", label="plain adapter", change={"record.search": search}),
     ]
     text = " ".join(rates.described(comparison_of(gather(folders))))
     assert "Mosa tried 3 learning rates" in text and "Plain adapter tried 2 learning" in text
@@ -72,15 +72,15 @@ def test_the_figure_has_a_line_for_each_method_and_marks_its_rate(searched: Any)
 
 
 def test_a_rate_that_all_share_is_said(make_run: Make) -> None:
-    one = [make_run(label, label=label) for label in ("plain adapter", "mosa")]
-    comparison = comparison_of(gather(one))
+    folders = [make_run(label, label=label) for label in ("plain adapter", "mosa")]
+    comparison = comparison_of(gather(folders))
     assert any("share the learning rate 0.001" in notice for notice in notices(comparison))
     assert rates.described(comparison) == []
     assert rates.against_rates(comparison, looks(comparison)) is None
     assert "rates" not in report_of(comparison).figures()
-    other = make_run("linear", label="linear probe", change={"training.lr": 0.5})
-    assert rates.shared(comparison_of(gather([*one, other]))) is None
-    assert rates.shared(comparison_of(gather(one[:1]))) is None  # nobody to share it with
+    linear = make_run("linear", label="linear probe", change={"training.lr": 0.5})
+    assert rates.shared(comparison_of(gather([*folders, linear]))) is None
+    assert rates.shared(comparison_of(gather(folders[:1]))) is None  # nobody to share it with
 
 
 def test_a_text_is_chosen_by_perplexity_and_a_given_rate_is_said(make_run: Make) -> None:

@@ -39,12 +39,12 @@ def pictures(count: int, seed: int) -> TensorDataset:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Head only and everything, two seeds each."""
     root = tmp_path_factory.mktemp("real")
-    for number, whole in enumerate((False, True)):
+    for number, complete in enumerate((False, True)):
         for seed in range(2):
             torch.manual_seed(seed)
             out = root / f"{number}-{seed}"
             run = intarsia.fit(
-                Tiny(whole), pictures(48, 0), pictures(16, 1), test=pictures(24, 2),
+                Tiny(complete), pictures(48, 0), pictures(16, 1), test=pictures(24, 2),
                 epochs=2, seed=seed, lr=0.03, out=out, trackers=(), record={"data": "noise"},
             )  # fmt: skip
             assert run.test is not None

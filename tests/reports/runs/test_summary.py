@@ -34,8 +34,8 @@ Make = Callable[..., Path]
 
 def test_a_comparison_in_words(runs: Path) -> None:
     comparison = comparison_of(gather([runs]))
-    what, _, result, _, _, cost, guess = sentences(comparison)
-    assert what == (
+    intro, _, result, _, _, cost, guess = sentences(comparison)
+    assert intro == (
         "Linear probe, plain adapter and mosa adapt vit_small_patch14_dinov2 (22.1 M parameters) "
         "to elpv: 4 classes, 1,000 training, 150 validation and 160 test pictures, 3 seeds each."
     )
@@ -52,9 +52,9 @@ def test_a_comparison_in_words(runs: Path) -> None:
 
 def test_a_single_run_in_words(make_run: Make) -> None:
     run = read_run(make_run(change={"record": {}}))
-    what, result, _ = sentences(comparison_of([run]))
-    assert what.startswith("Mosa adapts VisionTransformer (22.2 M parameters): 4 classes, 1,000 ")
-    assert what.endswith("1 seed.")
+    intro, result, _ = sentences(comparison_of([run]))
+    assert intro.startswith("Mosa adapts VisionTransformer (22.2 M parameters): 4 classes, 1,000 ")
+    assert intro.endswith("1 seed.")
     assert result == f"It gets {100 * run.scores.accuracy:.1f} % of the test pictures right."
 
 
@@ -80,9 +80,9 @@ def test_runs_that_cannot_be_compared_fairly(
     make_run: Make, change: dict[str, object], says: str
 ) -> None:
     runs = [read_run(make_run("a", label="linear probe")), read_run(make_run("b", change=change))]
-    found = notices(comparison_of(runs))
-    assert any(says in text for text in found)
-    assert "one seed has no spread" in found[-1] or "in both" in found[-1]
+    texts = notices(comparison_of(runs))
+    assert any(says in text for text in texts)
+    assert "one seed has no spread" in texts[-1] or "in both" in texts[-1]
 
 
 Right = Callable[[int, int], float]
@@ -115,14 +115,14 @@ def base(i: int, seed: int) -> bool:
 
 
 def test_one_picture_decides_nothing(scored: Callable[..., Comparison]) -> None:
-    """It is right in all three seeds: over seeds alone that was +2.78 to +2.78, ahead."""
+    """The picture is right in all three seeds: over seeds alone that was +2.78 to +2.78, ahead."""
     comparison = scored(3, linear=base, lora=lambda i, seed: i == 0 or base(i, seed))
     (text,) = differences(comparison)
     assert text.startswith("Lora minus linear: +2.78 points (95 % interval ")
     assert "over 36 test pictures and 3 seeds; 1 picture differs)" in text
     assert text.endswith("The difference is not statistically significant.")
-    found, _ = comparison.groups[1].interval(comparison.groups[0])
-    assert found is not None and found.low < 0 < found.high
+    interval, _ = comparison.groups[1].interval(comparison.groups[0])
+    assert interval is not None and interval.low < 0 < interval.high
     assert comparison.leader is None and table_of(comparison).best is None
     result = sentences(comparison)[2]
     assert result.startswith("The highest accuracy is that of lora, ") and "best" not in result
@@ -182,8 +182,8 @@ def test_a_single_task_of_a_benchmark_is_judged_by_the_same_interval(
         (None, "\N{EN DASH}", "There is no interval: the folders of the runs are not at hand."),
         (tmp_path / "other", "\N{EN DASH}", "There is no interval: the runs kept no predictions."),
     ):
-        (found,) = tables(records, "linear", runs).findings
-        table = difference_table(found)
+        (finding,) = tables(records, "linear", runs).findings
+        table = difference_table(finding)
         assert table is not None and ((note in table.notes) == bool(note))
         row = next(row for row in table.rows if row[0].text == "lora")
         assert row[2].text == cell
@@ -191,18 +191,18 @@ def test_a_single_task_of_a_benchmark_is_judged_by_the_same_interval(
 
 def test_runs_without_numbers_of_their_pictures(make_run: Make) -> None:
     """Positions do where all seeds have one test part; else there is no interval."""
-    for one in (True, False):
+    for missing in (True, False):
         for label in ("mosa", "plain adapter"):
             for seed in range(3):
-                change = {"data.test": {"n": 160, "sha256": "x"}} if one else {}
-                folder = make_run(f"{one}/{label}{seed}", label=label, seed=seed, change=change)
+                change = {"data.test": {"n": 160, "sha256": "x"}} if missing else {}
+                folder = make_run(f"{missing}/{label}{seed}", label=label, seed=seed, change=change)
                 tensors = load_file(folder / "predictions.safetensors")
                 del tensors["items"]
                 save_file(tensors, folder / "predictions.safetensors", {"split": "test", **OPEN})
                 seal_file(folder / "predictions.safetensors")
         (text,) = differences(comparison_of(gather([folder.parent])))  # pyright: ignore
-        assert ("95 % interval" in text) == one
-        assert ("There is no interval: each seed has a test part of its own" in text) != one
+        assert ("95 % interval" in text) == missing
+        assert ("There is no interval: each seed has a test part of its own" in text) != missing
 
 
 def test_without_predictions_the_reason_is_said(runs: Path, tmp_path: Path) -> None:
@@ -219,16 +219,16 @@ def test_without_predictions_the_reason_is_said(runs: Path, tmp_path: Path) -> N
 def test_other_scores_have_intervals_too(runs: Path) -> None:
     first, _, last = comparison_of(gather([runs])).groups
     for score in ("accuracy", "balanced_accuracy", "loss"):
-        found, _ = last.interval(first, score)
-        assert found is not None and found.items == 320
+        interval, _ = last.interval(first, score)
+        assert interval is not None and interval.items == 320
         if score != "loss":
-            assert found.low > 0
+            assert interval.low > 0
         gaps = [
             a.items.values[score] for run in (last, first) for a in run.runs if a.items is not None
         ]
         assert len(gaps) == 6
-    found, missing = last.interval(first, "ece")
-    assert found is None and missing == "ece is no mean over items"
+    interval, missing = last.interval(first, "ece")
+    assert interval is None and missing == "ece is no mean over items"
 
 
 def test_a_score_on_val_that_also_chose_the_epoch(make_run: Make) -> None:
@@ -249,9 +249,9 @@ def test_selection_in_words(make_run: Make) -> None:
 
 def test_settings_are_shared_or_differ(make_run: Make) -> None:
     slow = make_run("slow", label="linear probe", change={"training.lr": 0.01})
-    common, own = setting_rows(comparison_of(gather([slow, make_run("mosa")])))
+    common, varied = setting_rows(comparison_of(gather([slow, make_run("mosa")])))
     assert ("training.epochs", "8") in common
-    assert own == [("training.lr", ["0.01", "0.001"])]
+    assert varied == [("training.lr", ["0.01", "0.001"])]
     assert not any("seed" in name or "adapter" in name for name, _ in common)
 
 
@@ -287,12 +287,12 @@ def test_commands(make_run: Make, command: object, text: list[str]) -> None:
 def test_parts_of_the_data(make_run: Make) -> None:
     part = {"name": "elpv/test", "counts": {"a": 3}, "licence": "CC", "source": "here"}
     change = {"record.data": {"parts": {"test": part}}}
-    found = data_parts(comparison_of([read_run(make_run(change=change))]))
-    assert [(p.name, p.count, p.classes) for p in found["parts"]] == [
+    parts = data_parts(comparison_of([read_run(make_run(change=change))]))
+    assert [(p.name, p.count, p.classes) for p in parts["parts"]] == [
         ("training", "1,000", ""), ("validation", "150", ""), ("test", "160", "a 3"),
     ]  # fmt: skip
-    assert found["name"] == "elpv" and found["same"]
-    assert found["origin"] == [("Source", "here"), ("Licence", "CC")]
+    assert parts["name"] == "elpv" and parts["same"]
+    assert parts["origin"] == [("Source", "here"), ("Licence", "CC")]
 
 
 def test_other_seeds_with_other_pictures_are_said(runs: Path) -> None:

@@ -29,7 +29,7 @@ Make = Callable[..., Path]
 
 
 @pytest.mark.parametrize(
-    ("made", "text"),
+    ("number", "text"),
     [
         (numbers.percent(0.80714), "80.7 %"),
         (numbers.accuracy(Spread(0.80714, 0.0044, 3)), "80.7 ± 0.4 %"),
@@ -61,8 +61,8 @@ Make = Callable[..., Path]
         (numbers.plural(1000, "class", "classes"), "1,000 classes"),
     ],
 )
-def test_numbers(made: str, text: str) -> None:
-    assert made == text
+def test_numbers(number: str, text: str) -> None:
+    assert number == text
 
 
 @given(st.integers(1, 10**15))
@@ -87,10 +87,10 @@ def printed(comparison: object, width: int = 200) -> str:
 def test_all_forms_have_the_same_numbers(runs: Path) -> None:
     comparison = comparison_of(gather([runs]))
     table = table_of(comparison)
-    shown, text = printed(Terminal(table_of(comparison))), markdown_table(comparison)
+    terminal, text = printed(Terminal(table_of(comparison))), markdown_table(comparison)
     for row in table.rows:
         for cell in row:
-            assert cell.text in shown and cell.text in text
+            assert cell.text in terminal and cell.text in text
     assert [row["method"] for row in json_rows(comparison)] == [row[0].text for row in table.rows]
     assert json.loads(json.dumps(json_rows(comparison))) == json_rows(comparison)
 
@@ -116,8 +116,8 @@ def test_a_narrow_terminal_leaves_spare_columns_out_and_names_them(runs: Path) -
     narrow, wide = " ".join(printed(table, width=100).split()), printed(table)
     assert "With head" in wide and "In the report" not in wide
     assert "…" not in narrow and "Difference" in narrow
-    left = narrow.partition("In the report also: ")[2]
-    assert "With head" in left and "With head" not in narrow.partition("In the report")[0]
+    rest = narrow.partition("In the report also: ")[2]
+    assert "With head" in rest and "With head" not in narrow.partition("In the report")[0]
 
 
 def test_a_single_run_has_no_difference(make_run: Make) -> None:

@@ -101,8 +101,7 @@ def tiger(events: Interactions, spans: Spans, settings: Settings, seed: int) -> 
 
 def _cornac(settings: Settings) -> dict[str, Any]:
     """Return settings with the rate under Cornac's name for it."""
-    renamed = dict(settings)
-    return renamed | {"learning_rate": renamed.pop("lr")}
+    return {"learning_rate" if name == "lr" else name: value for name, value in settings.items()}
 
 
 def neighbours(events: Interactions, spans: Spans, settings: Settings, seed: int) -> Scorer:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-Told = Callable[..., dict[str, Any]]
+MakeRow = Callable[..., dict[str, Any]]
 
 
 def _layer(experts: int, drop: float) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def _layer(experts: int, drop: float) -> dict[str, Any]:
 
 
 @pytest.fixture
-def told() -> Told:
+def make_row() -> MakeRow:
     """A cell's result; layers=0 is a dense model, text=False pictures."""
 
     def make(
@@ -29,7 +29,7 @@ def told() -> Told:
         layers: int = 2, drop: float = 0.0, text: bool = True, **changed: Any,
     ) -> dict[str, Any]:  # fmt: skip
         point = {"load_cv": 0.3, "active": 2.0, "gate_entropy": 0.6}
-        found = {
+        row = {
             "name": name, "data": "austen" if text else "fashion-mnist", "seed": seed,
             "budget": budget, "steps": 100, "loss": loss, "accuracy": 0.3, "sees_later": False,
             "classes": ["space", "<script>alert(1)</script>", "word"], "router_time": 0.2,
@@ -44,8 +44,8 @@ def told() -> Told:
             "agreement": [{"information": 0.1, "normalised": 0.2}] * max(0, layers - 1),
         }  # fmt: skip
         if text:
-            found |= {"bits_per_byte": loss / 2, "swapped_loss": loss + 0.1,
+            row |= {"bits_per_byte": loss / 2, "swapped_loss": loss + 0.1,
                       "loss_by_position": [loss + 0.3, loss, loss, loss]}  # fmt: skip
-        return found | changed
+        return row | changed
 
     return make

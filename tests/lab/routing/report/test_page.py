@@ -14,16 +14,16 @@ from intarsia_lab.routing import sheets_of
 from intarsia_lab.routing.report.figures import drawings, series_of
 from intarsia_lab.routing.report.page import report_of
 
-Told = Callable[..., dict[str, Any]]
+MakeRow = Callable[..., dict[str, Any]]
 Browse = Callable[..., str]
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
 ALWAYS = {"by_steps", "by_operations", "load_cv", "gate_entropy", "agreement", "specialisation",
           "loss_by_position", "experts"}  # fmt: skip
 
 
-def _rows(told: Told) -> list[dict[str, Any]]:
+def _rows(make_row: MakeRow) -> list[dict[str, Any]]:
     return [
-        told(name, seed, loss, budget=budget, layers=2 if name != "dense" else 0, drop=drop)
+        make_row(name, seed, loss, budget=budget, layers=2 if name != "dense" else 0, drop=drop)
         for name, loss, drop in (("dense", 3.2, 0.0), ("topk", 3.0, 0.0), ("switch", 3.1, 0.2))
         for seed in (0, 1)
         for budget in ("steps", "flops")
@@ -63,8 +63,8 @@ document.body.dataset.marks = JSON.stringify(marks);
 """
 
 
-def test_controls_choose_what_is_drawn(told: Told, browse: Browse, tmp_path: Path) -> None:
-    rows = _rows(told)
+def test_controls_choose_what_is_drawn(make_row: MakeRow, browse: Browse, tmp_path: Path) -> None:
+    rows = _rows(make_row)
     assert _drawn(rows, "topk") == ALWAYS | {"by_place", "by_position"}
     source = page_of(report_of(sheets_of(rows, "topk")))
     assert len(source) < 1_500_000 and "<script>alert(1)" not in source
@@ -82,25 +82,25 @@ def test_controls_choose_what_is_drawn(told: Told, browse: Browse, tmp_path: Pat
     }
 
 
-def test_one_contender_of_one_seed(told: Told) -> None:
-    assert _drawn([told()]) == ALWAYS
-    controls = report_of(sheets_of([told()])).controls()
+def test_one_contender_of_one_seed(make_row: MakeRow) -> None:
+    assert _drawn([make_row()]) == ALWAYS
+    controls = report_of(sheets_of([make_row()])).controls()
     assert not {"sheet", "seed", "group"} & set(controls)
 
 
-def test_a_dense_model_alone(told: Told) -> None:
-    drawn = _drawn([told("dense", layers=0)])
+def test_a_dense_model_alone(make_row: MakeRow) -> None:
+    drawn = _drawn([make_row("dense", layers=0)])
     assert "by_steps" in drawn and not {"experts", "load_cv"} & drawn
 
 
-def test_of_many_a_few_are_shown_at_first(told: Told) -> None:
-    rows = [told(f"router-{i}", 0, 3 + i) for i in range(12)]
-    shown = report_of(sheets_of(rows, "router-9")).controls()["group"]
-    assert [n for n, _ in shown.options if shown.is_chosen(n)] == [0, 1, 2, 3, 4, 5, 6, 9]
+def test_of_many_a_few_are_shown_at_first(make_row: MakeRow) -> None:
+    rows = [make_row(f"router-{i}", 0, 3 + i) for i in range(12)]
+    control = report_of(sheets_of(rows, "router-9")).controls()["group"]
+    assert [n for n, _ in control.options if control.is_chosen(n)] == [0, 1, 2, 3, 4, 5, 6, 9]
 
 
-def test_means_are_over_seeds_point_by_point(told: Told) -> None:
-    sheets = sheets_of([told(seed=0, loss=3.0), told(seed=1, loss=5.0)])
+def test_means_are_over_seeds_point_by_point(make_row: MakeRow) -> None:
+    sheets = sheets_of([make_row(seed=0, loss=3.0), make_row(seed=1, loss=5.0)])
     named = {drawing.name: drawing for drawing in drawings()}
     for name, xs in (("by_steps", [25, 50, 75, 100]),
                      ("by_operations", [1.5e10 * s for s in (25, 50, 75, 100)])):  # fmt: skip
