@@ -294,6 +294,10 @@ def written(value: Any) -> str:
 
 
 def _read(text: str, kind: Any) -> tuple[Any, bool]:
+    """Parse a text as one type that is no union.
+
+    Returns (value, True), or (None or a useless value, False) where the text is not of that type.
+    """
     if kind is type(None):
         return None, text == ""
     if kind is bool:
