@@ -39,8 +39,8 @@ class IntarsiaError(Exception):
     def __init__(self, what: str, *, got: object, want: object, fix: str) -> None:
         """Build the message "what: got X, want Y. fix".
 
-        what: the thing that is wrong; got: its value, or the exception that was met; want: what is allowed;
-        fix: a sentence that says what to do.
+        what: the thing that is wrong; got: its value, or the exception that was met.
+        want: what is allowed; fix: a sentence that says what to do.
         """
         # KeyError's own text is only the key: the type says what it means
         if isinstance(got, Exception) and not isinstance(got, IntarsiaError):
@@ -137,8 +137,8 @@ class UnknownName(IntarsiaError, LookupError):
     ) -> None:
         """Build the error of a name that is not among the choices; similar names come first.
 
-        kind: a word for the thing that is named ("method"); listed: where all names are listed, used only
-        where there are too many to show; fix: advice to add to the similar names.
+        kind: a word for the thing that is named ("method"); listed: where all names are listed,
+        used only where there are too many to show; fix: advice to add to the similar names.
         """
         names = sorted(choices)
         parts = (name, name.rpartition(".")[2])  # a setting may be said with its whole path

@@ -15,7 +15,7 @@ class _WhenImported:
         self.module, self.then = module, then
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """Find the awaited module as the other finders do, and make its loader call `then` at the end.
+        """Find the awaited module as other finders do, and let its loader call `then` at the end.
 
         path, target: unused; the interface of finders has them.  Returns None for any other module.
         """

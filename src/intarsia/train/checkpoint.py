@@ -178,6 +178,7 @@ def _digest(entries: Any) -> str:
 
 
 def _damaged(path: Path, got: str) -> CheckpointError:
+    """Build the error of a checkpoint that cannot be read.  got: what is wrong with it."""
     return CheckpointError(
         f"checkpoint {path}",
         got=got,

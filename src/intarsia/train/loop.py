@@ -64,6 +64,7 @@ class Loop:
     """A run from its first step, or from its checkpoint, to its last."""
 
     def __init__(self, job: Job) -> None:
+        """Keep the job (model, task, data, settings) and start at step 0."""
         self.job, self.model, self.task = job, job.model, job.task
         self.train_set, self.val, self.test = job.sets
         self.training, self.recipe, self.how = job.training, job.recipe, job.running
@@ -244,6 +245,11 @@ class Loop:
             epoch, first = epoch + 1, 0
 
     def _step(self, batches: Iterator[tuple[list[Batch], list[tuple[int, ...]]]]) -> None:
+        """Train one step, then log it; at an epoch's end also the loads of the routers.
+
+        batches: yields for each step its batches, one for each part of an accumulated step, and the
+        positions of their samples in the training data.
+        """
         clock, cpu = self._now()
         with self.busy.step():
             parts, positions = next(batches)
@@ -271,7 +277,11 @@ class Loop:
         return seat.now() if seat else (time.perf_counter(), time.process_time())
 
     def _score(self, evaluate_every: int) -> None:
-        """Score on val if that is due; a request to stop leaves it for later."""
+        """Score on the validation part if that is due, and remember the best epoch.
+
+        evaluate_every: epochs from one score to the next, 0 for never.  A request to stop ends it
+        without a score.
+        """
         epoch, rest = divmod(self.at.step, self.order.steps)
         due = (
             not rest
@@ -292,13 +302,15 @@ class Loop:
             self.val_scores = self.at.step, scores
             self._note("val", epoch, scores.scores())
             best, value = self.at.best, scores.best
-            masks = self.learner.masking  # an epoch before the density that is asked for is none
+            # while a schedule still prunes, the model is denser than asked for: no best epoch yet
+            masks = self.learner.masking
             early = masks is not None and masks.pruning(self.at.step, self.steps)
             selects = self.recipe.select == "val" and not early
             if selects and (best is None or value > best.value):
                 self.at.best = resume.Score(epoch, value, resume.learned_copy(self.model))
 
     def _evaluate(self, dataset: Dataset[Any]) -> Scores:
+        """Score the model on a whole dataset, in the largest batches that surely fit."""
         # without gradients small outputs fit in larger batches
         size = max(1, self.training.batch_size // self.ranks.num_processes)
         size = max(size, 32) if self.task.small_outputs else size
@@ -311,6 +323,10 @@ class Loop:
             raise self._interrupted()
 
     def _note(self, split: str, epoch: int, values: dict[str, float]) -> None:
+        """Log one line of values, to metrics file, progress bar and trackers.
+
+        split: "train", "val" or "test"; epoch: the epoch to write into the line.
+        """
         line = {"step": self.at.step, "epoch": epoch, "split": split, **values}
         line["seconds"] = round(self.at.seconds, 4)
         if self.ranks.is_main_process:

@@ -168,7 +168,12 @@ def pace(
 
 
 def _step(model: nn.Module, interval: int) -> int:
-    """Return the step that `before_step` announced; 0 where every step has both passes."""
+    """Return the step of the training that `before_step` announced to the model.
+
+    interval: steps from one second forward pass to the next; with 1 every step has it, the step's
+    number is not needed and 0 is returned.
+    Raises: ConfigError for a model without adapters that draw noise: only these know the step.
+    """
     if interval == 1:
         return 0
     drawing = contexts(model)

@@ -58,6 +58,12 @@ class Memory:
     def _objective(
         self, positions: Tensor, model: nn.Module, x: Inputs, loss_of: LossOf
     ) -> Outcome:
+        """Compute L = CE + weight * mean over samples of |f_now(x) - f_before(x)|^2.
+
+        f_before: the logits (classes,) of the same sample when an earlier epoch met it, 0 terms
+        without. positions: (B,) of the batch's samples in the training data, where their logits are
+        stored. Raises: ConfigError for outputs that are not (B, classes).
+        """
         now = logits_of(model, x)  # (B, classes)
         if now.ndim != 2 or len(now) != len(positions):
             got, want = f"outputs {tuple(now.shape)}", "a row of logits for each sample"

@@ -116,6 +116,10 @@ class Reader(Dataset[Batch]):
         return size_of(self.dataset)
 
     def __getitem__(self, key: Key) -> Batch:
+        """Return the batch of a key: an epoch, and the positions of its samples.
+
+        Random transforms are seeded by epoch and position, so that workers do not change a sample.
+        """
         epoch, positions = key
         task = self.task
         # tensors in memory need no loop over samples, and no random transform sees them

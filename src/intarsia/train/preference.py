@@ -109,6 +109,12 @@ class PreferenceRounds:
         self.rewards.append((float(score.amax(1).mean()), float(score.amin(1).mean())))
 
     def __call__(self, model: nn.Module, x: Inputs, loss_of: LossOf) -> Outcome:
+        """Compute L = L_next + weight * L_preference.
+
+        L_next: the task's loss on the batch. L_preference: the preference loss of `pairs` random
+        pairs (best and worst session of a history), against log-probabilities of the reference
+        model.
+        """
         # L_next on the batch, then L_preference on pairs of the round
         next_ = own_losses(model, x, loss_of)
         if not model.training:

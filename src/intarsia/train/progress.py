@@ -59,6 +59,11 @@ class Bar:
         what: str = "training",
         unit: str = "picture",
     ) -> None:
+        """Open the bar, or the log where no terminal is.
+
+        steps: of all epochs; epochs: 0 for work that has none, which is then counted in `unit`s.
+        start: predicts the remaining time from the first steps; what: the text before the bar.
+        """
         console = Console(stderr=True, soft_wrap=True)
         enabled = show and not quiet() and parent_process() is None
         self.drawn = enabled and console.is_terminal
@@ -176,6 +181,7 @@ class Csv(GeneralTracker):
     requires_logging_directory = True
 
     def __init__(self, folder: Path, step: int) -> None:
+        """Open metrics.csv in the folder; rows up to `step`, from where a run goes on, stay."""
         super().__init__()
         path = folder / "metrics.csv"
         rows: list[list[str]] = []

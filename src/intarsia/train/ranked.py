@@ -69,6 +69,10 @@ def _library() -> Any:
 
 
 def _measure(library: Any, name: str) -> Any:
+    """Parse a measure's name by the library ir_measures.
+
+    Raises: ConfigError for an unknown one.
+    """
     try:
         return library.parse_measure(name)
     except (ValueError, NameError) as error:

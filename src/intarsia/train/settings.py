@@ -145,6 +145,10 @@ class Recipe:
             object.__setattr__(self, "select", "val")
 
     def _check_schedule(self, mixes: bool) -> None:
+        """Check that the schedule goes with the other settings.
+
+        mixes: the task mixes images (mixup, cutmix).  Raises: ConfigError.
+        """
         # packages import a class when it is asked for: only here, where there is a schedule
         name = type(self.schedule).__name__
         if mixes and isinstance(self.schedule, schedules.ByFit):

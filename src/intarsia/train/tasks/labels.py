@@ -28,6 +28,10 @@ class MultiLabel(Task):
     """
 
     def batch(self, inputs: Inputs, target: Any) -> Batch:
+        """Check that the target is a row of 0 and 1 for each sample, (B, labels).
+
+        Returns the inputs, and the target as floats.  Raises: DataError.
+        """
         target = torch.as_tensor(target)
         if target.ndim != 2 or not bool(((target == 0) | (target == 1)).all()):
             got = f"{target.dtype} of shape {tuple(target.shape)}"

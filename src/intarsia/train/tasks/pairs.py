@@ -76,6 +76,11 @@ class Pairs(Task):
             return [q @ d.T / self.temperature for q, d in both]
 
     def _info_nce(self, output: Tensor, target: Tensor) -> Tensor:
+        """Compute InfoNCE in both directions, with the other pairs of a group as negatives.
+
+        output: the model's, of which `_groups` makes one (n, n) matrix of similarities for each
+        group. target: (B,), used for its length alone.  Returns the mean over the B pairs.
+        """
         total = output.new_zeros(())
         for near in self._groups(output):
             # the right document of query i is document i of its group

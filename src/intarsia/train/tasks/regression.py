@@ -28,6 +28,10 @@ class Regression(Task):
     """
 
     def batch(self, inputs: Inputs, target: Any) -> Batch:
+        """Check that the targets are finite numbers, (B,) or (B, k).
+
+        Returns the inputs, and the targets as floats, (B, k).  Raises: DataError.
+        """
         target = torch.as_tensor(target)
         if target.ndim not in (1, 2) or not bool(torch.isfinite(target).all()):
             subject, want = "targets", "finite numbers, one or a row of them for each sample"
@@ -37,6 +41,10 @@ class Regression(Task):
         return inputs, target.reshape(len(target), -1)
 
     def seen(self, output: Tensor, batch: Batch) -> Regression:
+        """Return the task unchanged if the output has one number for each target.
+
+        Raises: DataError.
+        """
         if output.reshape(len(output), -1).shape != batch[1].shape:
             refuse_output(
                 output,
@@ -83,6 +91,11 @@ class Reconstruction(Task):
         return stack(rows)
 
     def batch(self, inputs: Inputs, target: Any) -> Batch:
+        """Check that the inputs are floating-point numbers.
+
+        target: unused, as the inputs are reconstructed; zeros (B,) are returned in its place.
+        Raises: DataError.
+        """
         if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
             got = inputs.dtype if isinstance(inputs, Tensor) else f"inputs {sorted(inputs)}"
             subject = "samples to reconstruct"
