@@ -60,6 +60,7 @@ def _on_texts(
     score: bool,
     search: Mapping[str, Any] | None,
 ) -> Run:
+    """Train an experiment on texts in a reserved run folder; for the parameters see `carry_out`."""
     adapted, seed = experiment.adapted, experiment.training.seed
     # the tokenizer is the model's, so that the model comes before the texts
     model, tokenizer = language_model(

@@ -27,6 +27,10 @@ class OnRay:
         self.threads = threads
 
     def run(self, work: Work, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Run one trial's work on a Ray worker, which is started at the first call.
+
+        Raises: Died if the worker is lost; the work's own error.
+        """
         ray = self._ray
         if self._worker is None:
             actor = ray.remote(num_cpus=self.threads)(RayWorker)

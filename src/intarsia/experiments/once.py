@@ -76,6 +76,10 @@ def tokens_once(
     with reading_tokens(model, block) as prefix:
 
         def tokens(part: str, images: Dataset[Any]) -> tuple[ImageTensors, Spent]:
+            """Compute the tokens of one part's pictures, or take those that another run has stored.
+
+            part: "train", "val" or "test".  Returns them, and the time of their computation.
+            """
             inputs = {**of_part(identity, part), "block": block, "dtype": str(dtype)}
             dataset, spent = shared.tensors(
                 "tokens", inputs, lambda: _prefix_with_bar(prefix, images, part, dtype)

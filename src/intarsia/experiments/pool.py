@@ -96,6 +96,10 @@ def run_trials(
     stopped = threading.Event()
 
     def serve(slot: Executor) -> None:
+        """Take pieces of work off `waiting` until none is left, in the thread of one executor.
+
+        Results and errors are put into `ended`, and a None at the end.
+        """
         try:
             while not stopped.is_set():
                 try:
@@ -134,6 +138,11 @@ def _serve(
     begun: Callable[[Trial], None],
     put: Callable[[TrialEnd], None],
 ) -> None:
+    """Run the trials of one piece of work in a slot.
+
+    slot: what runs them, for example a process; begun: called with each trial before the first
+    runs; put: called with each trial's result.
+    """
     for trial in piece:
         begun(trial)
     for end in _ends_of(slot, work, piece):
@@ -156,6 +165,12 @@ def pieces(trials: Sequence[Trial], jobs: int) -> list[list[Trial]]:
 
 
 def _slots(executor: str, jobs: int, threads: int | None, trials: int) -> list[Executor]:
+    """Build the executors, as many as run at once.
+
+    executor: a key of EXECUTORS; jobs: the most that run at once; threads: of torch in each, None
+    for an equal share of the cores; trials: pieces of work that there are.  Raises: ConfigError;
+    UnknownName.
+    """
     at_least("--jobs", jobs, 1, "Leave it out.")
     one_of("executor", executor, EXECUTORS)
     number = min(jobs, trials)
@@ -218,6 +233,7 @@ def run_told(
     start = time.monotonic()
 
     def ended(end: TrialEnd) -> None:
+        """Pass on a trial's result, and report its outcome, its time, and the time that is left."""
         done(end)
         pace.add(end)
         seconds_left = pace.left() or 0.0
@@ -260,6 +276,7 @@ def _ends_of(slot: Executor, work: Work, piece: Sequence[Trial]) -> list[TrialEn
 
 
 def _end_of(slot: Executor, work: Work, trial: Trial) -> TrialEnd:
+    """Run one trial in a slot; an error, or a lost process, becomes the error of its result."""
     start = time.perf_counter()
     result, error = None, ""
     try:

@@ -134,6 +134,8 @@ class _Trials:
         }
 
         def carry(missing: Sequence[Trial], done: Callable[[TrialEnd], None]) -> None:
+            """Run the trials that have no stored score; call `done` with the result of each."""
+
             def ended(end: TrialEnd) -> None:
                 done(end)
                 if end.result is not None:  # its score is all that is wanted of it
@@ -146,6 +148,7 @@ class _Trials:
         searching.carry_missing(trials, self.kept, carry, again=False)
 
     def _trial(self, experiment: Experiment) -> Trial:
+        """Return the training of an experiment as a trial without a look at its test part."""
         key = key_of(experiment.flat())
         inputs: dict[str, Any] = {
             "key": key,
@@ -202,6 +205,7 @@ class _Trials:
     def _scores(
         self, method: str, rates: Sequence[float], seeds: Sequence[int]
     ) -> dict[float, searching.Score]:
+        """Return the validation score of each rate for a method: the mean over the seeds."""
         trials = self.of(method, rates, seeds)
         by_rate = searching.scores_by(trials, self.ends(trials), ["lr"])
         return {rate: score for (rate,), score in by_rate.items()}

@@ -217,6 +217,10 @@ def scores_of(images: ImageSet, scores: Scores) -> dict[str, Any]:
 
 
 def _labels(images: ImageSet, scores: Scores) -> dict[str, dict[str, float]]:
+    """Return pictures (n), precision and recall of each label, for pictures with several labels.
+
+    scores: with logits and labels, (pictures, labels); a logit above 0 predicts its label.
+    """
     rows: dict[str, dict[str, float]] = {}
     guess, truth = scores.predictions["logits"] > 0, scores.predictions["labels"] > 0
     for label, name in enumerate(images.classes):
@@ -281,6 +285,10 @@ class Prediction:
 
 
 def _predict(opened: PictureRun, pictures: Sequence[Picture]) -> Iterator[Prediction]:
+    """Yield a prediction for each picture, in order; one that cannot be read has an error instead.
+
+    opened: the run with its model; pictures: files, bytes or images, in one batch.
+    """
     transform = eval_transform(opened.inputs)
     ready: dict[int, Tensor] = {}
     errors: dict[int, str] = {}

@@ -19,7 +19,7 @@ from .experiment import Experiment
 from .pool import Trial, TrialEnd
 
 SEARCHES = "searches.jsonl"
-"""File in which a folder keeps the ends of its trials."""
+"""File in which a folder keeps the results of its trials."""
 
 Carry = Callable[[Sequence[Trial], Callable[[TrialEnd], None]], None]
 Score = tuple[float, float]
@@ -28,10 +28,10 @@ Score = tuple[float, float]
 def carry_missing(
     trials: Sequence[Trial], store: Store, carry: Carry, *, again: bool = True
 ) -> None:
-    """Carry out the trials whose ends are not kept yet, and keep each end.
+    """Run the trials whose results are not stored yet, and store each result.
 
-    trials: with the "key" of their row among their inputs.  carry: carries trials out and calls its
-    second argument with each end.  again: a trial that failed is tried once more.
+    trials: with the "key" of their row among their inputs.  carry: runs trials, and calls its
+    second argument with the result of each.  again: run a trial again whose stored row is an error.
     """
 
     def missing(key: str) -> bool:

@@ -115,6 +115,10 @@ def sees_by_key(key: str) -> bool:
 
 
 def _with_encoders(method: Any, config: Seeing) -> Any:
+    """Return the method with the image and audio encoders that the settings name.
+
+    method: the method's own settings.  Raises: ConfigError for an encoder that it has no field for.
+    """
     encoders = {"image": config.see, "audio": config.hear}
     field_names = {f.name for f in fields(method)}
     for name in ("image", "audio"):

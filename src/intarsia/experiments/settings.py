@@ -206,7 +206,10 @@ def _changed(start: Any, values: Mapping[str, str], above: str, subject: str) ->
 
 
 def _hints(config: Any) -> dict[str, Any]:
-    """Return the types of a config's settings; of one that is no field, that of its value."""
+    """Return the type of each setting of a config, from its annotation where it is a field.
+
+    For another name it is the type of the present value; a list from JSON stands for words.
+    """
     types = get_type_hints(type(config))
     return {
         name: types.get(name) or (tuple[str, ...] if isinstance(now, list) else type(now))

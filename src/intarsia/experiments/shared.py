@@ -70,6 +70,11 @@ class SharedWork:
     def _on_disk(
         self, kind: str, inputs: Mapping[str, Any], make: Callable[[], TensorDataset]
     ) -> tuple[TensorDataset, Spent]:
+        """Return tensors from the folder; where they are missing, compute and store them.
+
+        kind: first part of the file's name; inputs: everything that determines them, hashed for the
+        rest. Returns them with the time of their computation, which is stored, too.
+        """
         start = Spent.now()
         if self.folder is None:
             return make(), Spent.now().since(start)

@@ -103,6 +103,10 @@ def soup_runs(
 def _written(
     out: Path, runs: Sequence[PictureRun | TextRun], kitchen: Kitchen, soup: dict[str, Any]
 ) -> dict[str, Any]:
+    """Write the averaged model as a run folder of its own, and return its record.
+
+    kitchen: holds the averaged model and scores it; soup: candidates, chosen runs and weights.
+    """
     first = runs[0]
     record = copy.deepcopy(dict(first.record))
     results = [run.record["results"] for run in runs]

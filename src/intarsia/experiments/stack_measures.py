@@ -117,6 +117,10 @@ def _payload(file: bytes) -> int:
 
 
 def _tensors(on: Stacked) -> dict[str, Tensor]:
+    """Return all tensors of the model as they would be stored, by name, to count their bytes.
+
+    on: a model after its techniques; experts are stored in its format, everything else in bfloat16.
+    """
     paths = tuple(f"{path}." for path in gated_experts(on.model))
     tensors: dict[str, Tensor] = {}
     for name, p in on.model.named_parameters():  # a tied head is named once

@@ -62,6 +62,10 @@ class OwnProcess:
         self._pipe: Connection | None = None
 
     def run(self, work: Work, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Run one trial's work in the process of this executor, which is started at the first call.
+
+        Raises: Died if the process ends before its work does; the work's own error.
+        """
         if self._pipe is None:
             context = self._context(work)
             self._pipe, theirs = context.Pipe()
@@ -121,6 +125,7 @@ class FreshProcess(OwnProcess):
     """
 
     def _context(self, work: Work) -> BaseContext:
+        """Return how processes start: on Linux forked by a server that has imported the work."""
         if sys.platform != "linux":
             return super()._context(work)
         context = multiprocessing.get_context("forkserver")
