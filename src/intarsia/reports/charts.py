@@ -124,6 +124,7 @@ def _places(line: Series, axis: Axis) -> list[float]:
 
 
 def _limits(axis: Axis, values: Sequence[float]) -> tuple[float, float]:
+    """Return the least and the greatest value of an axis, with a margin around the values."""
     if axis.limits is not None:
         return axis.limits
     if axis.names:
@@ -162,6 +163,7 @@ def _ticks(axis: Axis, values: Sequence[float]) -> list[tuple[float, str]]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
+    """Return the values between two positive limits at which a logarithmic axis has ticks."""
     decades = math.log10(high / low)
     # over many decades only powers of ten, over few also 2 and 5, within one all
     steps = (1.0,) if decades > 2 else (1.0, 2.0, 5.0) if decades > 0.7 else tuple(range(1, 10))
@@ -232,6 +234,10 @@ def text_at(x: float, y: float, text: str, anchor: str, attributes: str = "") ->
 def _series(
     line: Series, axis: Axis, across: Callable[[float], float], up: Callable[[float], float]
 ) -> str:
+    """Draw one series as an SVG group: line, error bar, marks, tooltips.
+
+    axis: the horizontal one; across, up: turn a value of x or y into pixels of the drawing.
+    """
     points = [(across(x), up(y)) for x, y in zip(_places(line, axis), line.y, strict=True)]
     parts: list[str] = []
     if line.joined and len(points) > 1:

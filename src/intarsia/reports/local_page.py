@@ -36,6 +36,12 @@ class LocalPage:
     """
 
     def __init__(self, page: str, answers: Mapping[str, Answer], *, port: int = 0) -> None:
+        """Start to listen on this machine's port.
+
+        page: the HTML page; answers: URL path -> function that answers a question of the page's
+        script, both JSON objects; port: 0 for any free one.  Raises: ConfigError for a port that is
+        not free.
+        """
         # the server makes a handler for each request, so that it carries its data as a class
         handler = type("Handler", (_Handler,), {"page": page.encode(), "answers": dict(answers)})
         try:
@@ -135,6 +141,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(self.rfile.read(int(size)))
 
     def _answer(self, body: bytes) -> None:
+        """Answer a POST request whose path names one of `answers`; errors are sent as JSON, too.
+
+        body: the request's content, one JSON object.
+        """
         try:
             question = parse_json(body)
             if not isinstance(question, dict):
@@ -165,6 +175,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, json.dumps(content).encode("utf-8", "replace"), "application/json")
 
     def _send(self, status: int, body: bytes, kind: str) -> None:
+        """Send a response that browsers neither cache nor show inside other pages.
+
+        status: of HTTP; kind: its Content-Type.
+        """
         self.send_response(status)
         for name, value in (
             ("Content-Type", kind),

@@ -164,6 +164,11 @@ def _loads(even: Mapping[str, Tensor]) -> tuple[Note | Container, ...]:
 
 
 def _hits(hits: Mapping[str, Sequence[tuple[float, float]]]) -> tuple[Figure | Table, ...]:
+    """Draw how often a needed expert is in memory, against the share of experts that fit there.
+
+    hits: policy of eviction -> (share of experts in memory, hit rate).  Returns a chart and its
+    table.
+    """
     series = [
         charts.Series(
             name,

@@ -299,6 +299,11 @@ def critical_difference(methods: int, tasks: int) -> float:
 
 
 def _cliques(ordered: np.ndarray, critical: float) -> tuple[tuple[int, int], ...]:
+    """Return the largest groups of methods whose mean ranks differ by at most `critical`.
+
+    ordered: (methods,) mean ranks, ascending.
+    Returns (first, last) index of each group of two or more.
+    """
     spans = [
         (first, int(np.searchsorted(ordered, rank + critical, side="right")) - 1)
         for first, rank in enumerate(ordered)

@@ -23,6 +23,7 @@ class Terminal:
     table: Table
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RichTable]:
+        """Yield the table for rich, without its least important columns where it is too wide."""
         # leave out the columns of the highest `spare` until the table fits
         levels = sorted({0, *(c.spare for c in self.table.columns)})
         drawn = _drawn(self.table, levels.pop())

@@ -167,6 +167,7 @@ def _curve_table(comparison: Comparison) -> Table | None:
 
 
 def _masks(comparison: Comparison) -> list[Section]:
+    """Return the section about sparse masks, densities by layer and over time; [] without masks."""
     densities = sparse.densities(comparison)
     if densities is None:
         return []
@@ -270,6 +271,10 @@ def _picture(path: Path) -> Image.Image:
 
 
 def _thumbnail(mistake: Mistake, address: str) -> Thumbnail:
+    """Return the small picture of a mistake, with what was predicted and what it is.
+
+    address: of the picture's data, for the page.
+    """
     return Thumbnail(
         address,
         f"Picture {mistake.index}: {mistake.true}, taken for {mistake.predicted}",

@@ -58,6 +58,10 @@ def described(comparison: Comparison) -> list[str]:
 
 
 def _tried(search: Mapping[str, Any], comparison: Comparison) -> str:
+    """Return the predicate of a sentence about a search: "tried 5 learning rates (...) and ...".
+
+    search: as the run's record has it.
+    """
     rates, draws = [f"{rate:g}" for rate in search["rates"]], search["draws"]
     perplexity = search["measure"] == "perplexity"
     best = "lowest perplexity" if perplexity else f"highest {search['measure'].replace('_', ' ')}"

@@ -93,6 +93,10 @@ def _values(layers: Sequence[Mapping[str, Any]], key: str) -> dict[tuple[str, st
 
 
 def _map(values: Mapping[tuple[str, str], float], top: float) -> HeatMap:
+    """Draw values as a heat map, one row a block and one column a layer of it.
+
+    values: (block, layer within it) -> value; top: the value with the darkest colour.
+    """
     # in the order of the model, each once
     blocks = list(dict.fromkeys(block for block, _ in values))
     kinds = list(dict.fromkeys(kind for _, kind in values))

@@ -67,6 +67,7 @@ def gather(folders: Iterable[Path | str]) -> list[PrunedModel]:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
+    """Read the record of a pruned model.  Raises: CheckpointError if it is no such record."""
     try:
         record: Any = read_json(path)
         missing = [name for name in WANTED if name not in record]
@@ -91,6 +92,10 @@ def report_of(pruned: Sequence[PrunedModel], heading: str | None = None) -> Repo
 
 
 def _report(pruned: Sequence[PrunedModel], heading: str | None) -> Report:
+    """Build the report of pruned models: results, charts, values by layer.
+
+    heading: its title, None for one that names methods and models.
+    """
     shapes = looks_of(pruned)
     rows = tuple(shapes[methods(pruned).index(model.method)] for model in pruned)
     sections = [Section("Results", (dataclasses.replace(table_of(pruned), looks=rows),))]
@@ -180,6 +185,7 @@ def sentences(pruned: Sequence[PrunedModel]) -> list[str]:
 
 
 def notices(pruned: Sequence[PrunedModel]) -> list[str]:
+    """Return warnings for the page: models that do not compare, and models that are not pruned."""
     lines: list[str] = []
     texts = {(str(model.record["model"]), model.record["calibration"]["data"]) for model in pruned}
     if len(texts) > 1:
