@@ -194,7 +194,10 @@ def _net(run: str, options: dict[str, Any], force: bool, out: Path, as_json: boo
 
 
 def _warn_of_rivals(kind: str, format: str) -> None:
-    """Warn before a format is written that another runtime was measured to beat."""
+    """Warn before a format is written that another runtime was measured to beat.
+
+    kind: of the inputs for which it was measured, such as "picture"; format: its name.
+    """
     from ..formats.rivals import advice
 
     if line := advice(kind, format):

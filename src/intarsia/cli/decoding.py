@@ -93,6 +93,10 @@ def spans(
 
 
 def _summary(spans: Any, size: int) -> dict[str, Any]:
+    """Return density, losses, seconds and spans for --json.
+
+    spans: found by `fit_spans`; size: the length of texts, in tokens, for which spans are counted.
+    """
     details = spans.about
     loss = details["loss"][details["chosen"]]
     return {

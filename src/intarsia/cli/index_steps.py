@@ -108,6 +108,10 @@ def _tune(index: SparseIndex, docs: str) -> None:
 
 
 def _documents(docs: str) -> Iterator[tuple[str, str]]:
+    """Yield (id, text) of each document.
+
+    docs: a file with one a line, or the name of a collection.
+    """
     from ..data.collections import load_collection, read_docs
 
     if Path(docs).is_file():

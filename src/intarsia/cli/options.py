@@ -258,11 +258,11 @@ def with_options(options: tuple[Parameter, ...]) -> Callable[[Verb], Verb]:
     """Add options to a verb that takes them as **given."""
 
     def add(verb: Verb) -> Verb:
+        """Add the options to the signature and annotations from which typer builds a command."""
         signature = inspect.signature(verb, eval_str=True)
         named = [p for p in signature.parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
         parameters = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in (*named, *options)]
-        # typer builds a command from signature and annotations: both get the added options, and the
-        # verb receives their values by keyword.
+
         verb.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore
         verb.__annotations__ = {p.name: p.annotation for p in parameters}
         return verb
@@ -282,7 +282,7 @@ LIMIT = "INTARSIA_MAX_PIXELS"  # of data.decode, which is not imported for `--he
 
 @contextmanager
 def _environment(name: str, value: str) -> Iterator[None]:
-    # Several verbs may run in one process: each leaves the environment as it was.
+    """Set an environment variable inside the context; afterwards it is as it was."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:
