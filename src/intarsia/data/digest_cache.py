@@ -32,6 +32,10 @@ class DigestCache:
     """The digests of the files under one folder, stored in `<cache>/digests/`."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
+        """Open the stored digests of files.
+
+        paths: the files, whose common folder names the cache's file.
+        """
         self.root = Path(os.path.commonpath([path.absolute() for path in paths]))
         key = hashlib.sha256(str(self.root).encode()).hexdigest()[:24]
         self.file = cache_dir() / "digests" / f"{key}.json"
