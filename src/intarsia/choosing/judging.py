@@ -38,7 +38,11 @@ class HeldOutAnswers:
 
     @classmethod
     def of(cls, parts: Sequence[tuple[int, np.ndarray, Tensor, Tensor]]) -> HeldOutAnswers:
-        """Join the answers to held-out parts: the seed, pictures, logits and labels of each."""
+        """Join the answers to held-out parts of the training pictures, and score each answer.
+
+        parts: for each the seed of its training, the pictures' numbers (n,), logits (n, classes),
+        and labels (n,), or (n, labels) where a picture has several.
+        """
         picture = np.concatenate([part[1] for part in parts])
         seed = np.concatenate([np.full(len(part[1]), part[0]) for part in parts])
         logits, labels = torch.cat([p[2] for p in parts]), torch.cat([p[3] for p in parts])
@@ -51,8 +55,9 @@ class HeldOutAnswers:
             totals = MultiLabel().scores(logits, labels).scores()
             return cls(picture, seed, np.array(ranked, float), loss.numpy(), totals)
         right = (logits.argmax(1) == labels).double()
-        # Loss is compared after calibration, which costs nothing and would hide better logits.
-        temperature = best_temperature(logits, labels) or 1.0  # where the answers carry none
+        # Losses are compared at the best temperature, since a badly scaled output is easily mended.
+        # There is none where the answers do not determine it: then the logits stay as they are.
+        temperature = best_temperature(logits, labels) or 1.0
         loss = F.cross_entropy(logits.double() / temperature, labels, reduction="none")
         totals = Metrics.of(logits, labels).scores() | {"tempered_loss": float(loss.mean())}
         return cls(picture, seed, right.numpy(), loss.numpy(), totals)

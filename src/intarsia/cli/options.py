@@ -157,9 +157,8 @@ def option_row(panel: str, name: str, kind: Any, default: Any, declared: Setting
     )
     # An option that may be repeated has None for "not given", as typer knows no empty tuple.
     default = None if default in ((), MISSING) else default
-    return Parameter(
-        name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[typed, info]
-    )
+    annotation = Annotated[typed, info]
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _typed(kind: Any, option: str) -> tuple[Any, Callable[[str], Any] | None]:

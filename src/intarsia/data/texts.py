@@ -299,6 +299,11 @@ class _InstructionRows:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Row | None:
+        """Return token ids (t,) and labels (t,) of a sample, prompt and answer cut to `length` tokens.
+
+        Labels of the prompt are IGNORED, so that it has no loss.  None for a sample whose prompt
+        leaves no room for an answer, or which has fewer than two tokens.
+        """
         prompt, answer = tokens_of(self.samples[index], self.tokenizer)
         if len(prompt) >= self.length or len(prompt) + len(answer) < 2:
             return None
