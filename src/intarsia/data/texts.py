@@ -299,7 +299,7 @@ class _InstructionRows:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Row | None:
-        """Return token ids (t,) and labels (t,) of a sample, prompt and answer cut to `length` tokens.
+        """Return token ids (t,) and labels (t,) of a sample, cut to `length` tokens.
 
         Labels of the prompt are IGNORED, so that it has no loss.  None for a sample whose prompt
         leaves no room for an answer, or which has fewer than two tokens.
