@@ -152,6 +152,7 @@ def _search_and_score(
     """Search, and train and score the best candidate.
 
     running: jobs, threads, ray and running of `Folded`.  began: time.perf_counter at the start.
+    request: the settings of the call by name, which the folder keeps for a resumed search.
     """
     search = _prepare_search(request, out, running, report)
     if not (
@@ -181,7 +182,11 @@ def _search_and_score(
 def _prepare_search(
     request: Mapping[str, Any], out: Path, running: Mapping[str, Any], report: Report
 ) -> Search:
-    """Read the pictures and return the search.  Raises: ConfigError for too few pictures."""
+    """Read the pictures and return the search that `run` carries out.
+
+    request: settings of the call by name; running: how trials are run, as of `_search_and_score`.
+    Raises: ConfigError for too few pictures.
+    """
     start = _common_settings(request)
     splits = pictures_of(start, report)
     pictures = start.pictures

@@ -99,6 +99,7 @@ def behind(answers: HeldOutAnswers, leader: HeldOutAnswers) -> bool:
     """Decide whether a candidate may be given up: no better score, and a clearly higher loss.
 
     Clearly: by more than one standard error of the paired difference.
+    answers: of the candidate; leader: of the best one so far.
     """
     score, _ = gap(answers, leader, "score")
     loss, error = gap(answers, leader, "loss")
@@ -122,7 +123,10 @@ def order(candidates: Sequence[HeldOutAnswers]) -> list[int]:
 
 
 def interval(first: HeldOutAnswers, second: HeldOutAnswers) -> PairedInterval | None:
-    """Compute the paired difference of scores and its interval; None if no picture is shared."""
+    """Compute the paired difference of scores and its interval; None if no picture is shared.
+
+    Scores are of `first` minus `second`, on the pictures that both answered with the same seed.
+    """
     rows_of_first, rows_of_second = first.shared_rows(second)
     seeds = [first.seed[rows_of_first] == seed for seed in np.unique(first.seed[rows_of_first])]
     if not seeds:

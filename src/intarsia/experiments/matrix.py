@@ -186,6 +186,7 @@ def on_one_adapter(
     A mixture's own defaults may differ from those of the adapter it is made of (its activation, for
     one); a comparison of the two would then be one of activations. The first mixture's adapter
     counts for all, but for methods whose own settings were given.
+    start: the settings of all methods; settings_by_method: method -> NAME=value as given.
     """
     configs = {
         name: method_of(

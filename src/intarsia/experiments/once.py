@@ -171,7 +171,10 @@ def _remembered(
     mark: dict[str, Any],
     make: Callable[[], Tensor],
 ) -> Tensor:
-    """Keep rows with constants in this process's memory, for the runs that come next."""
+    """Return tensors from this process's memory, made and kept at the first call with these keys.
+
+    part_identity, mark: what tells them apart from others, as entries of the key.
+    """
     return shared.get("constants", {**part_identity, **mark}, make)
 
 

@@ -79,6 +79,8 @@ def run_trials(
 
     A trial that raises, or whose process dies, is a TrialEnd with an error like any other.
     threads: of torch in each process; None shares this machine's cores out, or those of Ray's.
+    work: a function of a trial's inputs that can be imported; begun: called with each trial as its
+    piece begins; executor: a key of EXECUTORS.
     Raises: ConfigError for impossible numbers; KeyboardInterrupt after the running trials have been
     told to stop.
     """
@@ -224,9 +226,10 @@ def run_told(
     executor: str = "processes",
     threads: int | None = None,
 ) -> None:
-    """Call `run_trials`, with a line for each end: how it ended, how long the rest will take.
+    """Call `run_trials`, with a line for each result: how it ended, how long the rest will take.
 
     describe: a result in a few words.
+    report: gets the lines; the others are parameters of `run_trials`.
     """
     # means are kept for each kind, since methods differ in time more than seeds do
     pace = TimeLeft(trials, jobs)
@@ -256,7 +259,10 @@ def refuse_failed(errors: Sequence[str], count: int) -> None:
 
 
 def _ends_of(slot: Executor, work: Work, piece: Sequence[Trial]) -> list[TrialEnd]:
-    """Return the ends of a piece; the trials of one whose process died are tried one by one."""
+    """Run a piece's trials together in one slot and return their results.
+
+    If that fails, each trial is run by itself: memory for all, or one of them, may be at fault.
+    """
     if len(piece) == 1:
         return [_end_of(slot, work, piece[0])]
     start = time.perf_counter()

@@ -217,7 +217,10 @@ class _Trials:
         rates: Sequence[float],
         seeds: Sequence[int],
     ) -> dict[str, Any]:
-        """Return what a run's record says of the search for its rate, see `results.runs.rates`."""
+        """Return what a run's record says of the search for its rate, see `results.runs.rates`.
+
+        scores: rate -> score on validation; seeds: of the draws that were averaged.
+        """
         ends = self.ends(self.of(method, rates, seeds))
         if not scores:
             return {"error": ends[0]["error"]}

@@ -79,6 +79,7 @@ def scores_by(
 
     names: of the values, as ("lr",).  A run that failed counts as 0. Values of which every run
     failed are left out.
+    ends: for each run its row as `row_of` returns it.
     """
     # draws and tasks with the same values are one group
     ended: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}

@@ -139,6 +139,8 @@ def fit_seeing(
 ) -> FittedReader:
     """Train as asked, score on the test part by modality, and write the run folder.
 
+    config: the run's settings; resume: go on with the run in `out`; running: further keywords of
+    `fit`.
     Raises: as `built`, `read_questions` and `fit` do.
     """
     questions = read_questions(config.data)
@@ -180,7 +182,10 @@ def run_batch(config: Seeing) -> int:
 
 
 def split_of(config: Seeing, questions: Sequence[Question], make: Processor) -> QuestionSplits:
-    """Return the parts of the run's questions."""
+    """Split questions into training, validation and test rows, as the settings say.
+
+    make: turns questions into rows of tokens and encoded pictures or sounds.
+    """
     rows = config.rows
     return split_questions(
         questions,

@@ -157,7 +157,11 @@ def _check_places(adapted: Adapted) -> None:
 
 
 def _build(card: Card, values: Mapping[str, str], start: Any, above: str) -> Any:
-    """Build a card's config; names in `values` may lead into a method inside, name.inner=value."""
+    """Build a card's config; names in `values` may lead into a method inside, name.inner=value.
+
+    start: the config to change, None for the card's own; above: path of the settings around it, ""
+    or with a dot at its end, for errors.
+    """
     if values and not settings_to_dict(card.config()):
         subject = f"--set with method {card.key!r}"
         got = ", ".join(f"{name}={value}" for name, value in values.items())
@@ -227,7 +231,11 @@ def with_settings(config: Any, **new: Any) -> Any:
 def _inner(
     path: str, options: dict[str, Card], key: str | None, values: Mapping[str, str], start: Any
 ) -> Any:
-    """Build a method inside a method: chosen by its key, or the present one, with its settings."""
+    """Build a method inside a method: chosen by its key, or the present one, with its settings.
+
+    path: of the setting that holds the method; options: methods that it may be, by key; key: the
+    one that was named, None for none; values: its settings as texts; start: the present method.
+    """
     now = next((k for k, option in options.items() if option.config is type(start)), None)
     if key is not None and key not in options:
         raise UnknownName(f"method for --set {path}", key, options, registry.LISTED)

@@ -186,7 +186,11 @@ class Kitchen:
         return self._score("val").best
 
     def line(self, states: Sequence[State], apart: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Return the score on val of (1 - t) a + t b, a and b those farthest apart."""
+        """Return the score on val of (1 - t) a + t b, a and b those farthest apart.
+
+        states: the candidates' tensors; apart: the distance of each pair, with their indices "a"
+        and "b".
+        """
         # where a barrier lies between two candidates, it is seen best between the farthest
         widest = max(apart, key=lambda pair: pair["distance"])
         ends = [states[int(widest[end])] for end in ("a", "b")]

@@ -94,7 +94,11 @@ def measure(on: Stacked, names: tuple[str, ...], rows: Sequence[Batch]) -> Measu
 
 @torch.no_grad()
 def losses(model: Any, rows: Sequence[Batch], below: Mapping[str, float]) -> Tensor:
-    """Return the cross-entropy of each sequence, nats a token.  (S,) float64."""
+    """Return the cross-entropy of each sequence in nats a token, (S,) float64.
+
+    rows: batches of token ids; below: router's path -> ratio of gates below which the second expert
+    is skipped.
+    """
     sequence_losses: list[Tensor] = []
     with evaluating(model), skipping(model, below):
         for batch in rows:

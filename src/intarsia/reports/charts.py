@@ -142,7 +142,10 @@ def _limits(axis: Axis, values: Sequence[float]) -> tuple[float, float]:
 def _scale(
     axis: Axis, values: Sequence[float], start: float, end: float
 ) -> Callable[[float], float]:
-    """Return the function from a value of an axis to its place in px."""
+    """Return the function from a value of an axis to its place in px.
+
+    start, end: the axis's ends in px, which the least and the greatest value get.
+    """
     low, high = _limits(axis, values)
     # px grow to the right and downwards; a caller swaps start and end for the vertical axis
     if axis.reverse:
@@ -174,7 +177,10 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _round_ticks(low: float, high: float, limit: int = 6) -> list[float]:
-    """Return at most `limit` multiples of 1, 2 or 5 times a power of ten between two values."""
+    """Return at most `limit` multiples of 1, 2 or 5 times a power of ten between two values.
+
+    low, high: the ends of the axis.
+    """
     # the power of ten just below the ideal distance of two ticks
     size = 10.0 ** math.floor(math.log10((high - low) / limit))
     # the smallest step with at most `limit` ticks
@@ -199,7 +205,11 @@ def _axis_lines(
     box: tuple[float, float, float, float],
     across: bool,
 ) -> list[str]:
-    """Draw grid lines, ticks and the title of an axis."""
+    """Draw grid lines, ticks and the title of an axis.
+
+    values: all that are drawn along it; place: from a value to px; box: left, top, right and bottom
+    of the plot in px; across: True for the horizontal axis.
+    """
     start, top, right, bottom = box
     parts: list[str] = []
     for value, text in _ticks(axis, values):

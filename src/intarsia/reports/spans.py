@@ -36,6 +36,7 @@ def _damaged(path: Path | str, error: Exception) -> CheckpointError:
 def report_of(content: Mapping[str, Any], name: str = "spans.json") -> Report:
     """Return the report of a file of `intarsia spans`.
 
+    content: the file's JSON; name: the file's name.
     Raises: CheckpointError for a file of anything else.
     """
     try:

@@ -72,7 +72,10 @@ def write_report(
 def report_of(
     comparison: Comparison, *, heading: str | None = None, others: Table | None = None
 ) -> Report:
-    """Return the report of a comparison; see `write_report`."""
+    """Return the report of a comparison; see `write_report`.
+
+    others: a table of further candidates, to stand below the results.
+    """
     looks = tuple(figures.looks(comparison))
     sections = [
         Section("Results", (dataclasses.replace(table_of(comparison), looks=looks),)),

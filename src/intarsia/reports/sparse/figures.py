@@ -21,7 +21,10 @@ _NUMBER = re.compile(r"\.(\d+)\.")
 
 
 def perplexity(models: Sequence[Any], names: Sequence[str], looks: Sequence[Look]) -> Figure | None:
-    """Draw a line for each method, from the dense model on."""
+    """Draw a line for each method, from the dense model on.
+
+    names: of the methods; looks: a colour and mark for each of them.
+    """
     series: list[Series] = []
     for group, name in enumerate(names):
         mine = [model for model in models if model.method == name and model.perplexity("pruned")]
