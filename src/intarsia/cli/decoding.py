@@ -225,7 +225,7 @@ def _continued(
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    """Raises: ConfigError for anything but whole numbers with commas."""
+    """Parse whole numbers that are separated by commas.  Raises: ConfigError."""
     try:
         return tuple(int(word) for word in text.split(","))
     except ValueError as error:

@@ -113,7 +113,7 @@ def _written(run: str, form: str, place: Path, options: dict[str, Any]) -> Path:
 
 
 def _check_bits(form: str, quant: str | None, int8: bool) -> None:
-    """Raises: ConfigError for --quant or --int8 of another format; UnknownName."""
+    """Check that --quant and --int8 go with the format.  Raises: ConfigError; UnknownName."""
     if form not in SUFFIXES:
         raise UnknownName("format", form, SUFFIXES)
     if quant is not None and form != "gguf":

@@ -194,7 +194,7 @@ def predict(
 
 
 def _check_no_tokens(tokens: int | None) -> None:
-    """Raises: ConfigError for a length of completions."""
+    """Refuse --tokens, a length of completions, for pictures.  Raises: ConfigError."""
     if tokens is not None:
         got, want = f"{tokens} for a run on pictures", "a run on texts"
         raise ConfigError("--tokens", got=got, want=want, fix="Leave it out.")

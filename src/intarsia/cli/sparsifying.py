@@ -215,7 +215,7 @@ def _check(names: Sequence[str], density: float, rows: int, calib: str, out: Pat
 
 
 def _check_layout(layout: str) -> None:
-    """Raises: UnknownName; MissingExtra for a layout that another library writes."""
+    """Check that a layout is known, and installed.  Raises: UnknownName; MissingExtra."""
     if layout not in SAVED:
         raise UnknownName("--layout", layout, SAVED)
     # Refused before hours of work, not when the folder is written.

@@ -33,7 +33,7 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 
 def _check_density(schedule: str | None) -> None:
-    """Raises: ConfigError for a density without a schedule that has one."""
+    """Refuse a density without a schedule that has one.  Raises: ConfigError."""
     dense = [
         name
         for name in schedules()
@@ -50,7 +50,10 @@ def _check_density(schedule: str | None) -> None:
 
 
 def check_teacher(objective: str, teacher: str | None) -> None:
-    """Raises: ConfigError for a teacher without an objective that has one, or the reverse."""
+    """Check that a teacher comes with an objective that has one, and the reverse.
+
+    Raises: ConfigError.
+    """
     # A teacher may also stand inside --objective itself.
     has, wants = (
         teacher or "teacher=" in objective,

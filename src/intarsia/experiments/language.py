@@ -120,7 +120,7 @@ def model_of(experiment: Experiment, report: Callable[[str], None]) -> nn.Module
 
 
 def check_options(experiment: Experiment) -> None:
-    """Raises: ConfigError for an option or a method that only pictures have."""
+    """Refuse options and methods that only pictures have.  Raises: ConfigError."""
     flat, method = experiment.flat(), experiment.adapted.method
     if method in settings.known() and card(method).config().needs_head:
         subject, fix = f"method {method!r}", "Use lora, or another of `intarsia list`."

@@ -252,7 +252,10 @@ def run_told(
 
 
 def refuse_failed(errors: Sequence[str], count: int) -> None:
-    """Raises: TrainingError with the first of the errors of `count` trials, if there is one."""
+    """Refuse to go on if trials failed.
+
+    errors: of those that failed, of `count` trials.  Raises: TrainingError with the first.
+    """
     if errors:
         want, fix = "a result of each", "Mend it and call this again: finished trials are kept."
         raise TrainingError(f"{len(errors)} of {count} trials", got=errors[0], want=want, fix=fix)

@@ -171,9 +171,9 @@ def pictures_to_score(
 def check_unchanged(
     experiment: Experiment, record: Mapping[str, Any], now: Mapping[str, Any]
 ) -> None:
-    """Raises: DataError where the data are others than in training: parts would mix.
+    """Check that the data are those of the training, as else its parts would mix.
 
-    record: of the run; now: that of its data as they are now.
+    record: of the run; now: the record of its data as they are now.  Raises: DataError.
     """
     then: Any = (record.get("record") or {}).get("data") or {}
     for part, part_record in then.get("parts", {}).items():

@@ -135,7 +135,10 @@ def layers(adapted: Adapted) -> range | None:
 
 
 def _check_places(adapted: Adapted) -> None:
-    """Raises: ConfigError for --last-blocks or --target with a method that has no such places."""
+    """Refuse --last-blocks and --target for methods that have no such places.
+
+    Raises: ConfigError.
+    """
     if adapted.method not in known() or adapted.method in (*keys(), *keys("recipe")):
         return
     # baselines, pruners and other changes have no cells to place

@@ -157,7 +157,7 @@ class Kitchen:
         return held(images, self.run.inputs) if isinstance(self.run, PictureRun) else images
 
     def check_val(self) -> None:
-        """Raises: DataError for no val part, or one that is in the training part."""
+        """Check that there is a validation part apart from the training part.  Raises: DataError."""
         val = self.part("val")
         # candidates have learned training pictures: scores on them choose nothing
         shared = 0 if val is None else shared_samples(self._seen("train"), self._seen("val"))
@@ -213,7 +213,10 @@ class Kitchen:
 
 
 def _check_same(runs: Sequence[PictureRun | TextRun], names: Sequence[str]) -> None:
-    """Raises: ConfigError for runs that began with other weights, or whose parts are others."""
+    """Check that all runs began with the same weights and have the same parts of the data.
+
+    names: of the runs, for the error.  Raises: ConfigError.
+    """
     first = runs[0].record["record"]
     for run, name in zip(runs[1:], names[1:], strict=True):
         second, two = run.record["record"], f"candidates {names[0]} and {name}"

@@ -66,7 +66,7 @@ def conflict(names: Sequence[str]) -> str | None:
 
 
 def check(names: Sequence[str]) -> None:
-    """Raises: ConfigError for entries in conflict."""
+    """Check that no two of these entries are in conflict.  Raises: ConfigError."""
     if reason := conflict(names):
         raise ConfigError("entries", got=reason, want="one of the two", fix="Leave one out.")
 

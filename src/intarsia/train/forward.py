@@ -28,6 +28,7 @@ def wrapped(
     Each process draws its own rows of the joined batch's draws. Under `recompute` draws are held
     until the next `redraw`, so that the second computation meets the same experts.
     meter: of what processes on CPUs send of gradients, and wait for.
+    running: has `recompute`, `compile` and the stack's seat, a run's place among runs in lockstep.
     Raises: ConfigError for recompute on a model that does not offer it.
     """
     # random routers draw for the joined batch and take their own rows: as in one process

@@ -78,7 +78,10 @@ class Loop:
 
     @contextmanager
     def running(self, identity: dict[str, Any]) -> Iterator[None]:
-        """Open and set everything that belongs to a run in progress, inside of `shared_out`."""
+        """Open and set everything that belongs to a run in progress, inside of `shared_out`.
+
+        identity: settings and data that a checkpoint must share with the run to be resumed by it.
+        """
         ranks, job = self.ranks, self.job
         shares = ranks.num_processes * job.training.accumulate
         size, seed = job.training.batch_size, job.training.seed

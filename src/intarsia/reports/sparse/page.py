@@ -53,7 +53,10 @@ def _below(folder: Path) -> list[Path]:
 
 
 def gather(folders: Iterable[Path | str]) -> list[PrunedModel]:
-    """Raises: DataError for a folder without sparsify.json; CheckpointError for a damaged one."""
+    """Read the folders of pruned models.
+
+    Raises: DataError for a folder without sparsify.json; CheckpointError for a damaged one.
+    """
     records: dict[Path, PrunedModel] = {}
     for source in map(Path, folders):
         model_folders = _model_folders(source)

@@ -159,7 +159,10 @@ def weighted() -> ConfigError:
 
 
 def _by_task(criterion: Any, groups: Groups, logits: Tensor, target: Tensor) -> Tensor:
-    """Compute the mean loss of logits (B, C), each task's images by their own columns."""
+    """Compute the mean loss of logits (B, C), each task's images by their own columns.
+
+    criterion: loss of logits and labels; groups: for each task the numbers of its classes.
+    """
     task, place = _tasks(groups, logits)
     of_image = task[target]
     total = logits.new_zeros(())
@@ -205,7 +208,11 @@ def _tasks(groups: Groups, logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def whole_numbers(labels: Any, ndim: int, want: str) -> Tensor:
-    """Return labels as int64.  Raises: DataError for another kind, or another number of axes."""
+    """Return labels as int64.
+
+    want: what the labels should be, for the error.
+    Raises: DataError for another kind, or another number of axes.
+    """
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim != ndim:
         description = (
             isinstance(labels, Tensor) and f"{labels.dtype} of shape {tuple(labels.shape)}"
