@@ -157,7 +157,10 @@ class Kitchen:
         return held(images, self.run.inputs) if isinstance(self.run, PictureRun) else images
 
     def check_val(self) -> None:
-        """Check that there is a validation part apart from the training part.  Raises: DataError."""
+        """Check that there is a validation part, apart from the training part.
+
+        Raises: DataError.
+        """
         val = self.part("val")
         # candidates have learned training pictures: scores on them choose nothing
         shared = 0 if val is None else shared_samples(self._seen("train"), self._seen("val"))
