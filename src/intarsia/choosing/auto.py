@@ -322,7 +322,10 @@ def _sizes_to_try(start: Experiment, model: nn.Module) -> list[int]:
 def _score_choice(
     best: Row, certainty: Certainty, out: Path, running: Mapping[str, Any], report: Report
 ) -> tuple[dict[str, Any], float]:
-    """Train the choice on all training pictures; return its test scores and the seconds it took."""
+    """Train the choice on all training pictures; return its test scores and the seconds it took.
+
+    certainty: how sure the choice is, for the run's record; running: fields of `Running` by name.
+    """
     folder = out / CHOICE
     # A killed search may have finished its last training.
     if (folder / RUN).is_file():

@@ -150,7 +150,11 @@ class Folded:
         return advanced
 
     def takes(self, name: str, experiment: Experiment, parts: range) -> float:
-        """Estimate the seconds of a candidate's parts, for example range(1, 5)."""
+        """Estimate the seconds that some parts of a candidate take.
+
+        parts: their numbers, such as range(1, 5); a part trains on all folds but one, and part
+        FOLDS begins anew with another seed.
+        """
         cost, epochs = self.cost(name, experiment), experiment.training.epochs
         fresh = [
             (*self._frozen_prefix(experiment), part % FOLDS) not in self.prefixes_computed
@@ -204,6 +208,8 @@ class Folded:
             seconds_per_image = (
                 (record["trained"] - record["once"]) / (images - fold) / PILOT_EPOCHS
             )
+            # "once" is the time of the frozen blocks, computed for the first epoch alone; the time
+            # beside the training (overhead) does not depend on the size and is stored by itself
             self.costs[size] = Cost(0.0, record["once"] / (images - fold), seconds_per_image)
             self.overhead = record["seconds"] - record["trained"]
             pilot_seconds, previous_size = record["trained"], size

@@ -141,7 +141,11 @@ class Search:
         yield from exploring + confirming if early else confirming + exploring
 
     def _neighbours(self, ranked: Sequence[Row]) -> Iterator[Candidate]:
-        """Yield neighbours of the best candidate of each method, then those of the others."""
+        """Yield neighbours of the best candidate of each method, then those of the others.
+
+        A neighbour differs in one thing: a lower or higher rate, twice the epochs, twice the blocks
+        that are adapted, or the next larger or smaller size of the pictures.
+        """
         best: dict[str, Row] = {}
         for row in ranked:
             best.setdefault(row.name, row)

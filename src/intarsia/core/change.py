@@ -112,7 +112,7 @@ class Step:
         return not self.plan.change.rewires
 
     def entry(self) -> dict[str, Any]:
-        """Return it as `intarsia.json` has it."""
+        """Return the change with its plan as a JSON object, as `intarsia.json` lists it."""
         change: Any = self.plan.change
         return {
             "key": method_key(change),

@@ -174,7 +174,12 @@ def _build(card: Card, values: Mapping[str, str], start: Any, above: str) -> Any
 
 
 def _changed(start: Any, values: Mapping[str, str], above: str, subject: str) -> Any:
-    """Return a dataclass with values read from text."""
+    """Return a config with some of its values replaced by values read from text.
+
+    start: the config; values: text by name, "name.inner" for a setting of a config inside it.
+    above: path of this config within others, with a dot at its end; subject: the kind of thing that
+    is named, for errors.  Raises: UnknownName; ConfigError.
+    """
     hints = _hints(start)
     direct = {name: value for name, value in values.items() if "." not in name}
     # step 1: part the values of this config from those of configs inside it, by the first dot

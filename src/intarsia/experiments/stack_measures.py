@@ -141,7 +141,10 @@ def _tensors(on: Stacked) -> dict[str, Tensor]:
 
 
 def expected_bytes(on: Stacked) -> int:
-    """Return the same by the formula: two bytes a number, or what the format says of each shape."""
+    """Compute the bytes of all tensors from their shapes, to check `stored_bytes`.
+
+    Two bytes a number, or for experts what their format states for a matrix of that shape.
+    """
     paths = tuple(f"{path}." for path in gated_experts(on.model))
     total = ITEM * sum(
         p.numel() for name, p in on.model.named_parameters() if not name.startswith(paths)

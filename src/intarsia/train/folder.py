@@ -153,9 +153,9 @@ def owned(out: Path | None, resume: bool) -> Iterator[None]:
 def _owned(out: Path, resume: bool) -> Iterator[None]:
     """Reserve a run folder for this process while a run writes into it.
 
-    resume: the folder may hold a run that goes on; else only one that diverged, which is removed. A
-    run that diverges inside leaves a file that says so. Raises: ConfigError for a folder with
-    another run, or one that another process writes.
+    resume: the folder may hold a run that goes on; else only one that diverged, which is removed.
+    A run that diverges inside the context leaves a file that says so.
+    Raises: ConfigError for a folder with another run, or one that another process writes.
     """
     with alone(out):
         # a run that diverged has no result: a new attempt may take the same folder

@@ -129,6 +129,8 @@ def two_pass(
 def one_backward(model: nn.Module, x: Inputs, loss_of: LossOf, *, reg: float = 1.0) -> Outcome:
     """Compute L = CE(p1) + reg KL(sg p2 || p1), pass 2 without a graph.
 
+    p1, p2: predictions of two forward passes with different random draws; sg: without gradient.
+
     The passes are drawn alike, so the expected gradient is that of `two_pass` with add=0 and
     detached targets; its variance is larger, its cost two forwards and one backward, its memory
     that of `plain`.

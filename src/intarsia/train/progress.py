@@ -248,7 +248,7 @@ def tracking(accelerator: Accelerator, step: int, csv_in: Path | None) -> Iterat
 
 
 def track(accelerator: Accelerator, line: Mapping[str, float | int | str]) -> None:
-    """Send the numbers of a line as `split/name`."""
+    """Send the numbers of a line of metrics to all trackers, each named `split/name`."""
     split, step = line["split"], line["step"]
     values = {
         f"{split}/{name}": value
