@@ -278,7 +278,7 @@ class Folded:
         return Trial(f"{row.name}, {describe_settings(experiment)}", inputs)
 
     def _store_end(self, end: TrialEnd, elapsed: float) -> None:
-        """Store the end of a training: its times, and its answers or its error."""
+        """Store the result of a training: its times, and its predictions or its error."""
         folder = Path(end.trial.inputs["folder"])
         key = folder.name
         record: dict[str, Any] = {"seconds": end.seconds, "elapsed": elapsed, "error": end.error}

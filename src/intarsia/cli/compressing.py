@@ -170,7 +170,11 @@ def _packed(
 
 
 def _net(run: str, options: dict[str, Any], force: bool, out: Path, as_json: bool) -> None:
-    """Compress a run's net to CHW.  options: those of other formats, refused if not None."""
+    """Compress a run's convolutional net to the sparse format CHW, write it, and print the times.
+
+    options: those of other formats, refused if not None.
+    force: write it even where it is not faster.
+    """
     from ..experiments.experiment import FILE
     from ..experiments.packing import compress_run
     from ..methods.fast_convnets import Chw

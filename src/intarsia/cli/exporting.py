@@ -147,7 +147,7 @@ def _chosen_run(folder: Path) -> Path:
 
 
 def _target(run: str, form: str, out: Path | None, named: str) -> Path:
-    """Return where to write, which is held until the verb ends.
+    """Return where to write; until the command ends no other process writes there.
 
     named: what stands on the command line, in which the export goes if `out` is None.
     Where nothing is said it is beside the run, or under the model's name in the working folder.

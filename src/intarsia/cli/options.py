@@ -131,7 +131,7 @@ def flag(name: str) -> str:
 
 
 def row(name: str, **changes: Any) -> Parameter:
-    """Return a setting as a parameter of a verb.
+    """Return a setting as a parameter of a command.
 
     changes: the help, the default or the kind, where they are others for this verb.
     """

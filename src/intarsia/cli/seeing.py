@@ -126,7 +126,7 @@ def _show(scores: Mapping[str, Mapping[str, float]]) -> None:
 def evaluate_seeing(
     run: Path, data: str | None, part: str | None, device: str | None, as_json: bool
 ) -> None:
-    """Carry out `intarsia evaluate RUN`."""
+    """Print the scores of a run that sees or hears: `intarsia evaluate RUN`."""
     opened = _open(run, device)
     scores = opened.evaluate(data, part)
     if as_json:

@@ -124,7 +124,7 @@ def _running(arguments: dict[str, Any], out: Path, resume: bool, plan: str | Non
 
 @contextmanager
 def _resumable(out: Path) -> Iterator[None]:
-    """Answer Ctrl-C inside by the command that goes on with the run."""
+    """Turn Ctrl-C inside the context into a message with the command that resumes the run."""
     try:
         yield
     except KeyboardInterrupt as stop:

@@ -170,7 +170,7 @@ def repaired(path: str | Path) -> Path:
 def reserved(
     target: str | Path, *, mark: str = "", own: Collection[str] = ()
 ) -> Generator[Path, None, None]:
-    """Check a target before the work, and keep it `held` inside: what every verb does first.
+    """Check a target before the work, and keep other processes from it inside the context.
 
     One rule for all of them: what is there is replaced only if this kind of writer wrote it.
 

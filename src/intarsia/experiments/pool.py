@@ -152,7 +152,10 @@ def _serve(
 
 
 def pieces(trials: Sequence[Trial], jobs: int) -> list[list[Trial]]:
-    """Group trials in pieces, by stack: at most MOST of them in one, and a piece for each job."""
+    """Group trials whose steps can be computed together: at most MOST in a piece of work.
+
+    A trial without a `stack` is a piece by itself; there are pieces enough for all jobs.
+    """
     # a trial without a stack has its own number as key, and so stays by itself
     stacks: dict[object, list[Trial]] = {}
     for number, trial in enumerate(trials):

@@ -148,7 +148,7 @@ class _Trials:
         searching.carry_missing(trials, self.kept, carry, again=False)
 
     def _trial(self, experiment: Experiment) -> Trial:
-        """Return the training of an experiment as a trial without a look at its test part."""
+        """Return the training of an experiment as a trial that is scored on validation alone."""
         key = key_of(experiment.flat())
         inputs: dict[str, Any] = {
             "key": key,

@@ -117,7 +117,7 @@ def fit_recommender(
 
 
 def measured(model: Recommender, val: Interactions, test: Interactions) -> dict[str, float]:
-    """Measure a full sort: of each held-out question, or of each user's test items.
+    """Rank all items for each held-out question, or each user with test items; return measures.
 
     What a user took in training or for validation is no rival of her test items: a recommender that
     ranks it high is right.

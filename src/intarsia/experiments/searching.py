@@ -44,7 +44,7 @@ def carry_missing(
 
 
 def row_of(end: TrialEnd) -> dict[str, Any]:
-    """Return what is kept of a trial: its validation scores, seconds and temperature, or its error.
+    """Return what is stored of a trial: validation scores, seconds and temperature, or its error.
 
     n: samples of the validation part, where the trial says so.
     """

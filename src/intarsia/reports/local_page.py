@@ -95,7 +95,11 @@ def serve_page(
     say: Callable[[str], None],
     note: Callable[[str], None],
 ) -> None:
-    """Answer a page until Ctrl-C.  say: is told the address, note: the end."""
+    """Answer a page until Ctrl-C.
+
+    say: is told the address, note: the end.
+    answers, port: as of `LocalPage`.
+    """
     with LocalPage(page, answers, port=port) as served:
         say(f"{served.url}  (Ctrl-C stops it)")
         try:

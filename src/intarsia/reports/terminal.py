@@ -35,7 +35,7 @@ class Terminal:
 
 
 def _drawn(table: Table, level: int) -> RichTable:
-    """Return the columns that are spare at `level`."""
+    """Return the table for rich, without the columns whose `spare` is above `level`."""
     places = [i for i, column in enumerate(table.columns) if column.spare <= level]
     # a reader is told what was left out
     missing = ", ".join(c.title for c in table.columns if c.spare > level)

@@ -239,7 +239,7 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
 
     def reshard(self, step: int, best: dict[str, Tensor] | None) -> None:
-        """Let experts change their processes after so many steps, where the strategy says so.
+        """Move experts between processes after so many steps, where the strategy plans for it.
 
         With a weight go what the optimiser remembers of it, and its value in the best epoch. There
         is no average of weights then.

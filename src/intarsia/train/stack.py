@@ -232,7 +232,7 @@ def stacked(
     ends: list[Any] = [None] * len(jobs)
 
     def work(run: int) -> None:
-        """Carry out one run in its thread; its result, or its error, is put into `ends`."""
+        """Carry out one run in its thread, and put its result, or its error, into `ends`."""
         stack.wait(run)
         try:
             ends[run] = jobs[run](Seat(stack, run))

@@ -248,7 +248,10 @@ def _pairs(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> list[tupl
 
 
 def _mistakes(group: RunGroup, largest: int, several: bool) -> tuple[Block, ...]:
-    """Return the worst mistakes of the first run that kept some."""
+    """Return the worst mistakes of the first run that kept some.
+
+    largest: bytes that their pictures may have in all; several: True to name the seed.
+    """
     # one seed is enough to look at
     run = next((run for run in group.runs if run.mistakes is not None), None)
     if run is None or run.mistakes is None:

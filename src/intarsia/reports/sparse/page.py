@@ -120,7 +120,7 @@ def _report(pruned: Sequence[PrunedModel], heading: str | None) -> Report:
 
 
 def _layers(pruned: Sequence[PrunedModel]) -> tuple[Block, ...]:
-    """Return the maps of each folder's layers, and what was said about some of them."""
+    """Return the maps of each folder's layers, with warnings that the pruning gave for some."""
     blocks: list[Block] = []
     if len(pruned) > 1:
         names = tuple(enumerate(label(model, pruned) for model in pruned))
