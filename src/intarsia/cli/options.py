@@ -142,7 +142,7 @@ def row(name: str, **changes: Any) -> Parameter:
 
 
 def option_row(panel: str, name: str, kind: Any, default: Any, declared: Setting) -> Parameter:
-    """Return one option: its heading in the help, its name in Python, its type, what it is."""
+    """Return an option with its panel in the help, Python name, type, default and declaration."""
     option = declared.flag or f"--{name.replace('_', '-')}"
     # typer reads "/--no-x" as an option without a positive form only if a space comes first.
     names = (f" {option}" if option.startswith("/") else option, declared.short)

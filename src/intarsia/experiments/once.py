@@ -96,9 +96,11 @@ def tokens_once(
 
 
 def of_part(identity: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """Return the key of a part's pixels or tokens: its own pictures, not those of other parts.
+    """Return the key under which a part's pixels or tokens are stored and shared by runs.
 
     Runs that draw their training pictures by their seed then share what they score on.
+    identity: key of all parts, with the digest of each part's pictures; part: "train", "val" or
+    "test".
     """
     return {**identity, "part": part, "pictures": identity["pictures"][part]}
 

@@ -53,10 +53,11 @@ def known() -> tuple[str, ...]:
 
 
 def method(key: str, settings: Sequence[str], start: Any = None, among: Any = None) -> Any:
-    """Return the settings of a method with what `--set` says; `start` has the values of the rest.
+    """Return a method's settings, changed by the name=value of `--set`.
 
     among: the keys to choose from, None = what can be done to a model.
 
+    start: settings to change, None for the defaults.
     Raises: UnknownName for a method or a setting that does not exist, ConfigError for a value that
     is not of its type or that the method refuses.
     """

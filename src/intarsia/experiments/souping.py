@@ -170,7 +170,10 @@ class Kitchen:
             raise DataError("val", got=got, want="samples of its own to choose by", fix=fix)
 
     def put(self, state: State) -> None:
-        """Give the model these tensors, with batch norms counted anew."""
+        """Load averaged weights into the model, and compute its batch norms' statistics anew.
+
+        state: parameter and buffer names -> tensors.
+        """
         model = self.run.model
         model.load_state_dict(state)
         if self.norms:

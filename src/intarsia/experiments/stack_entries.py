@@ -239,7 +239,10 @@ ENTRIES: dict[str, StackEntry] = {
 
 @torch.no_grad()
 def trace_of(on: Stacked, rows: Sequence[Batch]) -> Trace:
-    """Return the routing of some rows, skipped experts left out."""
+    """Record which experts each token of some rows is routed to, without those that are skipped.
+
+    on: the model so far, with its thresholds for skipping; rows: batches of token ids.
+    """
     experts: list[Tensor] = []
     stock = gated_experts(on.model)
     count = next(iter(stock.values())).experts

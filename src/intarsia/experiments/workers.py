@@ -140,9 +140,10 @@ class FreshProcess(OwnProcess):
 
 
 def _serve(pipe: Connection, threads: int, environment: Mapping[str, str]) -> None:
-    """Work until the pipe ends; end at once when the parent does.
+    """Do work that comes through the pipe until it closes; exit at once when the parent has ended.
 
     environment: the parent's, which a server of forks knows as it was at its own start.
+    threads: of torch in this process.
     """
     os.environ.clear()
     os.environ.update(environment)

@@ -149,7 +149,10 @@ def to_device(inputs: Inputs, device: torch.device) -> Inputs:
 
 
 def size_of(dataset: Dataset[Any]) -> int:
-    """Return a dataset's length.  Raises: DataError without one, and for a loader of batches."""
+    """Return a dataset's length.
+
+    Raises: DataError without one, and for a loader of batches.
+    """
     subject, want = f"dataset {type(dataset).__name__}", "a map-style dataset"
     if isinstance(dataset, DataLoader):
         fix = "Give the loader's own dataset, and batch_size=..."

@@ -157,7 +157,7 @@ class Stack:
             return outputs
 
     def close(self) -> None:
-        """Let the models compute for themselves again."""
+        """Take the joined forward pass apart again: each model computes for itself."""
         runs, together = self._together
         self._together = [], None
         if together is not None:

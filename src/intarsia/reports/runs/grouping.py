@@ -217,7 +217,7 @@ def comparison_of(runs: Iterable[FinishedRun], baseline: str | None = None) -> C
 
 
 def group_runs(runs: Iterable[FinishedRun]) -> tuple[RunGroup, ...]:
-    """Group runs of equal settings; labels that are used twice tell what differs.
+    """Group runs of equal settings; labels that are used twice get the settings that differ.
 
     Raises: DataError for no run, and for two runs of one group that have the same seed.
     """
