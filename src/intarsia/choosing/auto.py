@@ -275,7 +275,10 @@ def _stored_request(
 
 
 def _common_settings(request: Mapping[str, Any]) -> Experiment:
-    """Return the experiment that all candidates share, without method, epochs and rate."""
+    """Return the experiment that all candidates share, without method, epochs and rate.
+
+    request: settings of the call by name.
+    """
     options = {k: v for k, v in request.items() if k not in ("minutes", "methods")}
     start = Experiment(Pictures(""), Adapted()).changed(val=0, **options)
     # Below the adapted blocks features are frozen: they are computed once for all epochs.

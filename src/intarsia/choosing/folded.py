@@ -278,7 +278,10 @@ class Folded:
         return Trial(f"{row.name}, {describe_settings(experiment)}", inputs)
 
     def _store_end(self, end: TrialEnd, elapsed: float) -> None:
-        """Store the result of a training: its times, and its predictions or its error."""
+        """Store the result of a training: its times, and its predictions or its error.
+
+        elapsed: seconds of wall-clock time that count for it.
+        """
         folder = Path(end.trial.inputs["folder"])
         key = folder.name
         record: dict[str, Any] = {"seconds": end.seconds, "elapsed": elapsed, "error": end.error}

@@ -254,7 +254,7 @@ def _check(
     calib: str,
     out: Path | None,
 ) -> None:
-    """Refuse what can be refused before torch is imported."""
+    """Check options and texts, and reserve the folder, before torch is imported."""
     if format not in FORMATS:
         raise UnknownName("--format", format, FORMATS)
     if density is not None:

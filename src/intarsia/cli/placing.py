@@ -181,7 +181,10 @@ def _show_quality(qualities: dict[str, dict[str, dict[str, float]]]) -> None:
 def _judged(
     search: str, placed: Any, parts: dict[str, Any]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Measure a placement, and experts in order, on each part of a trace."""
+    """Measure a placement, and experts in order, on each part of a trace.
+
+    search: name of the search; parts: of the trace, by name.
+    """
     from ..placement.cost import quality
     from ..placement.placement import Placement
 

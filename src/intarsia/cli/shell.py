@@ -73,7 +73,11 @@ def _finite(data: Any) -> Any:
 def show_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = ""
 ) -> None:
-    """Print a table on stdout; `right` names the columns of numbers, with commas."""
+    """Print a table on stdout.
+
+    title: "" for none; right: names of the columns of numbers, with commas, which stand at the
+    right.
+    """
     table = Table(title=printable(title) or None, title_justify="left", title_style="bold")
     for column in columns:
         # Numbers are aligned at the right and never broken over two lines.

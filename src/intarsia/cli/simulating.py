@@ -259,7 +259,7 @@ def _decoded(
 def _simulated(
     batch: Any, links: Any, engine: str, file: Path | None, expert: str | None, backward: bool
 ) -> tuple[dict[str, Any], Any, Any]:
-    """Return the record of a batch, its timeline and the plan."""
+    """Simulate expert parallelism (`ep`, `stay`); return record, timeline and plan of a batch."""
     from ..placement.engines import ExpertSize, expert_parallel
     from ..placement.placement import Placement
     from ..placement.timeline import simulate as run
@@ -277,7 +277,7 @@ def _simulated(
 
 
 def _record_of(devices_plan: Any, line: Any, batch: Any, size: Any, links: Any) -> dict[str, Any]:
-    """Return the record of a plan."""
+    """Return the figures of a simulated plan for JSON.  line: its timeline; links: the topology."""
     from ..placement.timeline import rows_to_hide
 
     return {

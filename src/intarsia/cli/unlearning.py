@@ -133,7 +133,12 @@ def _unlearned(
     settings: dict[str, Any],
     target: Path,
 ) -> dict[str, Any]:
-    """Load a model, unlearn, write it, and return the record.  source: the model and its device."""
+    """Load a model, unlearn, write it, and return the record.
+
+    source: the model and its device.
+    method: its settings; texts: to forget and to retain (None for none); sizes: rows and tokens of
+    a row; settings: further keywords of `unlearn`.
+    """
     from ..core.files import write_json, writing
     from ..core.sealing import seal_stock
     from ..data.texts import load_texts

@@ -67,7 +67,10 @@ def check_teacher(objective: str, teacher: str | None) -> None:
 
 
 def experiment_values(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of an `Experiment`, out of all parameters of a verb."""
+    """Return the values of an `Experiment`, out of all parameters of a verb.
+
+    options: by name, those of other settings are left out.
+    """
     values = {name: value for name, value in options.items() if value is not None}
     if "density" in values:
         values["schedule"] = with_density(values["schedule"], values["density"])

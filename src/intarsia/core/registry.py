@@ -221,6 +221,7 @@ def _from_dict(settings: Mapping[str, Any], allowed: tuple[str, ...]) -> Any:
 def settings_from_dict(card: Card, settings: Mapping[str, Any]) -> Any:
     """Make the config that `settings_to_dict` wrote; settings left out take their defaults.
 
+    card: of the method.
     Raises: as `method_from_dict`.
     """
     # a name is checked against the defaults before the config is made with it

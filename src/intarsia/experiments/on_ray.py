@@ -46,6 +46,7 @@ class OnRay:
         raise result
 
     def _tell_if_busy(self) -> None:
+        """Announce that no cores are free, if the worker has not started after PATIENCE seconds."""
         begun, _ = self._ray.wait([self._worker.begun.remote()], timeout=PATIENCE)
         if not begun:
             announce(

@@ -119,7 +119,7 @@ class _Trials:
         return [base.changed(lr=rate, seed=seed) for rate, seed in product(rates, seeds)]
 
     def carry(self, rates: Sequence[float], seeds: Sequence[int]) -> None:
-        """Carry out what is not kept yet."""
+        """Run the trials of all methods at these rates and seeds that have no stored result."""
         trials = [self._trial(e) for m in self.bases for e in self.of(m, rates, seeds)]
         # one after the other they share what they have in memory with the trials of later rounds
         local = "here" if self.how.jobs == 1 else "processes"

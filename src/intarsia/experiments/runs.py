@@ -137,6 +137,7 @@ def pictures_to_score(
 ) -> ImageSet:
     """Return a part of the run's own data, or of other data with the same classes.
 
+    opened: the run; part: None for the first of PARTS that there is; on_error: see `read_data`.
     Raises: UnknownName for a part that is not there; DataError for other classes.
     """
     if data is None:

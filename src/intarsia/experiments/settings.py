@@ -103,6 +103,7 @@ def change_of(
     """Return the change that settings make to a model, at the places of an experiment.
 
     classes: their names, kept with an adapter.  places: of `Adapt`, such as head=None.
+    config: settings of a method, or of another change; adapted: says which blocks and modules.
     """
     # an adapter has places of its own; another change takes blocks only if it has such a setting
     change, blocks = as_change(config), layers(adapted)

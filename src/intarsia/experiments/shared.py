@@ -46,7 +46,10 @@ class SharedWork:
         self._kinds: dict[str, OrderedDict[str, Any]] = {}
 
     def get(self, kind: str, inputs: Mapping[str, Any], make: Callable[[], T]) -> T:
-        """Return the thing made from these inputs, from memory if it is there."""
+        """Return the thing made from these inputs, from memory if it is there.
+
+        kind: a name for such things; inputs: all that determines it; make: computes it.
+        """
         memory = self._kinds.setdefault(kind, OrderedDict())
         key = key_of(inputs)
         if key not in memory:

@@ -144,6 +144,7 @@ class Kitchen:
         return self.sets[name]
 
     def _parts(self) -> Mapping[str, Any]:
+        """Return the run's data by part: "train", "val" and "test", each None if there is none."""
         run = self.run
         if isinstance(run, TextRun):
             texts = language.texts_of(run.experiment, run.tokenizer, self.report)

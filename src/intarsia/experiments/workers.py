@@ -94,6 +94,7 @@ class OwnProcess:
         return multiprocessing.get_context("spawn")
 
     def _ended(self) -> int | None:
+        """Forget the process and return its exit code; None if there is none, or it goes on."""
         process, self._process, self._pipe = self._process, None, None
         if process is None:
             return None

@@ -118,6 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "intarsia", ""
 
     def do_GET(self) -> None:  # noqa: N802 (the library's name)
+        """Send the page, an empty icon, or an error."""
         if not self._is_ours():
             self._refuse(403, "this server's own address", "Open the address that was printed.")
         elif self.path == "/":
@@ -128,6 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(404, "the page, /", "Open the address that was printed.")
 
     def do_POST(self) -> None:  # noqa: N802
+        """Check a question's path, type and length, then answer it."""
         if not self._is_ours():
             self._refuse(403, "this server's own address", "Open the address that was printed.")
         elif self.path not in self.answers:

@@ -152,6 +152,11 @@ class Loop:
             yield self.parts
 
     def _attached(self) -> AbstractContextManager[WholeModel]:
+        """Return the context in which processes share the model's experts, if they do.
+
+        Raises: ConfigError for a run that also changes weights by a schedule, an average or a
+        stack.
+        """
         parallel, recipe = self.how.parallel, self.job.recipe
         conflicts = {
             type(recipe.schedule).__name__: isinstance(
@@ -189,6 +194,10 @@ class Loop:
         return task
 
     def _restore(self) -> None:
+        """Go on from the run folder's newest checkpoint, if there is one.
+
+        Raises: CheckpointError for a finished run without checkpoints.
+        """
         assert self.how.out is not None
         path = checkpoint.latest(self.how.out / STATE)
         state = on_main(self.ranks, lambda: path and checkpoint.load(path))
@@ -376,6 +385,7 @@ class Loop:
             on_main(self.ranks, lambda: checkpoint.save(out / STATE, state))
 
     def _interrupted(self) -> Interrupted:
+        """Return the error of a run that was stopped, which says how to go on with it."""
         out = self.how.out
         progress = f"stopped after step {self.at.step} of {self.steps}"
         if out is None:

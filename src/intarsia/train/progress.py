@@ -134,6 +134,7 @@ class Bar:
 
     @contextmanager
     def shown(self) -> Iterator[Bar]:
+        """Show the bar inside the context, after a warning if the run will take long."""
         if hint := self._smaller(self.start.guess):
             text = f"Perhaps {duration(self.start.guess)} of {self.what}, judged by one picture."
             self._say(text + hint, highlight=False)

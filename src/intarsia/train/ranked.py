@@ -61,6 +61,7 @@ def run_lines(run: Run, tag: str = "intarsia") -> list[str]:
 
 @functools.cache
 def _library() -> Any:
+    """Import ir_measures.  Raises: MissingExtra."""
     try:
         import ir_measures
     except ImportError as error:

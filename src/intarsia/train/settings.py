@@ -225,6 +225,10 @@ class Running:
             self._check_parallel()
 
     def _check_parallel(self) -> None:
+        """Check that `parallel` is a strategy, and goes with the other settings.
+
+        Raises: ConfigError.
+        """
         if isinstance(self.parallel, type) or not isinstance(self.parallel, processes.Parallelism):
             got, fix = repr(self.parallel), "For example: intarsia.parallel.Fssdp(memory=2)"
             raise ConfigError("parallel", got=got, want="the settings of a strategy", fix=fix)

@@ -48,6 +48,10 @@ class MultiLabel(Task):
         return TargetLoss(_binary, batch[1], divergence=_binary_kl)
 
     def scores(self, *rows: Tensor) -> Named:
+        """Score logits (n, labels) against targets of 0 and 1, averaged over labels.
+
+        Raises: DataError if no label occurs.
+        """
         logits, target = rows
         # the precision of a label that no sample has is not defined
         occur = target.any(0).numpy()

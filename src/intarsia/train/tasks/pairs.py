@@ -103,6 +103,7 @@ class Pairs(Task):
         return F.normalize(wide(output), dim=-1).chunk(2)
 
     def scores(self, *rows: Tensor) -> Named:
+        """Score vectors (n, d) of queries and their documents: each query ranks all documents."""
         queries, documents = rows
         losses, ranks = [], []
         for first in range(0, len(queries), ROWS):

@@ -60,6 +60,7 @@ class Regression(Task):
         return output.reshape(batch[1].shape), batch[1]
 
     def scores(self, *rows: Tensor) -> Named:
+        """Return mean squared and absolute error, and R^2 from two samples on."""
         output, target = (part.double() for part in rows)
         values = {
             "loss": float(_squared(output, target)),
@@ -120,6 +121,7 @@ class Reconstruction(Task):
         return away.square().mean(1), away.abs().mean(1)
 
     def scores(self, *rows: Tensor) -> Named:
+        """Average squared and absolute errors (n,) and PSNR = 10 log10(peak^2 / squared) in dB."""
         squared, absolute = rows
         psnr = 10 * (self.peak**2 / squared.clamp_min(torch.finfo(torch.float64).tiny)).log10()
         return Named(
