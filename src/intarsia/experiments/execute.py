@@ -122,12 +122,8 @@ def _on_pictures(
     fold: Fold | None,
     choice: Mapping[str, Any] | None,
 ) -> Run:
-    """Train an experiment on pictures and write its run folder.
-
-    Parameters that are not named here are those of `carry_out`.
-    method: built from the experiment's settings; recipe: keywords of `fit`, whose objective and
-    class weights are completed here, once data are read; report: is called with lines of progress.
-    """
+    """Train an experiment on pictures in a reserved run folder; for parameters see `carry_out`."""
+    # recipe: keywords of `fit`; its objective and class weights depend on the data: completed here
     report(f"Reading the pictures of {experiment.pictures.data}.")
     data = shared.get("pictures", pictures_key(experiment), lambda: pictures_of(experiment, report))
     recipe["objective"] = with_teacher(

@@ -79,8 +79,7 @@ def run_trials(
 
     A trial that raises, or whose process dies, is a TrialEnd with an error like any other.
     threads: of torch in each process; None shares this machine's cores out, or those of Ray's.
-    work: a function of a trial's inputs that can be imported; begun: called with each trial as its
-    piece begins; executor: a key of EXECUTORS.
+    work: an importable function of a trial's inputs; begun: called with each trial as it begins.
     Raises: ConfigError for impossible numbers; KeyboardInterrupt after the running trials have been
     told to stop.
     """
@@ -98,10 +97,7 @@ def run_trials(
     stopped = threading.Event()
 
     def serve(slot: Executor) -> None:
-        """Take pieces of work off `waiting` until none is left, in the thread of one executor.
-
-        Results and errors are put into `ended`, and a None at the end.
-        """
+        """Run pieces of work until none is left, in a thread of the slot; results go to `ended`."""
         try:
             while not stopped.is_set():
                 try:
