@@ -254,8 +254,8 @@ class Folded:
         elapsed, total = time.perf_counter() - began, sum(end.seconds for end in ends)
         for end in ends:
             share = end.seconds / total if total else 1 / len(ends)
-            own = end.seconds if len(ends) == 1 else share * elapsed
-            self._store_end(end, own)
+            part_seconds = end.seconds if len(ends) == 1 else share * elapsed
+            self._store_end(end, part_seconds)
 
     def _next_trial(self, row: Row) -> Trial:
         """Return the training of a candidate without its next fold."""

@@ -67,10 +67,10 @@ class HeldOutAnswers:
         """The number of different pictures."""
         return len(np.unique(self.picture))
 
-    def shared_rows(self, other: HeldOutAnswers) -> tuple[np.ndarray, np.ndarray]:
+    def shared_rows(self, second: HeldOutAnswers) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows of both that are of the same picture and seed, as two index arrays."""
         # Seed and picture in one integer.
-        keys = [(a.seed.astype(np.int64) << 32) + a.picture for a in (self, other)]
+        keys = [(a.seed.astype(np.int64) << 32) + a.picture for a in (self, second)]
         _, own_rows, other_rows = np.intersect1d(*keys, assume_unique=True, return_indices=True)
         return own_rows, other_rows
 

@@ -120,10 +120,10 @@ def fold_chosen(comparison: Comparison, target: Path, report: Report) -> Path:
 
     Raises: FoldError or ExportError where the outputs differ.
     """
-    chosen = comparison.chosen
-    assert chosen is not None  # every run has the same validation pictures, so that one is chosen
+    choice = comparison.chosen
+    assert choice is not None  # every run has the same validation pictures, so that one is chosen
     report(choice_sentence(comparison))
-    opened = open_pictures(chosen.run.folder, as_trained=False)
+    opened = open_pictures(choice.run.folder, as_trained=False)
     # The stock model is exported and compared on real pictures, not on noise.
     images = some_pictures(opened, report, COMPARED)
     stock = stock_of(opened, images, report)
@@ -140,11 +140,11 @@ def fold_chosen(comparison: Comparison, target: Path, report: Report) -> Path:
 
 def gains(comparison: Comparison) -> list[str]:
     """Say what the chosen method gains over the linear probe, and MoSA over its adapter."""
-    chosen, probe = comparison.chosen, comparison.baseline
-    assert chosen is not None and probe is not None
-    if chosen.group is probe:
+    choice, probe = comparison.chosen, comparison.baseline
+    assert choice is not None and probe is not None
+    if choice.group is probe:
         first = "What adapting gained: nothing that validation saw; the linear probe was chosen."
     else:
-        first = f"What adapting gained: {difference_sentence(chosen.group, probe)}"
+        first = f"What adapting gained: {difference_sentence(choice.group, probe)}"
     groups = {group.label: group for group in comparison.groups}
     return [first, f"What MoSA gained: {difference_sentence(groups['mosa'], groups['bottleneck'])}"]

@@ -99,20 +99,20 @@ def _result_sentence(comparison: Comparison) -> str:
 
 def choice_sentence(comparison: Comparison) -> str:
     """Say which run the validation part chooses and by what, or why none is chosen."""
-    chosen, missing = comparison.choice
-    if chosen is None:
+    choice, missing = comparison.choice
+    if choice is None:
         return f"No method is chosen: {missing}, and the test part is not for choosing."
-    groups, ranks = comparison.groups, chosen.ranks
-    place = groups.index(chosen.group)
-    seeds = numbers.plural(len(chosen.seeds), "seed")
-    score = _validation_score(chosen.run, ranks[place][0])
-    text = f"Chosen on the validation part: {chosen.group.label}, {score} over {seeds}"
+    groups, ranks = comparison.groups, choice.ranks
+    place = groups.index(choice.group)
+    seeds = numbers.plural(len(choice.seeds), "seed")
+    score = _validation_score(choice.run, ranks[place][0])
+    text = f"Chosen on the validation part: {choice.group.label}, {score} over {seeds}"
     # The best of the others tells how near the choice was.
     behind = [i for i in range(len(groups)) if i != place]
     if behind:
         second = max(behind, key=lambda i: ranks[i])
-        text += f"; {groups[second].label} {_behind(chosen.run, ranks[place], ranks[second])}"
-    return f"{text}. Its best run there is {chosen.run.folder.name}."
+        text += f"; {groups[second].label} {_behind(choice.run, ranks[place], ranks[second])}"
+    return f"{text}. Its best run there is {choice.run.folder.name}."
 
 
 def _behind(run: FinishedRun, first: Sequence[float], second: Sequence[float]) -> str:

@@ -172,17 +172,17 @@ def json_rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 def json_choice(comparison: Comparison) -> dict[str, Any]:
     """Return the choice by validation, or what is missing for one, ready for JSON."""
-    chosen, missing = comparison.choice
-    if chosen is None:
+    choice, missing = comparison.choice
+    if choice is None:
         return {"missing": missing}
     labels = [group.label for group in comparison.groups]
-    values = [{"score": score, "loss": -loss} for score, loss, _ in chosen.ranks]
+    values = [{"score": score, "loss": -loss} for score, loss, _ in choice.ranks]
     return {
-        "method": chosen.group.label,
-        "seed": chosen.run.seed,
-        "folder": str(chosen.run.folder),
+        "method": choice.group.label,
+        "seed": choice.run.seed,
+        "folder": str(choice.run.folder),
         "validation": dict(zip(labels, values, strict=True)),
-        "seeds": list(chosen.seeds),
+        "seeds": list(choice.seeds),
     }
 
 
