@@ -167,7 +167,7 @@ def arm(name: str) -> BenchArm:
 
 def named(kind: str, name: str, among: Sequence[T]) -> T:
     """Return the item of that name; `kind` is for the error.  Raises: UnknownName."""
-    known = {item.name: item for item in among}
-    if name not in known:
-        raise UnknownName(kind, name, list(known))
-    return known[name]
+    by_name = {item.name: item for item in among}
+    if name not in by_name:
+        raise UnknownName(kind, name, list(by_name))
+    return by_name[name]

@@ -152,6 +152,7 @@ def _search_and_score(
     """Search, and train and score the best candidate.
 
     running: jobs, threads, ray and running of `Folded`.  began: time.perf_counter at the start.
+    request: the settings of the call by name, which the folder keeps for a resumed search.
     """
     search = _prepare_search(request, out, running, report)
     if not (
@@ -181,7 +182,11 @@ def _search_and_score(
 def _prepare_search(
     request: Mapping[str, Any], out: Path, running: Mapping[str, Any], report: Report
 ) -> Search:
-    """Read the pictures and return the search.  Raises: ConfigError for too few pictures."""
+    """Read the pictures and return the search that `run` carries out.
+
+    request: settings of the call by name; running: how trials are run, as of `_search_and_score`.
+    Raises: ConfigError for too few pictures.
+    """
     start = _common_settings(request)
     splits = pictures_of(start, report)
     pictures = start.pictures
@@ -270,7 +275,10 @@ def _stored_request(
 
 
 def _common_settings(request: Mapping[str, Any]) -> Experiment:
-    """Return the experiment that all candidates share, without method, epochs and rate."""
+    """Return the experiment that all candidates share, without method, epochs and rate.
+
+    request: settings of the call by name.
+    """
     options = {k: v for k, v in request.items() if k not in ("minutes", "methods")}
     start = Experiment(Pictures(""), Adapted()).changed(val=0, **options)
     # Below the adapted blocks features are frozen: they are computed once for all epochs.
@@ -317,7 +325,10 @@ def _sizes_to_try(start: Experiment, model: nn.Module) -> list[int]:
 def _score_choice(
     best: Row, certainty: Certainty, out: Path, running: Mapping[str, Any], report: Report
 ) -> tuple[dict[str, Any], float]:
-    """Train the choice on all training pictures; return its test scores and the seconds it took."""
+    """Train the choice on all training pictures; return its test scores and the seconds it took.
+
+    certainty: how sure the choice is, for the run's record; running: fields of `Running` by name.
+    """
     folder = out / CHOICE
     # A killed search may have finished its last training.
     if (folder / RUN).is_file():

@@ -34,7 +34,11 @@ class Margin:
         return f"{numbers.signed(100 * self.paired.mean)} {UNIT} (95 % interval {ends})"
 
     def record(self) -> dict[str, Any]:
-        """Return the margin as JSON stores it."""
+        """Return the difference to another candidate as JSON stores it.
+
+        mean, low, high: of the chosen one's score minus the other's; without a paired interval the
+        two answered all pictures alike, and the mean is 0.
+        """
         row: dict[str, Any] = {"method": self.method, "settings": self.settings}
         if self.paired is None:
             return row | {"mean": 0.0, "significant": False}

@@ -150,7 +150,11 @@ class Folded:
         return advanced
 
     def takes(self, name: str, experiment: Experiment, parts: range) -> float:
-        """Estimate the seconds of a candidate's parts, for example range(1, 5)."""
+        """Estimate the seconds that some parts of a candidate take.
+
+        parts: their numbers, such as range(1, 5); a part trains on all folds but one, and part
+        FOLDS begins anew with another seed.
+        """
         cost, epochs = self.cost(name, experiment), experiment.training.epochs
         fresh = [
             (*self._frozen_prefix(experiment), part % FOLDS) not in self.prefixes_computed
@@ -204,6 +208,8 @@ class Folded:
             seconds_per_image = (
                 (record["trained"] - record["once"]) / (images - fold) / PILOT_EPOCHS
             )
+            # "once" is the time of the frozen blocks, computed for the first epoch alone; the time
+            # beside the training (overhead) does not depend on the size and is stored by itself
             self.costs[size] = Cost(0.0, record["once"] / (images - fold), seconds_per_image)
             self.overhead = record["seconds"] - record["trained"]
             pilot_seconds, previous_size = record["trained"], size
@@ -248,8 +254,8 @@ class Folded:
         elapsed, total = time.perf_counter() - began, sum(end.seconds for end in ends)
         for end in ends:
             share = end.seconds / total if total else 1 / len(ends)
-            seconds_here = end.seconds if len(ends) == 1 else share * elapsed
-            self._store_end(end, seconds_here)
+            part_seconds = end.seconds if len(ends) == 1 else share * elapsed
+            self._store_end(end, part_seconds)
 
     def _next_trial(self, row: Row) -> Trial:
         """Return the training of a candidate without its next fold."""
@@ -272,7 +278,10 @@ class Folded:
         return Trial(f"{row.name}, {describe_settings(experiment)}", inputs)
 
     def _store_end(self, end: TrialEnd, elapsed: float) -> None:
-        """Store the end of a training: its times, and its answers or its error."""
+        """Store the result of a training: its times, and its predictions or its error.
+
+        elapsed: seconds of wall-clock time that count for it.
+        """
         folder = Path(end.trial.inputs["folder"])
         key = folder.name
         record: dict[str, Any] = {"seconds": end.seconds, "elapsed": elapsed, "error": end.error}

@@ -38,7 +38,11 @@ class HeldOutAnswers:
 
     @classmethod
     def of(cls, parts: Sequence[tuple[int, np.ndarray, Tensor, Tensor]]) -> HeldOutAnswers:
-        """Join the answers to held-out parts: the seed, pictures, logits and labels of each."""
+        """Join the answers to held-out parts of the training pictures, and score each answer.
+
+        parts: for each the seed of its training, the pictures' numbers (n,), logits (n, classes),
+        and labels (n,), or (n, labels) where a picture has several.
+        """
         picture = np.concatenate([part[1] for part in parts])
         seed = np.concatenate([np.full(len(part[1]), part[0]) for part in parts])
         logits, labels = torch.cat([p[2] for p in parts]), torch.cat([p[3] for p in parts])
@@ -51,8 +55,9 @@ class HeldOutAnswers:
             totals = MultiLabel().scores(logits, labels).scores()
             return cls(picture, seed, np.array(ranked, float), loss.numpy(), totals)
         right = (logits.argmax(1) == labels).double()
-        # Loss is compared after calibration, which costs nothing and would hide better logits.
-        temperature = best_temperature(logits, labels) or 1.0  # where the answers carry none
+        # Losses are compared at the best temperature, since a badly scaled output is easily mended.
+        # There is none where the answers do not determine it: then the logits stay as they are.
+        temperature = best_temperature(logits, labels) or 1.0
         loss = F.cross_entropy(logits.double() / temperature, labels, reduction="none")
         totals = Metrics.of(logits, labels).scores() | {"tempered_loss": float(loss.mean())}
         return cls(picture, seed, right.numpy(), loss.numpy(), totals)
@@ -62,10 +67,10 @@ class HeldOutAnswers:
         """The number of different pictures."""
         return len(np.unique(self.picture))
 
-    def shared_rows(self, other: HeldOutAnswers) -> tuple[np.ndarray, np.ndarray]:
+    def shared_rows(self, second: HeldOutAnswers) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows of both that are of the same picture and seed, as two index arrays."""
         # Seed and picture in one integer.
-        keys = [(a.seed.astype(np.int64) << 32) + a.picture for a in (self, other)]
+        keys = [(a.seed.astype(np.int64) << 32) + a.picture for a in (self, second)]
         _, own_rows, other_rows = np.intersect1d(*keys, assume_unique=True, return_indices=True)
         return own_rows, other_rows
 
@@ -94,6 +99,7 @@ def behind(answers: HeldOutAnswers, leader: HeldOutAnswers) -> bool:
     """Decide whether a candidate may be given up: no better score, and a clearly higher loss.
 
     Clearly: by more than one standard error of the paired difference.
+    answers: of the candidate; leader: of the best one so far.
     """
     score, _ = gap(answers, leader, "score")
     loss, error = gap(answers, leader, "loss")
@@ -117,7 +123,10 @@ def order(candidates: Sequence[HeldOutAnswers]) -> list[int]:
 
 
 def interval(first: HeldOutAnswers, second: HeldOutAnswers) -> PairedInterval | None:
-    """Compute the paired difference of scores and its interval; None if no picture is shared."""
+    """Compute the paired difference of scores and its interval; None if no picture is shared.
+
+    Scores are of `first` minus `second`, on the pictures that both answered with the same seed.
+    """
     rows_of_first, rows_of_second = first.shared_rows(second)
     seeds = [first.seed[rows_of_first] == seed for seed in np.unique(first.seed[rows_of_first])]
     if not seeds:

@@ -105,7 +105,10 @@ class Search:
         ]
 
     def _first_look(self) -> list[Candidate]:
-        """List every method at the largest size that leaves time for the rest of the search."""
+        """List the first candidates: every method, at the largest affordable size of pictures.
+
+        Each is trained on `screen` folds, in a share SCREENING of the search's seconds at most.
+        """
         train = self.folded.trained
         steps = -(-train // self.folded.start.training.batch_size)
         epochs = min(max(-(-FIRST_STEPS // steps), FEWEST_EPOCHS), FIRST_EPOCHS)
@@ -138,7 +141,11 @@ class Search:
         yield from exploring + confirming if early else confirming + exploring
 
     def _neighbours(self, ranked: Sequence[Row]) -> Iterator[Candidate]:
-        """Yield neighbours of the best candidate of each method, then those of the others."""
+        """Yield neighbours of the best candidate of each method, then those of the others.
+
+        A neighbour differs in one thing: a lower or higher rate, twice the epochs, twice the blocks
+        that are adapted, or the next larger or smaller size of the pictures.
+        """
         best: dict[str, Row] = {}
         for row in ranked:
             best.setdefault(row.name, row)
@@ -226,7 +233,10 @@ class Search:
         return self.rows.get(key_of(experiment.flat()), Row(name, experiment))
 
     def _fits(self, name: str, experiment: Experiment, parts: int) -> bool:
-        """Decide whether these parts leave time for the last fit."""
+        """Decide whether training a candidate up to so many parts leaves time for the last fit.
+
+        parts: folds times seeds that are to have answers, those that it has included.
+        """
         remaining_parts = range(self._row_of(name, experiment).parts, parts)
         part_seconds = self.folded.takes(name, experiment, remaining_parts)
         leaders = [row.candidate for row in self.ranked()[:1]]
@@ -235,7 +245,10 @@ class Search:
         return self.folded.spent + part_seconds + last_seconds < self.seconds
 
     def _shorten_first(self, name: str, experiment: Experiment) -> Experiment:
-        """Return the first candidate, which always trains, with the epochs there is time for.
+        """Return the first candidate with the epochs that there is time for.
+
+        name: its method; experiment: its settings, whose epochs may be lowered. It trains however
+        little time there is, so that the search has a result.
 
         They fill half of the remaining time, because the last fit takes as long; at least 1 epoch.
         """

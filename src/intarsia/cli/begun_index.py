@@ -26,7 +26,10 @@ def known_by(docs: str) -> list[Any]:
 
 
 def check_same(partial: Path, settings: dict[str, Any], out: Path) -> None:
-    """Raises: ConfigError where an index was begun by another command."""
+    """Check that an index that was begun was begun with these settings.
+
+    partial: folder of what was encoded; out: the index's.  Raises: ConfigError.
+    """
     try:
         before = read_json(settings_file(partial))
     except (OSError, ValueError):

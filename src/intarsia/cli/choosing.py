@@ -112,6 +112,7 @@ def auto(
 
 
 def _show(search: AutoRun, as_json: bool) -> None:
+    """Print a search's ranking and what it chose, or all of it as JSON."""
     from ..reports.terminal import Terminal
 
     if as_json:

@@ -224,6 +224,7 @@ def _speed(seconds: float, points: int) -> str:
 
 
 def _points(data: bytes) -> int:
+    """Return how many pixels, samples or points a compressed file holds."""
     from ..models.codec import irc
 
     header, _ = irc.read(data)

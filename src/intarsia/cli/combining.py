@@ -107,6 +107,10 @@ def _texts(model: str, text: str, sizes: tuple[int, int, int], seed: int) -> tup
 
 
 def _show(record: dict[str, Any]) -> None:
+    """Print the combinations; then certain interactions, refused pairs and failed checks.
+
+    record: as `combine` returns and writes it; a star marks the Pareto front.
+    """
     columns = ("entries", "nats", "MB", "Mop/token", "hits", "B/token sent", "ms simulated")
     cells: list[tuple[str, ...]] = []
     for row in record["rows"]:

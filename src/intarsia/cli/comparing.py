@@ -218,6 +218,11 @@ def report(
 
 
 def _show_spans(path: Path, page: Path, baseline: str | None, as_json: bool) -> None:
+    """Write the page of a file of spans, and print its table, or as JSON the file's content.
+
+    page: the HTML file; baseline: refused, since pages of spans have their own.  Raises:
+    ConfigError.
+    """
     from ..reports.spans import read_spans, report_of
 
     if baseline is not None:
@@ -228,6 +233,10 @@ def _show_spans(path: Path, page: Path, baseline: str | None, as_json: bool) -> 
 
 
 def _show_sparse(folders: Sequence[Path], page: Path, baseline: str | None, as_json: bool) -> None:
+    """Write the page of pruned models, and print its table, or as JSON their records.
+
+    page: the HTML file; baseline: refused, since these pages have their own.  Raises: ConfigError.
+    """
     from ..reports.sparse import gather, report_of
 
     if baseline is not None:

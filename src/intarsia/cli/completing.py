@@ -100,6 +100,7 @@ def settings(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
 
 
 def _settings_of(method: str) -> list[tuple[str, str]]:
+    """Return "NAME=" and the help of each setting of a method, for the shell's completion."""
     entry: Any = index().get(method, {})
     return [
         (f"{setting['name']}=", shorten(setting.get("help", ""), HELP))
@@ -119,8 +120,13 @@ CALIBRATION = several(among((MIXED, *CORPORA)))
 
 
 def of_setting(name: str, declared: Setting) -> Callable[..., Iterable[Any]] | None:
-    """Return what completes the value of a setting: its own words, or a function of its name."""
+    """Return the function that completes a setting's value in the shell; None if there is none.
+
+    name: of the setting, for which OF_OPTION may have a function; declared: else its choices, or
+    the words that it offers.
+    """
     if name in OF_OPTION:
         return OF_OPTION[name]
     offered = declared.choices or declared.offers
+    # a lambda, so that the words are only made when a shell asks for them
     return (lambda incomplete: among(words(offered))(incomplete)) if offered else None

@@ -170,7 +170,11 @@ def _packed(
 
 
 def _net(run: str, options: dict[str, Any], force: bool, out: Path, as_json: bool) -> None:
-    """Compress a run's net to CHW.  options: those of other formats, refused if not None."""
+    """Compress a run's convolutional net to the sparse format CHW, write it, and print the times.
+
+    options: those of other formats, refused if not None.
+    force: write it even where it is not faster.
+    """
     from ..experiments.experiment import FILE
     from ..experiments.packing import compress_run
     from ..methods.fast_convnets import Chw
@@ -194,7 +198,10 @@ def _net(run: str, options: dict[str, Any], force: bool, out: Path, as_json: boo
 
 
 def _warn_of_rivals(kind: str, format: str) -> None:
-    """Warn before a format is written that another runtime was measured to beat."""
+    """Warn before a format is written that another runtime was measured to beat.
+
+    kind: of the inputs for which it was measured, such as "picture"; format: its name.
+    """
     from ..formats.rivals import advice
 
     if line := advice(kind, format):
@@ -247,7 +254,7 @@ def _check(
     calib: str,
     out: Path | None,
 ) -> None:
-    """Refuse what can be refused before torch is imported."""
+    """Check options and texts, and reserve the folder, before torch is imported."""
     if format not in FORMATS:
         raise UnknownName("--format", format, FORMATS)
     if density is not None:

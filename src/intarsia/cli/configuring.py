@@ -76,6 +76,7 @@ def with_config(
 
 
 def _check(values: Mapping[str, Any], file: Path) -> None:
+    """Check names and types of the options in a file.  Raises: UnknownName; ConfigError."""
     # A file may be written by hand: names and types are checked as those of options are.
     names = ("data", *OF_RUN)
     for name, value in values.items():

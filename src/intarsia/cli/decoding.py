@@ -93,6 +93,10 @@ def spans(
 
 
 def _summary(spans: Any, size: int) -> dict[str, Any]:
+    """Return density, losses, seconds and spans for --json.
+
+    spans: found by `fit_spans`; size: the length of texts, in tokens, for which spans are counted.
+    """
     details = spans.about
     loss = details["loss"][details["chosen"]]
     return {
@@ -221,7 +225,7 @@ def _continued(
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    """Raises: ConfigError for anything but whole numbers with commas."""
+    """Parse whole numbers that are separated by commas.  Raises: ConfigError."""
     try:
         return tuple(int(word) for word in text.split(","))
     except ValueError as error:

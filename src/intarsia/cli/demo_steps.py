@@ -54,6 +54,10 @@ def obtain(request: Demo) -> None:
 
 
 def _obtain(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Load a model and a data set once, so that they are downloaded before the runs begin.
+
+    inputs: "model" and "data", names or None.  Returns nothing: an executor wants a dict.
+    """
     if inputs["model"] is not None:
         backbones.backbone(inputs["model"], classes=2)
     if inputs["data"] in sets.names():

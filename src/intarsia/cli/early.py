@@ -25,7 +25,10 @@ RUN = ("adapter", "baseline", "recipe", "change")  # kinds of what can be traine
 
 
 def check_data(spec: str) -> None:
-    """Raises: UnknownName or DataError unless it is a name of the library or a path that exists."""
+    """Check that data are a name of the library or a path that exists.
+
+    Raises: UnknownName; DataError.
+    """
     spec = spec.removesuffix(JOINED)
     head, slash, _ = spec.partition("/")
     # A name of the library, or a task of an installed suite as SUITE/TASK.
@@ -46,8 +49,9 @@ def check_data(spec: str) -> None:
 
 
 def check_calibration(spec: str, rows: int) -> None:
-    """Raises: as `check_data`, or ConfigError, unless it is "mixed" or texts with commas, none of
-    which is without a row.
+    """Check that texts to calibrate on are known, and that each of them gets a row at least.
+
+    spec: "mixed", or texts with commas; rows: in all.  Raises: as `check_data`, or ConfigError.
     """
     names = [name.strip() for name in spec.split(",")]
     for name in names:
@@ -64,7 +68,7 @@ def check_calibration(spec: str, rows: int) -> None:
 
 
 def check_run(folder: Path) -> None:
-    """Raises: ConfigError unless there is such a folder, with a run that has been started."""
+    """Check that there is such a folder, with a run that has been started.  Raises: ConfigError."""
     if (folder / "experiment.json").is_file():
         return
     fix = "Check the path, or start the run with `intarsia fit DATA --out FOLDER`."
@@ -73,16 +77,19 @@ def check_run(folder: Path) -> None:
 
 
 def check_jobs(jobs: int, ray: bool) -> None:
-    """Raises: ConfigError for fewer than one run at a time; MissingExtra for --ray without it."""
+    """Check that at least one run is carried out at a time, and that Ray is there if asked for.
+
+    Raises: ConfigError; MissingExtra.
+    """
     at_least("--jobs", jobs, 1)
     if ray and find_spec("ray") is None:
         raise MissingExtra("ray", "ray")
 
 
 def check_word(option: str, word: str | None, words: Iterable[str]) -> None:
-    """Raises: UnknownName for a value of an option that is none of its words; None is let through.
+    """Check that an option's value is one of its words, or None.
 
-    option: with its dashes.
+    option: with its dashes, for the error.  Raises: UnknownName.
     """
     if word is not None and word not in words:
         raise UnknownName(option, word, words)
@@ -112,9 +119,10 @@ def learning_rates(text: str) -> tuple[float, ...]:
 
 
 def check_rates(lr: float | None, grid: str | None) -> None:
-    """Raises: ConfigError for a rate or a grid that cannot be, and for both.
+    """Check --lr and --rates, of which only one may be given.
 
-    lr: one for all methods.  grid: of the search for one for each.
+    lr: one rate for all methods.  grid: the rates among which each method's own is searched.
+    Raises: ConfigError.
     """
     if lr is not None:
         above("--lr", lr, 0, fix="Try 1e-3, or leave it out: each method then gets its own.")
@@ -138,7 +146,7 @@ def method_key(name: str, report: Callable[[str], None]) -> str:
 
 
 def check_settings(key: str, settings: Iterable[str]) -> None:
-    """Raises: UnknownName for a name=value that is no setting of the method."""
+    """Check that each name=value is a setting of the method.  Raises: UnknownName."""
     entry = index()[key]
     if entry["family"] == "peft":  # what PEFT's config has is known to PEFT
         return

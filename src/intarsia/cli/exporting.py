@@ -113,7 +113,7 @@ def _written(run: str, form: str, place: Path, options: dict[str, Any]) -> Path:
 
 
 def _check_bits(form: str, quant: str | None, int8: bool) -> None:
-    """Raises: ConfigError for --quant or --int8 of another format; UnknownName."""
+    """Check that --quant and --int8 go with the format.  Raises: ConfigError; UnknownName."""
     if form not in SUFFIXES:
         raise UnknownName("format", form, SUFFIXES)
     if quant is not None and form != "gguf":
@@ -147,7 +147,7 @@ def _chosen_run(folder: Path) -> Path:
 
 
 def _target(run: str, form: str, out: Path | None, named: str) -> Path:
-    """Return where to write, which is held until the verb ends.
+    """Return where to write; until the command ends no other process writes there.
 
     named: what stands on the command line, in which the export goes if `out` is None.
     Where nothing is said it is beside the run, or under the model's name in the working folder.

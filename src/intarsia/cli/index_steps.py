@@ -80,7 +80,11 @@ def write_index(
 def _encoder(
     docs: str, model: str, prune: float, megabytes: int | None, begun: bool
 ) -> InferenceFree:
-    """Return the encoder, with idf of these documents unless it or the begun index has one."""
+    """Return the encoder; it gets inverse document frequencies from these documents if it has none.
+
+    prune: share of a text's largest weight below which weights are left out; megabytes: memory for
+    a block of logits; begun: True if the index to go on with has the frequencies already.
+    """
     from ..models.retrieve.inference_free import InferenceFree
     from ..models.retrieve.max_logits import MEGABYTES
 
@@ -108,6 +112,10 @@ def _tune(index: SparseIndex, docs: str) -> None:
 
 
 def _documents(docs: str) -> Iterator[tuple[str, str]]:
+    """Yield (id, text) of each document.
+
+    docs: a file with one a line, or the name of a collection.
+    """
     from ..data.collections import load_collection, read_docs
 
     if Path(docs).is_file():

@@ -131,7 +131,7 @@ def flag(name: str) -> str:
 
 
 def row(name: str, **changes: Any) -> Parameter:
-    """Return a setting as a parameter of a verb.
+    """Return a setting as a parameter of a command.
 
     changes: the help, the default or the kind, where they are others for this verb.
     """
@@ -142,7 +142,7 @@ def row(name: str, **changes: Any) -> Parameter:
 
 
 def option_row(panel: str, name: str, kind: Any, default: Any, declared: Setting) -> Parameter:
-    """Return one option: its heading in the help, its name in Python, its type, what it is."""
+    """Return an option with its panel in the help, Python name, type, default and declaration."""
     option = declared.flag or f"--{name.replace('_', '-')}"
     # typer reads "/--no-x" as an option without a positive form only if a space comes first.
     names = (f" {option}" if option.startswith("/") else option, declared.short)
@@ -157,9 +157,8 @@ def option_row(panel: str, name: str, kind: Any, default: Any, declared: Setting
     )
     # An option that may be repeated has None for "not given", as typer knows no empty tuple.
     default = None if default in ((), MISSING) else default
-    return Parameter(
-        name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[typed, info]
-    )
+    annotation = Annotated[typed, info]
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _typed(kind: Any, option: str) -> tuple[Any, Callable[[str], Any] | None]:
@@ -258,11 +257,11 @@ def with_options(options: tuple[Parameter, ...]) -> Callable[[Verb], Verb]:
     """Add options to a verb that takes them as **given."""
 
     def add(verb: Verb) -> Verb:
+        """Add the options to the signature and annotations from which typer builds a command."""
         signature = inspect.signature(verb, eval_str=True)
         named = [p for p in signature.parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
         parameters = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in (*named, *options)]
-        # typer builds a command from signature and annotations: both get the added options, and the
-        # verb receives their values by keyword.
+
         verb.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore
         verb.__annotations__ = {p.name: p.annotation for p in parameters}
         return verb
@@ -282,7 +281,7 @@ LIMIT = "INTARSIA_MAX_PIXELS"  # of data.decode, which is not imported for `--he
 
 @contextmanager
 def _environment(name: str, value: str) -> Iterator[None]:
-    # Several verbs may run in one process: each leaves the environment as it was.
+    """Set an environment variable inside the context; afterwards it is as it was."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:

@@ -164,6 +164,10 @@ def place(
 
 
 def _show_quality(qualities: dict[str, dict[str, dict[str, float]]]) -> None:
+    """Print how good placements are.
+
+    qualities: placement -> part of the trace -> measure -> value.
+    """
     cells = [
         (name, part, *(f"{value:.3f}" for value in values.values()))
         for name, parts in qualities.items()
@@ -177,7 +181,10 @@ def _show_quality(qualities: dict[str, dict[str, dict[str, float]]]) -> None:
 def _judged(
     search: str, placed: Any, parts: dict[str, Any]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Measure a placement, and experts in order, on each part of a trace."""
+    """Measure a placement, and experts in order, on each part of a trace.
+
+    search: name of the search; parts: of the trace, by name.
+    """
     from ..placement.cost import quality
     from ..placement.placement import Placement
 
@@ -193,6 +200,10 @@ def _judged(
 
 
 def topology_of(devices: int | None, file: Path | None) -> Any:
+    """Return the topology of `devices` equal devices, or of a file.
+
+    Raises: ConfigError unless exactly one of both is given.
+    """
     # Alike devices by their number, or any others by a file, but one of both.
     if (devices is None) == (file is None):
         got = "neither" if file is None else "both"
@@ -207,6 +218,11 @@ def topology_of(devices: int | None, file: Path | None) -> Any:
 
 
 def _search(search: str, redundant: int) -> Any:
+    """Return the settings of a search for a placement.
+
+    search: key of its card, and for joint_swaps the engine: "joint_swaps-ep".
+    redundant: copies of experts, of which only eplb knows.
+    """
     from ..core.registry import card
 
     key, _, engine = search.partition("-")

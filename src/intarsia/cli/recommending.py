@@ -136,6 +136,7 @@ def _request_of(arguments: Mapping[str, Any], words: set[str]) -> tuple[dict[str
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """Read the options with which a run was started.  Raises: CheckpointError."""
     from ..core.files import read_json
 
     try:
@@ -248,6 +249,11 @@ def answers(showing: RecommenderPage) -> dict[str, Any]:
     """Return the functions that answer the page of recommendations, by path."""
 
     def answer(question: dict[str, Any]) -> dict[str, Any]:
+        """Answer one question of the page: recommendations for a user, or after a list of items.
+
+        question: JSON with "user" or "items", and "k", "session", "new", "seen".
+        Raises: DataError.
+        """
         user, items, k = question.get("user"), question.get("items"), question.get("k", 10)
         # A question comes from a browser: types are checked as strictly as options are.
         listed = isinstance(items, list) and {type(item) for item in items} == {str}

@@ -194,7 +194,7 @@ def predict(
 
 
 def _check_no_tokens(tokens: int | None) -> None:
-    """Raises: ConfigError for a length of completions."""
+    """Refuse --tokens, a length of completions, for pictures.  Raises: ConfigError."""
     if tokens is not None:
         got, want = f"{tokens} for a run on pictures", "a run on texts"
         raise ConfigError("--tokens", got=got, want=want, fix="Leave it out.")
@@ -203,7 +203,11 @@ def _check_no_tokens(tokens: int | None) -> None:
 def _predict_pictures(
     opened: PictureRun, files: Sequence[Path], page: Path | None, *, as_json: bool, as_csv: bool
 ) -> None:
-    """Print a row for each picture.  Raises: typer.Exit if some could not be read."""
+    """Print a row for each picture.
+
+    page: HTML file that shows what experts saw, None for none.
+    Raises: typer.Exit if some could not be read.
+    """
 
     predictions = opened.predict(files)
     bad = [p for p in predictions if p.error]
@@ -247,7 +251,10 @@ def _shown(prediction: Prediction) -> str:
 def _predict_texts(
     opened: TextRun, files: Sequence[Path], page: Path | None, *, as_csv: bool, tokens: int | None
 ) -> None:
-    """Print a JSON line for each prompt."""
+    """Print a JSON line with the completion of each prompt.
+
+    page, as_csv: refused, being for pictures; tokens: most in a completion.
+    """
     from ..experiments.writing import TOKENS, complete, prompts_of
 
     if page is not None:

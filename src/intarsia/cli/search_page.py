@@ -17,6 +17,7 @@ def answers(index: SparseIndex) -> dict[str, Any]:
     from ..models.retrieve.showing import search_results
 
     def answer(question: dict[str, Any]) -> dict[str, Any]:
+        """Answer one question of the page: the k best documents for a query.  Raises: DataError."""
         query, k = question.get("query"), question.get("k", 10)
         if not isinstance(query, str) or not isinstance(k, int) or not 1 <= k <= 100:
             fix = 'For example {"query": "...", "k": 10}.'

@@ -108,6 +108,10 @@ def index(
 
 
 def _exported(folder: Path, form: str, out: Path | None, as_json: bool) -> None:
+    """Write an index in the form that another search engine reads.
+
+    form: a key of FORMS; out: the file, None for bulk.ndjson.  Raises: UnknownName.
+    """
     one_of("--form", form, FORMS)
     from ..models.retrieve.engines import export
     from ..models.retrieve.sparse_index import SparseIndex
@@ -168,6 +172,10 @@ def search(
 
 
 def _show(answer: dict[str, Any], explain: bool, as_json: bool) -> None:
+    """Print the hits of a query as a table, or as JSON.
+
+    answer: of `search_results`; explain: show each document's words with their shares of the score.
+    """
     if as_json:
         show_json(answer)
         return
@@ -188,6 +196,10 @@ def _show(answer: dict[str, Any], explain: bool, as_json: bool) -> None:
 
 
 def _run(index: SparseIndex, queries: Path, out: Path, k: int, as_json: bool) -> None:
+    """Search for every query of a file and write the hits as a TREC run file.
+
+    k: hits for each query; out: the run file.
+    """
     from ..core.files import write_text
     from ..data.collections import read_queries
     from ..train.ranked import run_lines

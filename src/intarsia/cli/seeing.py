@@ -107,6 +107,7 @@ def _request_of(arguments: Mapping[str, Any], words: set[str]) -> tuple[dict[str
 
 
 def _show(scores: Mapping[str, Mapping[str, float]]) -> None:
+    """Print the table of scores by name of the set of questions."""
     from ..reports import numbers
 
     rows = [
@@ -125,7 +126,7 @@ def _show(scores: Mapping[str, Mapping[str, float]]) -> None:
 def evaluate_seeing(
     run: Path, data: str | None, part: str | None, device: str | None, as_json: bool
 ) -> None:
-    """Carry out `intarsia evaluate RUN`."""
+    """Print the scores of a run that sees or hears: `intarsia evaluate RUN`."""
     opened = _open(run, device)
     scores = opened.evaluate(data, part)
     if as_json:
@@ -176,6 +177,10 @@ def predict_seeing(
 
 
 def _open(run: Path, device: str | None) -> Any:
+    """Open a run of a model that sees or hears, on a device.
+
+    device: its name, None for the default.
+    """
     from ..experiments.seeing import open_seeing
     from ..train.processes import device_named
 

@@ -196,6 +196,12 @@ def _policy(name: str) -> Any:
 
 
 def _to_vllm(models: list[str], adapters: list[str], room: object, host: str, port: int) -> None:
+    """Print and run the vllm command that serves one model with its adapters; does not return.
+
+    models, adapters: folders, or NAME=FOLDER.
+    room: memory for experts, which only our own engine limits; refused unless None.
+    Raises: ConfigError for several models, or with a `room`.
+    """
     # vllm keeps all experts of its one model in memory.
     if room is not None or len(models) != 1:
         got = "--slots or --memory" if room is not None else f"{len(models)} models"

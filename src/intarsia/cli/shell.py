@@ -73,7 +73,11 @@ def _finite(data: Any) -> Any:
 def show_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = ""
 ) -> None:
-    """Print a table on stdout; `right` names the columns of numbers, with commas."""
+    """Print a table on stdout.
+
+    title: "" for none; right: names of the columns of numbers, with commas, which stand at the
+    right.
+    """
     table = Table(title=printable(title) or None, title_justify="left", title_style="bold")
     for column in columns:
         # Numbers are aligned at the right and never broken over two lines.
@@ -146,7 +150,11 @@ class Verbs(TyperGroup):
         return [*grouped, *(name for name in names if name not in grouped)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Raises: ConfigError for a verb of the laboratory where it is not installed."""
+        """Return the command of a name, imported now; None for an unknown name.
+
+        ctx: unused; typer passes it.  Further commands come from installed packages.
+        Raises: ConfigError for a command of the package intarsia-lab where that is not installed.
+        """
         if (command := self.commands.get(cmd_name)) is not None:
             return command
         if cmd_name in HOMES:
@@ -168,6 +176,7 @@ class Verbs(TyperGroup):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: typer.Context) -> Any:
+        """Run the command; errors become messages and exit codes."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
@@ -209,6 +218,7 @@ def _word(words: Sequence[str], names: Sequence[str]) -> str:
 
 
 def _is_ours(error: Exception) -> bool:
+    """Return True for an error of the library's, whose message is enough without a traceback."""
     # the class is looked at, not imported: `--help` must not wait for torch
     return any(
         (c.__module__, c.__name__) == ("intarsia.core.errors", "IntarsiaError")

@@ -27,7 +27,10 @@ def check_signal(file: Path) -> None:
 
 
 def open_whole(file: Path, want: str = "a whole picture") -> Any:
-    """Open a picture, turned as its EXIF says.  Raises: DataError, with `want`."""
+    """Open a picture, turned as its EXIF data demand.
+
+    Raises: DataError, with `want`.
+    """
     from PIL import Image, ImageOps
 
     from ..data.decode import open_picture

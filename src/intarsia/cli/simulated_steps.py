@@ -25,7 +25,11 @@ def write_report(
     streams: int,
     backward: bool,
 ) -> Path:
-    """Write the page of a batch by a plan, beside `ep` with the experts in order."""
+    """Write the page of a batch by a plan, beside `ep` with the experts in order.
+
+    links: the topology; devices_plan, line: the plan and its timeline; placement: file of experts'
+    devices, None for experts in order; size: of an expert; streams: sequences decoded at once.
+    """
     from ..placement.cost import device_loads
     from ..placement.engines import ExpertSize, expert_parallel
     from ..placement.placement import Placement
@@ -54,7 +58,10 @@ def write_report(
 
 
 def hit_rates(trace: Any, streams: int) -> dict[str, list[tuple[float, float]]]:
-    """Return policy -> [(share of experts in memory, hit rate)], from an empty start."""
+    """Replay a cache of experts with every policy, at several sizes.
+
+    Returns policy -> [(share of experts in memory, hit rate)].
+    """
     from ..core.registry import card
     from ..placement.cache import replay
     from ..placement.describe import demand

@@ -134,7 +134,10 @@ def _written(
     streams: int,
     backward: bool,
 ) -> None:
-    """Write the timeline and the page.  parts: batch, topology, plan's name, plan, timeline."""
+    """Write a simulation's timeline and page, where a file is named for them.
+
+    parts: batch, topology, plan's name, plan, timeline.  expert: --expert, such as "4096x14336".
+    """
     if timeline is not None:
         from ..core.files import write_text
 
@@ -149,6 +152,7 @@ def _written(
 
 
 def _show_decoded(record: dict[str, Any], slots: int, policy: str, streams: int) -> None:
+    """Print hit rate and bytes a step of decoding.  record: with what `_decoded` returned."""
     from ..reports.numbers import prefixed
 
     say(
@@ -161,6 +165,7 @@ def _show_decoded(record: dict[str, Any], slots: int, policy: str, streams: int)
 def _check(
     plan: str, policy: str, tokens: int, streams: int, slots: int | None, placement: Path | None
 ) -> None:
+    """Check the options before the trace is read.  Raises: UnknownName; ConfigError."""
     if plan not in PLANS:
         raise UnknownName("--plan", plan, PLANS)
     if policy not in POLICIES:
@@ -200,14 +205,12 @@ def _best(
     best = min(lines, key=lambda name: lines[name][1].seconds)
     devices_plan, line = lines[best]
     seconds = {name: timeline.seconds for name, (_, timeline) in lines.items()}
-    return (
-        _record_of(devices_plan, line, batch, size, links) | {"plan": best, "plans": seconds},
-        line,
-        devices_plan,
-    )
+    record = _record_of(devices_plan, line, batch, size, links)
+    return record | {"plan": best, "plans": seconds}, line, devices_plan
 
 
 def _show_simulated(record: dict[str, Any]) -> None:
+    """Print the times of the plans, what limits the best, and its bytes between devices."""
     from ..reports.numbers import prefixed
 
     for name, seconds in record.get("plans", {}).items():
@@ -233,17 +236,14 @@ def _decoded(
     from ..placement.expertflow import TokenTable, predicted_steps
     from ..placement.policies import Belady
 
-    # Its table of predictions is learned: on the sequences it is judged on it would know the
-    # answers.
-    if policy == "expertflow":  # learned from one half, judged on the other
+    foreseen_experts: Any = ()
+    # Expertflow learns to predict from one half of the sequences, and is judged on the other.
+    if policy == "expertflow":
         learned, trace = trace.split()
+        foreseen_experts = predicted_steps(trace, TokenTable.of(learned), streams)
     steps = demand(trace, streams)
     sizes = trace.layers, trace.experts
-    foreseen_experts = (
-        predicted_steps(trace, TokenTable.of(learned), streams) if policy == "expertflow" else ()
-    )
-    # Belady is given the future, as a limit for all other policies; the others see each step as it
-    # comes.
+    # Belady is given the future, as a limit for all other policies; they see a step as it comes.
     cache = Belady(*sizes, steps) if policy == "belady" else card(policy).config().build(*sizes)
     replayed = replay(steps, cache, slots, expert_bytes=size, foreseen=foreseen_experts)
     bytes_a_step = replayed.bytes / len(steps)
@@ -257,7 +257,7 @@ def _decoded(
 def _simulated(
     batch: Any, links: Any, engine: str, file: Path | None, expert: str | None, backward: bool
 ) -> tuple[dict[str, Any], Any, Any]:
-    """Return the record of a batch, its timeline and the plan."""
+    """Simulate expert parallelism (`ep`, `stay`); return record, timeline and plan of a batch."""
     from ..placement.engines import ExpertSize, expert_parallel
     from ..placement.placement import Placement
     from ..placement.timeline import simulate as run
@@ -267,16 +267,15 @@ def _simulated(
         placed = Placement.contiguous(batch.layers, batch.experts, links.devices)
     else:
         placed = Placement.load_file(file)
-    nodes = links.nodes()
     devices_plan = expert_parallel(
-        batch, placed, size, engine=engine, nodes=nodes, backward=backward
+        batch, placed, size, engine=engine, nodes=links.nodes(), backward=backward
     )
     line = run(devices_plan, links)
     return _record_of(devices_plan, line, batch, size, links), line, devices_plan
 
 
 def _record_of(devices_plan: Any, line: Any, batch: Any, size: Any, links: Any) -> dict[str, Any]:
-    """Return the record of a plan."""
+    """Return the figures of a simulated plan for JSON.  line: its timeline; links: the topology."""
     from ..placement.timeline import rows_to_hide
 
     return {

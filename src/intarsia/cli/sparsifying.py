@@ -147,7 +147,12 @@ def _said(done: Any, record: dict[str, Any]) -> str:
 def _pruned(
     host: Any, method: Any, texts: Any, test: int, options: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
-    """Prune and measure; returns the result of `sparsify` and the measured part of the record."""
+    """Prune a language model in place, with its perplexity measured before and after.
+
+    method: the pruner's settings; texts: rows of tokens, `train` to calibrate and `test` to measure
+    on; test: number of test rows, 0 measures nothing; options: further keywords of `sparsify`.
+    Returns the result of `sparsify`, and the measured part of the record.
+    """
     from ..core.registry import method_key
     from ..hosts.prune.pruner import bytes_by_part, sparsify, stops_of
 
@@ -210,7 +215,7 @@ def _check(names: Sequence[str], density: float, rows: int, calib: str, out: Pat
 
 
 def _check_layout(layout: str) -> None:
-    """Raises: UnknownName; MissingExtra for a layout that another library writes."""
+    """Check that a layout is known, and installed.  Raises: UnknownName; MissingExtra."""
     if layout not in SAVED:
         raise UnknownName("--layout", layout, SAVED)
     # Refused before hours of work, not when the folder is written.
@@ -219,9 +224,13 @@ def _check_layout(layout: str) -> None:
 
 
 def _method(method: str, base: str, density: float, pattern: str | None, layers: Any) -> Any:
+    """Build the settings of a pruning method.
+
+    base: the method whose mask dsnot improves; unused with others.
+    pattern: n:m, None for a density without pattern; layers: which layers to prune.
+    """
     from ..core.registry import card
 
-    # DSnoT improves the mask of another method, which it has as a setting.
     # DSnoT improves the mask of another method, which is a setting of it.
     inner = card(base if method == "dsnot" else method).config(density, pattern, layers)
     return card("dsnot").config(inner) if method == "dsnot" else inner

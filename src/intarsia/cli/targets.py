@@ -20,7 +20,7 @@ REPORTS = {".md": "<!-- intarsia report -->", ".tex": "% intarsia report"}
 
 @contextmanager
 def holding() -> Iterator[None]:
-    """Carry out a verb inside, and let go at its end of what it held."""
+    """Carry out a command inside the context, and release the files it reserved at its end."""
     # A context variable, not a global: verbs of several threads hold their own paths.
     with ExitStack() as stack:
         # `target` and `hold` find the stack of their verb by the context variable, without a

@@ -108,7 +108,11 @@ def _quiet(_: str) -> None:
 
 
 def _running(arguments: dict[str, Any], out: Path, resume: bool, plan: str | None) -> Any:
-    """Return how to carry the run out.  plan: how processes share the experts, if they do."""
+    """Return how to carry the run out.
+
+    plan: how processes share the experts, if they do.
+    arguments: options of `fit` by name.
+    """
     from ..train import Running
     from ..train.settings import with_keywords
 
@@ -124,7 +128,7 @@ def _running(arguments: dict[str, Any], out: Path, resume: bool, plan: str | Non
 
 @contextmanager
 def _resumable(out: Path) -> Iterator[None]:
-    """Answer Ctrl-C inside by the command that goes on with the run."""
+    """Turn Ctrl-C inside the context into a message with the command that resumes the run."""
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -164,6 +168,7 @@ def _completed(arguments: dict[str, Any], config: Path | None, words: set[str]) 
     """Complete the parameters by those of a file and of the data, and refuse what cannot be.
 
     words: names of the parameters that were given; returns those and the file's.
+    arguments: options of `fit` by name, changed in place; config: file with options, None for none.
     """
     if config is not None:
         if arguments["resume"]:
@@ -190,6 +195,7 @@ def _experiment_of(arguments: dict[str, Any], words: set[str]) -> tuple[Experime
     """Return the experiment of the command line, or the one to go on with, and its folder.
 
     words: the names of what was given.  Raises: ConfigError for no data.
+    arguments: options of `fit` by name.
     """
     from ..data.sets import located
     from ..experiments.experiment import Experiment, resumed

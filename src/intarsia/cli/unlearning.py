@@ -114,6 +114,7 @@ def unlearn(
 
 
 def _place(text: str | None) -> tuple[int, int] | str | None:
+    """Parse --at: "LAYER,EXPERT" as two numbers; "all" and None stay.  Raises: ConfigError."""
     if text is None or text == "all":
         return text
     parts = text.split(",")
@@ -132,7 +133,12 @@ def _unlearned(
     settings: dict[str, Any],
     target: Path,
 ) -> dict[str, Any]:
-    """Load a model, unlearn, write it, and return the record.  source: the model and its device."""
+    """Load a model, unlearn, write it, and return the record.
+
+    source: the model and its device.
+    method: its settings; texts: to forget and to retain (None for none); sizes: rows and tokens of
+    a row; settings: further keywords of `unlearn`.
+    """
     from ..core.files import write_json, writing
     from ..core.sealing import seal_stock
     from ..data.texts import load_texts
@@ -177,6 +183,10 @@ def _unlearned(
 
 
 def _show(record: dict[str, Any]) -> None:
+    """Print the measures along the training, and what was trained.
+
+    record: with "path", a list of measures by name; "at", "trained" and "total" weights.
+    """
     names = list(record["path"][-1])
     rows = [
         tuple(f"{point[n]:.3f}" if n != "step" else f"{point[n]:.0f}" for n in names)

@@ -33,7 +33,7 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 
 def _check_density(schedule: str | None) -> None:
-    """Raises: ConfigError for a density without a schedule that has one."""
+    """Refuse a density without a schedule that has one.  Raises: ConfigError."""
     dense = [
         name
         for name in schedules()
@@ -50,7 +50,10 @@ def _check_density(schedule: str | None) -> None:
 
 
 def check_teacher(objective: str, teacher: str | None) -> None:
-    """Raises: ConfigError for a teacher without an objective that has one, or the reverse."""
+    """Check that a teacher comes with an objective that has one, and the reverse.
+
+    Raises: ConfigError.
+    """
     # A teacher may also stand inside --objective itself.
     has, wants = (
         teacher or "teacher=" in objective,
@@ -64,7 +67,10 @@ def check_teacher(objective: str, teacher: str | None) -> None:
 
 
 def experiment_values(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of an `Experiment`, out of all parameters of a verb."""
+    """Return the values of an `Experiment`, out of all parameters of a verb.
+
+    options: by name, those of other settings are left out.
+    """
     values = {name: value for name, value in options.items() if value is not None}
     if "density" in values:
         values["schedule"] = with_density(values["schedule"], values["density"])

@@ -164,7 +164,11 @@ class Method(MethodSettings, abc.ABC):
         layers: Sequence[int] | None = None,
         seed: int = 0,
     ) -> Method:
-        """Return the settings with what the method decides for a whole host."""
+        """Return the settings with what the method decides for a whole host.
+
+        batches: inputs to calibrate on; targets: names of the modules to adapt, None for the
+        method's own; layers: numbers of the blocks, None for all.
+        """
         return self
 
     def check_sites(self, paths: Sequence[str]) -> None:

@@ -68,9 +68,11 @@ class Change(MethodSettings, abc.ABC):
         return host
 
     def scheduled(self, plan: Plan, schedule: Any) -> Any:
-        """Return the schedule with which a model that was changed so is trained.
+        """Return the training schedule for a model with this change; by default the one given.
 
-        schedule: the one asked for, None without any.  Raises: ConfigError for one that cannot be.
+        plan: what `plan` decided for the model; unused here, changes with a schedule of their own
+        read it.  schedule: what the user asked for, None for nothing.
+        Raises: ConfigError for a schedule that this change does not allow.
         """
         return schedule
 
@@ -110,7 +112,7 @@ class Step:
         return not self.plan.change.rewires
 
     def entry(self) -> dict[str, Any]:
-        """Return it as `intarsia.json` has it."""
+        """Return the change with its plan as a JSON object, as `intarsia.json` lists it."""
         change: Any = self.plan.change
         return {
             "key": method_key(change),

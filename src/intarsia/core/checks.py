@@ -30,7 +30,11 @@ def _quoted(got: object) -> object:
 
 
 def whole(subject: str, got: object, least: float = -math.inf, fix: str = "") -> None:
-    """Check that `got` is a whole number, and got >= least.  Raises: ConfigError."""
+    """Check that `got` is a whole number, and got >= least.
+
+    subject, fix: of the error.
+    Raises: ConfigError.
+    """
     # NumPy's integers count, 2.0 does not
     if not isinstance(got, Integral):
         fix = fix or f"Try {max(1, least)}."
@@ -39,7 +43,11 @@ def whole(subject: str, got: object, least: float = -math.inf, fix: str = "") ->
 
 
 def at_least(subject: str, got: float, least: float, fix: str = "") -> None:
-    """Check that got >= least, which NaN and other types are not.  Raises: ConfigError."""
+    """Check that got >= least, which NaN and other types are not.
+
+    subject, fix: of the error.
+    Raises: ConfigError.
+    """
     # the comparison is positive, so that NaN fails it
     if not _holds(lambda: got >= least):
         want, fix = f"at least {least}", fix or f"Try {least}."

@@ -37,6 +37,11 @@ class IntarsiaError(Exception):
     """
 
     def __init__(self, what: str, *, got: object, want: object, fix: str) -> None:
+        """Build the message "what: got X, want Y. fix".
+
+        what: the thing that is wrong; got: its value, or the exception that was met.
+        want: what is allowed; fix: a sentence that says what to do.
+        """
         # KeyError's own text is only the key: the type says what it means
         if isinstance(got, Exception) and not isinstance(got, IntarsiaError):
             got = f"{type(got).__name__}: {got}"
@@ -51,6 +56,10 @@ class IntarsiaError(Exception):
 def _rebuild(
     cls: type[IntarsiaError], subject: str, got: object, want: object, fix: str
 ) -> IntarsiaError:
+    """Build an error anew when it is unpickled, without the `__init__` of its class.
+
+    subject: the error's `what`; got, want, fix: its other three parts, see `IntarsiaError`.
+    """
     # a subclass may have an __init__ of its own, with other arguments
     error = cls.__new__(cls)
     IntarsiaError.__init__(error, subject, got=got, want=want, fix=fix)
@@ -101,6 +110,10 @@ class MissingExtra(IntarsiaError, ImportError):
     """An optional dependency that is not installed."""
 
     def __init__(self, package: str, extra: str) -> None:
+        """Build the error of a package that is not installed.
+
+        package: its import name; extra: the extra of intarsia that installs it.
+        """
         super().__init__(
             f"optional dependency {package!r}",
             got="not installed",
@@ -122,6 +135,11 @@ class UnknownName(IntarsiaError, LookupError):
     def __init__(
         self, kind: str, name: str, choices: Iterable[str], listed: str = "", *, fix: str = ""
     ) -> None:
+        """Build the error of a name that is not among the choices; similar names come first.
+
+        kind: a word for the thing that is named ("method"); listed: where all names are listed,
+        used only where there are too many to show; fix: advice to add to the similar names.
+        """
         names = sorted(choices)
         parts = (name, name.rpartition(".")[2])  # a setting may be said with its whole path
         # the whole name first, then its last part

@@ -52,12 +52,20 @@ def public_path(name: str) -> str:
 def exports(
     module: str, file: str
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """Return `__getattr__`, `__dir__` and `__all__` of a package or a module, whose file it is."""
+    """Return `__getattr__`, `__dir__` and `__all__` by which a module imports its names when used.
+
+    module: its `__name__`; file: its `__file__`.  The public names, and the modules that define
+    them, are read from the stub beside it, the same path with the ending .pyi.
+    """
     modules = homes(Path(file).with_suffix(".pyi"))
     package = module if Path(file).stem == "__init__" else module.rpartition(".")[0]
     names = sorted(modules, key=str.casefold)
 
     def get(name: str) -> Any:
+        """Import and return a public object of the package: its `__getattr__`.
+
+        Raises: AttributeError with similar names for a name that is not public.
+        """
         if name not in modules:
             near = difflib.get_close_matches(name, names)
             fix = f". Did you mean {' or '.join(near)}?" if near else ""

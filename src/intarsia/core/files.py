@@ -70,7 +70,12 @@ def writing(
 
 
 def _finish(folder: Path, target: Path, spare: bool) -> None:
-    """Put what was written into a scratch folder in place of the target, and beside it."""
+    """Move what was written into a scratch folder to the target's place.
+
+    folder: the scratch folder; files that were written beside the target's move with it.
+    spare: refuse to replace an old folder that has files which the new one has not.
+    Raises: ConfigError.
+    """
     # 1. mkdtemp and some writers make private files: give them the umask's mode, then sync
     mode = _mode(folder)
     names = _names(folder, target)
@@ -165,7 +170,7 @@ def repaired(path: str | Path) -> Path:
 def reserved(
     target: str | Path, *, mark: str = "", own: Collection[str] = ()
 ) -> Generator[Path, None, None]:
-    """Check a target before the work, and keep it `held` inside: what every verb does first.
+    """Check a target before the work, and keep other processes from it inside the context.
 
     One rule for all of them: what is there is replaced only if this kind of writer wrote it.
 
@@ -215,6 +220,7 @@ def _ends(path: Path) -> bytes:
 def _check_replaced(old: Path, new: Path, spare: bool) -> None:
     """Check that a new file or folder may replace an old one.
 
+    spare: an old folder with files that the new one has not may not be replaced.
     Raises: ConfigError for a folder that would be lost, and for a file where a folder is due.
     """
     if new.is_dir() and old.exists() and not old.is_dir():

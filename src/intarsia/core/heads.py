@@ -11,7 +11,7 @@ NAMES = ("classifier", "head", "fc", "score", "pre_classifier", "projector")
 
 
 def own_classifier(model: nn.Module) -> Any:
-    """Return what a model of timm says is its classifier, a tuple of several or of none.
+    """Return the classifier that a timm model names: a module, a tuple of several, or ().
 
     None stands for a model of another library.
     """

@@ -31,7 +31,7 @@ def modes_kept(model: nn.Module) -> Generator[None]:
 
 @contextmanager
 def forward_as(module: nn.Module, forward: Callable[..., Any]) -> Generator[None]:
-    """Replace a module's forward inside; the module, its name and its hooks stay as they are."""
+    """Replace a module's forward inside the context; the module and its hooks stay as they are."""
     attributes = vars(module)
     # a forward of the instance, as accelerate sets one, comes back afterwards
     before = attributes.get("forward")

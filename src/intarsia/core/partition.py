@@ -107,6 +107,11 @@ class Partition:
 
 
 def _check_mask(name: str, part: int, mask: Tensor, owner: Tensor) -> None:
+    """Check that a mask is boolean and overlaps no earlier part.
+
+    name: of the parameter; part: number of the mask; owner: for each weight the number of the part
+    that already has it, -1 for none, of the mask's shape.  Raises: ConfigError.
+    """
     if mask.dtype != torch.bool:
         raise ConfigError(f"mask of {name!r}", got=mask.dtype, want="bool", fix="Use mask.bool().")
     if bool((overlap := mask & (owner >= 0)).any()):
@@ -118,6 +123,7 @@ def _check_mask(name: str, part: int, mask: Tensor, owner: Tensor) -> None:
 
 
 def _same_shapes(mappings: Sequence[Mapping[str, Tensor]]) -> None:
+    """Check that all mappings have equal parameters of equal shapes.  Raises: ShapeError."""
     first = mappings[0]
     for mapping in mappings:
         for name in mapping.keys() | first.keys():
@@ -129,6 +135,10 @@ def _same_shapes(mappings: Sequence[Mapping[str, Tensor]]) -> None:
 
 
 def _one_part(partitions: tuple[Partition, ...]) -> None:
+    """Check that sets can be combined: at least one, each a partition of one part, of equal shapes.
+
+    Raises: ConfigError; ShapeError.
+    """
     if not partitions:
         raise ConfigError("set algebra", got="none", want="partitions", fix="Pass at least one.")
     for p in partitions:

@@ -53,6 +53,7 @@ def open_regular(path: str | Path) -> io.BufferedReader:
 
 
 def _check_regular(mode: int, path: str | Path) -> None:
+    """Refuse a path that is no regular file.  mode: `st_mode` of its stat.  Raises: OSError."""
     if stat.S_ISREG(mode):
         return
     if stat.S_ISDIR(mode):
@@ -72,6 +73,7 @@ def check_regular(path: str | Path) -> None:
 
 
 def _inside(path: Path, levels: int = 2) -> Iterable[Path]:
+    """Yield the files below a path, and the folders at the given depth as they are."""
     if not (levels and path.is_dir()):
         yield path
         return

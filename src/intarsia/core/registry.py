@@ -60,6 +60,7 @@ class _Listed(Card):
     """A card of the index; what only the method's module holds is read there when asked for."""
 
     def __getattr__(self, name: str) -> Any:
+        """Return `config` or `tiny` of the card, for which the method's module is imported."""
         if name not in ("config", "tiny"):
             raise AttributeError(name)
         # the only import of a method's module
@@ -176,6 +177,7 @@ def settings_to_dict(config: object) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    """Return a setting's value ready for JSON: methods and settings as dicts, tuples as lists."""
     if is_dataclass(value) and not isinstance(value, type):
         listed = any(type(value).__module__ == f"intarsia.{e['module']}" for e in index().values())
         return method_to_dict(cast("Method", value)) if listed else settings_to_dict(value)
@@ -185,6 +187,7 @@ def _plain(value: Any) -> Any:
 
 
 def _live(value: Any) -> Any:
+    """Return a value read from JSON as a setting: the reverse of `_plain`."""
     if isinstance(value, list):
         return tuple(cast("list[Any]", value))
     if not isinstance(value, Mapping) or KEY not in value:
@@ -204,6 +207,11 @@ def method_from_dict(settings: Mapping[str, Any]) -> Any:
 
 
 def _from_dict(settings: Mapping[str, Any], allowed: tuple[str, ...]) -> Any:
+    """Build a method from a dict of its settings.
+
+    settings: with the method's key among them, under KEY; allowed: the keys that may stand there.
+    Raises: ConfigError without a key; UnknownName for another one.
+    """
     if KEY not in settings:
         want = f"a {KEY!r} among them"
         fix = f"Add one of {list(allowed)}."
@@ -218,6 +226,7 @@ def _from_dict(settings: Mapping[str, Any], allowed: tuple[str, ...]) -> Any:
 def settings_from_dict(card: Card, settings: Mapping[str, Any]) -> Any:
     """Make the config that `settings_to_dict` wrote; settings left out take their defaults.
 
+    card: of the method.
     Raises: as `method_from_dict`.
     """
     # a name is checked against the defaults before the config is made with it

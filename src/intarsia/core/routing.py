@@ -51,7 +51,11 @@ class Routing:
         losses: Mapping[str, Tensor] | None = None,
         state: Tensor | None = None,
     ) -> Routing:
-        """Make a routing of k experts per token.  index: (T, k) int64, weight: (T, k)."""
+        """Make a routing of k experts per token.
+
+        index: (T, k) int64, weight: (T, k).
+        losses: named scalars to add to the task's; state: for the next layer's router.
+        """
         if index.shape != weight.shape or index.dim() != 2:
             got = f"{tuple(index.shape)} and {tuple(weight.shape)}"
             fix = "Pass the outputs of topk as they are."

@@ -239,7 +239,10 @@ def from_json(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
 
 
 def members(kind: Any) -> list[Any]:
-    """Return the members of a type, text last: "0.5" is a number wherever it can be one."""
+    """Return the members of a type, text last: "0.5" is a number wherever it can be one.
+
+    kind: a type, or a union of types.
+    """
     union = get_origin(kind) in (typing.Union, types.UnionType)
     order = (type(None), bool, int, float)
     kinds = list(get_args(kind)) if union else [kind]
@@ -251,6 +254,7 @@ def fits(value: Any, kind: Any) -> bool:
     """Return True if a value is of a type of plain values; of any other type, every value is.
 
     A whole number may stand for a float; True is no number; a list may stand for a tuple.
+    kind: a type, or a union of types.
     """
     for member in members(kind):
         if get_origin(member) in SEVERAL:
@@ -294,6 +298,10 @@ def written(value: Any) -> str:
 
 
 def _read(text: str, kind: Any) -> tuple[Any, bool]:
+    """Parse a text as one type that is no union.
+
+    Returns (value, True), or (None or a useless value, False) where the text is not of that type.
+    """
     if kind is type(None):
         return None, text == ""
     if kind is bool:
@@ -313,7 +321,7 @@ def _read(text: str, kind: Any) -> tuple[Any, bool]:
 
 
 def in_words(kind: Any) -> str:
-    """Return a type as an error says it, such as "nothing or a whole number"."""
+    """Describe a type in words, for errors: "nothing or a whole number"."""
     return " or ".join(
         "nothing"
         if member is type(None)

@@ -51,6 +51,7 @@ class Store:
         self.rows = {row[KEY]: row for row in self._read()}
 
     def _read(self) -> Iterator[dict[str, Any]]:
+        """Yield the records of the file in order; lines that are no such record are left out."""
         if not self.path.exists():
             return
         try:

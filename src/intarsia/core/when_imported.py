@@ -15,6 +15,10 @@ class _WhenImported:
         self.module, self.then = module, then
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        """Find the awaited module as other finders do, and let its loader call `then` at the end.
+
+        path, target: unused; the interface of finders has them.  Returns None for any other module.
+        """
         if name != self.module:
             return None
         finders = (f.find_spec for f in sys.meta_path if f is not self and hasattr(f, "find_spec"))

@@ -191,6 +191,10 @@ def _read_atomic(path: Path) -> tuple[dict[str, str], Iterator[tuple[int, Row]]]
         header[name] = kind
 
     def rows() -> Iterator[tuple[int, Row]]:
+        """Yield (line number, column -> cell) of each line.
+
+        Raises: DataError for a wrong number of cells.
+        """
         for number, line in enumerate(lines[1:], 2):
             if not line.strip():
                 continue

@@ -112,7 +112,11 @@ def outline(name: str, *, size: int | None = None, pretrained: bool = True) -> n
 def _build_packaged(
     name: str, spec: PackagedBackbone, state: State | None, classes: int, size: int
 ) -> nn.Module:
-    """Build a packaged model, with converted weights and a fresh head."""
+    """Build a packaged model, with converted weights and a fresh head.
+
+    spec: the packaged model's architecture; state: converted weights, None for random ones; size:
+    side of pictures in px.
+    """
     _check_multiple(name, size, spec.multiple)
     model = _create_model(spec.timm_name, classes, size, pretrained=False)
     if state is not None:

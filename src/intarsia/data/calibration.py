@@ -126,6 +126,7 @@ def _rows_of_text(text: str, count: int, length: int, tokenizer: Any) -> list[Te
     """Return the first `length` tokens of each of `count` equal pieces of a text.
 
     Fewer rows where a piece has fewer tokens.
+    tokenizer: of transformers.
     """
     size = len(text) // max(1, count)
     token_rows: list[Tensor] = []

@@ -48,8 +48,8 @@ SUFFIXES = (".txt", ".md", ".jsonl")  # of files of texts
 
 def is_text(spec: str) -> bool:
     """Return True for a named corpus, or a .txt, .md or .jsonl file of texts."""
-    known = spec in names() or Path(spec).suffix.lower() in SUFFIXES
-    return known and not lists_pictures(Path(spec))
+    has_form = spec in names() or Path(spec).suffix.lower() in SUFFIXES
+    return has_form and not lists_pictures(Path(spec))
 
 
 def read(name: str, progress: Report) -> Any:

@@ -22,23 +22,27 @@ Stamp = tuple[int, int, int]  # bytes; nanoseconds of the last change, as told a
 def stamp(path: Path) -> Stamp | None:
     """Size and times of a file; None when it cannot be read."""
     try:
-        found = path.stat()
+        status = path.stat()
     except (OSError, ValueError):  # a name that no file can have
         return None
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 class DigestCache:
     """The digests of the files under one folder, stored in `<cache>/digests/`."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
+        """Open the stored digests of files.
+
+        paths: the files, whose common folder names the cache's file.
+        """
         self.root = Path(os.path.commonpath([path.absolute() for path in paths]))
         key = hashlib.sha256(str(self.root).encode()).hexdigest()[:24]
         self.file = cache_dir() / "digests" / f"{key}.json"
         self.known: dict[str, list[object]] = {}
         with contextlib.suppress(OSError, ValueError):  # missing or damaged: decode again
-            found = read_json(self.file)
-            self.known = found if isinstance(found, dict) else {}
+            digests = read_json(self.file)
+            self.known = digests if isinstance(digests, dict) else {}
 
     def _name(self, path: Path) -> str:
         return os.path.relpath(path.absolute(), self.root)
@@ -53,7 +57,7 @@ class DigestCache:
     def save(self, digests: dict[Path, str]) -> None:
         """Add digests and write the file atomically."""
         for path, digest in digests.items():
-            if found := stamp(path):
-                self.known[self._name(path)] = [*found, digest]
+            if file_stamp := stamp(path):
+                self.known[self._name(path)] = [*file_stamp, digest]
         with contextlib.suppress(TrainingError):  # no cache folder: the next run decodes again
             write_json(self.file, self.known, indent=None)

@@ -72,7 +72,11 @@ def prompt_of(sample: Sample) -> str:
 
 
 def sample_of(line: Mapping[str, Any], place: str) -> Sample:
-    """Return the text or the messages of a line.  Raises: DataError."""
+    """Return the text or the messages of a line.
+
+    line: one JSON object; place: of the line, for errors.
+    Raises: DataError.
+    """
     if isinstance(text := line.get("text"), str):
         return text
     messages = line.get("messages") or _messages_of_prompt(line, place)

@@ -21,6 +21,7 @@ OTHER_MARKS = ("|", ",")
 def has_several(column: str, cells: Sequence[Any], file: Path) -> bool:
     """Decide whether a column holds several labels a row: lists, or `labels` with semicolons.
 
+    cells: of the column, in order.
     Raises: DataError for the column `labels` with another mark between names.
     """
     if any(isinstance(cell, list) for cell in cells):

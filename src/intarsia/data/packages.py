@@ -127,7 +127,10 @@ def _supplied_archive(package: Package, folder: Path) -> Path | None:
 
 
 def _download(package: Package, folder: Path, cache: Path) -> Path:
-    """Fetch the archive into `folder` with the registry's own client."""
+    """Fetch the archive into `folder` with the registry's own client.
+
+    cache: folder of the downloads, for the error's advice.
+    """
     elsewhere = (
         f"Or download {package.spec} from {package.registry} on another machine "
         f"and copy the archive to {cache / 'archives'}."
@@ -158,7 +161,10 @@ def _download(package: Package, folder: Path, cache: Path) -> Path:
 
 
 def _network_hint(package: Package, stderr: str) -> str:
-    """Return what else may help after a failed download, for the error's fix."""
+    """Return what else may help after a failed download, for the error's fix.
+
+    stderr: of the client that failed.
+    """
     if package.registry == "debian" and ("Unable to locate" in stderr or "was not found" in stderr):
         return ", run `apt-get update`"
     if package.registry == "pypi" and "No module named pip" in stderr:

@@ -94,7 +94,11 @@ def _random_squares(
 def _squares_by_part(
     folders: tuple[Path, ...], shrink: int, transform: Callable[[Image.Image, int], LabelledSquare]
 ) -> Iterator[LabelledSquare]:
-    """Yield squares of every other photograph (training), then of those between (testing)."""
+    """Yield squares of every other photograph (training), then of those between (testing).
+
+    folders: with photographs; shrink: factor by which they are made smaller first; transform: makes
+    a labelled square of a square and its number.
+    """
     files = _photograph_files(folders)
     for part in (files[::2], files[1::2]):
         for file in part:

@@ -44,7 +44,10 @@ def names() -> tuple[str, ...]:
 
 
 def located(data: str) -> str:
-    """Return a named set as it is, a path in full: a run folder then works from everywhere."""
+    """Return the name of a set as it is, and a path in full, which a run's record can keep.
+
+    Either may end in JOINED ("@train+val"), which stays.
+    """
     plain = data.removesuffix(JOINED)
     path = Path(plain).expanduser()
     if plain in names() or not path.exists():

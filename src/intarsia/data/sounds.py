@@ -31,7 +31,7 @@ def prompt_language(*folders: Path) -> Decoded:
 
 
 def prompt_kind(*folders: Path) -> Decoded:
-    """Return 128 px grey spectrograms by what is said: number, letter, spelling word, sentence."""
+    """Read 128 px grey spectrograms in four classes: number, letter, spelling word, sentence."""
     rows = _files_by_part(folders)
     kinds = [file.parent.name if file.parent.name in KINDS else KINDS[-1] for file, _ in rows]
     images = np.stack([spectrogram(file) for file, _ in rows])

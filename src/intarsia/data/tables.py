@@ -208,7 +208,10 @@ def _dataset_picture(dataset: Any, index: int) -> Picture:
 
 
 def _table_picture(table: Any, column: str, index: int) -> Picture:
-    """Return the undecoded picture of a row: its bytes, or its path."""
+    """Return the undecoded picture of a row: its bytes, or its path.
+
+    table: of the `datasets` package; column: with pictures; index: of the row.
+    """
     cell = table[index][column]
     if cell is None:
         subject, fix = f"row {index + 1}", "Complete the row, or delete it."
@@ -260,7 +263,10 @@ def _table_set(table: Any, name: str) -> ImageSet:
 
 
 def _lazy_pictures(table: Any, image: str) -> LazyPictures:
-    """Return the pictures of a column, read on access and not decoded."""
+    """Return the pictures of a column, read on access and not decoded.
+
+    table: of the `datasets` package; image: the column's name.
+    """
     import datasets
 
     undecoded = table.cast_column(image, datasets.Image(decode=False))
@@ -268,7 +274,10 @@ def _lazy_pictures(table: Any, image: str) -> LazyPictures:
 
 
 def _check_parts(sets: dict[str, ImageSet], path: Path, on_error: OnError) -> dict[str, ImageSet]:
-    """Check names and classes of the parts, and decode every picture once."""
+    """Check names and classes of the parts, and decode every picture once.
+
+    sets: by part; on_error: what is done with pictures that cannot be read, see `verify`.
+    """
     unknown = set(sets) - {"all", "train", "val", "test"}
     if not sets or unknown or ("all" in sets and len(sets) > 1):
         subject, got = f"parts of {path.name}", ", ".join(sorted(sets)) or "an empty table"

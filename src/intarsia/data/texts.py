@@ -299,6 +299,11 @@ class _InstructionRows:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Row | None:
+        """Return token ids (t,) and labels (t,) of a sample, cut to `length` tokens.
+
+        Labels of the prompt are IGNORED, so that it has no loss.  None for a sample whose prompt
+        leaves no room for an answer, or which has fewer than two tokens.
+        """
         prompt, answer = tokens_of(self.samples[index], self.tokenizer)
         if len(prompt) >= self.length or len(prompt) + len(answer) < 2:
             return None
@@ -327,7 +332,10 @@ def _part_sizes(rows: int, val: int | None, test: int | None) -> tuple[int, int]
 
 
 def _split_consecutively(rows: int, val: int | None, test: int | None) -> dict[str, list[int]]:
-    """Split rows in their order: the end of a text is not trained on."""
+    """Split rows in their order: the end of a text is not trained on.
+
+    val, test: numbers of rows, None for a tenth.
+    """
     vals, tests = _part_sizes(rows, val, test)
     positions, first = list(range(rows)), rows - vals - tests
     return {
@@ -340,7 +348,10 @@ def _split_consecutively(rows: int, val: int | None, test: int | None) -> dict[s
 def grouped(
     groups: list[str], val: int | None, test: int | None, seed: int
 ) -> dict[str, list[int]]:
-    """Split rows at random, so that all rows of a group (one prompt) are in the same part."""
+    """Split rows at random, so that all rows of a group (one prompt) are in the same part.
+
+    groups: of each row its group; val, test: numbers of rows, None for a tenth.
+    """
     vals, tests = _part_sizes(len(groups), val, test)
     order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed)).tolist()
     part_of_group: dict[str, str] = {}

@@ -15,7 +15,12 @@ from ..schedules import Bdwp
 def step_cycles(
     model: str, pattern: str, directions: str, batch: int, size: int | None, side: int
 ) -> tuple[list[dict[str, Any]], int, int]:
-    """Return a row for each layer, the cycles of a dense step, and those with N:M weights."""
+    """Simulate one training step of a model on a systolic array, dense and with N:M weights.
+
+    pattern: N:M; directions: passes in which the weights are sparse; batch: pictures in a step;
+    size: of a picture in px; side: multipliers along each side of the array.
+    Returns a row for each layer, the cycles of the dense step and those with N:M weights.
+    """
     sat, training = Sat(side=side), Bdwp(pattern, directions)
     net = backbones.backbone(model, classes=1000, size=size, pretrained=False)
     picture = torch.zeros(1, 3, *input_config(net).size)

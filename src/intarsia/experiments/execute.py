@@ -122,6 +122,8 @@ def _on_pictures(
     fold: Fold | None,
     choice: Mapping[str, Any] | None,
 ) -> Run:
+    """Train an experiment on pictures in a reserved run folder; for parameters see `carry_out`."""
+    # recipe: keywords of `fit`; its objective and class weights depend on the data: completed here
     report(f"Reading the pictures of {experiment.pictures.data}.")
     data = shared.get("pictures", pictures_key(experiment), lambda: pictures_of(experiment, report))
     recipe["objective"] = with_teacher(
@@ -169,7 +171,11 @@ def _on_pictures(
 
 
 def finished(run: Run, *, data: Splits, spent: Spent, temperature: float | None = None) -> Run:
-    """Add to a run what only its experiment knows, and write its mistakes into its folder."""
+    """Add to a run what only its experiment knows, and write its mistakes into its folder.
+
+    spent: time of what was computed once for several runs, which is added to this run's.
+    temperature: for a run without validation part; else it is fitted there.
+    """
     if run.out is not None and isinstance(metrics := run.test, Metrics):
         out, image = run.out, data.test.image
         save = partial(save_mistakes, out, image, metrics.logits, metrics.labels, data.classes)

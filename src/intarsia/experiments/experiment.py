@@ -36,7 +36,7 @@ def schedules() -> tuple[str, ...]:
 
 
 def check_images(count: float) -> None:
-    """Raises: ConfigError unless it is a whole number or a share below 1."""
+    """Check that a count is a whole number or a share below 1.  Raises: ConfigError."""
     if isinstance(count, float) and count >= 1:
         want, fix = "a whole number, or a share below 1", "For example: 1000, or 0.1."
         raise ConfigError("images", got=count, want=want, fix=fix)

@@ -60,6 +60,7 @@ def _on_texts(
     score: bool,
     search: Mapping[str, Any] | None,
 ) -> Run:
+    """Train an experiment on texts in a reserved run folder; for the parameters see `carry_out`."""
     adapted, seed = experiment.adapted, experiment.training.seed
     # the tokenizer is the model's, so that the model comes before the texts
     model, tokenizer = language_model(
@@ -119,7 +120,7 @@ def model_of(experiment: Experiment, report: Callable[[str], None]) -> nn.Module
 
 
 def check_options(experiment: Experiment) -> None:
-    """Raises: ConfigError for an option or a method that only pictures have."""
+    """Refuse options and methods that only pictures have.  Raises: ConfigError."""
     flat, method = experiment.flat(), experiment.adapted.method
     if method in settings.known() and card(method).config().needs_head:
         subject, fix = f"method {method!r}", "Use lora, or another of `intarsia list`."

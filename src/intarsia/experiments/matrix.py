@@ -53,7 +53,11 @@ class PlannedRun:
         return replace(self, experiment=self.experiment.changed(lr=rate), search=search)
 
     def trial(self, running: Mapping[str, Any], *, quiet: bool) -> Trial:
-        """Return the run as a trial.  running: of `Running`; quiet: its lines come with its end."""
+        """Return the run as a trial, which an executor can run, also in another process.
+
+        running: fields of `Running` by name; quiet: hold the run's lines of progress back and
+        return them with its result.
+        """
         name = f"{self.experiment.label}, seed {self.experiment.training.seed}"
         inputs = {
             "experiment": self.experiment.flat(),
@@ -128,9 +132,12 @@ def planned(
 
 
 def check_baseline(runs: Sequence[PlannedRun], baseline: str | None) -> None:
-    """Raises: UnknownName for a baseline that will be no group of the report."""
+    """Check that a label that is to be the baseline is the label of one of the planned runs.
+
+    Raises: UnknownName.
+    """
     labels = list(dict.fromkeys(run.experiment.label for run in runs))
-    # a label that two groups have is told apart in brackets, once they are there
+    # the report adds settings in brackets to labels that two groups share: compare without them
     if baseline is not None and baseline.partition(" (")[0] not in labels:
         raise UnknownName("baseline", baseline, labels)
 
@@ -179,6 +186,7 @@ def on_one_adapter(
     A mixture's own defaults may differ from those of the adapter it is made of (its activation, for
     one); a comparison of the two would then be one of activations. The first mixture's adapter
     counts for all, but for methods whose own settings were given.
+    start: the settings of all methods; settings_by_method: method -> NAME=value as given.
     """
     configs = {
         name: method_of(
@@ -231,6 +239,7 @@ def run_all(
     reported: set[tuple[str, str]] = set()
 
     def done(end: TrialEnd) -> None:
+        """Report a run's lines, each once for all seeds of a method, or note that it failed."""
         if end.result is None:
             failed.append(f"{end.trial.name}: {end.error}")
             return

@@ -27,6 +27,10 @@ class OnRay:
         self.threads = threads
 
     def run(self, work: Work, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Run one trial's work on a Ray worker, which is started at the first call.
+
+        Raises: Died if the worker is lost; the work's own error.
+        """
         ray = self._ray
         if self._worker is None:
             actor = ray.remote(num_cpus=self.threads)(RayWorker)
@@ -42,6 +46,7 @@ class OnRay:
         raise result
 
     def _tell_if_busy(self) -> None:
+        """Announce that no cores are free, if the worker has not started after PATIENCE seconds."""
         begun, _ = self._ray.wait([self._worker.begun.remote()], timeout=PATIENCE)
         if not begun:
             announce(

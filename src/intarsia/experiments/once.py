@@ -76,6 +76,10 @@ def tokens_once(
     with reading_tokens(model, block) as prefix:
 
         def tokens(part: str, images: Dataset[Any]) -> tuple[ImageTensors, Spent]:
+            """Compute the tokens of one part's pictures, or take those that another run has stored.
+
+            part: "train", "val" or "test".  Returns them, and the time of their computation.
+            """
             inputs = {**of_part(identity, part), "block": block, "dtype": str(dtype)}
             dataset, spent = shared.tensors(
                 "tokens", inputs, lambda: _prefix_with_bar(prefix, images, part, dtype)
@@ -92,9 +96,11 @@ def tokens_once(
 
 
 def of_part(identity: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """Return the key of a part's pixels or tokens: its own pictures, not those of other parts.
+    """Return the key under which a part's pixels or tokens are stored and shared by runs.
 
     Runs that draw their training pictures by their seed then share what they score on.
+    identity: key of all parts, with the digest of each part's pictures; part: "train", "val" or
+    "test".
     """
     return {**identity, "part": part, "pictures": identity["pictures"][part]}
 
@@ -167,7 +173,10 @@ def _remembered(
     mark: dict[str, Any],
     make: Callable[[], Tensor],
 ) -> Tensor:
-    """Keep rows with constants in this process's memory, for the runs that come next."""
+    """Return tensors from this process's memory, made and kept at the first call with these keys.
+
+    part_identity, mark: what tells them apart from others, as entries of the key.
+    """
     return shared.get("constants", {**part_identity, **mark}, make)
 
 

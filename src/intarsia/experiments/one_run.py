@@ -91,16 +91,17 @@ def _stack(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def shape_of(experiment: Experiment, **extra: Any) -> str:
-    """Return a key that runs share if they may step together: only seed, rate and decay differ.
+    """Return a key that runs share if their steps can be computed in one joint forward pass.
 
-    "" for runs that gain nothing: texts, and methods that are no adapter, which train the trunk.
-    extra: what else has to be the same.
+    Such runs differ in nothing but seed, learning rate and weight decay.  "" for runs that gain
+    nothing from it: texts, and methods that are no adapter, which train the whole backbone.
+    extra: further settings that have to be the same.
     """
     flat = experiment.flat()
     kind = index().get(experiment.adapted.method, {}).get("kind")
     if is_text(experiment.pictures.data) or kind in ("baseline", "change", "recipe"):
         return ""
-    # these may differ between runs that step together
+    # these may differ between runs whose steps are computed together
     for name in ("seed", "lr", "weight_decay"):
         del flat[name]
     return key_of({**flat, **extra})

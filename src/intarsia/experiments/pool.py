@@ -79,6 +79,7 @@ def run_trials(
 
     A trial that raises, or whose process dies, is a TrialEnd with an error like any other.
     threads: of torch in each process; None shares this machine's cores out, or those of Ray's.
+    work: an importable function of a trial's inputs; begun: called with each trial as it begins.
     Raises: ConfigError for impossible numbers; KeyboardInterrupt after the running trials have been
     told to stop.
     """
@@ -96,6 +97,7 @@ def run_trials(
     stopped = threading.Event()
 
     def serve(slot: Executor) -> None:
+        """Run pieces of work until none is left, in a thread of the slot; results go to `ended`."""
         try:
             while not stopped.is_set():
                 try:
@@ -134,6 +136,11 @@ def _serve(
     begun: Callable[[Trial], None],
     put: Callable[[TrialEnd], None],
 ) -> None:
+    """Run the trials of one piece of work in a slot.
+
+    slot: what runs them, for example a process; begun: called with each trial before the first
+    runs; put: called with each trial's result.
+    """
     for trial in piece:
         begun(trial)
     for end in _ends_of(slot, work, piece):
@@ -141,7 +148,10 @@ def _serve(
 
 
 def pieces(trials: Sequence[Trial], jobs: int) -> list[list[Trial]]:
-    """Group trials in pieces, by stack: at most MOST of them in one, and a piece for each job."""
+    """Group trials whose steps can be computed together: at most MOST in a piece of work.
+
+    A trial without a `stack` is a piece by itself; there are pieces enough for all jobs.
+    """
     # a trial without a stack has its own number as key, and so stays by itself
     stacks: dict[object, list[Trial]] = {}
     for number, trial in enumerate(trials):
@@ -156,6 +166,12 @@ def pieces(trials: Sequence[Trial], jobs: int) -> list[list[Trial]]:
 
 
 def _slots(executor: str, jobs: int, threads: int | None, trials: int) -> list[Executor]:
+    """Build the executors, as many as run at once.
+
+    executor: a key of EXECUTORS; jobs: the most that run at once; threads: of torch in each, None
+    for an equal share of the cores; trials: pieces of work that there are.  Raises: ConfigError;
+    UnknownName.
+    """
     at_least("--jobs", jobs, 1, "Leave it out.")
     one_of("executor", executor, EXECUTORS)
     number = min(jobs, trials)
@@ -209,15 +225,17 @@ def run_told(
     executor: str = "processes",
     threads: int | None = None,
 ) -> None:
-    """Call `run_trials`, with a line for each end: how it ended, how long the rest will take.
+    """Call `run_trials`, with a line for each result: how it ended, how long the rest will take.
 
     describe: a result in a few words.
+    report: gets the lines; the others are parameters of `run_trials`.
     """
     # means are kept for each kind, since methods differ in time more than seeds do
     pace = TimeLeft(trials, jobs)
     start = time.monotonic()
 
     def ended(end: TrialEnd) -> None:
+        """Pass on a trial's result, and report its outcome, its time, and the time that is left."""
         done(end)
         pace.add(end)
         seconds_left = pace.left() or 0.0
@@ -233,14 +251,20 @@ def run_told(
 
 
 def refuse_failed(errors: Sequence[str], count: int) -> None:
-    """Raises: TrainingError with the first of the errors of `count` trials, if there is one."""
+    """Refuse to go on if trials failed.
+
+    errors: of those that failed, of `count` trials.  Raises: TrainingError with the first.
+    """
     if errors:
         want, fix = "a result of each", "Mend it and call this again: finished trials are kept."
         raise TrainingError(f"{len(errors)} of {count} trials", got=errors[0], want=want, fix=fix)
 
 
 def _ends_of(slot: Executor, work: Work, piece: Sequence[Trial]) -> list[TrialEnd]:
-    """Return the ends of a piece; the trials of one whose process died are tried one by one."""
+    """Run a piece's trials together in one slot and return their results.
+
+    If that fails, each trial is run by itself: memory for all, or one of them, may be at fault.
+    """
     if len(piece) == 1:
         return [_end_of(slot, work, piece[0])]
     start = time.perf_counter()
@@ -260,6 +284,7 @@ def _ends_of(slot: Executor, work: Work, piece: Sequence[Trial]) -> list[TrialEn
 
 
 def _end_of(slot: Executor, work: Work, trial: Trial) -> TrialEnd:
+    """Run one trial in a slot; an error, or a lost process, becomes the error of its result."""
     start = time.perf_counter()
     result, error = None, ""
     try:

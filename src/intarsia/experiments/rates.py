@@ -119,7 +119,7 @@ class _Trials:
         return [base.changed(lr=rate, seed=seed) for rate, seed in product(rates, seeds)]
 
     def carry(self, rates: Sequence[float], seeds: Sequence[int]) -> None:
-        """Carry out what is not kept yet."""
+        """Run the trials of all methods at these rates and seeds that have no stored result."""
         trials = [self._trial(e) for m in self.bases for e in self.of(m, rates, seeds)]
         # one after the other they share what they have in memory with the trials of later rounds
         local = "here" if self.how.jobs == 1 else "processes"
@@ -134,6 +134,8 @@ class _Trials:
         }
 
         def carry(missing: Sequence[Trial], done: Callable[[TrialEnd], None]) -> None:
+            """Run the trials that have no stored score; call `done` with the result of each."""
+
             def ended(end: TrialEnd) -> None:
                 done(end)
                 if end.result is not None:  # its score is all that is wanted of it
@@ -146,6 +148,7 @@ class _Trials:
         searching.carry_missing(trials, self.kept, carry, again=False)
 
     def _trial(self, experiment: Experiment) -> Trial:
+        """Return the training of an experiment as a trial that is scored on validation alone."""
         key = key_of(experiment.flat())
         inputs: dict[str, Any] = {
             "key": key,
@@ -202,6 +205,7 @@ class _Trials:
     def _scores(
         self, method: str, rates: Sequence[float], seeds: Sequence[int]
     ) -> dict[float, searching.Score]:
+        """Return the validation score of each rate for a method: the mean over the seeds."""
         trials = self.of(method, rates, seeds)
         by_rate = searching.scores_by(trials, self.ends(trials), ["lr"])
         return {rate: score for (rate,), score in by_rate.items()}
@@ -213,7 +217,10 @@ class _Trials:
         rates: Sequence[float],
         seeds: Sequence[int],
     ) -> dict[str, Any]:
-        """Return what a run's record says of the search for its rate, see `results.runs.rates`."""
+        """Return what a run's record says of the search for its rate, see `results.runs.rates`.
+
+        scores: rate -> score on validation; seeds: of the draws that were averaged.
+        """
         ends = self.ends(self.of(method, rates, seeds))
         if not scores:
             return {"error": ends[0]["error"]}
@@ -235,7 +242,7 @@ class _Trials:
 
 
 def _check_validation(experiment: Experiment) -> None:
-    """Raises: ConfigError for an experiment without a validation part."""
+    """Check that an experiment has a validation part.  Raises: ConfigError."""
     if experiment.pictures.val == 0:
         want, fix = "a validation part", "Leave --val out, or fix one rate for all: --lr 3e-3."
         raise ConfigError("search for learning rates", got="--val 0", want=want, fix=fix)

@@ -95,6 +95,7 @@ def fit_recommender(
     outputs: dict[str, Any] = {}
 
     def finish(run: Run) -> Run:
+        """Score the trained model on the test part, save it, and return the run with its scores."""
         outputs["measures"] = measured(model, val, test)
         # only now: the items that a user is known to have are left out of her ranking
         model.known = data
@@ -116,7 +117,7 @@ def fit_recommender(
 
 
 def measured(model: Recommender, val: Interactions, test: Interactions) -> dict[str, float]:
-    """Measure a full sort: of each held-out question, or of each user's test items.
+    """Rank all items for each held-out question, or each user with test items; return measures.
 
     What a user took in training or for validation is no rival of her test items: a recommender that
     ranks it high is right.
@@ -229,6 +230,11 @@ def open_recommender(folder: str | Path, *, mapped: bool = False) -> Recommender
 
 
 def _events(arrays: Mapping[str, Any], names: Mapping[str, Any], start: str) -> Interactions:
+    """Build interactions of users with items from stored arrays.
+
+    names: ids of users and items, and the items' fields, as read from JSON.
+    start: the prefix of the names of these arrays, which share a file with others.
+    """
     fields = {
         n: ItemField(
             f["kind"],

@@ -36,6 +36,7 @@ def release(
     int8: of "onnx": in 8 bits, with ranges of the run's training pictures, compared with float32 on
       its validation pictures, or else those of the test part.  result: gets what the checks found,
       a line each.
+    form: "timm", "onnx" or "torch"; fold_it: add the adapter's change to the weights before.
     Raises: FoldError where no stock model says the same; ExportError where the written one differs,
     or loses too much in int8.
     """

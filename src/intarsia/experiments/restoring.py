@@ -37,7 +37,10 @@ def restored(
 def check_backbone(
     model: nn.Module, folder: Path, experiment: Experiment, record: Mapping[str, Any]
 ) -> None:
-    """Raises: CheckpointError for another model than that of the training, at its picture size."""
+    """Check that the model is that of the training, at its picture size.
+
+    Raises: CheckpointError.
+    """
     if (fingerprint := trunk_fingerprint(model)) != (
         want := need(record, "record.trunk", str, folder)
     ):

@@ -137,6 +137,7 @@ def pictures_to_score(
 ) -> ImageSet:
     """Return a part of the run's own data, or of other data with the same classes.
 
+    opened: the run; part: None for the first of PARTS that there is; on_error: see `read_data`.
     Raises: UnknownName for a part that is not there; DataError for other classes.
     """
     if data is None:
@@ -171,9 +172,9 @@ def pictures_to_score(
 def check_unchanged(
     experiment: Experiment, record: Mapping[str, Any], now: Mapping[str, Any]
 ) -> None:
-    """Raises: DataError where the data are others than in training: parts would mix.
+    """Check that the data are those of the training, as else its parts would mix.
 
-    record: of the run; now: that of its data as they are now.
+    record: of the run; now: the record of its data as they are now.  Raises: DataError.
     """
     then: Any = (record.get("record") or {}).get("data") or {}
     for part, part_record in then.get("parts", {}).items():
@@ -217,6 +218,10 @@ def scores_of(images: ImageSet, scores: Scores) -> dict[str, Any]:
 
 
 def _labels(images: ImageSet, scores: Scores) -> dict[str, dict[str, float]]:
+    """Return pictures (n), precision and recall of each label, for pictures with several labels.
+
+    scores: with logits and labels, (pictures, labels); a logit above 0 predicts its label.
+    """
     rows: dict[str, dict[str, float]] = {}
     guess, truth = scores.predictions["logits"] > 0, scores.predictions["labels"] > 0
     for label, name in enumerate(images.classes):
@@ -281,6 +286,10 @@ class Prediction:
 
 
 def _predict(opened: PictureRun, pictures: Sequence[Picture]) -> Iterator[Prediction]:
+    """Yield a prediction for each picture, in order; one that cannot be read has an error instead.
+
+    opened: the run with its model; pictures: files, bytes or images, in one batch.
+    """
     transform = eval_transform(opened.inputs)
     ready: dict[int, Tensor] = {}
     errors: dict[int, str] = {}

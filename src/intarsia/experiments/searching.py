@@ -19,7 +19,7 @@ from .experiment import Experiment
 from .pool import Trial, TrialEnd
 
 SEARCHES = "searches.jsonl"
-"""File in which a folder keeps the ends of its trials."""
+"""File in which a folder keeps the results of its trials."""
 
 Carry = Callable[[Sequence[Trial], Callable[[TrialEnd], None]], None]
 Score = tuple[float, float]
@@ -28,10 +28,10 @@ Score = tuple[float, float]
 def carry_missing(
     trials: Sequence[Trial], store: Store, carry: Carry, *, again: bool = True
 ) -> None:
-    """Carry out the trials whose ends are not kept yet, and keep each end.
+    """Run the trials whose results are not stored yet, and store each result.
 
-    trials: with the "key" of their row among their inputs.  carry: carries trials out and calls its
-    second argument with each end.  again: a trial that failed is tried once more.
+    trials: with the "key" of their row among their inputs.  carry: runs trials, and calls its
+    second argument with the result of each.  again: run a trial again whose stored row is an error.
     """
 
     def missing(key: str) -> bool:
@@ -44,7 +44,7 @@ def carry_missing(
 
 
 def row_of(end: TrialEnd) -> dict[str, Any]:
-    """Return what is kept of a trial: its validation scores, seconds and temperature, or its error.
+    """Return what is stored of a trial: validation scores, seconds and temperature, or its error.
 
     n: samples of the validation part, where the trial says so.
     """
@@ -79,6 +79,7 @@ def scores_by(
 
     names: of the values, as ("lr",).  A run that failed counts as 0. Values of which every run
     failed are left out.
+    ends: for each run its row as `row_of` returns it.
     """
     # draws and tasks with the same values are one group
     ended: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}

@@ -115,6 +115,10 @@ def sees_by_key(key: str) -> bool:
 
 
 def _with_encoders(method: Any, config: Seeing) -> Any:
+    """Return the method with the image and audio encoders that the settings name.
+
+    method: the method's own settings.  Raises: ConfigError for an encoder that it has no field for.
+    """
     encoders = {"image": config.see, "audio": config.hear}
     field_names = {f.name for f in fields(method)}
     for name in ("image", "audio"):
@@ -135,6 +139,8 @@ def fit_seeing(
 ) -> FittedReader:
     """Train as asked, score on the test part by modality, and write the run folder.
 
+    config: the run's settings; resume: go on with the run in `out`; running: further keywords of
+    `fit`.
     Raises: as `built`, `read_questions` and `fit` do.
     """
     questions = read_questions(config.data)
@@ -176,7 +182,10 @@ def run_batch(config: Seeing) -> int:
 
 
 def split_of(config: Seeing, questions: Sequence[Question], make: Processor) -> QuestionSplits:
-    """Return the parts of the run's questions."""
+    """Split questions into training, validation and test rows, as the settings say.
+
+    make: turns questions into rows of tokens and encoded pictures or sounds.
+    """
     rows = config.rows
     return split_questions(
         questions,

@@ -40,6 +40,10 @@ def write_page(
 
 
 def _shown(run: SeeingRun, question: Question, answer: str) -> Shown:
+    """Return a question with its answer as an item of the page: picture, description, right answer.
+
+    Where the picture was cut into tiles, also the vectors that were read of them.
+    """
     description = "; ".join(run.told(question))
     text = question.question
     if not question.image:

@@ -53,10 +53,11 @@ def known() -> tuple[str, ...]:
 
 
 def method(key: str, settings: Sequence[str], start: Any = None, among: Any = None) -> Any:
-    """Return the settings of a method with what `--set` says; `start` has the values of the rest.
+    """Return a method's settings, changed by the name=value of `--set`.
 
     among: the keys to choose from, None = what can be done to a model.
 
+    start: settings to change, None for the defaults.
     Raises: UnknownName for a method or a setting that does not exist, ConfigError for a value that
     is not of its type or that the method refuses.
     """
@@ -102,6 +103,7 @@ def change_of(
     """Return the change that settings make to a model, at the places of an experiment.
 
     classes: their names, kept with an adapter.  places: of `Adapt`, such as head=None.
+    config: settings of a method, or of another change; adapted: says which blocks and modules.
     """
     # an adapter has places of its own; another change takes blocks only if it has such a setting
     change, blocks = as_change(config), layers(adapted)
@@ -135,7 +137,10 @@ def layers(adapted: Adapted) -> range | None:
 
 
 def _check_places(adapted: Adapted) -> None:
-    """Raises: ConfigError for --last-blocks or --target with a method that has no such places."""
+    """Refuse --last-blocks and --target for methods that have no such places.
+
+    Raises: ConfigError.
+    """
     if adapted.method not in known() or adapted.method in (*keys(), *keys("recipe")):
         return
     # baselines, pruners and other changes have no cells to place
@@ -157,7 +162,11 @@ def _check_places(adapted: Adapted) -> None:
 
 
 def _build(card: Card, values: Mapping[str, str], start: Any, above: str) -> Any:
-    """Build a card's config; names in `values` may lead into a method inside, name.inner=value."""
+    """Build a card's config; names in `values` may lead into a method inside, name.inner=value.
+
+    start: the config to change, None for the card's own; above: path of the settings around it, ""
+    or with a dot at its end, for errors.
+    """
     if values and not settings_to_dict(card.config()):
         subject = f"--set with method {card.key!r}"
         got = ", ".join(f"{name}={value}" for name, value in values.items())
@@ -167,7 +176,12 @@ def _build(card: Card, values: Mapping[str, str], start: Any, above: str) -> Any
 
 
 def _changed(start: Any, values: Mapping[str, str], above: str, subject: str) -> Any:
-    """Return a dataclass with values read from text."""
+    """Return a config with some of its values replaced by values read from text.
+
+    start: the config; values: text by name, "name.inner" for a setting of a config inside it.
+    above: path of this config within others, with a dot at its end; subject: the kind of thing that
+    is named, for errors.  Raises: UnknownName; ConfigError.
+    """
     hints = _hints(start)
     direct = {name: value for name, value in values.items() if "." not in name}
     # step 1: part the values of this config from those of configs inside it, by the first dot
@@ -206,7 +220,10 @@ def _changed(start: Any, values: Mapping[str, str], above: str, subject: str) ->
 
 
 def _hints(config: Any) -> dict[str, Any]:
-    """Return the types of a config's settings; of one that is no field, that of its value."""
+    """Return the type of each setting of a config, from its annotation where it is a field.
+
+    For another name it is the type of the present value; a list from JSON stands for words.
+    """
     types = get_type_hints(type(config))
     return {
         name: types.get(name) or (tuple[str, ...] if isinstance(now, list) else type(now))
@@ -224,7 +241,11 @@ def with_settings(config: Any, **new: Any) -> Any:
 def _inner(
     path: str, options: dict[str, Card], key: str | None, values: Mapping[str, str], start: Any
 ) -> Any:
-    """Build a method inside a method: chosen by its key, or the present one, with its settings."""
+    """Build a method inside a method: chosen by its key, or the present one, with its settings.
+
+    path: of the setting that holds the method; options: methods that it may be, by key; key: the
+    one that was named, None for none; values: its settings as texts; start: the present method.
+    """
     now = next((k for k, option in options.items() if option.config is type(start)), None)
     if key is not None and key not in options:
         raise UnknownName(f"method for --set {path}", key, options, registry.LISTED)

@@ -46,7 +46,10 @@ class SharedWork:
         self._kinds: dict[str, OrderedDict[str, Any]] = {}
 
     def get(self, kind: str, inputs: Mapping[str, Any], make: Callable[[], T]) -> T:
-        """Return the thing made from these inputs, from memory if it is there."""
+        """Return the thing made from these inputs, from memory if it is there.
+
+        kind: a name for such things; inputs: all that determines it; make: computes it.
+        """
         memory = self._kinds.setdefault(kind, OrderedDict())
         key = key_of(inputs)
         if key not in memory:
@@ -70,6 +73,11 @@ class SharedWork:
     def _on_disk(
         self, kind: str, inputs: Mapping[str, Any], make: Callable[[], TensorDataset]
     ) -> tuple[TensorDataset, Spent]:
+        """Return tensors from the folder; where they are missing, compute and store them.
+
+        kind: first part of the file's name; inputs: everything that determines them, hashed for the
+        rest. Returns them with the time of their computation, which is stored, too.
+        """
         start = Spent.now()
         if self.folder is None:
             return make(), Spent.now().since(start)

@@ -103,6 +103,10 @@ def soup_runs(
 def _written(
     out: Path, runs: Sequence[PictureRun | TextRun], kitchen: Kitchen, soup: dict[str, Any]
 ) -> dict[str, Any]:
+    """Write the averaged model as a run folder of its own, and return its record.
+
+    kitchen: holds the averaged model and scores it; soup: candidates, chosen runs and weights.
+    """
     first = runs[0]
     record = copy.deepcopy(dict(first.record))
     results = [run.record["results"] for run in runs]
@@ -140,6 +144,7 @@ class Kitchen:
         return self.sets[name]
 
     def _parts(self) -> Mapping[str, Any]:
+        """Return the run's data by part: "train", "val" and "test", each None if there is none."""
         run = self.run
         if isinstance(run, TextRun):
             texts = language.texts_of(run.experiment, run.tokenizer, self.report)
@@ -153,7 +158,10 @@ class Kitchen:
         return held(images, self.run.inputs) if isinstance(self.run, PictureRun) else images
 
     def check_val(self) -> None:
-        """Raises: DataError for no val part, or one that is in the training part."""
+        """Check that there is a validation part, apart from the training part.
+
+        Raises: DataError.
+        """
         val = self.part("val")
         # candidates have learned training pictures: scores on them choose nothing
         shared = 0 if val is None else shared_samples(self._seen("train"), self._seen("val"))
@@ -163,7 +171,10 @@ class Kitchen:
             raise DataError("val", got=got, want="samples of its own to choose by", fix=fix)
 
     def put(self, state: State) -> None:
-        """Give the model these tensors, with batch norms counted anew."""
+        """Load averaged weights into the model, and compute its batch norms' statistics anew.
+
+        state: parameter and buffer names -> tensors.
+        """
         model = self.run.model
         model.load_state_dict(state)
         if self.norms:
@@ -182,7 +193,11 @@ class Kitchen:
         return self._score("val").best
 
     def line(self, states: Sequence[State], apart: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Return the score on val of (1 - t) a + t b, a and b those farthest apart."""
+        """Return the score on val of (1 - t) a + t b, a and b those farthest apart.
+
+        states: the candidates' tensors; apart: the distance of each pair, with their indices "a"
+        and "b".
+        """
         # where a barrier lies between two candidates, it is seen best between the farthest
         widest = max(apart, key=lambda pair: pair["distance"])
         ends = [states[int(widest[end])] for end in ("a", "b")]
@@ -205,7 +220,10 @@ class Kitchen:
 
 
 def _check_same(runs: Sequence[PictureRun | TextRun], names: Sequence[str]) -> None:
-    """Raises: ConfigError for runs that began with other weights, or whose parts are others."""
+    """Check that all runs began with the same weights and have the same parts of the data.
+
+    names: of the runs, for the error.  Raises: ConfigError.
+    """
     first = runs[0].record["record"]
     for run, name in zip(runs[1:], names[1:], strict=True):
         second, two = run.record["record"], f"candidates {names[0]} and {name}"

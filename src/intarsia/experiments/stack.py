@@ -66,7 +66,7 @@ def conflict(names: Sequence[str]) -> str | None:
 
 
 def check(names: Sequence[str]) -> None:
-    """Raises: ConfigError for entries in conflict."""
+    """Check that no two of these entries are in conflict.  Raises: ConfigError."""
     if reason := conflict(names):
         raise ConfigError("entries", got=reason, want="one of the two", fix="Leave one out.")
 
@@ -79,6 +79,8 @@ def stacked(
 ) -> Measured:
     """Measure a copy of the model with these entries, on rows that it was not calibrated on.
 
+    settings: entry -> value, as `parsed` returns them; calibration: batches for entries that need
+    them; rows: batches to measure on.
     Raises: as `parsed`, and TargetError for experts of another layout.
     """
     check(tuple(settings))
@@ -152,7 +154,10 @@ def stack_pairs(
     pairs: bool = True,
     report: Report = lambda _: None,
 ) -> StackTable:
-    """Return the model as it is, each entry alone, and, if asked for, all pairs."""
+    """Return the model as it is, each entry alone, and, if asked for, all pairs.
+
+    settings: entry -> value; calibration, rows: as of `stacked`; report: gets a line for each.
+    """
     plan: list[tuple[str, ...]] = [(), *((name,) for name in settings)]
     plan += list(combinations(settings, 2)) if pairs else []
     measured: dict[tuple[str, ...], Measured] = {}
@@ -174,7 +179,10 @@ def stack_of(
     *,
     report: Report = lambda _: None,
 ) -> StackTable:
-    """Return the model as it is, and with the entries one after the other, up to all of them."""
+    """Return the model as it is, and with the entries one after the other, up to all of them.
+
+    settings: entry -> value; calibration, rows: as of `stacked`; report: gets a line for each.
+    """
     names = tuple(settings)
     prefixes = [names[:count] for count in range(len(names) + 1)]
     measured: dict[tuple[str, ...], Measured] = {}
@@ -185,7 +193,12 @@ def stack_of(
 
 
 def broken(table: StackTable, tolerance: float = 1e-5) -> list[str]:
-    """Return the broken laws: an entry that claims to preserve outputs, and changes them."""
+    """Return a sentence for each entry that changes outputs which it claims to preserve.
+
+    Also one for each combination whose outputs are others when its experts are offloaded.
+
+    tolerance: largest difference in nats that counts as none.
+    """
     bad: list[str] = []
     for names, measured in table.found.items():
         for name in names:

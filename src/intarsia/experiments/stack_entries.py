@@ -71,6 +71,7 @@ class StackEntry:
 
 
 def _share(text: str) -> float:
+    """Parse the share of experts to prune, from 0 to 0.9.  Raises: ConfigError."""
     try:
         share = float(text)
     except ValueError:
@@ -120,6 +121,11 @@ def _quantile(text: str) -> float:
 
 
 def _skip(on: Stacked, text: str) -> None:
+    """Set the thresholds below which a token skips its second expert, one for each layer.
+
+    on: the model so far; text: the quantile of the gates' ratio g2 / g1 on calibration tokens at
+    which the threshold lies: about this share of tokens skips.
+    """
     share = _quantile(text)
     for path, inputs in expert_inputs(on.model, on.calibration).items():
         # g2 / g1: a token whose second gate is far below its first skips the second expert
@@ -145,6 +151,11 @@ def _energy(text: str) -> float:
 
 
 def _low_rank(on: Stacked, text: str) -> None:
+    """Replace each expert's matrices by products of two factors of low rank, where that is smaller.
+
+    on: the model so far; text: the share of energy (of outputs on calibration tokens) that is to
+    stay.
+    """
     energy = _energy(text)
     inputs, stock = expert_inputs(on.model, on.calibration), gated_experts(on.model)
     # all inputs are taken from the model as it was, so that no factor depends on another
@@ -166,6 +177,10 @@ def _bits(text: str) -> int:
 
 
 def _quantise(on: Stacked, text: str) -> None:
+    """Quantise all matrices of the experts.
+
+    on: the model so far; text: the bits of a weight, "w4".
+    """
     # the model computes with decoded weights, as a device that loads the format would
     on.format = form = Absmax(_bits(text))
     stock = gated_experts(on.model)
@@ -224,7 +239,10 @@ ENTRIES: dict[str, StackEntry] = {
 
 @torch.no_grad()
 def trace_of(on: Stacked, rows: Sequence[Batch]) -> Trace:
-    """Return the routing of some rows, skipped experts left out."""
+    """Record which experts each token of some rows is routed to, without those that are skipped.
+
+    on: the model so far, with its thresholds for skipping; rows: batches of token ids.
+    """
     experts: list[Tensor] = []
     stock = gated_experts(on.model)
     count = next(iter(stock.values())).experts

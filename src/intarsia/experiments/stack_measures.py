@@ -94,7 +94,11 @@ def measure(on: Stacked, names: tuple[str, ...], rows: Sequence[Batch]) -> Measu
 
 @torch.no_grad()
 def losses(model: Any, rows: Sequence[Batch], below: Mapping[str, float]) -> Tensor:
-    """Return the cross-entropy of each sequence, nats a token.  (S,) float64."""
+    """Return the cross-entropy of each sequence in nats a token, (S,) float64.
+
+    rows: batches of token ids; below: router's path -> ratio of gates below which the second expert
+    is skipped.
+    """
     sequence_losses: list[Tensor] = []
     with evaluating(model), skipping(model, below):
         for batch in rows:
@@ -117,6 +121,10 @@ def _payload(file: bytes) -> int:
 
 
 def _tensors(on: Stacked) -> dict[str, Tensor]:
+    """Return all tensors of the model as they would be stored, by name, to count their bytes.
+
+    on: a model after its techniques; experts are stored in its format, everything else in bfloat16.
+    """
     paths = tuple(f"{path}." for path in gated_experts(on.model))
     tensors: dict[str, Tensor] = {}
     for name, p in on.model.named_parameters():  # a tied head is named once
@@ -133,7 +141,10 @@ def _tensors(on: Stacked) -> dict[str, Tensor]:
 
 
 def expected_bytes(on: Stacked) -> int:
-    """Return the same by the formula: two bytes a number, or what the format says of each shape."""
+    """Compute the bytes of all tensors from their shapes, to check `stored_bytes`.
+
+    Two bytes a number, or for experts what their format states for a matrix of that shape.
+    """
     paths = tuple(f"{path}." for path in gated_experts(on.model))
     total = ITEM * sum(
         p.numel() for name, p in on.model.named_parameters() if not name.startswith(paths)

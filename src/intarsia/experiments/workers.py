@@ -62,6 +62,10 @@ class OwnProcess:
         self._pipe: Connection | None = None
 
     def run(self, work: Work, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Run one trial's work in the process of this executor, which is started at the first call.
+
+        Raises: Died if the process ends before its work does; the work's own error.
+        """
         if self._pipe is None:
             context = self._context(work)
             self._pipe, theirs = context.Pipe()
@@ -90,6 +94,7 @@ class OwnProcess:
         return multiprocessing.get_context("spawn")
 
     def _ended(self) -> int | None:
+        """Forget the process and return its exit code; None if there is none, or it goes on."""
         process, self._process, self._pipe = self._process, None, None
         if process is None:
             return None
@@ -121,6 +126,7 @@ class FreshProcess(OwnProcess):
     """
 
     def _context(self, work: Work) -> BaseContext:
+        """Return how processes start: on Linux forked by a server that has imported the work."""
         if sys.platform != "linux":
             return super()._context(work)
         context = multiprocessing.get_context("forkserver")
@@ -135,9 +141,10 @@ class FreshProcess(OwnProcess):
 
 
 def _serve(pipe: Connection, threads: int, environment: Mapping[str, str]) -> None:
-    """Work until the pipe ends; end at once when the parent does.
+    """Do work that comes through the pipe until it closes; exit at once when the parent has ended.
 
     environment: the parent's, which a server of forks knows as it was at its own start.
+    threads: of torch in this process.
     """
     os.environ.clear()
     os.environ.update(environment)

@@ -110,6 +110,7 @@ def _part(opened: TextRun, data: str | None, part: str, report: Report) -> Texts
 
 
 def _stdin() -> list[str]:
+    """Return the lines of standard input.  Raises: DataError for bytes that are no UTF-8."""
     try:
         return sys.stdin.read().split("\n")
     except UnicodeDecodeError as error:
@@ -118,7 +119,11 @@ def _stdin() -> list[str]:
 
 
 def prompts_of(opened: TextRun, sources: Iterable[Path | Sequence[str]]) -> list[Prompt]:
-    """Return the prompts of files, "-" for standard input, and of lines.  Raises: DataError."""
+    """Return the prompts of files, "-" for standard input, and of lines.
+
+    opened: the run, whose tokenizer is used; sources: files, "-", or lists of lines.
+    Raises: DataError.
+    """
     prompts: list[Prompt] = []
     for source in sources:
         lines = _stdin() if source == STDIN else source

@@ -124,6 +124,7 @@ def _places(line: Series, axis: Axis) -> list[float]:
 
 
 def _limits(axis: Axis, values: Sequence[float]) -> tuple[float, float]:
+    """Return the least and the greatest value of an axis, with a margin around the values."""
     if axis.limits is not None:
         return axis.limits
     if axis.names:
@@ -141,7 +142,10 @@ def _limits(axis: Axis, values: Sequence[float]) -> tuple[float, float]:
 def _scale(
     axis: Axis, values: Sequence[float], start: float, end: float
 ) -> Callable[[float], float]:
-    """Return the function from a value of an axis to its place in px."""
+    """Return the function from a value of an axis to its place in px.
+
+    start, end: the axis's ends in px, which the least and the greatest value get.
+    """
     low, high = _limits(axis, values)
     # px grow to the right and downwards; a caller swaps start and end for the vertical axis
     if axis.reverse:
@@ -162,6 +166,7 @@ def _ticks(axis: Axis, values: Sequence[float]) -> list[tuple[float, str]]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
+    """Return the values between two positive limits at which a logarithmic axis has ticks."""
     decades = math.log10(high / low)
     # over many decades only powers of ten, over few also 2 and 5, within one all
     steps = (1.0,) if decades > 2 else (1.0, 2.0, 5.0) if decades > 0.7 else tuple(range(1, 10))
@@ -172,7 +177,10 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _round_ticks(low: float, high: float, limit: int = 6) -> list[float]:
-    """Return at most `limit` multiples of 1, 2 or 5 times a power of ten between two values."""
+    """Return at most `limit` multiples of 1, 2 or 5 times a power of ten between two values.
+
+    low, high: the ends of the axis.
+    """
     # the power of ten just below the ideal distance of two ticks
     size = 10.0 ** math.floor(math.log10((high - low) / limit))
     # the smallest step with at most `limit` ticks
@@ -197,7 +205,11 @@ def _axis_lines(
     box: tuple[float, float, float, float],
     across: bool,
 ) -> list[str]:
-    """Draw grid lines, ticks and the title of an axis."""
+    """Draw grid lines, ticks and the title of an axis.
+
+    values: all that are drawn along it; place: from a value to px; box: left, top, right and bottom
+    of the plot in px; across: True for the horizontal axis.
+    """
     start, top, right, bottom = box
     parts: list[str] = []
     for value, text in _ticks(axis, values):
@@ -232,6 +244,10 @@ def text_at(x: float, y: float, text: str, anchor: str, attributes: str = "") ->
 def _series(
     line: Series, axis: Axis, across: Callable[[float], float], up: Callable[[float], float]
 ) -> str:
+    """Draw one series as an SVG group: line, error bar, marks, tooltips.
+
+    axis: the horizontal one; across, up: turn a value of x or y into pixels of the drawing.
+    """
     points = [(across(x), up(y)) for x, y in zip(_places(line, axis), line.y, strict=True)]
     parts: list[str] = []
     if line.joined and len(points) > 1:

@@ -87,7 +87,10 @@ def _heat(cells: HeatMap, label: str) -> str:
 
 
 def _titles(cells: HeatMap, margin: float, wide: float, top: float, high: float) -> list[str]:
-    """Write the titles of both axes of a heat map."""
+    """Write the titles of both axes of a heat map.
+
+    margin, top: left and upper edge of the cells in px; wide: width of all cells; high: of one row.
+    """
     parts = [text_at(margin + wide / 2, 12, cells.x, "middle")] if cells.x else []
     if cells.y:
         middle = top + len(cells.rows) * high / 2
@@ -100,7 +103,11 @@ def _titles(cells: HeatMap, margin: float, wide: float, top: float, high: float)
 def _cell(
     cells: HeatMap, i: int, j: int, value: float | None, x: float, wide: float, high: float
 ) -> str:
-    """Draw a cell of row i at x; the style sheet knows its width and height."""
+    """Draw a cell of row i at x; the style sheet knows its width and height.
+
+    j: its column; value: None leaves it empty; wide, high: its size in px, for the place of its
+    text.
+    """
     text = cells.text[i][j] if cells.text else ""
     panel = cells.panel.get((i, j))
     # nothing to draw, and nothing to click on

@@ -67,6 +67,7 @@ def _row(cells: Iterable[str]) -> str:
 
 
 def _cell(cell: Entry) -> str:
+    """Return a cell in LaTeX: the best value bold, the second best underlined, the remark small."""
     # the best in bold, the second best underlined
     text = escape(cell.text)
     text = {"first": rf"\textbf{{{text}}}", "second": rf"\underline{{{text}}}"}.get(

@@ -36,6 +36,12 @@ class LocalPage:
     """
 
     def __init__(self, page: str, answers: Mapping[str, Answer], *, port: int = 0) -> None:
+        """Start to listen on this machine's port.
+
+        page: the HTML page; answers: URL path -> function that answers a question of the page's
+        script, both JSON objects; port: 0 for any free one.  Raises: ConfigError for a port that is
+        not free.
+        """
         # the server makes a handler for each request, so that it carries its data as a class
         handler = type("Handler", (_Handler,), {"page": page.encode(), "answers": dict(answers)})
         try:
@@ -89,7 +95,11 @@ def serve_page(
     say: Callable[[str], None],
     note: Callable[[str], None],
 ) -> None:
-    """Answer a page until Ctrl-C.  say: is told the address, note: the end."""
+    """Answer a page until Ctrl-C.
+
+    say: is told the address, note: the end.
+    answers, port: as of `LocalPage`.
+    """
     with LocalPage(page, answers, port=port) as served:
         say(f"{served.url}  (Ctrl-C stops it)")
         try:
@@ -108,6 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "intarsia", ""
 
     def do_GET(self) -> None:  # noqa: N802 (the library's name)
+        """Send the page, an empty icon, or an error."""
         if not self._is_ours():
             self._refuse(403, "this server's own address", "Open the address that was printed.")
         elif self.path == "/":
@@ -118,6 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(404, "the page, /", "Open the address that was printed.")
 
     def do_POST(self) -> None:  # noqa: N802
+        """Check a question's path, type and length, then answer it."""
         if not self._is_ours():
             self._refuse(403, "this server's own address", "Open the address that was printed.")
         elif self.path not in self.answers:
@@ -135,6 +147,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(self.rfile.read(int(size)))
 
     def _answer(self, body: bytes) -> None:
+        """Answer a POST request whose path names one of `answers`; errors are sent as JSON, too.
+
+        body: the request's content, one JSON object.
+        """
         try:
             question = parse_json(body)
             if not isinstance(question, dict):
@@ -165,6 +181,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, json.dumps(content).encode("utf-8", "replace"), "application/json")
 
     def _send(self, status: int, body: bytes, kind: str) -> None:
+        """Send a response that browsers neither cache nor show inside other pages.
+
+        status: of HTTP; kind: its Content-Type.
+        """
         self.send_response(status)
         for name, value in (
             ("Content-Type", kind),

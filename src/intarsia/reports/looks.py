@@ -29,7 +29,10 @@ class Look:
 
 
 def looks_of(count: int, baseline: int | None) -> list[Look]:
-    """Return a look for each of `count` series; number `baseline` is grey, if there is one."""
+    """Return the colour and mark of each of `count` series.
+
+    baseline: the index of the series that is grey, None for none.
+    """
     # colours repeat after COLORS series, each time with another mark
     looks = [Look(n % COLORS + 1, (n + n // COLORS) % 7 + 1) for n in range(count)]
     # the baseline is grey and takes no colour from the others

@@ -61,6 +61,7 @@ def markdown_report(report: Report) -> str:
 
 
 def _blocks(blocks: Sequence[Block]) -> list[str]:
+    """Return each block of a section as Markdown; blocks that need a browser are left out."""
     parts: list[str] = []
     for block in blocks:
         match block:

@@ -29,6 +29,7 @@ def embedded_pictures(pictures: Sequence[Image.Image], largest: int = LARGEST) -
 
 
 def _shrunk(picture: Image.Image, factor: float) -> Image.Image:
+    """Return a copy whose longer side is multiplied by a factor, FEW_PIXELS at least."""
     side = max(FEW_PIXELS, round(factor * max(picture.size)))
     # `thumbnail` changes a picture in place
     small = picture.copy()
@@ -37,6 +38,7 @@ def _shrunk(picture: Image.Image, factor: float) -> Image.Image:
 
 
 def _encoded(picture: Image.Image) -> str:
+    """Return a picture as WebP in base64."""
     raw = io.BytesIO()
     # a tiny picture is shown enlarged, where losses would be seen
     lossless = max(picture.size) < FEW_PIXELS

@@ -192,9 +192,10 @@ class ItemValues:
 def paired(
     ours: Mapping[int, ItemValues], theirs: Mapping[int, ItemValues]
 ) -> PairedInterval | None:
-    """Pair two arms over the items of one task and the seeds that both have.
+    """Pair the values of two methods over the items of one task and the seeds that both have.
 
     None without such a seed, and where the items of a seed are not the same.
+    ours, theirs: seed -> values of the items.
     """
     pairs = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
     if not pairs or not all(np.array_equal(a.items, b.items) for a, b in pairs):

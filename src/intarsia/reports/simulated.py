@@ -101,7 +101,10 @@ def _over_mean(load: Tensor) -> Tensor:
 
 
 def _traffic(simulation: Simulated) -> tuple[Container, ...]:
-    """Draw bytes from row to column before and after, with colours that end at the same value."""
+    """Draw two maps of the bytes that each device sends each other, with one scale of colours.
+
+    Before: experts in order.  After: by the plan that was simulated.
+    """
     # one scale for both maps, so that their colours can be compared
     top = float(torch.stack([simulation.before, simulation.after]).max())
     size, prefix = numbers.prefix_of(top)
@@ -126,7 +129,11 @@ def _traffic(simulation: Simulated) -> tuple[Container, ...]:
 
 
 def _map(name: str, title: str, caption: str, sent: Tensor, top: float, unit: str) -> Figure:
-    """Draw what devices send each other.  sent: (D, D) in `unit`; top: the end of the colours."""
+    """Draw what devices send each other.
+
+    sent: (D, D) in `unit`; top: the end of the colours.
+    title, caption: of the figure; unit: of `sent`.
+    """
     values = sent.tolist()
     places = [str(i) for i in range(len(values))]
     hover = [
@@ -164,6 +171,11 @@ def _loads(even: Mapping[str, Tensor]) -> tuple[Note | Container, ...]:
 
 
 def _hits(hits: Mapping[str, Sequence[tuple[float, float]]]) -> tuple[Figure | Table, ...]:
+    """Draw how often a needed expert is in memory, against the share of experts that fit there.
+
+    hits: policy of eviction -> (share of experts in memory, hit rate).  Returns a chart and its
+    table.
+    """
     series = [
         charts.Series(
             name,

@@ -36,6 +36,7 @@ def _damaged(path: Path | str, error: Exception) -> CheckpointError:
 def report_of(content: Mapping[str, Any], name: str = "spans.json") -> Report:
     """Return the report of a file of `intarsia spans`.
 
+    content: the file's JSON; name: the file's name.
     Raises: CheckpointError for a file of anything else.
     """
     try:
@@ -104,6 +105,7 @@ def _spans(content: Mapping[str, Any]) -> tuple[list[list[int]], int]:
 
 
 def _losses(content: Mapping[str, Any]) -> dict[str, float]:
+    """Return the losses of full attention, of one window for all heads and of the spans; or {}."""
     # a file of spans that nothing was measured for has no results
     measured = content["about"]
     if "loss" not in measured:
@@ -116,6 +118,7 @@ def _losses(content: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _table(content: Mapping[str, Any]) -> Table:
+    """Return the table of losses and perplexities; without rows if nothing was measured."""
     rows = tuple(
         (Entry(name), Entry(f"{loss:.4f}"), Entry(f"{math.exp(loss):.2f}"))
         for name, loss in _losses(content).items()
@@ -124,6 +127,10 @@ def _table(content: Mapping[str, Any]) -> Table:
 
 
 def _sentences(content: Mapping[str, Any], spans: list[list[int]], length: int) -> list[str]:
+    """Say how much of the keys and values is kept, and what that costs in loss.
+
+    spans: tokens that each head of each layer attends to; length: tokens of the texts.
+    """
     # each head keeps the keys and values of its span
     lengths = [s for row in spans for s in row]
     share = sum(lengths) / (len(lengths) * length)

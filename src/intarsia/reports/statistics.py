@@ -77,7 +77,7 @@ def weights(groups: Sequence[str]) -> np.ndarray:
 
 
 def t_interval(values: Sequence[float], level: float = 1 - ALPHA) -> tuple[float, float]:
-    """Return Student's interval of the mean of one sample; without ends for one value."""
+    """Return Student's interval of the mean of one sample; without bounds for a single value."""
     from scipy.stats import t
 
     mean, count = math.fsum(values) / len(values), len(values)
@@ -93,7 +93,7 @@ def paired_interval(
     theirs: Sequence[np.ndarray],
     weights: Sequence[np.ndarray] | None = None,
 ) -> PairedInterval | None:
-    """Return the difference of two arms on one test set, over its items and the seeds together.
+    """Return the difference of two methods on one test set, over its items and the seeds together.
 
     One array (n,) for each seed.  items: whole numbers, the same for the same item in whatever
     seed; an item may be missing in some of them.  ours, theirs: the arms' values of each item: bool
@@ -299,6 +299,11 @@ def critical_difference(methods: int, tasks: int) -> float:
 
 
 def _cliques(ordered: np.ndarray, critical: float) -> tuple[tuple[int, int], ...]:
+    """Return the largest groups of methods whose mean ranks differ by at most `critical`.
+
+    ordered: (methods,) mean ranks, ascending.
+    Returns (first, last) index of each group of two or more.
+    """
     spans = [
         (first, int(np.searchsorted(ordered, rank + critical, side="right")) - 1)
         for first, rank in enumerate(ordered)

@@ -23,6 +23,7 @@ class Terminal:
     table: Table
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RichTable]:
+        """Yield the table for rich, without its least important columns where it is too wide."""
         # leave out the columns of the highest `spare` until the table fits
         levels = sorted({0, *(c.spare for c in self.table.columns)})
         drawn = _drawn(self.table, levels.pop())
@@ -34,7 +35,7 @@ class Terminal:
 
 
 def _drawn(table: Table, level: int) -> RichTable:
-    """Return the columns that are spare at `level`."""
+    """Return the table for rich, without the columns whose `spare` is above `level`."""
     places = [i for i, column in enumerate(table.columns) if column.spare <= level]
     # a reader is told what was left out
     missing = ", ".join(c.title for c in table.columns if c.spare > level)

@@ -59,7 +59,10 @@ def flatten(tree: Any, tensors: dict[str, Any], path: str = "") -> Any:
 
 
 def unflatten(tree: Any, tensors: Mapping[str, Any]) -> Any:
-    """Return the tree that `flatten` was given: its inverse."""
+    """Return the tree that `flatten` was given: its inverse.
+
+    tensors: by the paths that stand for them in the tree.
+    """
     if isinstance(tree, list):
         return [unflatten(v, tensors) for v in tree]
     if not isinstance(tree, dict):
@@ -76,6 +79,7 @@ def unflatten(tree: Any, tensors: Mapping[str, Any]) -> Any:
 def save(folder: Path, state: Mapping[str, Any]) -> Path:
     """Write a checkpoint, then remove the ones before it.
 
+    state: nested mappings and lists of tensors and plain values, see `flatten`.
     Raises: TrainingError when the disk does not take it; the checkpoint before stays as it was.
     """
     before, final = _saves(folder), _next(folder)
@@ -178,6 +182,7 @@ def _digest(entries: Any) -> str:
 
 
 def _damaged(path: Path, got: str) -> CheckpointError:
+    """Build the error of a checkpoint that cannot be read.  got: what is wrong with it."""
     return CheckpointError(
         f"checkpoint {path}",
         got=got,

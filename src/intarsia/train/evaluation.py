@@ -34,6 +34,7 @@ def evaluate(
     """Score a model on a dataset of tensors: the core of `intarsia.evaluate`.
 
     watch: called before each batch; what it raises ends the evaluation.
+    task: None for the one that suits the dataset's labels; workers: processes that load data.
     """
     whole("batch_size", batch_size, 1, fix="Try 64.")
     task = task or task_of(dataset)
@@ -43,7 +44,10 @@ def evaluate(
 def predict(
     model: nn.Module, dataset: Dataset[Any], *, batch_size: int = 64, workers: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Return logits (n, classes) float32 and labels (n,), on the CPU, in the set's order."""
+    """Return logits (n, classes) float32 and labels (n,), on the CPU, in the set's order.
+
+    workers: processes that load data, 0 for this one.
+    """
     task = task_of(dataset)
     logits, labels = each(model, dataset, task, lambda z, b: (z, b[1]), batch_size, workers)
     return logits, labels
@@ -59,9 +63,11 @@ def each(
     workers: int,
     watch: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, ...]:
-    """Return the rows that `rows_of` computes of each batch's output, on the CPU, in order.
+    """Return the rows that `rows_of` computes of each batch, on the CPU, in the dataset's order.
 
     With several processes each takes its share, and all get the rows of the whole set.
+    rows_of: of the output and the batch, tensors with one row a sample; watch: called before each
+    batch; workers: processes that load data.
     """
     count = size_of(dataset)
     if not count:

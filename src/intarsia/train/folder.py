@@ -108,6 +108,7 @@ class Log:
         return size
 
     def write(self, line: Mapping[str, Any]) -> None:
+        """Append one line of metrics, as JSON.  Raises: TrainingError if the disk refuses it."""
         self.lines.append(dict(line))
         if self._file is None or self.path is None:
             return
@@ -150,6 +151,12 @@ def owned(out: Path | None, resume: bool) -> Iterator[None]:
 
 @contextmanager
 def _owned(out: Path, resume: bool) -> Iterator[None]:
+    """Reserve a run folder for this process while a run writes into it.
+
+    resume: the folder may hold a run that goes on; else only one that diverged, which is removed.
+    A run that diverges inside the context leaves a file that says so.
+    Raises: ConfigError for a folder with another run, or one that another process writes.
+    """
     with alone(out):
         # a run that diverged has no result: a new attempt may take the same folder
         if not resume and (out / FAILED).is_file() and not (out / RUN).exists():

@@ -28,6 +28,7 @@ def wrapped(
     Each process draws its own rows of the joined batch's draws. Under `recompute` draws are held
     until the next `redraw`, so that the second computation meets the same experts.
     meter: of what processes on CPUs send of gradients, and wait for.
+    running: has `recompute`, `compile` and the stack's seat, a run's place among runs in lockstep.
     Raises: ConfigError for recompute on a model that does not offer it.
     """
     # random routers draw for the joined batch and take their own rows: as in one process
@@ -84,6 +85,10 @@ def mean_in_order(meter: Meter, bucket: dist.GradBucket) -> torch.futures.Future
 
 
 def _set_recompute(model: nn.Module, on: bool) -> None:
+    """Switch gradient checkpointing of a timm or transformers model on or off.
+
+    Raises: ConfigError for a model that has none.
+    """
     host = bare(model)
     if hasattr(host, "set_grad_checkpointing"):  # timm
         host.set_grad_checkpointing(on)  # pyright: ignore

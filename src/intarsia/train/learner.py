@@ -48,6 +48,12 @@ class Learner:
         accelerator: Accelerator,
         task: Task,
     ) -> None:
+        """Build the optimiser and what else a step needs: masks, weight average, loss scale.
+
+        forward: the model as it is called in training, such as its compiled or distributed wrapper.
+        objective: computes a batch's loss from the task's.  recipe: optimiser, schedule, clipping,
+        average.
+        """
         self.model, self.forward, self.objective, self.task = model, forward, objective, task
         self.training, self.recipe, self.accelerator = training, recipe, accelerator
         # masks come first: the optimiser may hold entries of the weights that are kept, not all
@@ -180,6 +186,11 @@ class Learner:
             return cast(Tensor, self.accelerator.reduce(local, "mean"))
 
     def _backward(self, objective: Objective, batch: Batch, share: float) -> dict[str, Tensor]:
+        """Compute the loss of one part of a batch and add its gradients; returns the values to log.
+
+        share: the part's share of the step's terms of the loss, by which its gradient is
+        multiplied.
+        """
         device = self.accelerator.device
         self.task.check(batch[1])
         batch = to_device(batch[0], device), batch[1].to(device, non_blocking=True)
@@ -196,6 +207,11 @@ class Learner:
         return {name: value.detach().float() for name, value in values.items()}
 
     def _update(self, loss: float, step: int, steps: int) -> None:
+        """Take one optimiser step with the gradients that were added up, then clear them.
+
+        loss: of the step; step: its number from 0; steps: of the whole training.
+        Raises: NotFinite for a loss or gradient norm that is not finite.
+        """
         if not math.isfinite(loss):
             self._refuse("loss", loss, step)
         if self.scaler:
@@ -223,7 +239,7 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
 
     def reshard(self, step: int, best: dict[str, Tensor] | None) -> None:
-        """Let experts change their processes after so many steps, where the strategy says so.
+        """Move experts between processes after so many steps, where the strategy plans for it.
 
         With a weight go what the optimiser remembers of it, and its value in the best epoch. There
         is no average of weights then.
@@ -255,6 +271,7 @@ class Learner:
         return base | ({"masks": masks} if masks else {}) | extras
 
     def load_state(self, state: dict[str, Any]) -> None:
+        """Restore what `state` returned: masks, optimiser, loss scale, weight average, memory."""
         if self.masking:
             self.masking.load_state(state["masks"])
         optimizer = self.parts.own_optimizer(state["optimizer"], self.parameters)

@@ -64,6 +64,7 @@ class Loop:
     """A run from its first step, or from its checkpoint, to its last."""
 
     def __init__(self, job: Job) -> None:
+        """Keep the job (model, task, data, settings) and start at step 0."""
         self.job, self.model, self.task = job, job.model, job.task
         self.train_set, self.val, self.test = job.sets
         self.training, self.recipe, self.how = job.training, job.recipe, job.running
@@ -77,7 +78,10 @@ class Loop:
 
     @contextmanager
     def running(self, identity: dict[str, Any]) -> Iterator[None]:
-        """Open and set everything that belongs to a run in progress, inside of `shared_out`."""
+        """Open and set everything that belongs to a run in progress, inside of `shared_out`.
+
+        identity: settings and data that a checkpoint must share with the run to be resumed by it.
+        """
         ranks, job = self.ranks, self.job
         shares = ranks.num_processes * job.training.accumulate
         size, seed = job.training.batch_size, job.training.seed
@@ -148,6 +152,11 @@ class Loop:
             yield self.parts
 
     def _attached(self) -> AbstractContextManager[WholeModel]:
+        """Return the context in which processes share the model's experts, if they do.
+
+        Raises: ConfigError for a run that also changes weights by a schedule, an average or a
+        stack.
+        """
         parallel, recipe = self.how.parallel, self.job.recipe
         conflicts = {
             type(recipe.schedule).__name__: isinstance(
@@ -185,6 +194,10 @@ class Loop:
         return task
 
     def _restore(self) -> None:
+        """Go on from the run folder's newest checkpoint, if there is one.
+
+        Raises: CheckpointError for a finished run without checkpoints.
+        """
         assert self.how.out is not None
         path = checkpoint.latest(self.how.out / STATE)
         state = on_main(self.ranks, lambda: path and checkpoint.load(path))
@@ -244,6 +257,11 @@ class Loop:
             epoch, first = epoch + 1, 0
 
     def _step(self, batches: Iterator[tuple[list[Batch], list[tuple[int, ...]]]]) -> None:
+        """Train one step, then log it; at an epoch's end also the loads of the routers.
+
+        batches: yields for each step its batches, one for each part of an accumulated step, and the
+        positions of their samples in the training data.
+        """
         clock, cpu = self._now()
         with self.busy.step():
             parts, positions = next(batches)
@@ -271,7 +289,11 @@ class Loop:
         return seat.now() if seat else (time.perf_counter(), time.process_time())
 
     def _score(self, evaluate_every: int) -> None:
-        """Score on val if that is due; a request to stop leaves it for later."""
+        """Score on the validation part if that is due, and remember the best epoch.
+
+        evaluate_every: epochs from one score to the next, 0 for never.  A request to stop ends it
+        without a score.
+        """
         epoch, rest = divmod(self.at.step, self.order.steps)
         due = (
             not rest
@@ -292,13 +314,15 @@ class Loop:
             self.val_scores = self.at.step, scores
             self._note("val", epoch, scores.scores())
             best, value = self.at.best, scores.best
-            masks = self.learner.masking  # an epoch before the density that is asked for is none
+            # while a schedule still prunes, the model is denser than asked for: no best epoch yet
+            masks = self.learner.masking
             early = masks is not None and masks.pruning(self.at.step, self.steps)
             selects = self.recipe.select == "val" and not early
             if selects and (best is None or value > best.value):
                 self.at.best = resume.Score(epoch, value, resume.learned_copy(self.model))
 
     def _evaluate(self, dataset: Dataset[Any]) -> Scores:
+        """Score the model on a whole dataset, in the largest batches that surely fit."""
         # without gradients small outputs fit in larger batches
         size = max(1, self.training.batch_size // self.ranks.num_processes)
         size = max(size, 32) if self.task.small_outputs else size
@@ -311,6 +335,10 @@ class Loop:
             raise self._interrupted()
 
     def _note(self, split: str, epoch: int, values: dict[str, float]) -> None:
+        """Log one line of values, to metrics file, progress bar and trackers.
+
+        split: "train", "val" or "test"; epoch: the epoch to write into the line.
+        """
         line = {"step": self.at.step, "epoch": epoch, "split": split, **values}
         line["seconds"] = round(self.at.seconds, 4)
         if self.ranks.is_main_process:
@@ -357,6 +385,7 @@ class Loop:
             on_main(self.ranks, lambda: checkpoint.save(out / STATE, state))
 
     def _interrupted(self) -> Interrupted:
+        """Return the error of a run that was stopped, which says how to go on with it."""
         out = self.how.out
         progress = f"stopped after step {self.at.step} of {self.steps}"
         if out is None:

@@ -129,6 +129,8 @@ def two_pass(
 def one_backward(model: nn.Module, x: Inputs, loss_of: LossOf, *, reg: float = 1.0) -> Outcome:
     """Compute L = CE(p1) + reg KL(sg p2 || p1), pass 2 without a graph.
 
+    p1, p2: predictions of two forward passes with different random draws; sg: without gradient.
+
     The passes are drawn alike, so the expected gradient is that of `two_pass` with add=0 and
     detached targets; its variance is larger, its cost two forwards and one backward, its memory
     that of `plain`.
@@ -168,7 +170,12 @@ def pace(
 
 
 def _step(model: nn.Module, interval: int) -> int:
-    """Return the step that `before_step` announced; 0 where every step has both passes."""
+    """Return the step of the training that `before_step` announced to the model.
+
+    interval: steps from one second forward pass to the next; with 1 every step has it, the step's
+    number is not needed and 0 is returned.
+    Raises: ConfigError for a model without adapters that draw noise: only these know the step.
+    """
     if interval == 1:
         return 0
     drawing = contexts(model)

@@ -58,6 +58,13 @@ class Memory:
     def _objective(
         self, positions: Tensor, model: nn.Module, x: Inputs, loss_of: LossOf
     ) -> Outcome:
+        """Compute L = CE + weight * mean over samples of |f_now(x) - f_before(x)|^2.
+
+        f_now, f_before: logits (classes,) of a sample, now and when an earlier epoch met it; a
+        sample that none has met adds 0.
+        positions: (B,) of the batch's samples in the training data, where their logits are stored.
+        loss_of: gives CE.  Raises: ConfigError for outputs that are not (B, classes).
+        """
         now = logits_of(model, x)  # (B, classes)
         if now.ndim != 2 or len(now) != len(positions):
             got, want = f"outputs {tuple(now.shape)}", "a row of logits for each sample"

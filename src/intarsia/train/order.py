@@ -116,6 +116,10 @@ class Reader(Dataset[Batch]):
         return size_of(self.dataset)
 
     def __getitem__(self, key: Key) -> Batch:
+        """Return the batch of a key: an epoch, and the positions of its samples.
+
+        Random transforms are seeded by epoch and position, so that workers do not change a sample.
+        """
         epoch, positions = key
         task = self.task
         # tensors in memory need no loop over samples, and no random transform sees them
@@ -145,7 +149,10 @@ def to_device(inputs: Inputs, device: torch.device) -> Inputs:
 
 
 def size_of(dataset: Dataset[Any]) -> int:
-    """Return a dataset's length.  Raises: DataError without one, and for a loader of batches."""
+    """Return a dataset's length.
+
+    Raises: DataError without one, and for a loader of batches.
+    """
     subject, want = f"dataset {type(dataset).__name__}", "a map-style dataset"
     if isinstance(dataset, DataLoader):
         fix = "Give the loader's own dataset, and batch_size=..."

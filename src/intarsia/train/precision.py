@@ -93,7 +93,7 @@ def written_out(attentions: list[nn.Module]) -> Iterator[None]:
 
 
 def training_mode(model: nn.Module) -> None:
-    """Set training mode, but not of batch norms of a frozen trunk, whose statistics belong to it.
+    """Set training mode, but not for batch norms of frozen weights, whose statistics stay.
 
     One that is trained among frozen layers of its kind, as by BitFit, keeps them too: those of a
     batch are not what its weights were trained with, and what follows cannot adapt to the noise.

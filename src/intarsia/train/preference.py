@@ -26,9 +26,11 @@ BATCH = 64  # histories that are sampled for at a time
 def preference_loss(
     chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float
 ) -> Tensor:
-    """Compute mean -log sigma(beta [log pi/pi_ref (chosen) - log pi/pi_ref (rejected)]) (DPO).
+    """Compute mean -log sigma(beta [(c - c_ref) - (r - r_ref)]), the loss of DPO.
 
     All (B,), log-probabilities of whole samples.  Source: arXiv:2305.18290, equation 7.
+    c, r: `chosen` and `rejected`, log-probabilities under the model; c_ref, r_ref: under the
+    reference.
     """
     margin = (chosen - ref_chosen) - (rejected - ref_rejected)
     return -F.logsigmoid(beta * margin).mean()
@@ -109,6 +111,12 @@ class PreferenceRounds:
         self.rewards.append((float(score.amax(1).mean()), float(score.amin(1).mean())))
 
     def __call__(self, model: nn.Module, x: Inputs, loss_of: LossOf) -> Outcome:
+        """Compute L = L_next + weight * L_preference.
+
+        L_next: the task's loss on the batch. L_preference: the preference loss of `pairs` random
+        pairs (best and worst session of a history), against log-probabilities of the reference
+        model.
+        """
         # L_next on the batch, then L_preference on pairs of the round
         next_ = own_losses(model, x, loss_of)
         if not model.training:

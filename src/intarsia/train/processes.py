@@ -109,6 +109,7 @@ def waiting(environment: Mapping[str, str]) -> str:
 
 
 def _check_environment() -> None:
+    """Check that the device that ACCELERATE_TORCH_DEVICE names is there.  Raises: ConfigError."""
     name = os.environ.get("ACCELERATE_TORCH_DEVICE")
     try:
         torch.empty(0, device=name)

@@ -59,6 +59,11 @@ class Bar:
         what: str = "training",
         unit: str = "picture",
     ) -> None:
+        """Open the bar, or the log where no terminal is.
+
+        steps: of all epochs; epochs: 0 for work that has none, which is then counted in `unit`s.
+        start: predicts the remaining time from the first steps; what: the text before the bar.
+        """
         console = Console(stderr=True, soft_wrap=True)
         enabled = show and not quiet() and parent_process() is None
         self.drawn = enabled and console.is_terminal
@@ -129,6 +134,7 @@ class Bar:
 
     @contextmanager
     def shown(self) -> Iterator[Bar]:
+        """Show the bar inside the context, after a warning if the run will take long."""
         if hint := self._smaller(self.start.guess):
             text = f"Perhaps {duration(self.start.guess)} of {self.what}, judged by one picture."
             self._say(text + hint, highlight=False)
@@ -176,6 +182,7 @@ class Csv(GeneralTracker):
     requires_logging_directory = True
 
     def __init__(self, folder: Path, step: int) -> None:
+        """Open metrics.csv in the folder; rows up to `step`, from where a run goes on, stay."""
         super().__init__()
         path = folder / "metrics.csv"
         rows: list[list[str]] = []
@@ -242,7 +249,7 @@ def tracking(accelerator: Accelerator, step: int, csv_in: Path | None) -> Iterat
 
 
 def track(accelerator: Accelerator, line: Mapping[str, float | int | str]) -> None:
-    """Send the numbers of a line as `split/name`."""
+    """Send the numbers of a line of metrics to all trackers, each named `split/name`."""
     split, step = line["split"], line["step"]
     values = {
         f"{split}/{name}": value

@@ -61,6 +61,7 @@ def run_lines(run: Run, tag: str = "intarsia") -> list[str]:
 
 @functools.cache
 def _library() -> Any:
+    """Import ir_measures.  Raises: MissingExtra."""
     try:
         import ir_measures
     except ImportError as error:
@@ -69,6 +70,10 @@ def _library() -> Any:
 
 
 def _measure(library: Any, name: str) -> Any:
+    """Parse a measure's name by the library ir_measures.
+
+    Raises: ConfigError for an unknown one.
+    """
     try:
         return library.parse_measure(name)
     except (ValueError, NameError) as error:

@@ -86,7 +86,12 @@ def trunk_hash(model: nn.Module) -> str:
 def capture(
     model: nn.Module, learner: Learner, position: Position, ranks: Accelerator
 ) -> dict[str, Any]:
-    """Return the whole state of a run.  Every process calls this: each has its own generators."""
+    """Return the whole state of a run.
+
+    Every process calls this: each has its own generators.
+    learner: with optimiser and masks; position: step, scores and seconds so far; ranks: the
+    processes.
+    """
     # a state for each process, by rank
     random = [global_state()]
     if ranks.num_processes > 1:
@@ -124,6 +129,7 @@ def restore(
 ) -> None:
     """Restore a run to the state that was captured.
 
+    learner, position: are set to the state, as the model is; ranks: the processes.
     Raises: CheckpointError if the checkpoint is of another run: method, backbone, classes, data,
     settings or number of processes.
     """
@@ -160,7 +166,10 @@ def restore(
 
 
 def check_same(saved: Mapping[str, Any], current: Mapping[str, Any], path: str = "") -> None:
-    """Raise CheckpointError at the first entry that differs."""
+    """Raise CheckpointError at the first entry that differs.
+
+    saved, current: nested mappings; path: of these within the whole, with dots.
+    """
     for name in sorted(saved.keys() | current.keys()):
         old, new = saved.get(name), current.get(name)
         entry = f"{path}.{name}" if path else name

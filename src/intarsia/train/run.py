@@ -63,6 +63,7 @@ def fit_once(
     """Train a model once, whatever the method: a `fit`, or one phase.
 
     write: puts the trained model into the run's folder.  finish: see `fit`.
+    job: model, data and settings; evaluate_every: epochs between scores on validation, 0 for none.
     """
     model, training, out = job.model, job.training, job.running.out
     trained(model)  # raises if nothing is
@@ -113,6 +114,7 @@ def _write_run(
     """Write what was trained, and then the results, into a run's folder.
 
     parts: how processes share the experts of the model.
+    scores: by part, "val" or "test"; write: puts the trained model into the folder.
     """
     split = "test" if "test" in scores else "val"
     metrics, last = scores.get(split), write
@@ -198,7 +200,10 @@ def _beside(job: Job) -> int | None:
 
 
 def _identity(setup: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Return the settings and data that a checkpoint must share with the run."""
+    """Return the settings and data that a checkpoint must share with the run.
+
+    setup: the record's description of the run, as `_about` returns it.
+    """
     parts = setup["data"]
     data = parts["train"]
     return {
@@ -216,6 +221,11 @@ def _identity(setup: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
 
 
 def _results(loop: Loop, scores: Mapping[str, Scores], disjoint: bool | None) -> dict[str, Any]:
+    """Return the results for the run's record, ready for JSON.
+
+    scores: by part, "val" or "test"; disjoint: True if no validation sample is in the training
+    data, None where that is not known.
+    """
     best, masking = loop.at.best, loop.learner.masking
     return {
         **{split: metrics.scores() for split, metrics in scores.items()},

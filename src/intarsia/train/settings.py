@@ -145,6 +145,10 @@ class Recipe:
             object.__setattr__(self, "select", "val")
 
     def _check_schedule(self, mixes: bool) -> None:
+        """Check that the schedule goes with the other settings.
+
+        mixes: the task mixes images (mixup, cutmix).  Raises: ConfigError.
+        """
         # packages import a class when it is asked for: only here, where there is a schedule
         name = type(self.schedule).__name__
         if mixes and isinstance(self.schedule, schedules.ByFit):
@@ -221,6 +225,10 @@ class Running:
             self._check_parallel()
 
     def _check_parallel(self) -> None:
+        """Check that `parallel` is a strategy, and goes with the other settings.
+
+        Raises: ConfigError.
+        """
         if isinstance(self.parallel, type) or not isinstance(self.parallel, processes.Parallelism):
             got, fix = repr(self.parallel), "For example: intarsia.parallel.Fssdp(memory=2)"
             raise ConfigError("parallel", got=got, want="the settings of a strategy", fix=fix)

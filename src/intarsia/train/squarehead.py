@@ -122,7 +122,12 @@ def block_outputs(model: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def _check(outputs: list[Tensor], targets: list[Tensor], learns: bool) -> None:
-    """Check blocks.  Raises: ConfigError for those that cannot be compared, or do not learn."""
+    """Check that the blocks' outputs can be compared with the teacher's, and can learn.
+
+    outputs, targets: hidden states of each block, of the student and the teacher.
+    learns: True in training, where a gradient is needed.
+    Raises: ConfigError for those that cannot be compared, or do not learn.
+    """
     shapes = [[tuple(h.shape) for h in tensors] for tensors in (targets, outputs)]
     # as many blocks, each as wide: pruning leaves shapes as they are
     if shapes[0] != shapes[1]:

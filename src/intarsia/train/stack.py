@@ -49,6 +49,11 @@ class Stack:
     """Runs that take turns, one at a time, and what they wait for."""
 
     def __init__(self, count: int, joining: Joining) -> None:
+        """Prepare to run `count` threads in turn, one run in each.
+
+        joining: makes of the runs' models one function that computes all their forward passes at
+        once.
+        """
         self.joining = joining
         self.stop = StopRequest()
         # the run whose thread may work; -1 when all have ended
@@ -108,6 +113,7 @@ class Stack:
             self.change.notify_all()
 
     def _answer(self) -> None:
+        """Compute what all runs wait for: one joint forward pass, or one joint backward pass."""
         requests, self.asked = dict(sorted(self.asked.items())), {}
         # forwards and backwards cannot be mixed: all runs must be at the same point of a step
         kinds = {id(a.model) if a.model is None else 0: a for a in requests.values()}
@@ -125,6 +131,11 @@ class Stack:
             self.found.update(dict.fromkeys(requests, error))
 
     def _forward(self, requests: Mapping[int, _Request]) -> dict[int, Tensor]:
+        """Compute the outputs of all waiting runs, in one call where their models can be joined.
+
+        requests: number of the run -> its model and input, with the modes of autograd and autocast.
+        Returns number of the run -> output.
+        """
         first, runs = next(iter(requests.values())), list(requests)
         models = [a.model for a in requests.values() if a.model is not None]
         rows = [a.value for a in requests.values()]
@@ -146,7 +157,7 @@ class Stack:
             return outputs
 
     def close(self) -> None:
-        """Let the models compute for themselves again."""
+        """Take the joined forward pass apart again: each model computes for itself."""
         runs, together = self._together
         self._together = [], None
         if together is not None:
@@ -201,6 +212,7 @@ class Seated(nn.Module):
         self.seat = seat
 
     def forward(self, x: Tensor) -> Tensor:
+        """Wait until every run of the stack has an input, and return the model's output for x."""
         device = x.device.type
         # autocast and gradient mode belong to a thread: they go with the request
         half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
@@ -220,6 +232,7 @@ def stacked(
     ends: list[Any] = [None] * len(jobs)
 
     def work(run: int) -> None:
+        """Carry out one run in its thread, and put its result, or its error, into `ends`."""
         stack.wait(run)
         try:
             ends[run] = jobs[run](Seat(stack, run))

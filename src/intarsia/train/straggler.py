@@ -43,7 +43,7 @@ class Busy:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Count the time inside, which is one step's."""
+        """Count the time inside the context as that of one step, without waiting for processes."""
         began, waited = self.meter.clock(), self.meter.seconds
         yield
         # wall time of the step without the waiting that the meter saw in it
@@ -59,7 +59,7 @@ class Busy:
 
 
 def backward(loss: Tensor, meter: Meter) -> None:
-    """Call loss.backward(); DistributedDataParallel's waiting at its end counts as an exchange."""
+    """Call loss.backward(); waiting for other processes at its end counts as an exchange."""
     ends: list[float] = []
 
     def own_part_done() -> None:

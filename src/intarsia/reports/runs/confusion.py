@@ -42,6 +42,11 @@ def confusion_of(group: RunGroup, limit: int = SHOWN) -> Confusion | None:
 
 
 def _joined(answers: Sequence[Predictions], limit: int) -> Confusion:
+    """Add up the confusion counts of several runs.
+
+    answers: each run's predictions, of the same classes; limit: the most classes to show: the
+    others are joined into one row and column.
+    """
     classes = answers[0].classes
     # one count for each picture of each run, at (its class, the class it was taken for)
     counts = np.zeros((len(classes), len(classes)), dtype=np.int64)

@@ -51,6 +51,7 @@ def read_curve(path: Path) -> tuple[Point, ...]:
 
 
 def _values(entries: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the mean of every logged value over some lines of metrics.jsonl, by name."""
     by_name: dict[str, list[float]] = defaultdict(list)
     for entry in entries:
         for name, value in entry.items():
@@ -85,6 +86,7 @@ def mean_line(lines: Iterable[Mapping[float, float]]) -> dict[float, float]:
 
 
 def _damaged(path: Path, got: str) -> CheckpointError:
+    """Build the error of a metrics file that cannot be read.  got: what is wrong with it."""
     return CheckpointError(
         f"curve in {path}",
         got=got,

@@ -28,7 +28,10 @@ LEGIBLE = 20  # classes whose numbers still fit into their cells
 
 
 def looks(comparison: Comparison) -> list[Look]:
-    """Return a look for each group: a grey circle for the baseline, no two alike among 49."""
+    """Return the colour and mark of each group in all charts: for the baseline a grey circle.
+
+    Up to 49 groups have different ones.
+    """
     groups, base = comparison.groups, comparison.baseline
     if base is None:
         return [Look(1, 0)] * len(groups)
@@ -60,6 +63,10 @@ def by_time(comparison: Comparison) -> Figure:
 
 
 def _points(comparison: Comparison, cost: Callable[[FinishedRun], float]) -> list[charts.Points]:
+    """Return the points of a scatter chart: for each method its runs, accuracy over a cost.
+
+    cost: of a run, the value along the horizontal axis.
+    """
     return [
         charts.Points(
             label=group.label,
@@ -103,6 +110,10 @@ def curves(comparison: Comparison) -> list[Figure]:
 
 
 def _curves_of(group: RunGroup, number: int, metric: str, look: Look) -> Iterator[charts.Series]:
+    """Yield a method's curves of one metric: for each split the mean over seeds, then each seed.
+
+    number: the group's index, by which the page shows and hides it; look: its colour and mark.
+    """
     for split, part in SPLITS.items():
         lines = {run.seed: line_of(run.curve, split, metric) for run in group.runs}
         # the mean has the full line; each seed, if there are several, a faint one
@@ -120,6 +131,11 @@ def _curves_of(group: RunGroup, number: int, metric: str, look: Look) -> Iterato
 def _curve(
     line: Mapping[float, float], metric: str, name: str, look: Look, choices: When
 ) -> charts.Series:
+    """Return one curve as a series.
+
+    line: epoch -> value; name: in the legend; look: colour and mark.
+    choices: the group, split and seed for which the page shows it.
+    """
     # shares are drawn in percent
     values = [(100 if metric in UNIT else 1) * value for value in line.values()]
     form = ".1f" if metric in UNIT else ".4g"

@@ -217,7 +217,7 @@ def comparison_of(runs: Iterable[FinishedRun], baseline: str | None = None) -> C
 
 
 def group_runs(runs: Iterable[FinishedRun]) -> tuple[RunGroup, ...]:
-    """Group runs of equal settings; labels that are used twice tell what differs.
+    """Group runs of equal settings; labels that are used twice get the settings that differ.
 
     Raises: DataError for no run, and for two runs of one group that have the same seed.
     """
@@ -249,6 +249,7 @@ def label_of(run: FinishedRun) -> str:
 
 
 def _method_of(run: FinishedRun) -> str:
+    """Name a run's method: by its label, else by its adapters, else by what was trained."""
     label = run.given.get("label")
     if isinstance(label, str) and label.strip():
         return label
@@ -360,6 +361,10 @@ def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _distinct_labels(named: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """Return the groups' labels; equal ones get the settings that differ in brackets.
+
+    named: label and settings of each group.
+    """
     counts = Counter(label for label, _ in named)
     labels: list[str] = []
     for label, settings in named:
@@ -374,6 +379,7 @@ def _distinct_labels(named: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str
 
 
 def _check_seeds(label: str, members: Sequence[FinishedRun]) -> None:
+    """Check that no two runs of a group have the same seed.  Raises: DataError."""
     by_seed: dict[int, FinishedRun] = {}
     for run in members:
         # the same training twice would count as two independent ones

@@ -135,6 +135,10 @@ def read_mistakes(run: Path) -> Mistakes | None:
 
 
 def _mistake(folder: Path, line: dict[str, Any]) -> Mistake:
+    """Read one mistake: a line of the list, and the picture that belongs to it.
+
+    Raises: CheckpointError, ValueError for a damaged or suspicious file.
+    """
     index, confidence = int(line["index"]), float(line["confidence"])
     if not 0 <= confidence <= 1:
         raise ValueError(f"confidence {confidence}")
@@ -156,6 +160,7 @@ def _mistake(folder: Path, line: dict[str, Any]) -> Mistake:
 
 
 def _damaged(path: Path, got: str) -> CheckpointError:
+    """Build the error of a damaged file of mistakes.  got: what is wrong with it."""
     return CheckpointError(
         f"mistakes in {path}",
         got=got,
@@ -165,6 +170,10 @@ def _damaged(path: Path, got: str) -> CheckpointError:
 
 
 def _check(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
+    """Check that logits (n, classes), labels (n,) and names (classes,) fit and are finite.
+
+    Raises: DataError.
+    """
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or len(classes) != logits.shape[1]:
         got = f"logits {tuple(logits.shape)}, labels {tuple(labels.shape)}, {len(classes)} names"
         want = "logits (n, classes), labels (n,), one name per class"

@@ -72,7 +72,10 @@ def write_report(
 def report_of(
     comparison: Comparison, *, heading: str | None = None, others: Table | None = None
 ) -> Report:
-    """Return the report of a comparison; see `write_report`."""
+    """Return the report of a comparison; see `write_report`.
+
+    others: a table of further candidates, to stand below the results.
+    """
     looks = tuple(figures.looks(comparison))
     sections = [
         Section("Results", (dataclasses.replace(table_of(comparison), looks=looks),)),
@@ -167,6 +170,7 @@ def _curve_table(comparison: Comparison) -> Table | None:
 
 
 def _masks(comparison: Comparison) -> list[Section]:
+    """Return the section about sparse masks, densities by layer and over time; [] without masks."""
     densities = sparse.densities(comparison)
     if densities is None:
         return []
@@ -244,7 +248,10 @@ def _pairs(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> list[tupl
 
 
 def _mistakes(group: RunGroup, largest: int, several: bool) -> tuple[Block, ...]:
-    """Return the worst mistakes of the first run that kept some."""
+    """Return the worst mistakes of the first run that kept some.
+
+    largest: bytes that their pictures may have in all; several: True to name the seed.
+    """
     # one seed is enough to look at
     run = next((run for run in group.runs if run.mistakes is not None), None)
     if run is None or run.mistakes is None:
@@ -270,6 +277,10 @@ def _picture(path: Path) -> Image.Image:
 
 
 def _thumbnail(mistake: Mistake, address: str) -> Thumbnail:
+    """Return the small picture of a mistake, with what was predicted and what it is.
+
+    address: of the picture's data, for the page.
+    """
     return Thumbnail(
         address,
         f"Picture {mistake.index}: {mistake.true}, taken for {mistake.predicted}",

@@ -58,6 +58,10 @@ def described(comparison: Comparison) -> list[str]:
 
 
 def _tried(search: Mapping[str, Any], comparison: Comparison) -> str:
+    """Return the predicate of a sentence about a search: "tried 5 learning rates (...) and ...".
+
+    search: as the run's record has it.
+    """
     rates, draws = [f"{rate:g}" for rate in search["rates"]], search["draws"]
     perplexity = search["measure"] == "perplexity"
     best = "lowest perplexity" if perplexity else f"highest {search['measure'].replace('_', ' ')}"
@@ -110,7 +114,10 @@ def series_of(comparison: Comparison, looks: Sequence[Look]) -> list[Series]:
 
 
 def against_rates(comparison: Comparison, looks: Sequence[Look]) -> Figure | None:
-    """Draw `series_of`; None where no rate was searched for."""
+    """Draw validation scores over the learning rates that were tried; None if none was searched.
+
+    looks: a colour and mark for each group.
+    """
     if not (series := series_of(comparison, looks)):
         return None
     searches = [search for group in comparison.groups if (search := search_of(group))]

@@ -172,6 +172,10 @@ def read_run(folder: Path | str) -> FinishedRun:
 
 
 def _runs_in(folder: Path) -> Sequence[Path]:
+    """Return the folder itself if it is a run's, else the run folders in it, by their start.
+
+    Raises: DataError if there are none.
+    """
     if (folder / RUN).is_file():
         return [folder]
     # a folder of runs, one level deep
@@ -189,6 +193,11 @@ def _runs_in(folder: Path) -> Sequence[Path]:
 
 
 def _read_json(folder: Path) -> dict[str, Any]:
+    """Read the record of one run folder.
+
+    Raises: DataError for a folder without one; CheckpointError if it is damaged, or of another
+    format.
+    """
     path = folder / RUN
     if not path.is_file():
         _runs_in(folder)  # says what is there instead
@@ -225,6 +234,10 @@ def need(record: Mapping[str, Any], path: str, kind: type[T], folder: Path) -> T
 
 
 def _scores(folder: Path, record: Mapping[str, Any]) -> SplitScores:
+    """Read the scores of a run's record, of its test part, else of its validation part.
+
+    Raises: DataError without either; CheckpointError for a damaged record.
+    """
     results = need(record, "results", dict, folder)
     # the test part decides; a run without one is scored on validation
     split = next((name for name in SPLITS if name in results), None)
@@ -242,6 +255,10 @@ def _scores(folder: Path, record: Mapping[str, Any]) -> SplitScores:
 
 
 def _costs(folder: Path, record: Mapping[str, Any]) -> RunCosts:
+    """Read from a run's record what it cost: parameters, seconds, memory.
+
+    Raises: CheckpointError for a damaged record.
+    """
     peak = record["results"].get("peak_bytes")
     peak = peak if isinstance(peak, Mapping) else {}
     # an accelerator's memory is the one that runs out first

@@ -51,6 +51,7 @@ def sentences(comparison: Comparison) -> list[str]:
 
 
 def _task_sentence(comparison: Comparison) -> str:
+    """Say which model is adapted to which data by which methods, with their sizes."""
     run = comparison.runs[0]
     several = len(comparison.groups) > 1
     text = f"{_methods(comparison)} adapt{'' if several else 's'} {model_of(run)}"
@@ -71,6 +72,7 @@ def _task_sentence(comparison: Comparison) -> str:
 
 
 def _result_sentence(comparison: Comparison) -> str:
+    """Say which method is best, how good it is, and by how much it differs from the baseline."""
     best, base = comparison.best, comparison.baseline
     part = PART_NAMES.get(best.runs[0].scores.split, best.runs[0].scores.split)
     right = f"{numbers.accuracy(best.accuracy)} of the {part} {best.runs[0].samples} right"
@@ -184,6 +186,7 @@ def _item(run: FinishedRun) -> str:
 
 
 def _cost_sentence(best: RunGroup, base: RunGroup) -> str:
+    """Say how many parameters the best method trains, and its time against the baseline's."""
     costs = best.runs[0].costs
     share = costs.trained / costs.parameters
     small = (
@@ -217,6 +220,7 @@ def _perplexity(best: RunGroup) -> str | None:
 
 
 def _guessing(comparison: Comparison) -> str | None:
+    """Say how often the commonest class would be right; None where no predictions are stored."""
     answers = comparison.best.runs[0].answers
     if answers is None:
         return None

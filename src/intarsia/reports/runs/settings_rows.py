@@ -84,6 +84,7 @@ def method_rows(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def _method(run: FinishedRun) -> str:
+    """Return a run's adapters with their settings in one line."""
     adapters = adapters_of(run)
     if not adapters:
         return "no adapter"
@@ -195,6 +196,7 @@ def commands(runs: Iterable[FinishedRun]) -> list[str]:
 
 
 def _command(run: FinishedRun) -> str:
+    """Return the command line that started a run, "" if it is not known."""
     command = run.given.get("command", run.record.get("command"))
     if isinstance(command, str):
         return command

@@ -62,7 +62,12 @@ def _line(
     unit: str,
     before: str,
 ) -> charts.Series:
-    """Return the line of a group.  before: what x is, for the tooltip."""
+    """Return the line of a group.
+
+    before: words before x in a tooltip, for example "step ".
+    number: the group's index, by which the page shows and hides it; looks: colour and mark of every
+    group; points: (x, y); unit: of y.
+    """
     hover = [f"{y:.4g} {unit}".strip() + f" at {before}{x:g}" for x, y in points]
     xs, ys = [x for x, _ in points], [y for _, y in points]
     label = comparison.groups[number].label

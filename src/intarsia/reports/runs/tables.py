@@ -79,6 +79,10 @@ def caption(comparison: Comparison) -> str:
 
 
 def _row(group: RunGroup, base: RunGroup | None, seeds: bool) -> tuple[Entry, ...]:
+    """Return a method's row of the table of results.
+
+    base: the baseline's group, None without one; seeds: True if there is a column of seed counts.
+    """
     costs = group.runs[0].costs
     accuracy, seconds = group.accuracy, group.seconds
     balanced, loss = group.balanced_accuracy or group.f1, group.loss
@@ -108,6 +112,7 @@ def _row(group: RunGroup, base: RunGroup | None, seeds: bool) -> tuple[Entry, ..
 
 
 def _difference(group: RunGroup, base: RunGroup) -> Entry:
+    """Return the cell of a group's difference to the baseline, with its interval."""
     if group is base:
         return Entry("baseline")
     difference = group.difference(base)

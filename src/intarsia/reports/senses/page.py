@@ -147,7 +147,10 @@ def pictures_report(
 def _views(
     picture: Image.Image | None, number: int, patches: Mapping[str, np.ndarray]
 ) -> Iterator[Image.Image]:
-    """Yield a small picture for each expert of each part of the model, what it takes bright."""
+    """Yield a small picture for each expert, in which the patches that it processes are bright.
+
+    number: of the picture; patches: part of the model -> (pictures, experts, rows, columns).
+    """
     assert picture is not None
     small = picture.resize((PATCHED, PATCHED), Image.Resampling.BICUBIC)
     for parts in patches.values():

@@ -21,7 +21,10 @@ _NUMBER = re.compile(r"\.(\d+)\.")
 
 
 def perplexity(models: Sequence[Any], names: Sequence[str], looks: Sequence[Look]) -> Figure | None:
-    """Draw a line for each method, from the dense model on."""
+    """Draw a line for each method, from the dense model on.
+
+    names: of the methods; looks: a colour and mark for each of them.
+    """
     series: list[Series] = []
     for group, name in enumerate(names):
         mine = [model for model in models if model.method == name and model.perplexity("pruned")]
@@ -93,6 +96,10 @@ def _values(layers: Sequence[Mapping[str, Any]], key: str) -> dict[tuple[str, st
 
 
 def _map(values: Mapping[tuple[str, str], float], top: float) -> HeatMap:
+    """Draw values as a heat map, one row a block and one column a layer of it.
+
+    values: (block, layer within it) -> value; top: the value with the darkest colour.
+    """
     # in the order of the model, each once
     blocks = list(dict.fromkeys(block for block, _ in values))
     kinds = list(dict.fromkeys(kind for _, kind in values))

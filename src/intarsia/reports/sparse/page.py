@@ -53,7 +53,10 @@ def _below(folder: Path) -> list[Path]:
 
 
 def gather(folders: Iterable[Path | str]) -> list[PrunedModel]:
-    """Raises: DataError for a folder without sparsify.json; CheckpointError for a damaged one."""
+    """Read the folders of pruned models.
+
+    Raises: DataError for a folder without sparsify.json; CheckpointError for a damaged one.
+    """
     records: dict[Path, PrunedModel] = {}
     for source in map(Path, folders):
         model_folders = _model_folders(source)
@@ -67,6 +70,7 @@ def gather(folders: Iterable[Path | str]) -> list[PrunedModel]:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
+    """Read the record of a pruned model.  Raises: CheckpointError if it is no such record."""
     try:
         record: Any = read_json(path)
         missing = [name for name in WANTED if name not in record]
@@ -91,6 +95,10 @@ def report_of(pruned: Sequence[PrunedModel], heading: str | None = None) -> Repo
 
 
 def _report(pruned: Sequence[PrunedModel], heading: str | None) -> Report:
+    """Build the report of pruned models: results, charts, values by layer.
+
+    heading: its title, None for one that names methods and models.
+    """
     shapes = looks_of(pruned)
     rows = tuple(shapes[methods(pruned).index(model.method)] for model in pruned)
     sections = [Section("Results", (dataclasses.replace(table_of(pruned), looks=rows),))]
@@ -112,7 +120,7 @@ def _report(pruned: Sequence[PrunedModel], heading: str | None) -> Report:
 
 
 def _layers(pruned: Sequence[PrunedModel]) -> tuple[Block, ...]:
-    """Return the maps of each folder's layers, and what was said about some of them."""
+    """Return the maps of each folder's layers, with warnings that the pruning gave for some."""
     blocks: list[Block] = []
     if len(pruned) > 1:
         names = tuple(enumerate(label(model, pruned) for model in pruned))
@@ -180,6 +188,7 @@ def sentences(pruned: Sequence[PrunedModel]) -> list[str]:
 
 
 def notices(pruned: Sequence[PrunedModel]) -> list[str]:
+    """Return warnings for the page: models that do not compare, and models that are not pruned."""
     lines: list[str] = []
     texts = {(str(model.record["model"]), model.record["calibration"]["data"]) for model in pruned}
     if len(texts) > 1:

@@ -46,6 +46,10 @@ class Classes(Task):
         return inputs, whole_numbers(target, 1, "one whole number for each image or token")
 
     def seen(self, output: Tensor, batch: Batch) -> Self:
+        """Return the task with the number of classes that the output (rows, classes) has.
+
+        Raises: DataError for another shape; ConfigError if the class weights are not one a class.
+        """
         if output.ndim != 2:
             refuse_output(
                 output,
@@ -69,6 +73,7 @@ class Classes(Task):
         return TargetLoss(partial(F.cross_entropy, label_smoothing=self.smoothing), batch[1])
 
     def loss(self, model: nn.Module, batch: Batch, objective: Objective = plain) -> Outcome:
+        """Compute the loss of one batch; its images are mixed first where mixup or cutmix is on."""
         (x, y), loss_of = batch, self.loss_of(batch)
         # timm mixes an image with its mirror place in the batch: an odd tail is left as it is
         if (self.mixup or self.cutmix) and isinstance(x, Tensor) and len(x) % 2 == 0:
@@ -154,7 +159,10 @@ def weighted() -> ConfigError:
 
 
 def _by_task(criterion: Any, groups: Groups, logits: Tensor, target: Tensor) -> Tensor:
-    """Compute the mean loss of logits (B, C), each task's images by their own columns."""
+    """Compute the mean loss of logits (B, C), each task's images by their own columns.
+
+    criterion: loss of logits and labels; groups: for each task the numbers of its classes.
+    """
     task, place = _tasks(groups, logits)
     of_image = task[target]
     total = logits.new_zeros(())
@@ -200,7 +208,11 @@ def _tasks(groups: Groups, logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def whole_numbers(labels: Any, ndim: int, want: str) -> Tensor:
-    """Return labels as int64.  Raises: DataError for another kind, or another number of axes."""
+    """Return labels as int64.
+
+    want: what the labels should be, for the error.
+    Raises: DataError for another kind, or another number of axes.
+    """
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim != ndim:
         description = (
             isinstance(labels, Tensor) and f"{labels.dtype} of shape {tuple(labels.shape)}"

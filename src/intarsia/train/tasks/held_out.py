@@ -34,6 +34,7 @@ class HeldOut(NextItem):
         return stack([pair(item) for item in items])
 
     def batch(self, inputs: Inputs, target: Any) -> Batch:
+        """Check that each user has one item, (B,), counted from 1.  Raises: DataError."""
         want = "one item for each user, counted from 1"
         items = whole_numbers(target, 1, want)
         if not isinstance(inputs, Tensor) or bool((items <= 0).any()):

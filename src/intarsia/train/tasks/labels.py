@@ -28,6 +28,10 @@ class MultiLabel(Task):
     """
 
     def batch(self, inputs: Inputs, target: Any) -> Batch:
+        """Check that the target is a row of 0 and 1 for each sample, (B, labels).
+
+        Returns the inputs, and the target as floats.  Raises: DataError.
+        """
         target = torch.as_tensor(target)
         if target.ndim != 2 or not bool(((target == 0) | (target == 1)).all()):
             got = f"{target.dtype} of shape {tuple(target.shape)}"
@@ -44,6 +48,10 @@ class MultiLabel(Task):
         return TargetLoss(_binary, batch[1], divergence=_binary_kl)
 
     def scores(self, *rows: Tensor) -> Named:
+        """Score logits (n, labels) against targets of 0 and 1, averaged over labels.
+
+        Raises: DataError if no label occurs.
+        """
         logits, target = rows
         # the precision of a label that no sample has is not defined
         occur = target.any(0).numpy()

@@ -54,6 +54,12 @@ class NextItem(Task):
         return x, torch.as_tensor([int(following) for _, following in pairs])
 
     def batch(self, inputs: Inputs, target: Any) -> Batch:
+        """Return histories (B, L), padded with 0, and the items to predict, counted from 1.
+
+        target: (B,) next items, returned so; with `every`, (B, L) is returned: the item that
+        follows each place of the history, IGNORED at padding.
+        Raises: DataError.
+        """
         if not isinstance(inputs, Tensor) or bool((target <= 0).any()):
             raise DataError(
                 "next items",

@@ -31,6 +31,10 @@ class NextSession(Task):
     labelled: ClassVar[bool] = False
 
     def collate(self, items: Sequence[Any]) -> tuple[Inputs, Any]:
+        """Collate pairs (history, session) into padded histories (B, L) and sessions (B, n).
+
+        Raises: DataError for sessions of different lengths.
+        """
         pairs = [pair(item) for item in items]
         rows = [(history, 1) for history, _ in pairs]
         sessions = [torch.as_tensor(session) for _, session in pairs]
@@ -41,6 +45,7 @@ class NextSession(Task):
         return NextItem(every=False).collate(rows)[0], torch.stack(sessions)
 
     def batch(self, inputs: Inputs, target: Any) -> Batch:
+        """Check that the sessions (B, n) hold items counted from 1.  Raises: DataError."""
         if (
             not isinstance(inputs, Tensor)
             or target.is_floating_point()

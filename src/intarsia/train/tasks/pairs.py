@@ -76,6 +76,11 @@ class Pairs(Task):
             return [q @ d.T / self.temperature for q, d in both]
 
     def _info_nce(self, output: Tensor, target: Tensor) -> Tensor:
+        """Compute InfoNCE in both directions, with the other pairs of a group as negatives.
+
+        output: the model's, of which `_groups` makes one (n, n) matrix of similarities for each
+        group. target: (B,), used for its length alone.  Returns the mean over the B pairs.
+        """
         total = output.new_zeros(())
         for near in self._groups(output):
             # the right document of query i is document i of its group
@@ -98,6 +103,7 @@ class Pairs(Task):
         return F.normalize(wide(output), dim=-1).chunk(2)
 
     def scores(self, *rows: Tensor) -> Named:
+        """Score vectors (n, d) of queries and their documents: each query ranks all documents."""
         queries, documents = rows
         losses, ranks = [], []
         for first in range(0, len(queries), ROWS):

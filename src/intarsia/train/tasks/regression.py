@@ -28,6 +28,10 @@ class Regression(Task):
     """
 
     def batch(self, inputs: Inputs, target: Any) -> Batch:
+        """Check that the targets are finite numbers, (B,) or (B, k).
+
+        Returns the inputs, and the targets as floats, (B, k).  Raises: DataError.
+        """
         target = torch.as_tensor(target)
         if target.ndim not in (1, 2) or not bool(torch.isfinite(target).all()):
             subject, want = "targets", "finite numbers, one or a row of them for each sample"
@@ -37,6 +41,10 @@ class Regression(Task):
         return inputs, target.reshape(len(target), -1)
 
     def seen(self, output: Tensor, batch: Batch) -> Regression:
+        """Return the task unchanged if the output has one number for each target.
+
+        Raises: DataError.
+        """
         if output.reshape(len(output), -1).shape != batch[1].shape:
             refuse_output(
                 output,
@@ -52,6 +60,7 @@ class Regression(Task):
         return output.reshape(batch[1].shape), batch[1]
 
     def scores(self, *rows: Tensor) -> Named:
+        """Return mean squared and absolute error, and R^2 from two samples on."""
         output, target = (part.double() for part in rows)
         values = {
             "loss": float(_squared(output, target)),
@@ -83,6 +92,11 @@ class Reconstruction(Task):
         return stack(rows)
 
     def batch(self, inputs: Inputs, target: Any) -> Batch:
+        """Check that the inputs are floating-point numbers.
+
+        target: unused, as the inputs are reconstructed; zeros (B,) are returned in its place.
+        Raises: DataError.
+        """
         if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
             got = inputs.dtype if isinstance(inputs, Tensor) else f"inputs {sorted(inputs)}"
             subject = "samples to reconstruct"
@@ -107,6 +121,7 @@ class Reconstruction(Task):
         return away.square().mean(1), away.abs().mean(1)
 
     def scores(self, *rows: Tensor) -> Named:
+        """Average squared and absolute errors (n,) and PSNR = 10 log10(peak^2 / squared) in dB."""
         squared, absolute = rows
         psnr = 10 * (self.peak**2 / squared.clamp_min(torch.finfo(torch.float64).tiny)).log10()
         return Named(

@@ -88,6 +88,10 @@ class Tokens(Task):
         return (counts.new_zeros(len(labels), 3).index_add_(0, row, counts),)
 
     def scores(self, *rows: Tensor) -> TokenMetrics:
+        """Score whole texts from (n, 3): loss, number of tokens and number of hits of each.
+
+        Raises: DataError if no token has a label.
+        """
         loss, tokens, hits = rows[0].unbind(1)
         if not bool(tokens.any()):
             subject = "evaluation texts"
