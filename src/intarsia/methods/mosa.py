@@ -136,6 +136,10 @@ class MosaCell(RoutedCell):
     """The cell of `Mosa`: the merged adapter in evaluation, k random parts in training."""
 
     def __init__(self, config: Mosa, body: Any, generator: torch.Generator) -> None:
+        """Split the projections of an adapter into N disjoint parts, with a random router for each.
+
+        body: adapter with Linear modules `down` and `up`; generator: of parts and draws.
+        """
         layers: dict[str, nn.Module] = {}
         routers: dict[str, RandomRouter] = {}
         for side in ("down", "up"):

@@ -179,6 +179,11 @@ class _Run:
         layers: Sequence[StockExperts],
         seed: int,
     ) -> None:
+        """Select the trained weights, and find the gate and block whose outputs the losses need.
+
+        at: (layer, expert) to unlearn in, None = all weights of the model; layers: the model's
+        mixtures.
+        """
         self.model, self.method, self.at = model, method, at
         self.device = next(model.parameters()).device
         self.draws = torch.Generator().manual_seed(seed)

@@ -182,6 +182,11 @@ class TiledView(Connector):
     def __init__(
         self, settings: Slime, width: int, outputs: int, generator: torch.Generator
     ) -> None:
+        """Build the modules that the class lists.
+
+        width: of the picture encoder; outputs: width of the language model; generator: of all
+        draws.
+        """
         super().__init__(width, outputs)
         self.settings, self.budget, self.stage = settings, settings.budget, "joint"
         self.projector = Projector(width, outputs, generator=generator)

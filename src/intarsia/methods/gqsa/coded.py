@@ -79,6 +79,10 @@ class CodeRecorder:
     """
 
     def __init__(self, form: GroupSparse, out: int, width: int, symmetric: bool) -> None:
+        """Allocate the weights to be coded, scales and zero points of a weight (out, width), all 0.
+
+        form: group size and bits; symmetric: codes without a zero point.
+        """
         self.form, self.width, self.group, self.symmetric = form, width, form.group, symmetric
         across = form.across(width)
         # The last group of a row may be padded with zeros.

@@ -207,6 +207,7 @@ class ScaleOnlyLinear(nn.Module):
     """
 
     def __init__(self, coded: CodedGroups, bias: Tensor | None) -> None:
+        """Make the scales of a coded weight the only parameters.  bias: (out,), kept frozen."""
         super().__init__()
         self.width, self.bias = coded.width, bias
         self.share = nn.Parameter(torch.ones_like(coded.scale))

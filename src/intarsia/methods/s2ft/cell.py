@@ -110,6 +110,11 @@ class S2ftCell(Cell):
     fused: ClassVar[bool] = True
 
     def __init__(self, side: str, site: Site, ids: list[int]) -> None:
+        """Build the slice S, which starts at 0.
+
+        side: "inputs", S is (d_out, c), or "outputs", (c, d_in); site: input and output widths of
+        the layer; ids: the c selected channels.
+        """
         super().__init__()
         self.side, self.inputs, self.outputs = side, site.reads, site.outputs
         shape = (site.outputs, len(ids)) if side == "inputs" else (len(ids), site.reads)

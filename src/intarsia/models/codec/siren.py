@@ -66,6 +66,11 @@ class SignalDecoder(nn.Module):
     def __init__(
         self, settings: RecombinerSettings, *, generator: torch.Generator | None = None
     ) -> None:
+        """Build the shared decoder; without `generator` it draws from torch's global one.
+
+        settings.positions: channels of the latents that a convolution spreads over the patches, 0 =
+        none; settings.reparametrise: learn a square map A for the weights of each layer.
+        """
         super().__init__()
         self.settings = settings
         axes, z = DIMENSIONS[settings.kind], settings.positions

@@ -262,7 +262,10 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return round(self.n_active_ / self.n_items_)
 
     def _bits_of(self, codes: Array, active: int) -> Array:
-        """Return the `active` bits that most winners of a code have learned.  (n, Q) -> (n, D)."""
+        """Return the `active` bits that most winners of a code have learned.  (n, Q) -> (n, D).
+
+        codes: (n, Q), the winner of each of Q groups; active: number of bits of an item.
+        """
         q, width = np.arange(self.n_modules), self.n_features_in_
         bits = np.zeros((len(codes), width), np.int64)
         for row, winners in zip(bits, codes, strict=True):

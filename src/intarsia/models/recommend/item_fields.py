@@ -90,6 +90,11 @@ class FieldVectors(nn.Module):
     def __init__(
         self, fields: Mapping[str, ItemField], width: int, *, generator: torch.Generator
     ) -> None:
+        """Build a table of vectors for each field, and the MLP over them; see the class.
+
+        width: of an item's vector.
+        fields: name -> its values for all items; generator: of the first weights.
+        """
         super().__init__()
         if not fields:
             got, want = "items of which nothing is known", "one field at least"

@@ -26,6 +26,7 @@ class Ranker(Recommender):
     """
 
     def __init__(self, settings: Settings, events: Interactions) -> None:
+        """Record which items each user has in `events`, the training part; see the class."""
         super().__init__(settings, events)
         if not len(events):
             fix = "Give it the training part."
@@ -87,6 +88,11 @@ class Ranker(Recommender):
         return drawn
 
     def scores(self, user: int | None, history: Sequence[int]) -> Tensor:
+        """Score all items for a known user or, where the model can, for a history, (items + 1,).
+
+        user: index of a user of the training events, None = unknown; history: places of items.
+        Raises: ConfigError for an unknown user if the model cannot read histories.
+        """
         if user is not None:
             return self.all_scores(torch.tensor([user], device=self.seen.device))[0]
         by_history = self.scores_of_history(history)

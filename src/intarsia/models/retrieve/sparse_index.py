@@ -87,6 +87,11 @@ class SparseIndex:
         stored: str = "float16",
         lexical: Lexical | None = DEFAULT,
     ) -> None:
+        """Start an index without documents.
+
+        queries: weights of query tokens; model, digest: name and digest of the model that encodes
+        documents; stored: type of the weights on disk; lexical: settings of BM25, None = without.
+        """
         self.queries, self.model, self.digest, self.stored = queries, model, digest, stored
         self._lexical, self._scorer = lexical, None
         self.segments: list[Segment] = []
@@ -105,6 +110,8 @@ class SparseIndex:
     ) -> SparseIndex:
         """Build an index of (id, text) pairs, read and encoded `block` at a time.
 
+        encoder: turns texts into sparse vectors; stored: type of the weights on disk, "float16",
+        "float32" or "uint8"; lexical: settings of BM25, None = without.
         texts: store them, to display with hits.  Raises: DataError for an id that occurs twice.
         """
         metadata = {"model": encoder.name, "digest": encoder.digest, "stored": stored}
@@ -267,7 +274,10 @@ class SparseIndex:
         two_phase: float | None = None,
         max_df: float = 1.0,
     ) -> list[list[Hit]]:
-        """Return `search` for each query; they are tokenized together."""
+        """Return `search` for each query; they are tokenized together.
+
+        prune, two_phase, max_df: as in `search`.
+        """
         at_least("k", k, 1, fix="Try 10.")
         above("max_df", max_df, 0, fix="Try 0.5; 1 keeps all.")
         if two_phase is not None:
