@@ -306,6 +306,7 @@ class Supernet(Cells):
         self.val, self.train_rows, self.xi = val, train, xi
         self.lr, self.batch_size, self.seed = lr, batch_size, seed
         self.searching = False
+        # alpha of normal and reduction cells: node n has n + 2 edges
         shape = (2, sum(n + 2 for n in range(sizes.nodes)), len(OPERATIONS))
         draw = torch.Generator().manual_seed(mix(seed, 7))
         # buffers: saved with a run, and no other optimiser moves them

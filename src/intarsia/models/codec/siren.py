@@ -76,6 +76,7 @@ class SignalDecoder(nn.Module):
         axes, z = DIMENSIONS[settings.kind], settings.positions
         out = max(8, z // 8) if z else 0
         middle = max(16, z // 2)
+        # Fourier features of the points of a patch, equal for all patches
         features = fourier(settings.patch)
         self.register_buffer("points", features.float(), persistent=False)
         hidden = [settings.width] * settings.depth
@@ -84,12 +85,14 @@ class SignalDecoder(nn.Module):
         self.grid = tuple(side // STEP for side in settings.patch)
         self.latents = z * math.prod(self.grid)
         self.maps = nn.ParameterList()
+        # weights of a layer = A h, where A starts near the identity
         if settings.reparametrise:
             for p in layer_sizes(self.sizes):
                 drawn = (torch.rand(p, p, generator=generator, dtype=FLOAT) * 2 - 1) / p
                 self.maps.append(nn.Parameter(torch.eye(p, dtype=FLOAT) + drawn))
         convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
         self.convolutions = nn.ModuleList()
+        # from a grid of latents to channels of every point
         if z:
             shapes = (z, middle, 5), (middle, middle, 3), (middle, out, 3)
             for a, b, side in shapes:

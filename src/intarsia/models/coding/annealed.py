@@ -122,6 +122,7 @@ class Annealed(
         """
         x = self._read(X, first=True, least=1 if shards.count > 1 else 2)
         self._check(shards)
+        # missing values in any process make all of them use masks
         states = self._states()
         data = block_of(x, bool(shards.sum(np.array(float(np.isnan(x).any())))))
         count = shards.sum(np.array(float(len(x))))
@@ -139,6 +140,7 @@ class Annealed(
             evidences.append(evidence)
             if progress is not None:
                 progress(step + 1, self.n_iter, evidence)
+        # scikit-learn's fitted attributes end in an underscore
         for name, attribute in self._fitted.items():
             setattr(self, attribute, params[name])
         self.evidences_ = np.array(evidences)

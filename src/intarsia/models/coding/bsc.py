@@ -199,6 +199,7 @@ class Discrete(Truncated, abc.ABC):
             / sums["samples"]
             / len(params["W"])
         )
+        # a value that is never used may come back in a later step
         share = np.maximum(share, 1e-8)
         # a cause stays off with at least 5 %
         share *= min(1.0, 0.95 / float(share.sum()))

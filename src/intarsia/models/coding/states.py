@@ -62,6 +62,7 @@ class States:
         width: candidates of a sample, H'; active: most causes of a state; values: those of a cause,
         (m,).
         """
+        # a set of g causes has m^g assignments of values
         sizes = range(2, active + 1)
         self.values = np.asarray(values, dtype=np.float64)
         m = len(self.values)

@@ -258,6 +258,7 @@ class OneRecModel(Recommender):
         """
         rows = len(state.mask)
         begin = self.tokens.new_full((rows,), self.vocabulary)
+        # the token before, and the position in the session
         y = self.token(begin if token is None else token) + self.position.weight[state.place]
         y = y[:, None]
         for i, block in enumerate(self.blocks):

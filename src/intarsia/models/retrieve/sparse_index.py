@@ -157,6 +157,7 @@ class SparseIndex:
             fix = "Encode with that model, or build an index of its own."
             want = f"{self.model} ({self.digest[:12]})"
             raise ConfigError("model of added documents", got=got, want=want, fix=fix)
+        # nothing is encoded before all ids are known to be new
         pairs = list(docs)
         ids = [name for name, _ in pairs]
         new_ids = set[str]()
