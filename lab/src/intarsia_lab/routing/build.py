@@ -20,7 +20,10 @@ from .variant import Variant
 
 
 def dense(variant: Variant, material: Material, scale: Scale, seed: int) -> nn.Module:
-    """Return the model before it has experts; of one seed, all but the MLPs is the same for all."""
+    """Return the model before its MLPs become mixtures.
+
+    variant: the contender; scale: sizes. Models of one seed are equal in all but the MLPs.
+    """
     expert = variant.expert
     shape = dataclasses.replace(
         scale.shape, hidden=scale.shape.hidden * expert.times, act=expert.act

@@ -48,9 +48,11 @@ class Bench(NamedTuple):
         measure: Arm[AtBudget] | None = None,
         sees_later: bool = False,
     ) -> dict[str, list[Cell]]:
-        """Return the results by the arm's name, one for each seed.
+        """Train every router with every seed; return the results by router, one for each seed.
 
-        measure: whose operations "flops" are equal to, None = the first arm's.
+        arms: routers and their budgets; measure: the router whose operations set the budget
+        "flops", None = the first one; sees_later: allow routers by which later tokens affect
+        earlier ones.
         """
         both = [(arm.settings, seed) for arm in arms for seed in seeds]
         results: list[Cell] = []
@@ -150,6 +152,10 @@ def measured(
 
 
 def _row(name: str, cells: Sequence[Cell], base: Sequence[Cell]) -> dict[str, Any]:
+    """Return a router's line of the table, averaged over seeds.
+
+    cells: its runs, one for each seed; base: the baseline's runs of the same seeds.
+    """
     losses = [loss(cell) for cell in cells]
     flops = statistics.mean(cell["flops"]["total"] for cell in cells)
     return {
@@ -170,9 +176,9 @@ def _row(name: str, cells: Sequence[Cell], base: Sequence[Cell]) -> dict[str, An
 
 
 def active(cell: Cell) -> float:
-    """Return experts of a token at the end of training, mean over the layers.
+    """Return the mean number of experts of a token in the last training step.
 
-    0 without mixtures.
+    0 for a model without mixtures.
     """
     layers = cell["curve"][-1]["layers"]
     return statistics.mean(layer["active"] for layer in layers) if layers else 0.0
@@ -189,6 +195,10 @@ def ratios(
 
 
 def _with_setting(results: Mapping[str, Sequence[Cell]], note: str) -> str:
+    """Put the description of model, data and columns before a note.
+
+    results: runs by router, of which the first one gives the setting.
+    """
     cell = next(iter(results.values()))[0]
     scale = cell["scale"]
     setting = (

@@ -102,7 +102,10 @@ def cells(
 
 
 def _inputs(trial: RouterTrial, steps: int, scale: Scale, sees_later: bool) -> dict[str, Any]:
-    """Everything that a cell's result depends on."""
+    """Return everything that a run's result depends on, as a key of the cache.
+
+    trial: router, data, seed and budget; steps: of training; scale: sizes.
+    """
     # only where it says something: a contender that looks back has one cell
     leak = sees_later and is_text(trial.data) and trial.variant.sees_later
     return {
@@ -130,7 +133,7 @@ def _bare(row: Mapping[str, Any]) -> dict[str, Any]:
 def _run(
     trials_inputs: Mapping[RouterTrial, Mapping[str, Any]], *, store: Store, **execution: Any
 ) -> dict[str, str]:
-    """Run those that are not kept; the errors of those that failed, by their keys."""
+    """Do the runs that are not cached; return the errors of those that failed, by key."""
     pending = {
         key_of(inputs): (router_trial, inputs) for router_trial, inputs in trials_inputs.items()
     }

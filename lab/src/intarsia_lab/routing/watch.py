@@ -23,6 +23,7 @@ class WatchedMixture:
     """The counts of one mixture in training, since `forget` and since the beginning."""
 
     def __init__(self, mixture: Mixture) -> None:
+        """Start the counts of a mixture at 0."""
         self.pairs = 0
         self.seconds = {"mixture": 0.0, "router": 0.0}
         self.last: Routing | None = None
@@ -59,6 +60,11 @@ class Watch:
         first: int = 0,
         spent: float = 0.0,
     ) -> None:
+        """Prepare to record validation losses and loads while a model trains.
+
+        val: validation part; batch: rows at a time; marks: steps at which a point is recorded;
+        first: steps, and spent: operations, of a training before this one.
+        """
         self.model, self.val, self.batch = model, val, batch
         self.marks, self.first, self.before = frozenset(marks), first, spent
         self.layers = {path: WatchedMixture(m) for path, m in mixtures(model).items()}
@@ -70,7 +76,7 @@ class Watch:
             self.note(step)
 
     def note(self, step: int) -> None:
-        """Add a point after so many steps of this training."""
+        """Record a point: losses, loads and operations.  step: of this training."""
         scores: Any = evaluate(self.model, self.val, batch_size=max(32, self.batch))
         self.points.append(
             {
@@ -107,6 +113,10 @@ class Watch:
 
 
 def _hooks(mixture: Mixture, layer: WatchedMixture) -> list[Any]:
+    """Register the hooks that measure a mixture's time and count its pairs; return their handles.
+
+    layer: the counts, which are updated in training alone.
+    """
     begun: dict[str, float] = {}
 
     def start(part: str) -> Callable[..., None]:
@@ -116,6 +126,8 @@ def _hooks(mixture: Mixture, layer: WatchedMixture) -> list[Any]:
         return begin
 
     def stop(part: str) -> Callable[..., None]:
+        """Return a hook that adds the time since the part began.  part: "mixture" or "router"."""
+
         def end(module: nn.Module, *_: Any) -> None:
             if module.training:
                 layer.seconds[part] += time.perf_counter() - begun[part]

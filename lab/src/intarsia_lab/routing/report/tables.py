@@ -51,7 +51,7 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
 
 
 def table_of(sheet: RouterSheet) -> Table:
-    """Return a row for every contender: mean over its seeds, and beside the baseline."""
+    """Return the table of a sheet, with a line for every router: means over its seeds."""
     used = [column for column in COLUMNS if _is_shown(sheet, column[0])]
     columns = [
         Column("Contender", "The router, or what else is its own", numeric=False),
@@ -83,6 +83,7 @@ def _is_shown(sheet: RouterSheet, name: str) -> bool:
 
 
 def _row(contender: RouterResults, sheet: RouterSheet, names: Sequence[str]) -> tuple[Entry, ...]:
+    """Return a router's line: name, loss, difference to the baseline, and the measures `names`."""
     base = sheet.baseline
     loss = contender.spread("loss")
     assert loss is not None
@@ -101,6 +102,7 @@ def _per_seed(contender: RouterResults) -> list[str]:
 
 
 def _difference(contender: RouterResults, base: RouterResults) -> Entry:
+    """Format a router's difference of loss to the baseline, paired by seed."""
     if contender is base:
         return Entry("baseline")
     difference = contender.difference(base)
@@ -116,6 +118,10 @@ def _difference(contender: RouterResults, base: RouterResults) -> Entry:
 
 
 def _cell(contender: RouterResults, base: RouterResults | None, name: str) -> Entry:
+    """Format a measure of a router, averaged over seeds; empty if no run has it.
+
+    base: the baseline, to which operations are a ratio; name: of the measure.
+    """
     spread = contender.spread(name)
     if spread is None:
         return Entry("")
