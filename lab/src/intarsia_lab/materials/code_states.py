@@ -39,7 +39,7 @@ QUIET = (tokenize.NL, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT)
 
 
 def library(characters: int) -> Iterator[str]:
-    """Modules of the standard library in the order of their names, about so much text of them."""
+    """Return modules of the standard library by name, in its order, up to so many characters."""
     for file in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         if characters <= 0:
             return

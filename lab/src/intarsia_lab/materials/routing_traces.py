@@ -93,6 +93,11 @@ def texts() -> dict[str, str]:
 
 
 def _train(seed: int, scratch: Path, report: Report) -> None:
+    """Train a small Mixtral, and save its routing at two stages, and its weights.
+
+    scratch: folder to write into.  The balance loss is over all layers together in the first stage
+    ("skewed"), and over each layer in the second ("balanced").
+    """
     from transformers import MixtralConfig, MixtralForCausalLM
 
     corpus = texts()

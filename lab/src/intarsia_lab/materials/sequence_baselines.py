@@ -173,6 +173,6 @@ def tuned(
         return options[0] if len(options) == 1 else max(options, key=partial(scored, arm))
 
     # a rate is as good as the best of the other settings makes it
-    chosen = rates.choose(lambda arm, lr: scored(arm, best(arm, {"lr": lr})))
-    extras = {rate.arm: {"lr": rate.rate} for rate in chosen}
-    return {arm: best(arm, extras.get(arm, {})) for arm in grids}, chosen
+    best_rates = rates.choose(lambda arm, lr: scored(arm, best(arm, {"lr": lr})))
+    extras = {rate.arm: {"lr": rate.rate} for rate in best_rates}
+    return {arm: best(arm, extras.get(arm, {})) for arm in grids}, best_rates

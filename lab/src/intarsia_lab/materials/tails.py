@@ -41,7 +41,10 @@ class TailTokens:
 
 @lru_cache
 def pictures(name: str, first: int, test: int) -> TailTokens:
-    """Return a set's tokens: at most `test` for the test, 1/4 of the others for validation."""
+    """Return a set's tokens: at most `test` for the test, 1/4 of the others for validation.
+
+    first: number of the first block that is trained; tokens are those that enter it.
+    """
     tokens, labels, pool, judged, classes = picture_cells.prepare(name, test, first)
     learned, val = train_test_split(
         pool, test_size=0.25, stratify=labels[pool].numpy(), random_state=98

@@ -48,6 +48,7 @@ def read(name: str, root: Path, *, download: bool = False) -> Parts:
 
 
 def _to_set(name: str, dataset: Any) -> ImageSet:
+    """Convert a data set of torchvision to our type.  name: of the task."""
     if name == "cifar100":
         pictures, labels = dataset.data, dataset.targets
     else:

@@ -95,6 +95,7 @@ class _Pairs(list[tuple[str, object]]):
 
 
 def _text(file: Path) -> str:
+    """Read a text file.  Raises: DataError, by `_bad`."""
     try:
         return read_text(file, "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -109,7 +110,10 @@ def _checked(
     rows: Sequence[tuple[int, str, str, object]],
     ids: Container[int] | None,
 ) -> list[Row]:
-    """(path, class id) of the rows (number, text, path, label), all of them checked."""
+    """Return (path, class id) of each row (number, text, path, label) of a label file, all checked.
+
+    unit: what a row is called in errors; form: how it should look; ids: allowed class ids.
+    """
     if not rows:
         raise _bad(file, f"no {unit}", form)
     first: dict[str, int] = {}
