@@ -90,6 +90,11 @@ class NativeText:
     """
 
     def __init__(self, model: nn.Module, *, slots: int = 1, length: int) -> None:
+        """Compile a decoder's forward to a native program, and allocate its caches.
+
+        slots: texts at once; length: most tokens of each, prompt and answer together.
+        Raises: ConfigError for a model that native code does not support, or too many slots.
+        """
         if reason := why_not(model):
             want, fix = f"a decoder of {', '.join(KINDS)}", "Use the model's own forward."
             raise ConfigError("model for native steps", got=reason, want=want, fix=fix)

@@ -76,6 +76,11 @@ class NativeSampling:
     """
 
     def _sample(self, input_ids: Tensor, generation_config: GenerationConfig, **rest: Any) -> Any:
+        """Run transformers' loop of greedy and sampled tokens, with native logits if they suit.
+
+        input_ids: (B, n), prompts; generation_config: how tokens are drawn, and how many; rest: the
+        other arguments of transformers, passed on.
+        """
         attributes = vars(self)
         if _suits(attributes["original"], input_ids, generation_config, rest):
             length = int(generation_config.max_length or 0)

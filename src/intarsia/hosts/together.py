@@ -37,6 +37,10 @@ class OnOneTrunk:
     """
 
     def __init__(self, models: Sequence[nn.Module], places: Sequence[Sequence[nn.Module]]) -> None:
+        """Replace the forwards of shared modules until the context is closed.
+
+        models: of one architecture; places: for each shared position, its module in every model.
+        """
         self.models = models
         self.sizes: list[int] = []
         self.alone: Alone = lambda _: nullcontext()

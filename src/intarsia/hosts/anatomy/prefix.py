@@ -45,6 +45,7 @@ class Tail(nn.Module):
     """Rest of a ViT.  tokens (B, T, d) -> logits.  Its modules are the given model's own."""
 
     def __init__(self, model: VisionTransformer, block: int) -> None:
+        """Take the blocks from number `block` on, and the head, of a model."""
         super().__init__()
         self.blocks = nn.Sequential(*_blocks(model)[block:])
         self.norm, self.fc_norm, self.head_drop, self.head = (
@@ -68,6 +69,7 @@ class ConvTail(nn.Module):
     """Rest of an EfficientNet.  maps (B, C, h, w) -> logits.  Modules are the model's own."""
 
     def __init__(self, model: EfficientNet, block: int) -> None:
+        """Take the blocks from number `block` on, and the head, of a model."""
         super().__init__()
         self.blocks = nn.Sequential(*_blocks(model)[block:])
         self.conv_head, self.bn2, self.global_pool, self.classifier = (

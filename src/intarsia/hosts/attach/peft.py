@@ -50,6 +50,11 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
     adapter_layer_names = ("intarsia_cells",)
 
     def __init__(self, base_layer: nn.Module, site: Site) -> None:
+        """Wrap a module, without cells so far.
+
+        base_layer: the host's module, whose output cells add to; site: its path, and its input and
+        output widths.
+        """
         super().__init__()
         self.base_layer = base_layer
         self.training = base_layer.training  # not train(), which would reach into the host
@@ -80,6 +85,10 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
     def _get_base_layer_device_and_dtype(
         self, base_layer: nn.Module
     ) -> tuple[torch.device | None, torch.dtype | None]:
+        """Return the device and type of the module's first floating-point parameter.
+
+        Replaces PEFT's, which knows the modules of its own list only.
+        """
         first = next((p for p in base_layer.parameters() if p.is_floating_point()), None)
         if first is None:
             return super()._get_base_layer_device_and_dtype(base_layer)
@@ -122,6 +131,11 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         return y + total
 
     def forward(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
+        """Compute the module's output and add what the active adapters' cells return.
+
+        adapter_names: an adapter for each sample of the batch, None = the active ones for all. The
+        other arguments are the module's own.
+        """
         # merged weights have one adapter for all samples
         if self.merged and (self.disable_adapters or adapter_names is not None):
             self.unmerge()
@@ -201,6 +215,10 @@ class IntarsiaModel(BaseTuner):
     target_module_mapping: dict[str, list[str]] = {}
 
     def _prepare_adapter_config(self, peft_config: IntarsiaConfig, model_config: Any) -> Any:
+        """Fill a config in: the modules to adapt, and method settings that depend on the model.
+
+        model_config: unused, PEFT passes it.
+        """
         layers = peft_config.layers_to_transform
         if peft_config.target_modules is None:
             numbers = [layers] if isinstance(layers, int) else layers
@@ -234,6 +252,7 @@ class IntarsiaModel(BaseTuner):
     def inject_adapter(
         self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
     ) -> None:
+        """Put an adapter into the model as PEFT does, then register our hooks on the model."""
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         self._shared = Shared()  # the cells have it now
         watch(model)
@@ -250,6 +269,11 @@ class IntarsiaModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
+        """Build an adapter's cell for one module, and wrap the module if that was not done before.
+
+        A cell is the trainable module whose output is added.  target: the module, `target_name` in
+        `parent`; current_key: its path; parameter_name: unused, PEFT passes it.
+        """
         site = site_at(self.model, current_key, peft_config.settings().position)
         cell = peft_config.build(site, adapter_name, self._shared)
         if isinstance(cell, Cell):
@@ -287,6 +311,7 @@ class IntarsiaModel(BaseTuner):
         setattr(parent, child_name, new_module)
 
     def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter; if it alone was active, the first of the rest becomes active."""
         was_active = adapter_name in self.active_adapters
         remaining = [n for n in self.peft_config if n != adapter_name]
         active = [n for n in self.active_adapters if n != adapter_name] or remaining[:1]
@@ -299,6 +324,12 @@ class IntarsiaModel(BaseTuner):
     def _enable_peft_forward_hooks(
         self, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any
     ) -> Iterator[None]:
+        """Pass the adapter of each sample to all wrapped modules during one forward.
+
+        adapter_names: one for each sample, None = nothing is passed.  The other arguments are those
+        of the forward.
+        Raises: as `check_names`, for names and inputs that do not fit.
+        """
         if adapter_names is None:
             yield
             return
@@ -336,6 +367,11 @@ class IntarsiaModel(BaseTuner):
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> nn.Module:
+        """Remove the wrappers, and the hooks on the model; return the plain model.
+
+        merge: add the changes of `adapter_names` (None = the active ones) to the weights before.
+        progressbar, safe_merge: as in PEFT.
+        """
         if merge:
             self._check_deltas(adapter_names)
         super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
@@ -362,6 +398,10 @@ class IntarsiaModel(BaseTuner):
             raise FoldError(subject, got=got, want="a weight of its own", fix=fix)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Convert an adapter's weights to float32 as PEFT does, and the buffers of its cells.
+
+        autocast_adapter_dtype: False = leave all types as they are.
+        """
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         if not autocast_adapter_dtype:
             return

@@ -248,6 +248,10 @@ class SparseDelta:
             )
 
     def __add__(self, other: SparseDelta) -> SparseDelta:
+        """Return the sum of two changes of one base model; entries that become 0 are left out.
+
+        Raises: ConfigError for deltas of two bases, or with different heads of one name.
+        """
         # samples of the bases are compared bit by bit: a sum of deltas of two bases fits neither
         for name in self.base.keys() & other.base.keys():
             if self.base[name] != other.base[name]:

@@ -164,6 +164,11 @@ class _Foreseeing:
         self.cache, self.predictor = cache, predictor
 
     def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Tell the cache which experts the tokens of this forward will probably need.
+
+        args, kwargs: of the model's forward, which has token ids or, without a prediction,
+        embeddings.
+        """
         ids = args[0] if args else kwargs.get("input_ids")
         if isinstance(ids, Tensor) and not ids.is_floating_point():
             self.cache.policy.foresee(self.predictor.chances(ids.flatten()))
@@ -212,6 +217,10 @@ class _ExpertsOnMeta(TorchFunctionMode):
         self.experts = experts
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Create stacked weights of all experts on the meta device, and anything else as usual.
+
+        func, types, args, kwargs: as torch passes them to a mode for each call.
+        """
         kwargs = kwargs or {}
         shape = args[0] if args and isinstance(args[0], tuple | list | torch.Size) else args
         if func in (torch.empty, torch.zeros) and len(shape) in (2, 3) and shape[0] == self.experts:

@@ -36,6 +36,11 @@ class Slots:
     """
 
     def __init__(self, store: ExpertStore, cache: Cache) -> None:
+        """Allocate memory for `cache.slots` experts, and start the thread that reads.
+
+        store: file of all experts; cache: decides which experts stay.
+        Raises: ConfigError if there is not enough memory.
+        """
         self.store, self.cache = store, cache
         try:
             self.arena = torch.empty(cache.slots, stride(store.bytes), dtype=torch.uint8)

@@ -43,6 +43,10 @@ class Checkpoint:
     """Safetensors of a folder of save_pretrained, read a tensor or a slice at a time."""
 
     def __init__(self, folder: Path) -> None:
+        """Open the files of a saved model, without reading weights.
+
+        Raises: CheckpointError for a folder without config.json or readable safetensors.
+        """
         self.folder = folder
         want = "a model's folder, of save_pretrained"
         fix = "Give the folder that holds config.json and *.safetensors."
@@ -113,6 +117,10 @@ def _reader_of_separate(
     """Return a function that reads an expert of a checkpoint with separate tensors for each."""
 
     def read(expert: int) -> dict[str, Tensor]:
+        """Read one expert's matrices, and join gate and up to "gate_up_proj", (2 inner, width).
+
+        Raises: CheckpointError for shapes that do not fit each other.
+        """
         gate, up, down = (source.tensor(f"{path}.{expert}.{name}.weight") for name in names)
         if gate.shape != up.shape or gate.dim() != 2:
             got = f"expert {expert} of {path} with {tuple(gate.shape)} and {tuple(up.shape)}"
@@ -262,6 +270,11 @@ class ExpertStore:
     """
 
     def __init__(self, folder: str | Path, check: str = "first") -> None:
+        """Open a folder of packed experts.
+
+        check: when the SHA-256 of a record is compared, at the "first" read, "always" or "never".
+        Raises: CheckpointError for a folder that `intarsia offload` did not write.
+        """
         self.folder, self.check = repaired(folder), check
         try:
             path = self.folder / INDEX

@@ -68,6 +68,12 @@ class Kept:
         resume: bool = False,
         report: Callable[[str], None] | None = None,
     ) -> None:
+        """Open the record of the blocks that were pruned so far, or start one.
+
+        out: its folder, None = nothing is written; identity: settings, equal to those recorded;
+        resume: go on with the blocks of `out`; report: is called with a line for each block.
+        Raises: ConfigError for a folder in use without `resume`; CheckpointError for damaged files.
+        """
         self.out, self.identity, self.report = out, dict(identity), report
         self.blocks: list[dict[str, Any]] = []
         self.noted: list[tuple[Stop, Mapping[str, torch.Tensor] | Path]] = []

@@ -99,6 +99,10 @@ class unfilled(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Create large weights on the meta device, and skip filling them with random numbers.
+
+        func, types, args, kwargs: as torch passes them to a mode for each call.
+        """
         kwargs = kwargs or {}
         # modules allocate by torch.empty and then fill: both are skipped for large weights
         if func is torch.empty:

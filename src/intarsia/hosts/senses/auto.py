@@ -62,6 +62,11 @@ class SeeingForCausalLM(PreTrainedModel, GenerationMixin, HoldsDecoder):
     _supports_sdpa = True
 
     def __init__(self, config: SeeingConfig, decoder: nn.Module | None = None) -> None:
+        """Build the decoder with its connectors, or take `decoder` as it is.
+
+        config: settings of the decoder and the steps that changed it; decoder: None = without
+        weights.
+        """
         super().__init__(config)
         with torch.device("cpu"):  # transformers makes models without weights, ours draw some
             self.decoder: Any = _build(config) if decoder is None else decoder

@@ -99,6 +99,7 @@ class Resampler(nn.Module):
     """
 
     def __init__(self, width: int, count: int, *, generator: torch.Generator) -> None:
+        """Draw the queries (count, width) and the projections of the attention."""
         super().__init__()
         # heads of 128 channels, or the nearest number that divides the width
         self.heads = next(h for h in range(max(1, width // 128), 0, -1) if width % h == 0)
@@ -178,6 +179,13 @@ class PlainConnector(Connector):
         grid: bool,
         generator: torch.Generator,
     ) -> None:
+        """Build the projector, and the resampler for by="queries".
+
+        width: of the encoder's vectors; outputs: of the language model's; reads: number of the
+        encoder's vectors; vectors: number of those that the language model reads; by: "mlp", means
+        over neighbours, or "queries"; grid: the encoder's vectors are a square of patches.
+        Raises: ConfigError where means of neighbours cannot make `vectors`.
+        """
         super().__init__(width, outputs)
         self.vectors, self.grid = vectors, grid
         if by == "mlp":

@@ -164,6 +164,7 @@ def watched(connections: Connections) -> type[H11Protocol]:
         """A connection of uvicorn."""
 
         def connection_made(self, transport: Any) -> None:
+            """Register a new connection by the address of its client."""
             super().connection_made(transport)
             # without a peer there is nothing to count: sockets of IPv6 have four fields, two are
             # enough

@@ -29,6 +29,10 @@ class Completions:
     """Answer of completions and chat completions, which differ in the form of a choice."""
 
     def __init__(self, ask: ChoicesRequest, parameters: Mapping[str, Any], route: str) -> None:
+        """Start an answer: its id, its time and the fields that all its events share.
+
+        ask: the checked request; parameters: the JSON of its body; route: path that was requested.
+        """
         self.ask, self.chat = ask, route != COMPLETIONS
         self.usage = bool((parameters.get("stream_options") or {}).get("include_usage"))
         self.tokenizer: Any = ask.generation.served.tokenizer

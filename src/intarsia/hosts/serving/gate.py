@@ -43,6 +43,12 @@ class RequestGate:
         hosts: tuple[str, ...] = (),
         connections: Connections | None = None,
     ) -> None:
+        """Wrap an ASGI application.
+
+        app: is called with requests that are admitted; limits: on size, time and number of
+        requests; hosts: host names that requests may be addressed to, () = any; connections: None =
+        no limit.
+        """
         self.app, self.limits, self.counters, self.hosts = app, limits, counters, hosts
         self.connections = connections or Connections(0, 0, lambda _: None)
         self.turns = asyncio.Semaphore(limits.at_once)

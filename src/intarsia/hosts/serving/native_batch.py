@@ -47,6 +47,10 @@ class NativeBatch:
     """
 
     def __init__(self, served: ServedModel, limits: Limits) -> None:
+        """Start the thread that computes all requests of a model.
+
+        limits.at_once: requests at a time.
+        """
         self.served, self.slots = served, min(limits.at_once, SLOTS)
         self.waiting, self.running = deque[_Request](), list[_Request]()
         self.free = list(range(self.slots))

@@ -56,6 +56,7 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: Application) -> None:
+        """Configure uvicorn by the limits of an application."""
         limits = app.limits
         config = uvicorn.Config(
             app,

@@ -136,6 +136,10 @@ class TokenDraw:
     """
 
     def __init__(self, sampling: Sampling, ids: Sequence[int]) -> None:
+        """Prepare the changes of logits that a request's settings ask for, and its random numbers.
+
+        sampling: settings of the request; ids: tokens of the prompt.
+        """
         config = sampling.config
         self.logits, self.sample = RequestLogits(sampling, len(ids)), bool(config.do_sample)
         self.ids, self.generator = list(ids), None

@@ -33,6 +33,10 @@ class StockBatch:
     """
 
     def __init__(self, served: ServedModel, limits: Limits, config: GenerationConfig) -> None:
+        """Start transformers' continuous batching for a model.
+
+        limits: on requests at a time and tokens; config: of the model, for its end tokens.
+        """
         # settings of the whole batch; length and end tokens come with each request
         ends = config.eos_token_id
         plain = GenerationConfig(do_sample=False, eos_token_id=ends, max_new_tokens=1)

@@ -86,6 +86,7 @@ class RingLayer(CacheLayerMixin):
     is_sliding = False
 
     def __init__(self, windows: Windows) -> None:
+        """Start an empty cache.  windows: how far the heads of the layer can see."""
         super().__init__()
         self.windows = windows
         self.count = 0  # tokens so far, padding included
@@ -93,6 +94,10 @@ class RingLayer(CacheLayerMixin):
         self.new: tuple[Tensor, Tensor] | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocate a ring buffer for each group of heads with an equal window.
+
+        key_states, value_states: the first ones, which give shapes, types and device.
+        """
         self.dtype, self.device = key_states.dtype, key_states.device
         sink, length = self.windows.sink, self.windows.length
         self.rings = [

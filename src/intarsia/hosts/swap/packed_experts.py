@@ -28,6 +28,10 @@ class PackedStack(nn.Module):
     def __init__(
         self, form: Format, stored: Mapping[str, Tensor], shape: tuple[int, int, int]
     ) -> None:
+        """Register the stored tensors of a stack of matrices as buffers.
+
+        form: the storage format; stored: its tensors by name; shape: (experts, outputs, inputs).
+        """
         super().__init__()
         self.form, self.sizes = form, shape
         for name in PARTS:
@@ -102,6 +106,11 @@ class PackedExperts(Experts):
         self.experts, self.shell, self.stacks = shell.experts, shell, nn.ModuleDict(stacks)
 
     def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
+        """Compute each expert's MLP on its rows.
+
+        rows: (N, width), sorted by expert; expert: (N,), ascending.  -> (N, width), in the same
+        order.
+        """
         parts = [
             self._linear(self._hidden(x, e), "down", e)
             for e, x in self._experts_with_rows(rows, expert)
