@@ -111,6 +111,7 @@ class Mosa(OverMethod):
         at_least("images", images, 1)
         at_least("epochs", epochs, 1)
         experts = int(settings.get("experts", cls.experts))
+        # Outside of these epochs all parts are trained, see above.
         first, last = cls.EPOCHS
         active = 1 if images <= cls.FEW else max(1, experts // 2)
         settings.setdefault("active", active if first <= epochs <= last else experts)
@@ -249,7 +250,10 @@ class Official(PublishedRecipe):
         return self.settings | {"objective": partial(two_pass, **self.objective)}
 
     def optimizer(self, model: nn.Module, lr: float, weight_decay: float) -> SplitAdamW:
-        """Make the released code's AdamW over N copies, on the one tensor."""
+        """Make the released code's AdamW over N copies, on the one tensor.
+
+        lr, weight_decay: of AdamW.
+        """
         return split_adamw(
             model,
             lr,

@@ -121,7 +121,11 @@ def kept_groups(score: Tensor, form: GroupSparse, density: float) -> Tensor:
 def by_rounding(
     weight: Tensor, statistics: Statistics, form: GroupSparse, density: float, symmetric: bool
 ) -> CodedGroups:
-    """Keep groups of the largest sums of W^2 mean x^2; round each weight to its nearest code."""
+    """Keep groups of the largest sums of W^2 mean x^2; round each weight to its nearest code.
+
+    weight: (out, in); statistics: of the layer's inputs; form: group size and bits; density: share
+    of groups that is kept; symmetric: codes without a zero point.
+    """
     w = weight.detach().float()
     mask = kept_groups(wanda(w, statistics).square(), form, density)
     recorder = CodeRecorder(form, w.shape[0], w.shape[1], symmetric)
@@ -137,6 +141,7 @@ def by_compensation(
 ) -> CodedGroups:
     """Keep groups of the largest sums of W^2 / U_jj^2, and compensate for pruning and rounding.
 
+    form: group size and bits; symmetric: codes without a zero point.
     Column by column, later columns make up for the error so far: SparseGPT and GPTQ at once.
     weight: (out, in); statistics: of the layer's inputs; density: share of groups that is kept.
     """

@@ -314,9 +314,9 @@ class Annealed(
     ) -> tuple[Params, float]:
         """Do an EM step; return the parameters and the mean log evidence before it.
 
-        params: arrays by name; data: the samples of this process; states: those of the model;
-        shards: adds sums up over processes; step: its number, which sets the temperature. The
-        evidence is at the step's temperature.
+        The evidence is at the step's temperature. params: arrays by name; data: the samples of this
+        process; states: those of the model; shards: adds sums up over processes; step: its number,
+        which sets the temperature.
         """
         heat, cut = self._temperature(step), self._cut(params, step)
         evidence, selected = np.empty(len(data.x)), slice(None)
