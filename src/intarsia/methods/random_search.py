@@ -183,7 +183,7 @@ def units_masked(host: nn.Module, units_by_layer: Units) -> Iterator[None]:
         for path, units in units_by_layer.items():
             reads: Any = host.get_submodule(path)
             mask = torch.zeros_like(reads.weight[0]).index_fill(0, units.to(reads.weight.device), 1)
-            # The layer that reads the units sees zeros; the units themselves are computed as before.
+            # The layer that reads the units sees zeros; the units are computed as before.
             hook = partial(_mask_inputs, mask)
             handles.append(reads.register_forward_pre_hook(hook))
         yield

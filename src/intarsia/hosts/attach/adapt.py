@@ -89,6 +89,8 @@ class Adapt(Change):
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
         """Decide the method's settings for the whole host, its sites, and the paths of the
+
+        batches: calibration data; seed: of random draws.
         heads.
         """
         check_addable(host)
@@ -108,7 +110,10 @@ class Adapt(Change):
         return Plan(replace(self, method=method, targets=targets, layers=None, head=heads), seed)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> PeftModel:
-        """Build a PEFT model; a model that is adapted already gets the adapter, inactive."""
+        """Build a PEFT model; a model that is adapted already gets the adapter, inactive.
+
+        plan: what `plan` decided; name: of the adapter.
+        """
         check_model(host, name)
         if self.recipe is not None:
             self.recipe.prepare(host, plan.seed)

@@ -116,7 +116,10 @@ class AdaptByPeft(Change):
     laws: ClassVar[frozenset[str]] = frozenset()  # some of PEFT's methods change outputs at once
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> PeftModel:
-        """Build a PEFT model; one that has adapters of this type gets a further one, inactive."""
+        """Build a PEFT model; one that has adapters of this type gets a further one, inactive.
+
+        plan: what `plan` decided; name: of the adapter.
+        """
         check_name(host, name)
         config, kind = copy.deepcopy(self.config), self._kind
         for setting, value in self._open(base_of(host)).items():

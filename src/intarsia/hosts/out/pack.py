@@ -106,7 +106,10 @@ class CodeHead(Change):
     laws: ClassVar[frozenset[str]] = frozenset({"shape"})
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Replace the linear heads by coded ones with the same weights."""
+        """Replace the linear heads by coded ones with the same weights.
+
+        plan: unused; name: unused, an adapter would need it.
+        """
         heads = [p for p in find_heads(host) if isinstance(host.get_submodule(p), nn.Linear)]
         if not heads:
             got, want = "no linear classifier", "one, such as a timm model's head"

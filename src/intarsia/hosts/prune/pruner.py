@@ -111,6 +111,7 @@ class Pruner(Change):
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
         """Look up the layers and check the calibration rows; nothing is pruned.
 
+        batches: calibration data; seed: of random draws.
         Raises: TargetError for a model with adapters, without blocks, or layers outside them;
         DataError for no rows where the method reads some, or too few; ShapeError for a pattern that
         does not divide a layer's inputs.

@@ -109,7 +109,10 @@ class Modalities(Senses):
         return super().plan(host, batches, seed=seed)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Add a connector for each modality."""
+        """Add a connector for each modality.
+
+        plan: what `plan` decided; name: unused, an adapter would need it.
+        """
         check_decoder(host)
         # one generator for both connectors, in the order of the modalities
         generator, outputs = torch.Generator().manual_seed(plan.seed), width_of(host)

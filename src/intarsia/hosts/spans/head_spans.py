@@ -124,14 +124,20 @@ class HeadSpans(Change):
         )
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Plan the same span for every head."""
+        """Plan the same span for every head.
+
+        batches: unused, no data are needed; seed: unused, nothing is drawn.
+        """
         decoder = attentions(host)
         sizes = {"sink": self.sink, "block": self.block}
         spans = Spans.uniform(len(decoder.modules), decoder.heads, self.density, **sizes)
         return planned(host, spans, self.length, self)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Set the attention function, a window for each layer, and the hook that makes rings."""
+        """Set the attention function, a window for each layer, and the hook that makes rings.
+
+        plan: what `plan` decided; name: unused, an adapter would need it.
+        """
         spans, length = Spans.from_dict(plan.decided["spans"]), int(plan.decided["length"])
         decoder = attentions(host)
         if hasattr(base_of(host), UNDO):

@@ -39,7 +39,10 @@ class MergeMixtures(Change):
     laws: ClassVar[frozenset[str]] = frozenset()
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Merge the other model's experts into a copy."""
+        """Merge the other model's experts into a copy.
+
+        plan: unused; name: unused, an adapter would need it.
+        """
         if self.other is None:
             raise ConfigError(
                 "other", got="no model", want="a second upcycled one", fix="MergeMixtures(model)."
@@ -62,7 +65,10 @@ class PruneExperts(Change):
     laws: ClassVar[frozenset[str]] = frozenset()
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Decide which experts stay: path -> numbers."""
+        """Decide which experts stay: path -> numbers.
+
+        batches: calibration data; seed: of random draws.
+        """
         done, _ = upcycled(host)
         if isinstance(self.keep, Mapping):
             return Plan(self, seed, {"keep": _named_experts(self.keep, done)})

@@ -107,7 +107,10 @@ class UnionOfExperts(Change):
         return UnionGate(experts, share, select, self.gate, always, self.warmup)
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Decide the places: path of each attention and MLP -> its number of experts."""
+        """Decide the places: path of each attention and MLP -> its number of experts.
+
+        batches: unused, no data are needed; seed: of random draws.
+        """
         check_plain(host)
         check_whole(host)
         candidates = [
@@ -146,6 +149,8 @@ class UnionOfExperts(Change):
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
         """Replace attentions and MLPs, in place; everything is built before anything is
+
+        plan: what `plan` decided; name: unused, an adapter would need it.
         replaced.
         """
         check_plain(host)

@@ -114,6 +114,7 @@ class Upcycle(Change):
     ) -> Plan:
         """Decide the places, and the numbers of experts of each.
 
+        batches: unused, no data are needed; seed: of random draws.
         sees_later: acknowledges that in a decoder a router or policy by which a token's experts
         depend on later tokens lets it look ahead.
         """
