@@ -69,7 +69,12 @@ class OnOneTrunk:
         draws: bool,
         **kwargs: Any,
     ) -> Any:
-        """Compute each model's rows in its own module and join the outputs."""
+        """Compute the rows of each model by its own module, and join the outputs.
+
+        modules: the module at one place, of each model; first_forward: the first one's own forward,
+        which this function replaces; args, kwargs: its arguments, with the rows of all; draws: the
+        module draws random numbers, each model its own.
+        """
         if not self.sizes:
             return first_forward(*args, **kwargs)
         sizes, outputs = self.sizes, list[Tensor]()
@@ -84,7 +89,11 @@ class OnOneTrunk:
         return torch.cat(outputs)
 
     def _rows_of_models(self, value: Any) -> Sequence[Any]:
-        """Split an argument into the rows of each model; what is no tensor goes to all."""
+        """Split an argument of a module into the rows of each model.
+
+        A value that is not a tensor goes to all.
+        Raises: ValueError for a tensor without an equal number of rows for each image.
+        """
         if not isinstance(value, Tensor):
             return [value] * len(self.sizes)
         # a module may see several rows for each image, such as windows or tokens

@@ -195,7 +195,11 @@ def _inputs(batch: Any) -> dict[str, Tensor] | Tensor:
 def _rows(
     inputs: dict[str, Tensor] | Tensor, routes: Mapping[str, tuple[Tensor, Tensor]], first: int
 ) -> dict[str, Tensor]:
-    """Return the columns of a trace for one batch, padding left out."""
+    """Return the columns of a trace for one batch, padding left out.
+
+    inputs: of the model; routes: path -> (experts, weights) of each token; first: number of the
+    first sequence.
+    """
     sequences = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
     counts = {path: len(index) for path, (index, _) in routes.items()}
     # one trace has one row of experts per token: an encoder and a decoder cannot share it

@@ -150,9 +150,11 @@ def draw_experts(
 def stack_experts(
     dense: DenseMlp, experts: int, parts: int, path: str, draws: torch.Generator
 ) -> StackedExperts:
-    """Build the experts that an MLP becomes: one of its parts each, by turns; copies if parts = 1.
+    """Build experts out of an MLP: each is one of its equal parts in turn, or a copy if parts = 1.
 
-    Parameters and Raises: as of `draw_experts`.
+    dense: the MLP; experts: how many; parts: into how many the hidden units are divided; path: the
+    MLP's, for errors; draws: generator of weights that are replaced.
+    Raises: as `draw_experts`.
     """
     stack = draw_experts(dense, experts, parts, path, draws)
     hidden = dense.up.out_features

@@ -72,7 +72,10 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         return value if plain else super().__getattr__(name)
 
     def add(self, name: str, cell: Cell, site: Site, *, frozen: bool) -> None:
-        """Put a cell in place under an adapter's name."""
+        """Put a cell in place under an adapter's name.
+
+        cell: the trainable module; site: its layer and widths; frozen: it is not trained.
+        """
         self.intarsia_cells[name] = cell.train(self.training)
         self.intarsia_sites[name] = (site.position, site.channels)
         self._move_adapter_to_device_of_base_layer(name)
@@ -117,7 +120,11 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         return cell if isinstance(cell, Cell) and cell.whole else None
 
     def _per_sample(self, x: Tensor, y: Tensor, names: Sequence[str]) -> Tensor:
-        """Add to each sample's rows what the cell of its adapter gives."""
+        """Add to each sample's output what the cell (trainable module) of its adapter returns.
+
+        x: input, y: output of the layer, with the samples' rows one after another; names: an
+        adapter for each sample.
+        """
         total = torch.zeros_like(y)
         for name in dict.fromkeys(names):
             if name in self.intarsia_cells:

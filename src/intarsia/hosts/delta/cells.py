@@ -107,8 +107,10 @@ def cells_of(model: PeftModel, name: str) -> dict[str, SparseCell]:
 
 
 def delta_of(model: nn.Module, name: str | None = None) -> SparseDelta:
-    """Compute the delta that an adapter of linear cells is: all entries it changes, and its heads.
+    """Return an adapter's change as sparse entries of the weights, with its trained heads.
 
+    name: of the adapter, None = the only one.  Its cells (added modules) must be linear in their
+    input.
     Raises: ConfigError for a model without that adapter; FoldError for a cell that is not linear.
     """
     names = list(model.peft_config) if is_adapted(model) else []

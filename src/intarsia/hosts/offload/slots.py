@@ -117,14 +117,20 @@ class Slots:
             self.in_use = None
 
     def _skip_to(self, key: Key) -> None:
-        """Drop the experts expected before this one; a model may leave out what it announced."""
+        """Drop announced experts up to this one: a model need not compute all that it announced.
+
+        key: (layer, expert).
+        """
         if self.taken and self.taken[0][0] != key:
             self.let_go()
         while not self.taken and self.coming and self.coming.popleft() != key:
             pass
 
     def _pin_expert(self, key: Key) -> None:
-        """Pin an expert; if it is not in, a thread begins to read it."""
+        """Keep an expert in its slot until it was used; start to read it if it is not in memory.
+
+        key: (layer, expert).
+        """
         entry = self.cache.take(key)
         reading = self.guesses.pop(key, None)
         if reading is not None:

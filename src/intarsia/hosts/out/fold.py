@@ -198,7 +198,11 @@ def _stock_copy(
 def _fold_layer(
     layer: IntarsiaLayer, names: list[str], memo: dict[int, Any], done: dict[str, int]
 ) -> nn.Module:
-    """Build the plain module of a wrapped one, with the cells of these adapters folded in."""
+    """Build the plain module of an adapted layer, with the adapters' changes in its weights.
+
+    names: of the adapters; memo: of copy.deepcopy, shared by the model; done: counts folded
+    modules.
+    """
     for inner, module in walk(layer.base_layer, layer.path):
         # rounded weights have no room for a change that is smaller than their steps
         refuse_quantised("fold", module, inner)
@@ -217,7 +221,10 @@ def _fold_layer(
 
 @torch.no_grad()
 def _keep_zeros(layer: IntarsiaLayer, plain: nn.Module, keep: bool | None) -> None:
-    """Keep the zeros of a sparse weight, or refuse to fill them.  Raises: FoldError."""
+    """Keep the zeros of a sparse weight, or refuse to fill them.  Raises: FoldError.
+
+    plain: the folded module; keep: True = set them to 0 again, False = fill them, None = refuse.
+    """
     new = dict(plain.named_parameters())
     for name, old in layer.base_layer.named_parameters():
         weight = new.get(name)
@@ -246,6 +253,8 @@ def fold_cell(
 ) -> str:
     """Fold one cell into the float64 copy of its module, in place; returns "widened" or "changed".
 
+    plain: the copy; cell: the trained module that adds to its output; position: "parallel" or
+    "sequential"; channels: axis of the features, "last" or "first".
     Both sides are compared on random features before the result counts.
     Raises: FoldError, naming `path`.
     """
@@ -343,7 +352,10 @@ def _describe(stock: nn.Module) -> str:
 
 
 def _name_classes(stock: nn.Module, origin: Mapping[str, Any]) -> None:
-    """Write the class names that came with the adapter where timm and transformers keep theirs."""
+    """Write the class names that came with an adapter where timm and transformers read them.
+
+    stock: the folded model; origin: the adapter's record.
+    """
     classes: list[str] = list(origin.get("classes") or ())
     timm_config, config = getattr(stock, "pretrained_cfg", None), config_of(stock)
     # timm writes these into its own exports, transformers into config.json

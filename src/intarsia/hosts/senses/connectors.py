@@ -218,9 +218,10 @@ def pooled(x: Tensor, vectors: int, grid: bool) -> Tensor:
 
 
 def check_pooled(reads: int, vectors: int, grid: bool) -> None:
-    """Check that means of neighbours make so many vectors.
+    """Check that averaging neighbours can turn `reads` vectors into `vectors`.
 
-    reads: vectors of the encoder.  grid: they are a square of patches.
+    reads: number that the encoder returns; grid: they are a square of patches, so that `vectors`
+    must be a square number.
     Raises: ConfigError.
     """
     side = math.isqrt(vectors)

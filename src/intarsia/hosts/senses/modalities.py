@@ -279,7 +279,11 @@ def _vectors(
     mask: Tensor,
     inputs: Mapping[str, Tensor],
 ) -> Vectors:
-    """Run the connector of a modality on the features of a batch, and check their number."""
+    """Run one modality's connector on the features of a batch, and check the number of vectors.
+
+    connectors: by modality; ids: (B, T); places: (B, T) bool, marks of the modality; embeds: (B, T,
+    d); mask: (B, T), 0 = padding; inputs: features by modality.
+    """
     if modality not in connectors:
         fix = f"Apply Modalities({modality}=...), or leave them out."
         want = f"marks of {', '.join(connectors)} alone"

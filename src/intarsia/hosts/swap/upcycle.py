@@ -178,9 +178,10 @@ def places_in(model: nn.Module) -> MixturePlaces | None:
 
 
 def move_places(model: nn.Module, places: MixturePlaces, *, elsewhere: bool = False) -> None:
-    """Record that other mixtures stand in a model now; none means that it was never upcycled.
+    """Record new paths of a model's mixtures, after they were moved or removed.
 
-    elsewhere: the dense model, too, is another one, whose fingerprint is not known.
+    places: the mixtures there are now; none = the model counts as never upcycled; elsewhere: the
+    dense model has changed, too, and its fingerprint is not known.
     """
     old = upcycle_step(model)
     new = None
@@ -192,7 +193,10 @@ def move_places(model: nn.Module, places: MixturePlaces, *, elsewhere: bool = Fa
 
 
 def check_plain(model: nn.Module) -> None:
-    """Check that a model has no adapters, mixtures or momentum.  Raises: TargetError."""
+    """Check that a model has no adapters, no mixtures of ours and no momentum around its MLPs.
+
+    Raises: TargetError.
+    """
     check_unadapted(model)
     if any(isinstance(module, Residual) for module in model.modules()):
         got, fix = "one with momentum around its MLPs", "Upcycle first, then call add_momentum."
@@ -340,6 +344,8 @@ def _build(
 ) -> tuple[str, nn.Module]:
     """Build what replaces the MLP of place i: a mixture, or a router for a sparse block's gate.
 
+    change: the settings; places: paths and numbers of experts; i: which of them; mlp: the module
+    there.
     Returns the name inside the MLP that is replaced, "" for the MLP itself, and the new module.
     Raises: ConfigError for settings that a block with experts of its own cannot have.
     """
