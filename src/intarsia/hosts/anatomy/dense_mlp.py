@@ -139,6 +139,7 @@ def draw_experts(
         fix = "Slices are of one size; choose another number."
         raise ConfigError("experts", got=parts, want=want, fix=fix)
     linears = [m for m in (dense.up, dense.gate, dense.down) if m is not None]
+    # one bias for all layers: where the MLP has none it stays 0
     bias = any(m.bias is not None for m in linears)
     act, gated = copy.deepcopy(dense.act), dense.gate is not None
     return StackedExperts(

@@ -174,6 +174,7 @@ def hosted(path: str, gate: nn.Module, router: nn.Module, experts: int) -> Hoste
         want = f"{properties.experts}, as the block at {path!r} has"
         fix = f"Call upcycle(..., experts={properties.experts})."
         raise ConfigError("experts", got=experts, want=want, fix=fix)
+    # a router of the gate's form starts as the pretrained gate
     for name in ("weight", "bias"):
         parameter, host_parameter = getattr(router, name, None), getattr(host_gate, name, None)
         if (

@@ -43,6 +43,7 @@ def _tensors(model: nn.Module, heads: Sequence[str], sized: bool) -> dict[str, T
         tensors = dict(module.named_parameters(recurse=False)) | dict(
             module.named_buffers(recurse=False)
         )
+        # weights that are on disk, on the meta device here, count as the module's
         tensors |= module.__dict__.get(ELSEWHERE, {})
         if not sized:
             excluded = POSITIONS | module._non_persistent_buffers_set

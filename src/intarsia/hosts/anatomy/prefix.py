@@ -128,6 +128,7 @@ def split_at(model: nn.Module, block: int | None) -> tuple[nn.Module, nn.Module]
         got = f"{type(model).__name__}, with two heads"
         fix = "Adapt the whole model with layers=... instead."
         raise TargetError("model to split", got=got, want="one head", fix=fix)
+    # without a block the tail is the classifier alone
     if block is None:
         return Features(model), _classifier(model)
     if not isinstance(model, SPLITTABLE):

@@ -196,6 +196,7 @@ def find_sites(
         names = [targets] if isinstance(targets, str) else list(targets)
         within = None if layers is None else block_paths
         paths = _by_name(model, names, within)
+    # an adapter inside another one would be skipped by PEFT
     check_nesting(model, paths)
     return [site_at(model, path, method.position) for path in paths]
 
@@ -218,6 +219,7 @@ def planned(
     method = method.for_host(host, batches, targets=targets, layers=layers, seed=seed)
     if targets is None:
         targets = method.paths or None
+    # a method without its places here may name another one that has some
     try:
         sites = find_sites(host, method, targets, layers)
     except TargetError:

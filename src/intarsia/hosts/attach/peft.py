@@ -285,6 +285,7 @@ class IntarsiaModel(BaseTuner):
         cell = peft_config.build(site, adapter_name, self._shared)
         if isinstance(cell, Cell):
             cell.check(unwrapped(target))
+        # the first adapter wraps the module, further ones share the wrapper
         if not isinstance(target, IntarsiaLayer):
             target = IntarsiaLayer(target, site)
             target.set_adapter(self.active_adapters)

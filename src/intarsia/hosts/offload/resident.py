@@ -128,7 +128,11 @@ def slots_of(model: nn.Module) -> Slots:
 
 
 def slot_count(slots: int | str | float, store: ExpertStore) -> int:
-    """Convert a number of slots, a size or a share to a number.  Raises: ConfigError."""
+    """Convert a number of slots, a size or a share to a number.  Raises: ConfigError.
+
+    slots: a number, a share of all experts (a float up to 1) or a size, as "4GB"; store: their
+    files.
+    """
     experts = sum(len(layer["sha256"]) for layer in store.layers)
     want = f"2 ... {experts} experts of {store.bytes} bytes each"
     fix = f"For example: slots={max(2, experts // 4)}, or {_size_text(2 * stride(store.bytes))!r}."
@@ -283,8 +287,9 @@ def _settings(folder: Path) -> Any:
 
 
 def _attach(model: Any, store: ExpertStore, slots: Slots) -> None:
-    """Put views in the place of the stacked weights, and set the function that reads through
-    them.
+    """Replace the stacked weights by views of the slots, and register the function that reads them.
+
+    store: files of the experts; slots: memory of those that are resident.
     """
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 

@@ -87,6 +87,7 @@ def ring_offload(
         fix = "Choose a new folder."
         raise ConfigError(f"folder {folder}", got="something there", want="nothing", fix=fix)
     model_blocks = blocks(model)
+    # a place in memory holds any block, so all need equal shapes
     shapes = [{n: (t.shape, t.dtype) for n, t in b.state_dict().items()} for _, b in model_blocks]
     if not model_blocks or any(s != shapes[0] for s in shapes):
         got, fix = (
@@ -104,6 +105,7 @@ def ring_offload(
             seal_file(file)
     ring = Ring([block for _, block in model_blocks], Path(folder), slots, read)
     model.__dict__[RING] = ring
+    # the thread ends with the model
     weakref.finalize(model, ring.close)
     return model.eval().requires_grad_(False)
 

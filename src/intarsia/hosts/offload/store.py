@@ -90,10 +90,9 @@ def _unreadable(folder: Path, got: object) -> CheckpointError:
 
 
 def experts_of(source: Checkpoint) -> dict[str, Callable[[int], dict[str, Tensor]]]:
-    """Return, by the path of each layer's experts, a function: number -> that expert's tensors.
+    """Return path of each layer's experts -> function from an expert's number to its tensors.
 
-    The tensors have the names of fused experts, in the order of the layers.
-    Raises: TargetError for a folder without experts.
+    source: the saved model. The tensors are named and ordered as those of stacked experts.
     """
     readers: dict[str, Callable[[int], dict[str, Tensor]]] = {}
     for key in source.where:
@@ -197,7 +196,10 @@ def count_of(source: Checkpoint, path: str) -> int:
 def _write(
     file: Path, source: Checkpoint, path: str, read: Callable[[int], dict[str, Tensor]]
 ) -> dict[str, Any]:
-    """Write one layer's records, expert after expert; returns the layer's entry in the index."""
+    """Write one layer's experts to a file, one after another; return its entry in the index.
+
+    source: the saved model; path: of the layer's experts; read: returns the tensors of one.
+    """
     count = count_of(source, path)
     first = {name: t.contiguous() for name, t in read(0).items()}
     if unsupported := {t.dtype for t in first.values()} - NAMES.keys():
@@ -207,6 +209,7 @@ def _write(
         {"name": name, "shape": list(t.shape), "dtype": NAMES[t.dtype]} for name, t in first.items()
     ]
     size = sum(t.nbytes for t in first.values())
+    # records of one size, so that the place of an expert follows from its number
     header = _header(first, count)
     hashes: list[str] = []
     with file.open("wb") as out:
@@ -290,7 +293,10 @@ class ExpertStore:
         self.verified: set[tuple[int, int]] = set()  # (layer, expert) whose SHA-256 was right
 
     def read(self, layer: int, expert: int, into: memoryview) -> int:
-        """Read a record into memory of its size.  Returns its bytes."""
+        """Read a record into memory of its size.  Returns its bytes.
+
+        layer, expert: their numbers; into: memory of one record.
+        """
         entry = self.layers[layer]
         size, offset = int(entry["bytes"]), int(entry["start"]) + expert * int(entry["bytes"])
         done = 0

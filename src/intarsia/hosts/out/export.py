@@ -71,6 +71,7 @@ def export_timm(
         save_for_hf(
             source, str(folder), config, arguments, safe_serialization=True, data_config=pictures
         )
+        # timm builds the model from the files alone, before they get their name
         deviation = _check_reload(source, folder, model, inputs)
     ratio = arguments.get("mlp_ratio")
     widened = "" if ratio is None else f" mlp_ratio={ratio}, {padded} zero units added;"

@@ -72,6 +72,7 @@ def export_gguf_adapter(
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
+        # compared before the file gets its name
         _read_back(gguf, scratch, tensors)
     ranks = {len(change.a) for change in changes}
     report(

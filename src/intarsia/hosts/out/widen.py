@@ -115,6 +115,7 @@ def widen(module: nn.Module, units: Units, path: str) -> None:
         raise FoldError(
             subject, got=got, want=f"the MLP's {mlp_sizes[0]} -> {mlp_sizes[1]}", fix=KEEP
         )
+    # sizes and activation agree: the cell's hidden units become the MLP's
     append_units(mlp, units.rows, units.bias, units.columns, path)
     add_bias(mlp.fc2, units.shift, f"{path}.fc2")
 

@@ -373,6 +373,7 @@ def sparsify(
         raise ConfigError("method", got=type(method).__name__, want=want, fix=fix)
     if layers is not None:
         method = method.on(layers)
+    # several processes would write the same files
     ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     if out is not None and ranks > 1:
         fix = "Leave `out` out, or prune in one process."
@@ -423,6 +424,7 @@ def bytes_by_part(model: nn.Module, stops: Sequence[Stop]) -> dict[str, int]:
         count = int(weight.count_nonzero())
         sizes["kept values"] += count * size
         sizes["zeros left out"] += (weight.numel() - count) * size
+        # a bit for each weight, rows padded to bytes, and 8 bytes for each row's offset
         sizes["bitmasks"] += len(weight) * (-(-weight.shape[1] // 8) + 8)
     inner = {id(p) for _, block in blocks(base_of(model)) for p in block.parameters()}
     rest = [p for p in base_of(model).parameters() if id(p) not in pruned]

@@ -101,7 +101,10 @@ class RequestGate:
     async def _admitted(
         self, scope: Any, receive: Any, answer: _Answer, connection: Connection
     ) -> None:
-        """Read a request, and let the application answer it.  Raises: Refused, ConnectionError."""
+        """Read a request, and let the application answer it.  Raises: Refused, ConnectionError.
+
+        scope, receive: of ASGI; connection: the client's, whose clock is stopped.
+        """
         self._refuse_other_sites(scope)
         # a request that only reads has no body and needs no turn
         if scope["method"] in READS:
@@ -119,10 +122,12 @@ class RequestGate:
         await self._carry_out(scope, body, receive, answer)
 
     async def _carry_out(self, scope: Any, body: bytes, receive: Any, answer: _Answer) -> None:
-        """Run the application while its client is there and its time is not over.
+        """Run the application while its client is connected and its time is not over.
 
-        Raises: Refused for what was stopped; ConnectionError where the client has left before its
-        answer was whole.
+        scope: of ASGI; body: the whole request; receive: of ASGI, tells when the client leaves;
+        answer: sends.
+        Raises: Refused for what was stopped; ConnectionError where the client has left before an
+        answer.
         """
         # the body was read: the application gets it once, then it hears of the end alone
         messages = iter([{"type": "http.request", "body": body, "more_body": False}])

@@ -125,7 +125,11 @@ class Generation:
         send: Callable[[NewToken], None],
         client_gone: threading.Event,
     ) -> None:
-        """Run one request through `generate`.  send: is called with each token, on this thread."""
+        """Run one request through `generate`.  send: is called with each token, on this thread.
+
+        ids: tokens of the prompt; sampling: settings; client_gone: is set when nobody waits any
+        more.
+        """
         if client_gone.is_set():
             return
         model = self.served.model

@@ -144,7 +144,10 @@ def template(name: str, value: Any, limits: Limits) -> None:
 
 
 def _between(name: str, value: float, low: float, high: float, kind: str) -> None:
-    """Check a number's range, in OpenAI's words.  Raises: Refused."""
+    """Check that a number lies in low ... high, with a message in OpenAI's words.  Raises: Refused.
+
+    kind: what the number is called there.
+    """
     if value != value:  # no JSON, but Python's parser takes NaN
         raise invalid_type(name, f"a {kind}", value)
     for outside, word, comparison, bound in (

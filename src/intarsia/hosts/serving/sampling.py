@@ -74,9 +74,9 @@ class NewToken:
 
 
 def configured(defaults: GenerationConfig, parameters: Mapping[str, Any]) -> GenerationConfig:
-    """Return a model's own settings with a request's: temperature, top_p.
+    """Return a model's generation settings with the temperature and top_p of a request.
 
-    Without either the model's own hold, whether they sample or not.
+    If the request has neither, the model's own settings decide, also whether tokens are sampled.
     """
     # temperature 0 is greedy, as OpenAI has it; transformers refuses a 0
     config = copy.deepcopy(defaults)

@@ -62,6 +62,7 @@ def spanned(
 ) -> tuple[Tensor, None]:
     """Compute attention with windows; without any, or where all is seen, by transformers.
 
+    attention_mask, dropout, scaling: as transformers passes them.
     query: (B, H, Q, D); key, value: (B, G, K, D), or a `RingLayer` twice.
     Raises: ConfigError for a text that is longer than the spans are for, or a mask of the caller's.
     """

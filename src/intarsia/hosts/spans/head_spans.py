@@ -69,7 +69,11 @@ def attentions(model: nn.Module) -> Attentions:
 
 
 def _check_layers(config: Any, modules_by_path: dict[str, nn.Module]) -> None:
-    """Check that every layer sees its whole past.  Raises: TargetError, with the layer's name."""
+    """Check that every layer sees its whole past, without a window of its own.
+
+    config: of the model; modules_by_path: its attentions.
+    Raises: TargetError, with the layer's name.
+    """
     # Mistral's configuration has one window and no kinds of layers
     default = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
     kinds = getattr(config, "layer_types", None) or [default] * len(modules_by_path)
@@ -182,6 +186,7 @@ def planned(
 ) -> Plan:
     """Build the plan that puts spans into a model, for texts of a length.
 
+    change: the settings; seed: is recorded.
     length: None = the longest that spans or the model are made for.
     Raises: ConfigError for a length that the spans are not for.
     """

@@ -66,6 +66,8 @@ class Spans:
     @classmethod
     def uniform(cls, layers: int, heads: int, density: float, **named: Any) -> Spans:
         """Give every head the same share of the text: sinks and one window (StreamingLLM,
+
+        layers, heads: their numbers; density: share of the text that each head sees.
         2309.17453).
         """
         above("density", density, 0)

@@ -237,7 +237,13 @@ def _best_experts(
     places: MixturePlaces,
     seed: int,
 ) -> dict[str, list[int]]:
-    """Choose the experts with the largest scores, of each path, in ascending order."""
+    """Choose the experts with the largest scores in each layer; path -> numbers, ascending.
+
+    keep: their number, or one for each layer; scores: tokens of each expert by path of the router,
+    or "random"; places: the layers.
+    Raises: ConfigError for more than a layer has.
+    """
+    # one number for all layers, or one for each
     counts = [keep] * len(places.paths) if isinstance(keep, int) else list(keep)
     if len(counts) != len(places.paths) or not all(
         1 <= m <= e for m, e in zip(counts, places.experts, strict=False)
@@ -254,7 +260,11 @@ def _best_experts(
 
 
 def _scores(path: str, count: int, scores: Mapping[str, Tensor] | str | None, seed: int) -> Tensor:
-    """Return one score for each expert of a layer: its load, or a random number."""
+    """Return one score for each expert of a layer: its load, or a random number.
+
+    path: of the layer; count: number of its experts; scores: loads by path of the router, or
+    "random".
+    """
     if scores == RANDOM:
         return torch.rand(count, generator=generator(seed, path))
     key = None

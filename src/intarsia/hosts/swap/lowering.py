@@ -203,7 +203,11 @@ def _step_weight(weight: Tensor, kind: str) -> Tensor:
 def _fuse_into(
     graph: fx.GraphModule, cluster: Cluster, layer: DenseStep, nodes: list[fx.Node]
 ) -> None:
-    """Take in the activation, and for 1x1 an addition, that alone reads the last of the nodes."""
+    """Add to a layer the activation behind it and, for a 1x1 product, an addition.
+
+    Only what alone reads the last of `nodes` can be fused.  cluster: of the layer; nodes: those
+    that the layer computes already; new ones are appended.
+    """
     while (reader := _only_reader(nodes[-1])) is not None:
         module = module_of(graph, reader)
         act = _act_of(module, reader)
@@ -237,8 +241,9 @@ def _only_reader(node: fx.Node) -> fx.Node | None:
 
 
 def _only_user(graph: fx.GraphModule, nodes: list[fx.Node], kind: type) -> fx.Node | None:
-    """Return the only reader of the last node, past what does nothing, if it is a module of a
-    kind.
+    """Return the only reader of the last node, if it is a module of a kind; None otherwise.
+
+    Nodes that compute nothing, such as dropout, are passed over.  kind: a class.
     """
     user = _only_reader(nodes[-1])
     while user is not None and type(module_of(graph, user)).__name__ in NOTHING:

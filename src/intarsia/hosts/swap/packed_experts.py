@@ -69,7 +69,10 @@ class PackedStack(nn.Module):
         return sum(b.numel() * b.element_size() for b in self.buffers())
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Move the stored tensors to a device; a type that is asked for is that of inputs alone."""
+        """Move the stored tensors to a device; a new type is only recorded, as that of inputs.
+
+        fn, recurse: as torch passes them to modules, for `to` and the like.
+        """
         before = dict(self._buffers)
         super()._apply(fn, recurse)
         for name, old in before.items():

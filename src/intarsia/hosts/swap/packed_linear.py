@@ -111,7 +111,10 @@ class PackedLinear(nn.Linear):
         return dense
 
     def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> Any:
-        """Move the stored tensors to a device; a type that is asked for is that of inputs alone."""
+        """Move the stored tensors to a device; a new type is only recorded, as that of inputs.
+
+        fn, recurse: as torch passes them to modules, for `to` and the like.
+        """
         before = self.stored
         super()._apply(fn, recurse)
         for name, tensor in before.items():

@@ -243,7 +243,10 @@ def _module_at(host: nn.Module, path: str) -> nn.Module:
 
 
 def _attention(path: str, old: nn.Module, gate: UnionGate, draws: torch.Generator) -> nn.Module:
-    """Build the experts of an attention and their router."""
+    """Build the experts of an attention and their router.
+
+    path: of the attention, old; gate: settings of the router; draws: generator of its weights.
+    """
     heads = heads_of(path, old)
     check_heads(path, heads.count, gate.experts)
     like = next(old.parameters())
@@ -252,7 +255,10 @@ def _attention(path: str, old: nn.Module, gate: UnionGate, draws: torch.Generato
 
 
 def _mlp(path: str, old: nn.Module, gate: UnionGate, draws: torch.Generator) -> nn.Module:
-    """Build the experts of an MLP, their router, and the bias that is added once."""
+    """Build the experts of an MLP, their router, and the bias that is added once to their sum.
+
+    path: of the MLP, old; gate: settings of the router; draws: generator of its weights.
+    """
     dense, parts = dense_mlp(path, old), gate.experts
     experts = stack_experts(dense, parts, parts, path, draws)
     check_output(old, experts, parts, path)
