@@ -91,7 +91,7 @@ class NativeSampling:
 
 
 def _suits(model: Any, ids: Tensor, config: GenerationConfig, arguments: Mapping[str, Any]) -> bool:
-    """Return True if native steps compute what the loop of `generate` asks of a forward.
+    """Return True if native code can compute the logits of a call of `generate`.
 
     arguments: those of the loop.
     """

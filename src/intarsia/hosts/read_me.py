@@ -63,7 +63,7 @@ class ReadMe(Change):
 
 @torch.no_grad()
 def pregate_targets(model: nn.Module, masks: Masks, batch: Batch) -> Tensor:
-    """Compute what the gate has to predict for each token, by every layer, (L, B, T, E) of sum 1.
+    """Compute each layer's share of experts for each token, which the gate learns, (L, B, T, E).
 
     Hits of an expert: how many of a token's n largest hidden units are its own, that is in its mask
     and not in all masks, added up for n = N (1, .8, .6, .4, .2), N the first expert's own units;

@@ -148,7 +148,11 @@ def on_one_trunk(models: Sequence[nn.Module], rows: Sequence[Tensor]) -> OnOneTr
 
 
 def _places(modules: list[nn.Module]) -> Iterator[list[nn.Module]]:
-    """Yield the modules, or what is in them, that compute each model's rows for themselves."""
+    """Yield lists of modules, one of each model, that compute each model's rows apart.
+
+    modules: the same module in each model. Modules that are frozen, equal and without random
+    numbers are left out: they compute the rows of all models in one call.
+    """
     first = modules[0]
     learns = any(p.requires_grad for module in modules for p in module.parameters())
     if not learns and not _draws(first) and _equal_weights(modules):
@@ -182,7 +186,7 @@ def _equal_weights(modules: Sequence[nn.Module]) -> bool:
 
 
 def _draws(module: nn.Module) -> bool:
-    """Return True if a module is random in training, or looks at the whole batch."""
+    """Return True if a module draws random numbers in training, or uses statistics of the batch."""
     for part in module.modules():
         # dropout of values, of paths, of patches, of weights
         shares = (getattr(part, name, None) for name in ("p", "drop_prob", "prob"))

@@ -72,7 +72,7 @@ def recording(model: nn.Module, *, probabilities: bool = False) -> Iterator[Reco
 
 
 def stock_gate(model: nn.Module, path: str) -> nn.Module:
-    """Return the host's own gate beside the experts at a path.
+    """Return the host's own gate of the experts at a path.
 
     Raises: TargetError for none, or a router put in its place.
     """
@@ -91,7 +91,7 @@ def own_mixtures(model: nn.Module) -> list[tuple[str, Mixture]]:
 
 
 def _stock_hook(recorder: Recorder, path: str) -> Callable[..., None]:
-    """Return a hook that records what the stock experts of a layer are called with."""
+    """Return a hook that records the arguments of a layer's stock experts."""
 
     def keep(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         _, index, weights = arguments(args, kwargs)

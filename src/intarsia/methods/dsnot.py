@@ -84,7 +84,7 @@ class DSnoT(Pruner):
         return replace(self, base=self.base.on(layers))
 
     def swapped(self, weight: Tensor, mask: Tensor, statistics: Statistics) -> Swapped:
-        """Swap kept for pruned weights, starting from a mask of the base.
+        """Swap weights between kept and pruned, starting from the mask of the base method.
 
         weight: (out, in); mask: (out, in) bool, True = kept; statistics: of the layer's inputs.
         """

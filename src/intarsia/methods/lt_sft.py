@@ -117,7 +117,7 @@ class LtSft(Method):
         scores: Mapping[str, Tensor],
         generator: torch.Generator,
     ) -> Partition:
-        """Return the selected weights and the `share` others with the largest scores.
+        """Add the `share` weights with the largest scores to those selected before.
 
         selected: the weights chosen so far; scores: drift or start values of all weights, by name.
         """

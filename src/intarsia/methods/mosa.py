@@ -118,7 +118,10 @@ class Mosa(OverMethod):
         return cls(**settings)
 
     def suited_to(self, images: int, epochs: int, given: Collection[str] = ()) -> Mosa:
-        """The k that suits a budget, see `for_budget`, unless `active` was given."""
+        """Return settings whose k suits a budget, see `for_budget`; `active` is not overwritten.
+
+        given: names of the settings that the user has set.
+        """
         if "active" in given:
             return self
         return self.for_budget(images, epochs, **{name: getattr(self, name) for name in given})

@@ -75,7 +75,10 @@ class BenchPlan:
         return self.protocol.search(place.arm, self._at(place), self._spec(place.task))
 
     def searches(self) -> list[tuple[Slot, Experiment]]:
-        """Every run of every search, each once, with the first of the places it chooses for."""
+        """Return every run of all searches once, each with the first place that it chooses for.
+
+        A place is (task, method, seed).
+        """
         runs: dict[str, tuple[Slot, Experiment]] = {}
         for place in self.places():
             for run in self.search(place):

@@ -64,7 +64,7 @@ class Protocol:
     calibrate: bool = False
 
     def check(self, arm: BenchArm) -> None:
-        """Raises: ConfigError for a method that the protocol says nothing about."""
+        """Check that the protocol has a rule for a method.  Raises: ConfigError."""
         if self.only and arm.name not in self.only:
             subject = f"method {arm.name!r} under protocol {self.name!r}"
             fix = "Use --protocol honest or tuned."

@@ -51,7 +51,7 @@ class How:
 def run_plan(
     plan: BenchPlan, out: Path, execution: How, report: Report = print, work: Work = one_run
 ) -> list[records.RunResult]:
-    """Run what is not finished; returns the results of the plan's places, in their order.
+    """Do the runs that are not finished; return the results of all, in the plan's order.
 
     execution: how runs are done: jobs, threads, failed ones again; work: does one run.
     A run that fails is a result with its error. Killed at any moment and started again, it gives

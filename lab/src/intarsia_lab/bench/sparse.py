@@ -116,7 +116,7 @@ def verdict(table: ShapeTable, shape: tuple[int, int]) -> str:
 
 
 def read_shapes(text: str) -> tuple[tuple[int, int], ...]:
-    """ "4096x4096,576x1536" as (out, in).  Raises: ConfigError."""
+    """Read "4096x4096,576x1536" as (out, in) pairs.  Raises: ConfigError."""
     shapes: list[tuple[int, int]] = []
     for part in text.split(","):
         sides = part.strip().lower().split("x")
@@ -128,7 +128,7 @@ def read_shapes(text: str) -> tuple[tuple[int, int], ...]:
 
 
 def forms_of(density: float) -> dict[str, Format]:
-    """Our formats that are worth trying at a density, by the name that tables have."""
+    """Return our formats that are worth trying at a density, by their names in tables."""
     forms: dict[str, Format] = {
         f"bitmask {values}": Bitmask(values) for values in ("fp32", "bf16", "int8")
     }
@@ -148,7 +148,7 @@ def time_shapes(
     peers: bool = True,
     report: Callable[[str], None] = lambda _: None,
 ) -> ShapeTable:
-    """Time every contender at every shape, and the memory bandwidth in the same process.
+    """Time every product at every shape, and the memory bandwidth in the same process.
 
     shapes: (out, in) of weights; repeats: the best of so many counts.
     densities: of random unstructured masks; group-sparse int4 keeps as many groups of 16.

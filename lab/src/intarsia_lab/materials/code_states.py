@@ -49,7 +49,7 @@ def library(characters: int) -> Iterator[str]:
 
 
 def states_of(text: str) -> np.ndarray:
-    """(characters, STATES) bool, of one module.
+    """Return which states each character of a module has, (characters, STATES) bool.
 
     Raises: tokenize.TokenError or SyntaxError for what is no module.
     """

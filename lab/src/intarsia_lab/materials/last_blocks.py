@@ -83,7 +83,7 @@ def decoder() -> tuple[Any, Any]:
 
 @lru_cache(maxsize=1)
 def encoder() -> tuple[Any, Any]:
-    """MiniLM and its tokenizer."""
+    """Return MiniLM and its tokenizer."""
     from transformers import AutoModel, AutoTokenizer
 
     folder: Any = packaged_folder(DENSE, "minilm", lambda _: None)
@@ -152,7 +152,7 @@ def _ids(tokenizer: Any, pair: QuestionAnswer) -> tuple[list[int], list[int]]:
 
 
 def decoder_states(texts: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Return the states that enter SmolLM2's last blocks, (T, d) of each text; kept in a file."""
+    """Return the states that enter SmolLM2's last blocks, (T, d) for each text; they are cached."""
     digest = hashlib.sha256(repr((LAST, [list(ids) for ids in texts])).encode()).hexdigest()
     model, _ = decoder()
     folder = packages.cache_dir() / "features"

@@ -51,7 +51,7 @@ def seconds_of(runs: Mapping[str, Run], repeats: int = REPEATS) -> dict[str, flo
 
 
 def int4_torch(weight: Tensor, x: Tensor) -> tuple[Callable[[], Run], int]:
-    """torch's own int4 product on the CPU; and the bytes of a weight."""
+    """Prepare torch's own int4 product on the CPU; return it and the bytes of a weight."""
     ops: Any = torch.ops.aten
     groups = weight.view(len(weight), -1, GROUP)
     low = groups.amin(2)
@@ -69,7 +69,7 @@ def int4_torch(weight: Tensor, x: Tensor) -> tuple[Callable[[], Run], int]:
 
 
 def int4_onnxruntime(weight: Tensor, x: Tensor, accuracy: int) -> tuple[Callable[[], Run], int]:
-    """ONNX Runtime's MatMulNBits; accuracy 4 rounds its inputs to int8.
+    """Prepare ONNX Runtime's MatMulNBits; accuracy 4 rounds its inputs to int8.
 
     Raises: ImportError without onnx and onnxruntime.
     """

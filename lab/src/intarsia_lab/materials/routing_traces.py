@@ -131,7 +131,7 @@ def _train(seed: int, scratch: Path, report: Report) -> None:
 
 
 def _rows(ids: Mapping[str, Tensor], draws: torch.Generator) -> Tensor:
-    """Sequences, each of one kind, from the first nine tenths."""
+    """Draw rows of tokens, each of one kind of text, from the first nine tenths."""
     rows: list[Tensor] = []
     for _ in range(BATCH):
         stream = list(ids.values())[int(torch.randint(len(ids), (), generator=draws))]

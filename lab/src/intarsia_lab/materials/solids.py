@@ -152,7 +152,7 @@ def _spans(solid: Solid, start: Sequence, ahead: Sequence) -> list[Span]:
 
 
 def _layer(start: np.ndarray, ahead: np.ndarray) -> Span:
-    """Between -1 and 1 along one axis."""
+    """Return where rays enter and leave the layer from -1 to 1 along one axis."""
     ahead = np.where(ahead == 0, 1e-12, ahead)
     entry, leaving = (-1 - start) / ahead, (1 - start) / ahead
     return np.minimum(entry, leaving), np.maximum(entry, leaving)

@@ -125,7 +125,7 @@ class _Random:
 
 
 def latents(attribute: int, classes: int, *, seed: int) -> tuple[np.ndarray, ...]:
-    """dSprites' 737,280 latents in random order, grouped by class: one (m, 5) array per class.
+    """Return dSprites' 737,280 latents in random order, by class: one (m, 5) array for each.
 
     attribute: index of the latent that the classes are made of.
     VTAB's classes are floor(value * classes / values). They differ in size: each of 16 classes has

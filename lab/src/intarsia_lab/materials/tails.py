@@ -28,7 +28,7 @@ class TailTokens:
     classes: int
 
     def few(self, images: int, seed: int) -> TensorDataset:
-        """Draw `images` of the pool by a seed, in the classes' shares; all of a smaller pool."""
+        """Draw a subset of `images` training images by a seed, with the classes' shares."""
         x, y = self.pool.tensors
         if images >= len(x):
             return self.pool

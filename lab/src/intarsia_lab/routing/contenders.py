@@ -110,7 +110,11 @@ def ratio(
     note: str = "",
     bench: Bench = BENCH,
 ) -> Result:
-    """Return a figure of one contender over that of another: the mean of the seeds' ratios."""
+    """Return a measure of one router over that of another, the mean of the seeds' ratios.
+
+    ours, base: the two routers; rivals: others for the table; figure: measure of a run, as the
+    loss.
+    """
     results = bench.cells((base, ours, *rivals), seeds, report)
     return judged(
         results, base, lambda cells: figure(cells[ours.name]) / figure(cells[base.name]), note
@@ -123,10 +127,12 @@ def judged(
     figure: Callable[[Mapping[str, Cell]], float],
     note: str,
 ) -> Result:
-    """Return the mean of a figure of each seed's cells.
+    """Return a figure of each seed's runs and its mean, with a table of all routers.
 
-    base: whom the table holds the others against.
+    results: runs by router, one for each seed; figure: number of a seed's runs; note: below the
+    table. base: whom the table holds the others against.
     """
+    # the table compares every router with `base`, seed by seed
     setting = _with_setting(results, note)
     return judge(
         results, figure, lambda name, cells: _row(name, cells, results[base.name]), setting
@@ -143,8 +149,9 @@ def measured(
     note: str = "",
     bench: Bench = BENCH,
 ) -> Result:
-    """Return a figure of one contender by itself: the mean of the seeds.
+    """Return a measure of one router, the mean over seeds.
 
+    ours: the router; base: another, for the table; figure: measure of a run, as the loss.
     The other stands in the table.
     """
     results = bench.cells((base, ours), seeds, report)

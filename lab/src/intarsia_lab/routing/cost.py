@@ -62,7 +62,7 @@ def price(model: nn.Module, x: Tensor) -> Price:
 
 @torch.no_grad()
 def operations(model: nn.Module, x: Tensor) -> int:
-    """Floating-point operations of the matrix products of a forward, two for a MAC.
+    """Count the floating-point operations of a forward's matrix products, two for a multiply-add.
 
     By torch's counter, which knows our operators on experts and no fused attention; hence the
     plain one.

@@ -64,7 +64,7 @@ class TextKinds:
 
 @lru_cache(maxsize=1)
 def kinds() -> TextKinds:
-    """The first nine tenths of each text to learn from, rows of its last tenth to test on."""
+    """Return rows of each kind of text: nine tenths to learn from, the last one to test on."""
     corpus = routing_traces.texts()
     words = vocabulary(list(corpus.values()))
     train, test = dict[str, Tensor](), dict[str, Tensor]()

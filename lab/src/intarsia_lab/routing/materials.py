@@ -130,7 +130,7 @@ def _cut(name: str, scale: Scale, bpe_file: Path, target: Path) -> None:
 
 
 def segments(text: str) -> dict[str, list[str]]:
-    """Pieces of SEGMENT characters by part; a short text gives a tenth of them to val and test.
+    """Split a text into pieces of SEGMENT characters, and distribute these over the parts.
 
     Raises: DataError for one of less than three pieces.
     """
@@ -140,6 +140,7 @@ def segments(text: str) -> dict[str, list[str]]:
         raise DataError(
             subject, got=got, want=f"more than {2 * SEGMENT}", fix="Choose a longer one."
         )
+    # pieces are distributed at random, by one seed for all
     lot = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(0)).tolist()
     by_part: dict[str, list[str]] = {}
     for part, limit in PARTS.items():

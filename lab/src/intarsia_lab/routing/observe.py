@@ -106,7 +106,7 @@ def seeing(model: nn.Module) -> Iterator[dict[str, SeenRouting]]:
 
 @torch.no_grad()
 def observed(model: nn.Module, material: Material, batch: int) -> dict[str, Any]:
-    """Return scores on the test part and all that is told of its routings, ready for JSON.
+    """Return a trained model's scores on the test part and figures of its routings, for JSON.
 
     batch: rows or pictures of a training step, in which a capacity drops.
     """

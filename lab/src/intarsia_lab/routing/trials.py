@@ -53,7 +53,7 @@ def cells(
     executor: str = "processes",
     threads: int | None = 1,
 ) -> list[dict[str, Any]]:
-    """Return the results of cells, in their order: what `work` tells, its inputs, name and budget.
+    """Return the results of trials in their order, each done once and then read from a file.
 
     Each is run once for all who ask and kept in a JSON-lines file; killed and called again, it goes
     on with what is missing. baseline: whose operations are the measure of the budget "flops".

@@ -84,8 +84,10 @@ def judge(
     score: str,
     note: str,
 ) -> Result:
-    """Return a figure of each seed's arms, the first of which is the dense one.
+    """Return a figure of each seed's results, with a table of all models and seeds.
 
+    on: returns the results of all models for a seed; figure: number of such results; score: name of
+    its column; note: below the table.
     The table has all.
     """
     results = [on(seed, report) for seed in seeds]

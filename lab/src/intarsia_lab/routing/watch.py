@@ -34,7 +34,7 @@ class WatchedMixture:
         self.load, self.rows = torch.zeros_like(self.load), 0
 
     def told(self) -> dict[str, float]:
-        """Return figures of the routings since `forget`; the entropy is the newest one's."""
+        """Return figures of the routings since `forget`; the entropy is that of the newest one."""
         routing = self.last
         return {
             "load_cv": variation(self.load),

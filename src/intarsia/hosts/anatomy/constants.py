@@ -68,9 +68,7 @@ class Constants:
         return torch.cat([p.contiguous().flatten(1).view(self.dtype) for p in parts], 1)
 
     def before(self, _host: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Split the rows of a batch before a forward: tokens go in, cached outputs are kept
-        aside.
-        """
+        """Split the rows of a batch: tokens go into the forward, cached outputs are set aside."""
         self.now = None
         # tokens have three axes: nothing is cached for such a batch
         if not args or not isinstance(args[0], Tensor) or args[0].ndim != 2:

@@ -178,7 +178,7 @@ def stack_experts(
 
 @torch.no_grad()
 def check_output(mlp: nn.Module, experts: StackedExperts, parts: int, path: str) -> None:
-    """Check that the MLP's forward is what its parts say, on a few inputs.
+    """Check on a few inputs that an MLP computes what its parts say, and not more.
 
     experts: built of its parts.  parts: how many of them sum to the MLP.
     Raises: TargetError.

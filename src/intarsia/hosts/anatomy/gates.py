@@ -154,7 +154,7 @@ def followed(router: RouterConfig, gates: Sequence[OwnGate], path: str) -> Route
 
 
 def hosted(path: str, gate: nn.Module, router: nn.Module, experts: int) -> HostedRouter:
-    """Wrap a router for a gate's place; a matrix of the gate's shape starts as the gate's.
+    """Wrap a router so that it can replace a gate, with the gate's weights where shapes agree.
 
     Raises: TargetError for a gate that is called otherwise; ConfigError for another number of
     experts, or a router that is not one of tokens, or reads its experts.

@@ -223,12 +223,7 @@ def first_trained_block(model: nn.Module) -> int | None:
 
 @contextmanager
 def reading_tokens(model: nn.Module, block: int | None) -> Iterator[nn.Module]:
-    """Let the model take the tokens that enter a block in place of images, inside the `with`.
-    block: its number; None = the features that enter the classifier.
-    Yields the module that makes them. Modules, names and hooks stay the model's own, so that it is
-    trained, saved and loaded as ever.
-    Raises: as split_at does.
-    """
+    """Let the model take tokens that enter a block instead of images, inside the `with`."""
     host = base_of(model)
     prefix, tail = split_at(host, block)
     with forward_as(host, tail.forward):

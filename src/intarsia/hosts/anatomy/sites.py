@@ -104,7 +104,7 @@ def call_layer(parent: nn.Module, path: str) -> None:
 
 
 def site_at(model: nn.Module, path: str, position: str) -> Site:
-    """Read the site at a path off the host's structure; the same whenever it is asked for.
+    """Return the module at a path with its input and output widths, read off the model.
 
     Blocks of convolutions change the resolution, so they are always "sequential".
     Raises: TargetError if nothing is there, it has no widths, or "parallel" cannot work.
@@ -176,7 +176,7 @@ def find_sites(
     targets: Sequence[str] | str | None = None,
     layers: Sequence[int] | None = None,
 ) -> list[Site]:
-    """Find the sites of a method in a host model, in the model's order.
+    """Find the modules that a method adapts in a model, with their widths, in the model's order.
 
     By default the method's roles decide. In convolutional nets "qkv", "projection" and "mlp_linear"
     all mean the pointwise layers, and where there is no MLP, "mlp" means the block.
@@ -232,7 +232,7 @@ def planned(
 
 
 def _refuse_rescaled(host: nn.Module, sites: Sequence[Site]) -> None:
-    """Refuse layers whose weights RWKV divides for inference: a cell would not be divided.
+    """Refuse layers whose weights RWKV divides for inference: what an adapter adds would not be.
 
     sites: modules that are adapted.
     Raises: TargetError.

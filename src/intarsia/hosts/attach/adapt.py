@@ -137,7 +137,7 @@ class Adapt(Change):
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Silence PEFT's warnings about what it does itself."""
+    """Silence PEFT's warnings, inside the `with`, about what PEFT handles itself."""
     with warnings.catch_warnings():
         # PEFT 0.21 asks transformers 5.24 for what that has renamed
         renamed = "`is_gradient_checkpointing` is deprecated"
@@ -148,7 +148,7 @@ def quiet_peft() -> Iterator[None]:
 
 
 def attach(model: nn.Module, config: IntarsiaConfig, name: str) -> PeftModel:
-    """Add the config's cells to a model under a name; a plain model is wrapped first."""
+    """Add an adapter by its config to a model under a name; a plain model is wrapped first."""
     # a further adapter of an adapted model is inactive until it is set
     if is_adapted(model):
         model.add_adapter(name, config)
@@ -165,7 +165,7 @@ def attach(model: nn.Module, config: IntarsiaConfig, name: str) -> PeftModel:
 
 
 def task_type_of(model: nn.Module) -> str | None:
-    """Return PEFT's name for what a model of transformers does, by which it chooses its class.
+    """Return PEFT's name for the task of a model of transformers, by which PEFT chooses its class.
 
     Only for models that generate from token ids: PEFT's classes for classification train heads of
     their own choice, and those of other models take other inputs.

@@ -90,7 +90,7 @@ def layers_of(model: nn.Module, name: str) -> list[IntarsiaLayer]:
 
 @torch.no_grad()
 def _one_rank(cells: Sequence[LoraCell]) -> tuple[Lora, Sequence[LoraCell]]:
-    """Bring cells to one rank and one scale; returns the settings of that LoRA and its cells."""
+    """Bring LoRA modules to one rank and one scale; return the settings, and new modules."""
     rank = max(cell.down.out_features for cell in cells)
     scale = cells[0].scale
     settings = Lora(rank, scale * rank, cells[0].dropout.p)

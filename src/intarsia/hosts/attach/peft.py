@@ -72,7 +72,7 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         return value if plain else super().__getattr__(name)
 
     def add(self, name: str, cell: Cell, site: Site, *, frozen: bool) -> None:
-        """Put a cell in place under an adapter's name.
+        """Register an adapter's cell, the module that is added, under its name.
 
         cell: the trainable module; site: its layer and widths; frozen: it is not trained.
         """
@@ -98,7 +98,7 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         return first.device, first.dtype
 
     def _addition(self, name: str, x: Tensor, y: Tensor) -> Tensor:
-        """Compute what one cell adds.  x, y: input and output of the module."""
+        """Compute what one adapter's module adds.  x, y: input and output of the host's module."""
         position, channels = self.intarsia_sites[name]
         cell = self.intarsia_cells[name]
         if isinstance(cell, Cell) and cell.whole:
@@ -109,7 +109,10 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         return cell(read).to(y.dtype).view_as(y)  # Llama 4's experts give their tokens in one row
 
     def _sole_cell(self) -> Cell | None:
-        """Return the only active cell, if it computes the place by itself: `whole` or `fused`."""
+        """Return the only active cell (added module) if it computes the host's module itself.
+
+        That is for cells that are `whole`, or `fused` with a plain Linear; None otherwise.
+        """
         if self.disable_adapters or self.merged_adapters:
             return None
         active = [n for n in self.active_adapters if n in self.intarsia_cells]
@@ -387,7 +390,10 @@ class IntarsiaModel(BaseTuner):
         return self.model
 
     def _check_deltas(self, adapter_names: list[str] | None) -> None:
-        """Check that every cell can merge, before a layer is touched.  Raises: FoldError."""
+        """Check that every added module can merge, before a layer is changed.
+
+        Raises: FoldError.
+        """
         names = self.active_adapters if adapter_names is None else adapter_names
         for module in self.model.modules():
             if isinstance(module, IntarsiaLayer):

@@ -171,7 +171,7 @@ class AdaptByPeft(Change):
 
 @contextmanager
 def _refused_by_peft(kind: str, settings: object) -> Iterator[None]:
-    """Turn what PEFT refuses into a ConfigError, inside the `with`."""
+    """Raise ConfigError instead of PEFT's own errors, inside the `with`."""
     try:
         yield
     except (ValueError, TypeError, ZeroDivisionError, AssertionError, KeyError) as error:
@@ -181,7 +181,7 @@ def _refused_by_peft(kind: str, settings: object) -> Iterator[None]:
 
 
 def _targets(model: nn.Module, kind: str, paths: list[str]) -> dict[str, Any]:
-    """Return the settings of a config of PEFT that name these places."""
+    """Return the settings of a PEFT config that name these modules."""
     if kind != "IA3":
         return {"target_modules": exact_targets(model, paths)}
     # it scales what the last layer of an MLP reads, and what others say

@@ -150,7 +150,7 @@ class SparseDelta:
 
     @contextmanager
     def applied(self, model: nn.Module, *, check: bool = True) -> Iterator[None]:
-        """Apply the delta inside the `with`; afterwards what it touched has the bits it had.
+        """Apply the delta inside the `with`; afterwards all changed weights have their old bits.
 
         What has been trained meanwhile keeps its change: so each batch of a training on several
         sources can be learned with the delta of its source in place.
@@ -226,7 +226,7 @@ class SparseDelta:
     def _check_base(
         self, weights: Mapping[str, nn.Parameter], applied: Mapping[str, Entry]
     ) -> None:
-        """Check that most of the samples are those of the base.
+        """Check that most of the stored sample weights are equal to the model's.
 
         Most, since other deltas may be in the model already; weights that are zero say nothing.
         applied: entries that are expected to be in the model.  Raises: CheckpointError.

@@ -111,7 +111,7 @@ def _has_newer_weights(folder: Path, reference: Path) -> bool:
 
 
 def residency(model: nn.Module) -> Residency:
-    """Return what an offloaded model found in its slots and what it read, since it was opened.
+    """Return how often experts were in memory, and what was read, since the model was opened.
 
     Raises: ConfigError for another model.
     """

@@ -162,7 +162,7 @@ class Ring:
         self.todo.put(None)
 
     def _load(self) -> None:
-        """Read blocks into their places, as they are queued, until None comes."""
+        """Read blocks into memory in the order in which they are queued, until None comes."""
         while (task := self.todo.get()) is not None:
             block, place = task
             try:
@@ -220,9 +220,7 @@ class Ring:
         return wait
 
     def _freeing_hook(self, number: int) -> Any:
-        """Return the hook that frees a block's place, and queues the read of the next one for
-        it.
-        """
+        """Return the hook that frees a block's memory and queues the read of the next block."""
 
         def free(block: nn.Module, *_: Any) -> None:
             """Take the block's weights away, and queue the read of the block that gets its

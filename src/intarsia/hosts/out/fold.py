@@ -157,7 +157,7 @@ def _names(model: PeftModel, name: str | None) -> list[str]:
 def _stock_copy(
     host: nn.Module, names: list[str], keep_zeros: bool | None
 ) -> tuple[nn.Module, str]:
-    """Copy the host with plain modules in place of wrapped ones; returns it and what was done."""
+    """Copy the host with plain modules for adapted ones; return it, and what was done in words."""
     # what is in the memo is taken, not copied: every module shares one config, wrappers give way
     memo: dict[int, Any] = {}
     if (config := config_of(host)) is not None:
@@ -299,7 +299,10 @@ def fold_cell(
 
 
 def _hidden_units(cell: Cell, path: str) -> Units | None:
-    """Return the hidden units that a cell stands for, or None; errors name the module."""
+    """Return the hidden units that a bottleneck adapter adds to an MLP, or None.
+
+    Errors name the module.
+    """
     try:
         return cell.units()
     except FoldError as error:
@@ -307,7 +310,7 @@ def _hidden_units(cell: Cell, path: str) -> Units | None:
 
 
 def _remove_traces(stock: nn.Module) -> None:
-    """Remove what PEFT and the cells' draws leave on a host: a config and hooks."""
+    """Remove what PEFT and random routers leave on a model: a config and hooks."""
     stock.__dict__.pop("peft_config", None)
     for module in stock.modules():
         for kind in ("_forward_pre_hooks", "_forward_hooks"):
@@ -332,7 +335,7 @@ def _whole_ratio(inputs: int, widest: int) -> int:
 
 
 def _describe(stock: nn.Module) -> str:
-    """Write the MLPs' width into a transformers config, or say why save_pretrained will not do."""
+    """Write the MLPs' width into a transformers config, or return why that is impossible."""
     config = config_of(stock)
     widths = {(m.inputs, m.hidden) for m in mlps(stock).values()}
     if config is None or not hasattr(config, "hidden_size") or not widths:

@@ -56,7 +56,7 @@ class ChoicesRequest:
     parsed: bool = False
 
     async def increments(self) -> AsyncGenerator[Increment]:
-        """Yield what is new of any choice, choice by choice as it comes.
+        """Yield the new text of any choice as it comes.
 
         Choice i of prompt p has the index p * n + i.
         """

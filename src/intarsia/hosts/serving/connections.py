@@ -69,7 +69,7 @@ class Connections:
         self.logged, self.unlogged = -1.0, 0  # a flood of such clients is a line a second
 
     def opened(self, transport: Any, address: Address) -> None:
-        """Give a new connection a place and a clock, or 503 if every place is at work."""
+        """Register a new connection and start its clock; answer 503 if no connection gives way."""
         connection = Connection(address, transport)
         if len(self.open) >= self.places and not self._give_way():
             self._end(

@@ -117,7 +117,7 @@ def _trunk(
     dtype: str,
     progress: Report,
 ) -> ServedModel:
-    """Open one language model, with its experts in slots if `slots` or its folder says so."""
+    """Open one language model, with offloaded experts if `slots` or its folder asks for them."""
     folder, expert_slots = Path(source), None
     if slots is None and (folder / INDEX).is_file():
         progress("all experts stay in memory; --slots 0.25 would keep a quarter of them")

@@ -27,7 +27,7 @@ def register() -> None:
 
 
 def positions_of(**arguments: Any) -> TokenPositions:
-    """Collect what is known of a forward's tokens; transformers calls this for its mask.
+    """Collect the positions and padding of a forward's tokens; transformers calls it for masks.
 
     Raises: ConfigError for rows with several texts in one.
     """

@@ -209,7 +209,7 @@ def upcycled(model: nn.Module) -> tuple[MixturePlaces, Upcycle]:
 
 
 def mixture_at(model: nn.Module, path: str) -> Mixture:
-    """Return the mixture in the place of an MLP, with or without that MLP beside it.
+    """Return the mixture that replaced an MLP, with or without that MLP in parallel.
 
     Raises: TargetError for a sparse block of the host's own.
     """

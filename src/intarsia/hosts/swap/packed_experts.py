@@ -83,7 +83,7 @@ class PackedStack(nn.Module):
         return self
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        """Take tensors as they are: those of a file are mapped, and not copied."""
+        """Take the tensors of a state dict without copying them: those of a file stay mapped."""
         for name in PARTS:
             new, old = state_dict.get(f"{prefix}{name}"), self._buffers[name]
             if (

@@ -107,7 +107,7 @@ class UnionOfExperts(Change):
         return UnionGate(experts, share, select, self.gate, always, self.warmup)
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Decide the places: path of each attention and MLP -> its number of experts.
+        """Decide which attentions and MLPs are divided, path -> number of experts.
 
         batches: unused, no data are needed; seed: of random draws.
         """

@@ -112,7 +112,7 @@ class Upcycle(Change):
         seed: int = 0,
         sees_later: bool = False,
     ) -> Plan:
-        """Decide the places, and the numbers of experts of each.
+        """Decide which MLPs become mixtures, and how many experts each has.
 
         batches: unused, no data are needed; seed: of random draws.
         sees_later: acknowledges that in a decoder a router or policy by which a token's experts
@@ -214,7 +214,7 @@ def check_unadapted(model: nn.Module) -> None:
 
 
 def _build_mixtures(model: nn.Module, change: Upcycle, places: MixturePlaces, seed: int) -> None:
-    """Build all mixtures of a plan, then put them in place, watched by hooks."""
+    """Build all mixtures of a plan, then replace the MLPs, and register the hooks they need."""
     mlp_places = _mlps(model)
     if missing := [path for path in places.paths if path not in mlp_places]:
         got = f"a {type(model).__name__} without {missing[0]!r}"
@@ -279,7 +279,7 @@ def _replace_module(block: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def _as_gates(chosen_blocks: Sequence[tuple[str, nn.Module]], router: RouterConfig) -> RouterConfig:
-    """Fill in what a router leaves open as the host's own gates have it."""
+    """Fill in settings that a router leaves open with those of the host's own gates."""
     mlps = [(f"{path}.{(place := _place(block)).path}", place.mlp) for path, block in chosen_blocks]
     gates = [(p, gate) for p, mlp in mlps if (gate := own_gate(mlp)) is not None]
     if not gates:
@@ -319,7 +319,7 @@ def _check_causal(
 
 
 def looks_ahead(router: RouterConfig, capacity: Capacity | None = None) -> str | None:
-    """Name the router or policy by which later tokens have a say in earlier ones, or None."""
+    """Name the router or policy by which later tokens affect earlier ones; None without."""
     if non_causal(router):
         return type(router).__name__
     if capacity is None:

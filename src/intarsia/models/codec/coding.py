@@ -138,7 +138,7 @@ class GroupPosteriors:
 
     @torch.no_grad()
     def code(self, level: int, numbers: Sequence[int]) -> Array:
-        """Code some groups of a level and fix their latents.
+        """Choose candidates for some groups of a level, and fix their latents to these.
 
         numbers: of the groups in the level.  Returns the indices, (signals, len(numbers)).
         """

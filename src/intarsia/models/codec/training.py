@@ -222,7 +222,7 @@ class PriorTraining:
         )
 
     def _identity(self) -> dict[str, Any]:
-        """Return what must agree for a saved state to be resumed."""
+        """Return the settings that must be equal for a saved state to be resumed."""
         return {"steps": self.steps, "seed": self.seed, "batch": self.batch} | {
             "payload": self.payload,
             "start": self.start,

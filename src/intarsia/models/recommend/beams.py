@@ -64,7 +64,7 @@ class TrieTensors(nn.Module):
         self.levels = self.path.shape[1]
 
     def below(self, node: Tensor) -> tuple[Tensor, Tensor]:
-        """List the children (N,) of nodes (R,), beside the row of each one's parent (N,).
+        """List the children (N,) of some nodes (R,), and for each the row of its parent, (N,).
 
         node: (R,), indices of nodes of the trie.
         """

@@ -116,7 +116,7 @@ class FieldVectors(nn.Module):
         self.set(fields)
 
     def set(self, fields: Mapping[str, ItemField]) -> None:
-        """Replace the items by those of these fields, without changing any weight.
+        """Replace the items, by their fields, without a change of any weight.
 
         Raises: DataError for a field that is missing.
         """

@@ -174,7 +174,7 @@ class M2TRecModel(Recommender):
         return z.cumsum(1) / present.cumsum(1).clamp_min(1)[..., None]
 
     def forward(self, x: Tensor, target: Tensor | None = None) -> Any:
-        """Scores (B, items + 1) of the next item; with a target (B,) the losses of all places."""
+        """Compute scores (B, items + 1) of the next item; with a target (B,) the named losses."""
         if target is None:
             vectors = self.items()
             none = torch.arange(len(vectors), device=x.device) == 0  # a place that is no item

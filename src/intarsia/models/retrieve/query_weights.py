@@ -162,7 +162,7 @@ class QueryWeights:
 
 
 def _splits_at_spaces(tokenizer: str) -> bool:
-    """Return whether a text's tokens are those of its words, so that they can be cached by word."""
+    """Return True if a text's tokens are those of its words, so that words can be cached."""
     settings = json.loads(tokenizer)
     normalizer, splitter = settings.get("normalizer"), settings.get("pre_tokenizer") or {}
     steps = [normalizer] if normalizer else []

@@ -31,7 +31,7 @@ def _seeds(findings: Findings) -> str:
 
 
 def sentences(findings: Findings) -> list[str]:
-    """Return sentences on what was run, who leads, and whether ranks differ by more than chance."""
+    """Return sentences on what was run, which method leads, and if ranks differ significantly."""
     sheet = findings.sheet
     groups = len(sheet.groups())
     scope = numbers.plural(len(sheet.arms), "method")

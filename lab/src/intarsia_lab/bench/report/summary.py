@@ -114,7 +114,7 @@ class Summary:
 def tables(
     records: Iterable[RunResult], baseline: str | None = None, runs: Path | None = None
 ) -> Summary:
-    """Results of any suites, protocols and backbones, each combination for itself.
+    """Return the findings of results, one for each combination of suite, protocol and backbone.
 
     records: results of runs; baseline: name of a method, None = without.
     runs: the folder that results name their runs from; it is read where a sheet has one task.

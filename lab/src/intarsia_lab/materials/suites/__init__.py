@@ -84,7 +84,7 @@ def published_task(spec: str) -> PublishedTask:
 
 
 def read(spec: str) -> dict[str, ImageSet]:
-    """The published parts of "suite/task", not decoded, with their numbers of images checked.
+    """Return the published parts of "suite/task", not decoded; numbers of images are checked.
 
     "@train+val" joins training and validation parts, as VTAB-1k does for the final run after a
     search on the validation part.
@@ -109,7 +109,7 @@ def published(spec: str, fraction: float) -> ImageSet | None:
 
 
 def describe(root: Path | None = None) -> list[dict[str, Any]]:
-    """JSON-ready list of suites, their tasks, and which of them are on disk.
+    """Return suites, their tasks, and which of them are on disk, ready for JSON.
 
     root: the folder with one folder per suite; None = `home()`. Only the files that a task needs
     are looked for. `read` also checks every picture.

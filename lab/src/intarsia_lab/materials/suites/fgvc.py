@@ -63,7 +63,7 @@ _SETS = {
 
 
 def read(name: str, root: Path) -> Parts:
-    """The three parts of a set below the suite's folder; labels count the sorted class ids from 0.
+    """Return the three parts of a set below a suite's folder; labels count sorted class ids from 0.
 
     root: the suite's folder.
     Raises: DataError for a label file that is missing or damaged (see `read_json`), an id in

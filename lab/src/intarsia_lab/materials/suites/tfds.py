@@ -42,7 +42,10 @@ class Source:
     scale: int = 1
 
     def slices(self, images: int) -> dict[str, str]:
-        """TFDS slices of train800, val200 and test; images: the size of the TFDS part `train`."""
+        """Return the slices of train800, val200 and test in TFDS's notation.
+
+        images: number of images in TFDS's part `train`.
+        """
         val, test = self.val, self.test
         if self.cut:
             first = images * self.cut[0] // 100

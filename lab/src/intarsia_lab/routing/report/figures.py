@@ -238,6 +238,7 @@ def _map(layer: Row, row: Row, conditions: dict[str, str | int]) -> Figure:
         counts = counts[:-1]
     places = [j for j in range(len(row["classes"])) if any(line[j] for line in counts)]
     total = {j: sum(line[j] for line in counts) for j in places}
+    # of each class's tokens, in percent
     shares = [[100 * line[j] / total[j] for j in places] for line in counts]
     columns = [short(row["classes"][j]) for j in places]
     rows = [*(str(i + 1) for i in range(layer["experts"])), "none"][: len(counts)]
