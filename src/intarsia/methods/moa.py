@@ -220,7 +220,10 @@ class SpanOptions:
 
 
 def configurations(method: MoA) -> SpanOptions:
-    """List all lines with 0 < span <= N at each profiled length (paper, section 3.2)."""
+    """List all lines span = alpha + beta N with 0 < span <= N at each profiled length N.
+
+    They are the spans that heads can have (paper, section 3.2).
+    """
     shortest, longest = method.lengths[0], method.lengths[-1]
     step = method.step or max(method.block, shortest // 8)
     # Negative alpha: heads whose span grows faster than the text.
@@ -334,10 +337,10 @@ def pareto(
 def _programme_rules(
     options: SpanOptions, shape: tuple[int, int], density: float
 ) -> list[LinearRule]:
-    """Build the constraints: two spans a layer at most, a mean span of .9 to 1 of density N.
+    """Build the constraints of the integer programme that chooses a span for each head.
 
-    options: the spans that a head can have.
-    shape: (layers, heads); density: share of keys that are kept.
+    A layer has at most two spans; the mean span is 0.9 to 1 of density N at each length N. options:
+    the C spans that a head can have; shape: (layers, heads); density: share of keys that are kept.
     """
     from scipy import sparse
 

@@ -211,7 +211,7 @@ class Official(PublishedRecipe):
         return replace(super().for_training(training), warmup_epochs=warmup)
 
     def prepare(self, host: nn.Module, seed: int) -> None:
-        """Set dropout in the trunk and the head's published start, in place.
+        """Set dropout in the pretrained model, and start the head as published, in place.
 
         Raises: TargetError for a model without these dropouts; ConfigError for one without one
         linear head.

@@ -292,10 +292,10 @@ class TiledView(Connector):
         return Vectors(torch.cat(rows), lengths, torch.cat(masks))
 
     def _select_local(self, local: Tensor, question: AskedTokens | None, number: int) -> Tensor:
-        """Return the mask of a picture's local vectors that stay, (n,) bool; number: of the
+        """Return the mask of a picture's local vectors that are read, (n,) bool.
 
-        local: (n, d), vectors of the tiles; question: its token vectors, None = there is none.
-        picture.
+        local: (n, d), vectors of the tiles; question: token vectors of all questions, None = there
+        is none; number: of the picture.
         """
         if question is None:
             embeds = local.new_zeros(1, local.shape[1])

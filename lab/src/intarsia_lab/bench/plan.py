@@ -86,6 +86,7 @@ class BenchPlan:
         return list(runs.values())
 
     def _at(self, place: Slot) -> Experiment:
+        """Return the settings for a (task, method, seed), with half the epochs for some methods."""
         epochs = self.start.training.epochs
         return self.start.changed(
             seed=place.seed, epochs=max(1, epochs // 2) if place.arm.settings.half else epochs

@@ -137,9 +137,10 @@ class PictureCells:
         seeds: Sequence[int],
         report: Report,
     ) -> dict[str, Sheet[str, str, StudyScore]]:
-        """Return the scores by budget.
+        """Return a sheet of scores for each budget: methods by sets by seeds.
 
-        All budgets of a set follow each other, so that it is kept.
+        All budgets of a set are run one after another, so that the set stays in memory.
+        arms: the methods; sets: names; seeds: of the runs.
         """
         named = {budget.name: budget for budget in budgets}
         combined = each(

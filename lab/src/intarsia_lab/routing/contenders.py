@@ -151,8 +151,8 @@ def measured(
 ) -> Result:
     """Return a measure of one router, the mean over seeds.
 
-    ours: the router; base: another, for the table; figure: measure of a run, as the loss.
-    The other stands in the table.
+    ours: the router; base: another, with which the table compares; figure: measure of a run, as the
+    loss.
     """
     results = bench.cells((base, ours), seeds, report)
     return judged(results, base, lambda cells: figure(cells[ours.name]), note)

@@ -88,10 +88,9 @@ class Adapt(Change):
         return frozenset({"outputs"}) if starts else frozenset()
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Decide the method's settings for the whole host, its sites, and the paths of the
+        """Decide the method's settings for the model, the modules it adapts, and paths of heads.
 
         batches: calibration data; seed: of random draws.
-        heads.
         """
         check_addable(host)
         host = base_of(host)

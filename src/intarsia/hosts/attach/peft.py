@@ -187,7 +187,10 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         return (delta.T if isinstance(base, Conv1D) else delta).reshape(base.weight.shape)
 
     def _shift_weight(self, name: str, sign: int, safe: bool) -> None:
-        """Add an adapter's change to the host's weight, or subtract it (sign -1)."""
+        """Add an adapter's change to the host's weight, or subtract it (sign -1).
+
+        safe: refuse weights that are not finite.
+        """
         weight = self.get_base_weight()
         merged = weight + (sign * self.delta(name)).to(weight.dtype)
         if safe and not torch.isfinite(merged).all():

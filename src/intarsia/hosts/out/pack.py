@@ -291,10 +291,9 @@ def _head_entries(model: PeftModel, name: str, coded: Gaussian | None) -> Iterat
 
 
 def _crc(identity: object, head: str | None, raw: Tensor) -> str:
-    """Compute a checksum of settings and bytes: a file of a few hundred bytes has no room for
+    """Compute a checksum of settings and bytes, since SHA-256 is too long for a few hundred bytes.
 
     identity: settings; head: of the file, before the sum; raw: the bytes.
-    SHA-256.
     """
     settings = json.dumps([identity, head], sort_keys=True)
     return f"{zlib.crc32(raw.numpy().tobytes(), zlib.crc32(settings.encode())):08x}"

@@ -197,6 +197,11 @@ class PlainConnector(Connector):
         return self.vectors * views
 
     def forward(self, features: Tensor, views: Tensor, asked: AskedTokens | None) -> Vectors:
+        """Compute vectors of pictures or sounds for the language model.
+
+        features: (P, n, width), of P views; views: number of views of each; asked: unused, other
+        connectors read the question.
+        """
         self.check(features)
         x = features.to(self.projector.inner.weight.dtype)
         x = pooled(x, self.vectors, self.grid) if self.resampler is None else self.resampler(x)

@@ -164,7 +164,10 @@ class NativeBatch:
         self.free.append(request.slot)
 
     def _send(self, request: _Request, item: Any) -> None:
-        """Send a token, an end or an error to the loop, which may be closed by now."""
+        """Send a token, an end or an error to the request's event loop, which may be closed by now.
+
+        item: what is sent.
+        """
         try:
             request.send(item)
         except RuntimeError:

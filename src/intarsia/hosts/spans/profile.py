@@ -50,10 +50,9 @@ def watched(
 
 @contextmanager
 def _watching(model: nn.Module, listener_of: Callable[[int], Listener]) -> Generator[None]:
-    """Report each attention's tensors inside the `with`, to listener(layer); weights get no
+    """Report each attention's tensors to a listener, inside the `with`; weights get no gradient.
 
     listener_of: layer number -> function, which is called with queries, keys, values and outputs.
-    gradient.
     """
     host: Any = base_of(model)
     modules = attentions(model).modules
@@ -84,13 +83,11 @@ def _watching(model: nn.Module, listener_of: Callable[[int], Listener]) -> Gener
 def profile(
     model: nn.Module, ids: Tensor, answer: int, *, sink: int, block: int, rows: int = 2
 ) -> Tensor:
-    """Compute attention influence on the loss of each row's last tokens, by layer, head and
+    """Compute how much attention influences the loss of each row's last tokens, by distance.
 
-    sink: first tokens, which every head sees; block: tokens of a bin of distances.
-    distance.
-
-    ids: (B, N) tokens, of which the last `answer` are judged; rows: at a time.
-    Layer by layer in the backward pass: no attention matrix of more than one layer is there.
+    ids: (B, N) tokens; answer: number of the last tokens, which are judged; sink: first tokens,
+    which every head sees; block: tokens of a bin of distances; rows: at a time. Layer by layer in
+    the backward pass: no attention matrix of more than one layer is there.
     Returns (layers, G, bins), the mean over rows and then the largest of the query heads of a
     key-value head; see `scores.influence.by_distance`.
     """

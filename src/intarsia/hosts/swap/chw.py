@@ -150,11 +150,10 @@ def rewritten(
     forms: Forms,
     batches: bool = False,
 ) -> ChwNet:
-    """Build a net with a `ChwCluster` in the place of each cluster; the rest is shared with
+    """Build a net in which clusters of layers are `ChwCluster`s; the rest is shared with `net`.
 
     graph: of the traced net; clusters: layers that native kernels compute; forms: storage of each
     layer; batches: sizes of batches.
-    `net`.
     """
     for number, cluster in enumerate(clusters):
         steps = [step_of(layer, forms.get(key_of(layer))) for layer in cluster.layers]

@@ -148,10 +148,9 @@ class UnionOfExperts(Change):
         return Plan(replace(self, select=select), seed, decided)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Replace attentions and MLPs, in place; everything is built before anything is
+        """Replace attentions and MLPs, in place, after all new modules were built.
 
         plan: what `plan` decided; name: unused, an adapter would need it.
-        replaced.
         """
         check_plain(host)
         always: int = plan.decided["always"]
