@@ -70,8 +70,9 @@ def write_sharded(model: Any, parts: WholeModel, folder: str | Path, group: Grou
         return {name: t.numel() * t.element_size() for name, t in shard.items()}
 
     def finish(scratch: Path, shards: list[dict[str, int]]) -> None:
-        """Write the index of all shards, and the configuration.  shards: name -> bytes, of each
-        process.
+        """Write the index of all shards, and the configuration, into the folder.
+
+        shards: for each process, names of its weights and their bytes.
         """
         weight_map = {
             k: SHARD.format(number + 1, world) for number, keys in enumerate(shards) for k in keys

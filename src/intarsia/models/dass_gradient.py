@@ -67,5 +67,6 @@ def _gradient(value: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
 def _set_weights(
     w: Sequence[Tensor], base: Sequence[Tensor], along: Sequence[Tensor], factor: float
 ) -> None:
+    """Set the weights w to base + factor * along, in place."""
     for p, b, d in zip(w, base, along, strict=True):
         p.copy_(b + factor * d)

@@ -92,6 +92,7 @@ class Watcher(nn.Module):
         self.mixtures = nn.ModuleList(Mixture(experts, gate) for gate in gates)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute both tasks' outputs.  x: (B, 2), places of user and film -> (B, 2)."""
         rows = torch.cat([self.user(x[:, 0]), self.film(x[:, 1])], -1)  # (B, 64)
         set_ids(self, x[:, 1])  # a hash reads which film it is
         both = zip(self.mixtures, self.heads, strict=True)

@@ -186,7 +186,10 @@ def drawn(seed: int, tokens: int = 15_360) -> Trace:
 
 
 def uniform(seed: int, tokens: int = 15_360) -> Trace:
-    """Return every pair of experts alike, and no layer knows of another: nothing can be gained."""
+    """Draw a trace in which all experts are equally likely, in each layer by itself.
+
+    No placement of experts can gain anything on it.
+    """
     draws = torch.Generator().manual_seed(seed)
     scores = torch.rand(tokens, LAYERS, EXPERTS, generator=draws)
     row = torch.arange(tokens)

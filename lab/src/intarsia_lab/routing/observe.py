@@ -66,6 +66,7 @@ class SeenRouting:
             self.ranks.append(measures.rank_correlation(scores, active))
 
     def told(self) -> dict[str, Any]:
+        """Return figures of all recorded routings: loads, active experts, entropy and more."""
         tokens = sum(n for n, _ in self.entropy)
         pairs = int(self.load.sum())
         figures: dict[str, Any] = {
@@ -155,6 +156,7 @@ def _of_text(model: nn.Module, material: Material, by_place: Tensor, loss: float
 
 
 def _both(table: Tensor) -> dict[str, float]:
+    """Return the mutual information of a table of counts, in nats and normalised."""
     return {
         "information": measures.mutual_information(table),
         "normalised": measures.normalised_information(table),

@@ -145,6 +145,7 @@ def _run(
     failed: dict[str, str] = {}
 
     def done(end: TrialEnd) -> None:
+        """Store the result of a run that has ended, or its error."""
         if end.result is None:
             failed[key_of(end.trial.inputs)] = f"{end.trial.name}: {end.error}"
         else:

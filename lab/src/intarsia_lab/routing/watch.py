@@ -120,6 +120,8 @@ def _hooks(mixture: Mixture, layer: WatchedMixture) -> list[Any]:
     begun: dict[str, float] = {}
 
     def start(part: str) -> Callable[..., None]:
+        """Return a hook that records when a part begins.  part: "mixture" or "router"."""
+
         def begin(*_: Any) -> None:
             begun[part] = time.perf_counter()
 
@@ -135,12 +137,14 @@ def _hooks(mixture: Mixture, layer: WatchedMixture) -> list[Any]:
         return end
 
     def routed(router: nn.Module, _: Any, routing: Routing) -> None:
+        """Record the router's newest routing and its loads, in training."""
         if router.training:
             layer.last = routing
             layer.load += routing.load().cpu()
             layer.rows += routing.tokens
 
     def count(module: nn.Module, args: tuple[Tensor], _: Any) -> None:
+        """Count the (token, expert) pairs of a training forward that were not dropped."""
         if module.training and layer.last is not None:
             served = layer.last if mixture.taken is None else mixture.taken
             rows = args[0][..., 0].numel()

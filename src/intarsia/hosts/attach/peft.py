@@ -200,6 +200,10 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add the changes of adapters to the host's weight, in place.
+
+        safe_merge: refuse weights that are not finite; adapter_names: None = the active ones.
+        """
         for name in check_adapters_to_merge(self, adapter_names):
             if name in self.intarsia_cells:
                 self._shift_weight(name, +1, safe_merge)
@@ -313,6 +317,7 @@ class IntarsiaModel(BaseTuner):
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        """Return the key of a weight as it is saved, without the adapter's name."""
         # the stock rule drops the name in the last or second-to-last place only; cells are nested
         if (inside := f".intarsia_cells.{adapter_name}.") in key:
             return key.replace(inside, ".intarsia_cells.", 1)
@@ -321,6 +326,10 @@ class IntarsiaModel(BaseTuner):
     def _replace_module(
         self, parent: nn.Module, child_name: str, new_module: nn.Module, child: Any
     ) -> None:
+        """Put `new_module` in the place of `child`.
+
+        child: unused, PEFT passes it.
+        """
         # used to unload; the stock one wants `.weight` on both sides, which a block has not
         setattr(parent, child_name, new_module)
 
@@ -371,6 +380,10 @@ class IntarsiaModel(BaseTuner):
     def merge_adapter(
         self, adapter_names: list[str] | None = None, safe_merge: bool = False
     ) -> None:
+        """Merge adapters into the host's weights as PEFT does, after a check that all of them can.
+
+        adapter_names: None = the active ones; safe_merge: refuse weights that are not finite.
+        """
         self._check_deltas(adapter_names)
         super().merge_adapter(adapter_names, safe_merge)
 

@@ -96,6 +96,10 @@ class CodeRecorder:
         self.scale[:, place], self.zero[:, place] = scale_and_zero
 
     def __call__(self, column: Tensor, index: int) -> Tensor:
+        """Record a column of weights, and return it as rounded to the group's codes.
+
+        column: (out,); index: its number.
+        """
         place = index // self.group
         self.raw[:, index] = column
         scale, zero = self.scale[:, place], self.zero[:, place]

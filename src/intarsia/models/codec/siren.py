@@ -118,6 +118,11 @@ class SignalDecoder(nn.Module):
         return torch.cat(parts)
 
     def forward(self, h: Tensor, tiles: Sequence[int]) -> Tensor:
+        """Compute the values of patches.
+
+        h: (rows, latents), of the patches of signals with `tiles` patches along each axis,
+        row-major. -> (rows, points, channels).
+        """
         x = self.points.expand(len(h), -1, -1)
         if self.latents:
             x = torch.cat([x, self._positions(h[:, self.weights :], tiles)], -1)

@@ -290,6 +290,10 @@ class GSC(Truncated):
         return params["mean"] + step, (vectors * np.maximum(values, FLOOR)) @ vectors.T
 
     def _code(self, params: Params, joint: Joint, q: Array, states: States) -> Array:
+        """Return the posterior mean <b z> of each sample, (n, H).
+
+        q: (n, S), posterior of the states; joint: what `_joint` returned.
+        """
         code = q[:, 1 : 1 + len(params["W"])] * joint.parts.single.mean
         by_sets = _over_sets(q, states, [s.mean for s in joint.parts.sets])
         code[np.arange(len(q))[:, None], joint.candidates] += by_sets

@@ -156,6 +156,10 @@ class Maximal(Truncated, abc.ABC):
         return {"W": w, "noise": noise, "prior": np.clip([pi], 1e-8, 0.95)}
 
     def _code(self, params: Params, joint: Joint, q: Array, states: States) -> Array:
+        """Return the posterior mean <s> of each sample, (n, H).
+
+        q: (n, S), posterior of the states; joint: what `_joint` returned.
+        """
         atoms = len(params["W"])
         code = q[:, 1 : 1 + atoms].copy()
         code[np.arange(len(q))[:, None], joint.candidates] += q[:, 1 + atoms :] @ states.table

@@ -235,6 +235,10 @@ class M2TRecModel(Recommender):
         return F.cross_entropy(logits, first, ignore_index=0)
 
     def scores(self, user: int | None, history: Sequence[int]) -> Tensor:
+        """Score all items for a session, (items + 1,); an empty one by popularity.
+
+        user: unused, the history decides; history: places of the session's items, oldest first.
+        """
         if not len(history):  # an empty session: rank by popularity
             return self.chance.clamp_min(1e-12).log()
         x = pad_sessions([history], self.settings.longest).to(self.chance.device)
@@ -315,6 +319,7 @@ class SessionPrefixes(Dataset[tuple[Tensor, int]]):
         return len(self.next)
 
     def __getitem__(self, place: int) -> tuple[Tensor, int]:
+        """Return the items before an event, as places from 1, and the event's item."""
         next_event = int(self.next[place])
         first = max(int(self.first[place]), next_event - self.longest)
         # events may be many: samples are views of them, made on demand

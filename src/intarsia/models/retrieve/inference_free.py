@@ -53,7 +53,7 @@ class InferenceFree:
     def __init__(
         self, encoder: Any, name: str, *, prune: float = 0.0, megabytes: int = MEGABYTES
     ) -> None:
-        """Take tokenizer and query weights from the encoder; see the class for the parameters.
+        """Take tokenizer and query weights from the encoder.
 
         encoder: a `SparseEncoder` with a table of query weights; prune: weights below this share of
         a document's largest are left out; megabytes: of logits in memory at a time.

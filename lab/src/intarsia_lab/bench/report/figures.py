@@ -73,7 +73,7 @@ def _points(
     shared, begun = sheet.shared, sheet.begun[number]
     accuracy = sheet.accuracy[number, shared][:, begun]
     tasks = [task.group for task, included in zip(sheet.tasks, shared, strict=True) if included]
-    # the group mean weighs a task by the size of its group
+    # in the group mean all groups weigh the same
     weight = statistics.weights(tasks) if mean == "group" else np.full(len(tasks), 1 / len(tasks))
     costs = sheet.values(cost)[number, shared][:, begun].mean(0)
     spread: Spread = getattr(row.shared, str(mean))

@@ -51,6 +51,10 @@ class SuiteSheet(Sheet[MethodName, TaskName, RunResult]):
     runs: Path | None = None
 
     def minus(self, arm: MethodName, base: MethodName, name: str) -> Differences | None:
+        """Return the paired differences of two methods; for a single task with the interval.
+
+        That interval is over test items and seeds.  arm, base: the methods; name: of the measure.
+        """
         differences = super().minus(arm, base, name)
         if differences is None or len(self.tasks) > 1:
             return differences

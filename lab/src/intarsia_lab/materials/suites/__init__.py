@@ -118,6 +118,7 @@ def describe(root: Path | None = None) -> list[dict[str, Any]]:
 
 
 def _found(spec: str) -> tuple[Suite, SuiteTask]:
+    """Return a suite and a task by "suite/task".  Raises: UnknownName for another suite."""
     match = find(spec)
     if match is None:
         raise UnknownName("suite", spec.partition("/")[0], MODULES)
@@ -125,6 +126,7 @@ def _found(spec: str) -> tuple[Suite, SuiteTask]:
 
 
 def _loaded(name: str) -> Suite | ImportError:
+    """Return a suite, or the error if a library that it needs is missing."""
     try:
         return suite(name)
     except ImportError as error:

@@ -15,6 +15,8 @@ Row = Mapping[str, Any]
 
 
 def _of_layers(name: str) -> Callable[[Row], float | None]:
+    """Return a function that averages a measure of layers over a run's layers."""
+
     def mean(row: Row) -> float | None:
         return fmean(layer[name] for layer in row["layers"]) if row["layers"] else None
 

@@ -62,7 +62,7 @@ def _table(sheet: RouterSheet, sheets: Sequence[RouterSheet]) -> Table:
 
 
 def _controls(sheets: Sequence[RouterSheet]) -> tuple[Block, ...]:
-    """Return the choices of sheet, contenders, layer and seeds, where there are several."""
+    """Return the page's choices of sheet, routers, layer and seeds, where there are several."""
     names, layers = figures.names_of(sheets), _layers(sheets)
     seeds = any(len(results.rows) > 1 for sheet in sheets for results in sheet.contenders)
     on = PageControl("sheet", "On", tuple((i, sheet.title) for i, sheet in enumerate(sheets)))

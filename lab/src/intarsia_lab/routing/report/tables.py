@@ -76,6 +76,7 @@ def table_of(sheet: RouterSheet) -> Table:
 
 
 def _is_shown(sheet: RouterSheet, name: str) -> bool:
+    """Return True if the table has a column for a measure: some run has a value of it."""
     if name == "accuracy":
         return not sheet.text
     values = [v for contender in sheet.contenders for v in contender.by_seed(name).values()]
@@ -150,6 +151,7 @@ def caption(sheet: RouterSheet) -> str:
 
 
 def _steps(sheet: RouterSheet) -> str:
+    """Return the number of training steps in words, as a range where runs differ."""
     steps = sorted({row["steps"] for contender in sheet.contenders for row in contender.rows})
     if len(steps) == 1:
         return numbers.plural(steps[0], "step")
