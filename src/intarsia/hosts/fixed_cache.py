@@ -51,6 +51,7 @@ class FixedLayer(CacheLayerMixin):
     ) -> tuple[Tensor, Tensor]:
         """Append new keys and values, and return views of all of them.
 
+        key_states, value_states: (batch, heads, n, width), of n new tokens.
         Raises: ConfigError for more tokens than there is room for.
         """
         if not self.is_initialized:

@@ -51,9 +51,13 @@ class OnOneTrunk:
             self.open.enter_context(forward_as(first, forward))
 
     def __call__(self, rows: Sequence[Tensor], alone: Alone) -> list[Tensor]:
-        """Compute each model's logits in one forward."""
+        """Compute each model's logits in one forward.
+
+        rows: inputs of each model; alone: number of a model -> context in which it draws by itself.
+        """
         for model, x in zip(self.models[1:], rows[1:], strict=True):
             _call_pre_hooks(model, x)
+        # modules split the joint batch by these sizes while the forward runs
         self.sizes, self.alone = [len(x) for x in rows], alone
         try:
             out = self.models[0](torch.cat([*rows]))

@@ -275,7 +275,10 @@ def _compact(x: Tensor, weight: Tensor, pattern: NofM) -> tuple[Tensor, Tensor, 
 
 
 def _os(x: Tensor, values: Tensor, places: Tensor, sat: Sat) -> tuple[Tensor, int]:
-    """Simulate an output-stationary tile; activations and weights enter skewed, left and top."""
+    """Simulate an output-stationary tile; activations and weights enter skewed, left and top.
+
+    x: (R, S, m), values, places: (C, S), see `_compact`; sat: the array.
+    """
     side, slots = sat.side, values.shape[1]
     sums = torch.zeros(side, side, dtype=torch.float64)
     done = torch.zeros(side, side, dtype=torch.int64)

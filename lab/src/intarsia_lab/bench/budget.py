@@ -50,6 +50,7 @@ def _measured(
 ) -> dict[str, Costs]:
     """Return `measured_costs` by each of CLOCKS.
 
+    out: folder that caches timings; execution: jobs and threads; work: does one training.
     CPU time is among them only if every short run has recorded it.
     """
     check(plan, out, lambda _: None)  # the runner itself says what is missing

@@ -80,7 +80,11 @@ ONLY_WORDS = np.array([name in ("comment", "string", "docstring", "keyword") for
 
 
 def _row(kind: int, word: str, depth: dict[str, int], level: int, head: bool) -> np.ndarray:
-    """Return the states inside a token, but for "docstring"."""
+    """Return the states inside a token, but for "docstring".
+
+    kind, word: of the token; depth: open brackets by kind; level: of indentation; head: it is in
+    the head of a def or class.
+    """
     inside = [depth[bracket] > 0 for bracket in OPEN]
     return np.array(
         [

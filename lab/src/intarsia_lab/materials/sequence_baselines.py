@@ -41,6 +41,7 @@ LAST = 20  # items of a history that the baselines read
 def cornac_set(events: Interactions, spans: Spans) -> Any:
     """Convert sessions to Cornac's data set, in which an item's number is its index.
 
+    events: of all users; spans: (first, last) event of each session.
     Raises: MissingExtra without cornac.
     """
     try:

@@ -84,7 +84,10 @@ def render(solids: Sequence[Solid], view: View, size: int) -> tuple[np.ndarray, 
 def _shade(
     solids: Sequence[Solid], view: View, owner: np.ndarray, point: Rays, ahead: Rays
 ) -> list[np.ndarray]:
-    """Return the light from each point to the eye, by colour band."""
+    """Return the light from each point to the eye, by colour band.
+
+    solids: of the scene; view: camera and lamp; owner: solid of each pixel; ahead: rays.
+    """
     lamp = _unit(view.lamp)
     normal = [np.zeros(owner.shape), np.zeros(owner.shape), np.ones(owner.shape)]  # the floor's
     colour = [np.full(owner.shape, band) for band in view.floor]

@@ -157,6 +157,7 @@ def _sprite(attribute: int) -> Callable[[str, int, int], np.ndarray]:
 def sprite(shape: int, scale: int, angle: int, x: int, y: int) -> np.ndarray:
     """Render one sprite from its five latents, white on black (64, 64).
 
+    shape, scale, angle: indices of dSprites' latents; x, y: of the position.
     Scales are 0.5 to 1. Orientations are 0 to 2 pi including both ends, so 0 and 39 give the same
     picture. One step of x or y is one pixel.
     """

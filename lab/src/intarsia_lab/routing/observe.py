@@ -49,7 +49,10 @@ class SeenRouting:
         self._hidden(x.reshape(-1, x.shape[-1])[:PROBED], routing)
 
     def _hidden(self, rows: Tensor, routing: Routing) -> None:
-        """Record experts' active ReLU units, and the router's rank correlation with them."""
+        """Record experts' active ReLU units, and the router's rank correlation with them.
+
+        rows: (n, d), inputs; routing: of a batch that begins with them.
+        """
         experts = self.mixture.experts
         if not isinstance(experts, StackedExperts) or not isinstance(experts.act, nn.ReLU):
             return

@@ -133,7 +133,10 @@ def _bare(row: Mapping[str, Any]) -> dict[str, Any]:
 def _run(
     trials_inputs: Mapping[RouterTrial, Mapping[str, Any]], *, store: Store, **execution: Any
 ) -> dict[str, str]:
-    """Do the runs that are not cached; return the errors of those that failed, by key."""
+    """Do the runs that are not cached; return the errors of those that failed, by key.
+
+    trials_inputs: trial -> its inputs, by which results are cached; store: the cache.
+    """
     pending = {
         key_of(inputs): (router_trial, inputs) for router_trial, inputs in trials_inputs.items()
     }

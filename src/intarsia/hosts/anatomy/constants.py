@@ -140,7 +140,11 @@ def keeping_constants(
     mark, cached = constants.mark, constants
 
     def rows_of(dataset: ImageTensors, once: Once) -> ImageTensors:
-        """Return a set as rows with cached outputs, or as it is where memory is short."""
+        """Return a set as rows with cached outputs, or as it is where memory is short.
+
+        dataset: images and labels; once: returns the cached result of a key, or makes and caches
+        it.
+        """
         if not _fits_memory(cached, dataset):
             return dataset
 

@@ -59,6 +59,7 @@ class HostedRouter(nn.Module):
     def refuse_others(self, state_dict: Mapping[str, Any], prefix: str) -> None:
         """Refuse the weights of the gate that was here.
 
+        state_dict, prefix: as torch passes them to hooks before a module is loaded.
         Raises: CheckpointError.
         """
         if f"{prefix}weight" in state_dict:

@@ -173,6 +173,7 @@ def run_prefix(
 ) -> TensorDataset:
     """Compute (tokens, label) pairs of a set of (image, label) pairs, tokens stored in `dtype`.
 
+    prefix: the frozen first part of a model; batch_size: images at a time.
     report: called with the number of images done, after each batch.
     """
     prefix.eval()

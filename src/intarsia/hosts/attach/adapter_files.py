@@ -178,6 +178,7 @@ def _check_classes(stored: Sequence[str] | None, expected: Sequence[str] | None)
 def check_shapes(folder: Path, expected: dict[str, Any], got: dict[str, Tensor]) -> None:
     """Check that names and shapes are those of the adapter just attached.
 
+    expected, got: name -> shape, of the model and of the folder's file.
     Raises: CheckpointError.
     """
     # PEFT would ignore foreign names, and leave what is missing at its start

@@ -181,7 +181,10 @@ def _refused_by_peft(kind: str, settings: object) -> Iterator[None]:
 
 
 def _targets(model: nn.Module, kind: str, paths: list[str]) -> dict[str, Any]:
-    """Return the settings of a PEFT config that name these modules."""
+    """Return the settings of a PEFT config that name these modules.
+
+    kind: name of PEFT's method; paths: of the modules.
+    """
     if kind != "IA3":
         return {"target_modules": exact_targets(model, paths)}
     # it scales what the last layer of an MLP reads, and what others say

@@ -74,6 +74,8 @@ class Slots:
     def expert(self, layer: int, number: int) -> dict[str, Tensor]:
         """Return an expert's tensors, which stay in their slot until another expert is
         requested.
+
+        layer, number: of the expert.
         """
         key = layer, number
         if self.in_use != key:
@@ -188,7 +190,10 @@ class Slots:
             self.guess()
 
     def _wait_for(self, key: Key, reading: PendingRead | None) -> None:
-        """Wait until an expert has been read."""
+        """Wait until an expert has been read.
+
+        key: (layer, expert); reading: its read, None = it is in memory.
+        """
         if reading is None:
             return
         started = time.perf_counter()

@@ -113,7 +113,10 @@ def experts_of(source: Checkpoint) -> dict[str, Callable[[int], dict[str, Tensor
 def _reader_of_separate(
     source: Checkpoint, path: str, names: tuple[str, str, str]
 ) -> Callable[[int], dict[str, Tensor]]:
-    """Return a function that reads an expert of a checkpoint with separate tensors for each."""
+    """Return a function that reads an expert of a checkpoint with separate tensors for each.
+
+    source: the saved model; path: of the layer's experts; names: of gate, up and down.
+    """
 
     def read(expert: int) -> dict[str, Tensor]:
         """Read one expert's matrices, and join gate and up to "gate_up_proj", (2 inner, width).
@@ -231,7 +234,10 @@ def _raw_bytes(tensor: Tensor) -> bytes:
 
 
 def _header(first: Mapping[str, Tensor], count: int) -> bytes:
-    """Build the header of safetensors, padded to a page, so that records can be read without it."""
+    """Build the header of safetensors, padded to a page, so that records can be read without it.
+
+    first: tensors of one expert; count: number of experts.
+    """
     entries: dict[str, Any] = {}
     offset = 0
     for expert in range(count):

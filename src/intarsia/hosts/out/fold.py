@@ -115,7 +115,10 @@ def fold_whole(
 def _merge_by_peft(
     model: PeftModel, inputs: Inputs | None, tolerance: float | None, report: Report
 ) -> nn.Module:
-    """Merge PEFT's own adapters by PEFT, in a copy, with the same comparison."""
+    """Merge PEFT's own adapters by PEFT, in a copy, with the same comparison.
+
+    inputs: to compare outputs on, None = noise; tolerance: of their relative difference.
+    """
     merged_copy = cast(Any, copy.deepcopy(model).eval())
     try:
         stock: nn.Module = merged_copy.merge_and_unload()
@@ -157,7 +160,10 @@ def _names(model: PeftModel, name: str | None) -> list[str]:
 def _stock_copy(
     host: nn.Module, names: list[str], keep_zeros: bool | None
 ) -> tuple[nn.Module, str]:
-    """Copy the host with plain modules for adapted ones; return it, and what was done in words."""
+    """Copy the host with plain modules for adapted ones; return it, and what was done in words.
+
+    names: of the adapters to fold; keep_zeros: see `fold`.
+    """
     # what is in the memo is taken, not copied: every module shares one config, wrappers give way
     memo: dict[int, Any] = {}
     if (config := config_of(host)) is not None:

@@ -131,6 +131,7 @@ def _of_peft(model: PeftModel, name: str) -> Iterator[LowRank]:
 def _tensors(named: GgufNames, changes: list[LowRank]) -> tuple[dict[str, np.ndarray], float]:
     """Return A and B by GGUF's names, and alpha: llama.cpp's scale is alpha / r for all layers.
 
+    named: GGUF's names of the weights; changes: A and B of each layer.
     Where a layer's own scale is another, its B has the rest.
     """
     alpha = changes[0].scale * len(changes[0].a)

@@ -162,7 +162,10 @@ def _accuracy(logits: Tensor, truth: Tensor) -> float:
 
 
 def _milliseconds(sessions: Sequence[Any], image: Tensor) -> list[float]:
-    """Return the median time of each on one picture, in turns."""
+    """Return the median time of each on one picture, in turns.
+
+    sessions: of onnxruntime; image: (1, C, H, W).
+    """
     spent: list[list[float]] = [[] for _ in sessions]
     for repeat in range(REPEATS + 1):
         # by turns, so that other work on the machine hits both alike

@@ -252,7 +252,10 @@ def recorded(stops: Sequence[Stop]) -> Iterator[list[tuple[Tensor, tuple[Any, ..
     tail: list[tuple[Any, ...] | None] = []
 
     def forward(stop: Stop, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Note a block's inputs and return its hidden state as it came."""
+        """Note a block's inputs and return its hidden state as it came.
+
+        stop: the block; original: its own forward, which is called once, for what else it returns.
+        """
         by_keyword = not args
         x = kwargs.pop("hidden_states") if by_keyword else args[0]
         # a block is run more than once: it may not see keys of the run before

@@ -116,7 +116,10 @@ class SeeingForCausalLM(PreTrainedModel, GenerationMixin, HoldsDecoder):
         labels: Tensor | None = None,
         **inputs: Any,
     ) -> Any:
-        """Compute the decoder's outputs."""
+        """Compute the decoder's outputs.
+
+        input_ids, attention_mask, labels: (B, T), rows of the processor.
+        """
         arguments = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
         return self.decoder(**{n: t for n, t in arguments.items() if t is not None}, **inputs)
 

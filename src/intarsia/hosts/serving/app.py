@@ -80,7 +80,10 @@ class Application:
         self.generations.shutdown()
 
     async def _routed(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer by the routes.  Raises: Refused for one that is not there, or by this method."""
+        """Answer by the routes.  Raises: Refused for one that is not there, or by this method.
+
+        scope, receive, send: of ASGI.
+        """
         scope["app"] = self  # has the router raise its errors, and not answer in plain text
         try:
             await self.router(scope, receive, send)

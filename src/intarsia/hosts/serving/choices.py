@@ -91,7 +91,10 @@ class ChoicesRequest:
             news.put_nowait(error)
 
     async def _increments(self, index: int, prompt: int) -> AsyncGenerator[Increment]:
-        """Yield the increments of one choice."""
+        """Yield the increments of one choice.
+
+        index: number of the choice; prompt: number of the prompt that it answers.
+        """
         ids, sampling = self.prompts[prompt], self.sampling[index]
         served, record = self.generation.served, current()
         tokenizer: Any = served.tokenizer

@@ -71,7 +71,10 @@ class Completions:
         yield DONE
 
     def _choice(self, index: int, steps: Sequence[Increment]) -> Json:
-        """Return a choice in OpenAI's form, from all of its increments."""
+        """Return a choice in OpenAI's form, from all of its increments.
+
+        index: number of the choice; steps: its increments.
+        """
         parts = [part for step in steps for part in step.parts]
         tokens = [token for step in steps for token in step.tokens]
         text = "".join(p for p in parts if isinstance(p, str) and not isinstance(p, ReasoningText))

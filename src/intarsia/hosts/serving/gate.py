@@ -160,7 +160,10 @@ class RequestGate:
 
     @contextmanager
     def _stoppable(self, answer: _Answer, receive: Any) -> Iterator[asyncio.Future[Any]]:
-        """Yield a future that ends with the reason to stop: an error, or None for a client gone."""
+        """Yield a future that ends with the reason to stop: an error, or None for a client gone.
+
+        answer: to the request; receive: of ASGI, tells when the client leaves.
+        """
         loop = asyncio.get_running_loop()
         end: asyncio.Future[Refused | None] = loop.create_future()
 
@@ -191,7 +194,10 @@ class RequestGate:
             raise Refused(429, text, code="rate_limit_exceeded")
 
     async def _in_turn(self, scope: Any, receive: Any, send: Any) -> None:
-        """Wait for a turn, then run the application."""
+        """Wait for a turn, then run the application.
+
+        scope, receive, send: of ASGI.
+        """
         self._has_room()  # others may have come in while this one was read
         self.waiting += 1
         try:
@@ -208,6 +214,7 @@ class RequestGate:
     async def _read(self, scope: Any, receive: Callable[..., Any]) -> bytes:
         """Return the whole body.  Raises: Refused, 413; ConnectionError if it ends before.
 
+        scope, receive: of ASGI.
         Of one that is too large, some is read off: a connection that is closed with bytes unread is
         reset, and its client then may not see the answer.
         """

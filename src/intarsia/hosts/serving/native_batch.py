@@ -64,7 +64,10 @@ class NativeBatch:
         return not self.failed
 
     async def tokens(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[NewToken]:
-        """Yield the tokens of a request; one that is closed before its end is given up."""
+        """Yield the tokens of a request; one that is closed before its end is given up.
+
+        ids: tokens of the prompt; sampling: settings of the request.
+        """
         loop, news = asyncio.get_running_loop(), asyncio.Queue[Any]()
         config = sampling.config
         request = _Request(

@@ -289,6 +289,7 @@ def names(route: str) -> Collection[str]:
 def checked(body: Mapping[str, Any], route: str, limits: Limits) -> dict[str, Any]:
     """Return a request's parameters without those that are null, which means their default.
 
+    body: of the request, as JSON; route: its path; limits: on numbers.
     Raises: Refused for a name that the route does not know, and for a value that cannot be or is
     not done here.
     """

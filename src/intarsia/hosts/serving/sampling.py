@@ -76,6 +76,7 @@ class NewToken:
 def configured(defaults: GenerationConfig, parameters: Mapping[str, Any]) -> GenerationConfig:
     """Return a model's generation settings with the temperature and top_p of a request.
 
+    defaults: the model's settings; parameters: of the request.
     If the request has neither, the model's own settings decide, also whether tokens are sampled.
     """
     # temperature 0 is greedy, as OpenAI has it; transformers refuses a 0

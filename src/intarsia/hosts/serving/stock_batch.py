@@ -50,7 +50,10 @@ class StockBatch:
         return self.manager.background_thread_status.fatal_error is None
 
     async def tokens(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[NewToken]:
-        """Yield the tokens of a request; one that is closed before its end is given up."""
+        """Yield the tokens of a request; one that is closed before its end is given up.
+
+        ids: tokens of the prompt; sampling: settings of the request.
+        """
         # a name of our own, since clients choose theirs
         name, outputs = uuid.uuid4().hex, asyncio.Queue[Any]()
         config, manager = sampling.config, self.manager

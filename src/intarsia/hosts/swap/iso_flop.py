@@ -323,7 +323,10 @@ def _branch_norm(old: Any, branches: int) -> nn.Module:
 def _factorised(
     host: nn.Module, path: str, density: float, draw: torch.Generator
 ) -> dict[str, int]:
-    """Replace a layer by two sparse factors with a norm and a ReLU between them."""
+    """Replace a layer by two sparse factors with a norm and a ReLU between them.
+
+    density: share of weights that are not zero; draw: random generator.
+    """
     layer: Any = host.get_submodule(path)
     outs, count, reads = _sizes(layer)[1], layer.weight.numel(), layer.weight[0].numel()
     # r (reads + outs) density = count: the FLOPs of both sparse factors are those of the layer
@@ -351,7 +354,10 @@ def _doped_rank(layer: Any, density: float) -> int:
 
 
 def _doped(host: nn.Module, path: str, density: float, draw: torch.Generator) -> dict[str, int]:
-    """Replace a layer by a sparse one plus two dense factors of low rank."""
+    """Replace a layer by a sparse one plus two dense factors of low rank.
+
+    density: share of weights that are not zero; draw: random generator.
+    """
     layer: Any = host.get_submodule(path)
     outs, reads, gain = _sizes(layer)[1], layer.weight[0].numel(), _output_deviation(layer)
     rank = _doped_rank(layer, density)

@@ -145,7 +145,10 @@ def keep_stock_experts(model: Any, keep: Mapping[str, Sequence[int]]) -> None:
 
 
 def _keep_rows(owner: nn.Module, index: Tensor, experts: int) -> None:
-    """Keep these entries of a module's own tensors that have one row, or one number, per expert."""
+    """Keep these entries of a module's own tensors that have one row, or one number, per expert.
+
+    owner: the module; index: numbers of the experts that stay; experts: how many there were.
+    """
     tensors = [*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False)]
     for name, t in tensors:
         if t.dim() and len(t) == experts:

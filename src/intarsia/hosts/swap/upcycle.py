@@ -214,7 +214,10 @@ def check_unadapted(model: nn.Module) -> None:
 
 
 def _build_mixtures(model: nn.Module, change: Upcycle, places: MixturePlaces, seed: int) -> None:
-    """Build all mixtures of a plan, then replace the MLPs, and register the hooks they need."""
+    """Build all mixtures of a plan, then replace the MLPs, and register the hooks they need.
+
+    change: the settings; places: paths and numbers of experts.
+    """
     mlp_places = _mlps(model)
     if missing := [path for path in places.paths if path not in mlp_places]:
         got = f"a {type(model).__name__} without {missing[0]!r}"
@@ -307,7 +310,10 @@ def _counts(experts: int | Sequence[int] | None, router: RouterConfig, n: int) -
 def _check_causal(
     chosen_blocks: Sequence[tuple[str, nn.Module]], router: RouterConfig, capacity: Capacity | None
 ) -> None:
-    """Check that no token of a decoder is routed by later ones.  Raises: ConfigError."""
+    """Check that no token of a decoder is routed by later ones.  Raises: ConfigError.
+
+    chosen_blocks: (path, block); router: settings; capacity: limit on tokens, None = without.
+    """
     attentions = (block.get_submodule(attention_of(block) or "") for _, block in chosen_blocks)
     flags = (getattr(m, name, None) for a in attentions for m in a.modules() for name in CAUSAL)
     if not any(flag is True for flag in flags):

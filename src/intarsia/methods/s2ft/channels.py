@@ -208,6 +208,7 @@ def _trained_family(method: S2ft, site: Site) -> str:
 def _random_scores(method: S2ft, site: Site, seed: int) -> Tensor:
     """Draw a random score for each selectable channel of a layer, (width,).
 
+    site: the layer with its widths.
     The generator's seed is a hash of `seed` and the layer's path: targeting other layers, too,
     changes nothing here.
     """

@@ -277,7 +277,10 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return bits
 
     def _read(self, X: Any, reset: bool = False) -> Array:
-        """Validate items and convert them to bits, (n, D) bool.  Raises: DataError."""
+        """Validate items and convert them to bits, (n, D) bool.  Raises: DataError.
+
+        X: (n, D); reset: the data are those of `fit`.
+        """
         if not reset:
             check_is_fitted(self, "weights_")
         x = cast(Array, validate_data(self, X, reset=reset, dtype=np.float64))

@@ -109,6 +109,8 @@ class Recommender(nn.Module, abc.ABC):
     ) -> list[Recommendation]:
         """Recommend a whole session, in its order.
 
+        who: id of a user, or ids of the items of a history; items: how many; exclude_seen: none of
+        those that the user has had.
         Raises: ConfigError for a model that writes none.
         """
         got, fix = type(self).__name__, "Leave --session out, or ask a run of onerec."

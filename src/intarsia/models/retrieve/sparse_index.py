@@ -150,6 +150,7 @@ class SparseIndex:
     ) -> SparseIndex:
         """Add documents as a segment; the query weights do not change.
 
+        encoder: of the same model as before; docs: (id, text) pairs; texts: store them.
         Raises: ConfigError for another model than the index's; DataError for an existing id.
         """
         if encoder.digest != self.digest or encoder.queries.digest != self.queries.digest:

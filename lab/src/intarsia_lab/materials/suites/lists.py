@@ -76,7 +76,10 @@ def check_apart(parts: Mapping[Path, Iterable[Row]]) -> None:
 
 
 def check_present(images: ImageSet, *, spec: str, fix: str) -> None:
-    """Raise DataError naming the first pictures whose files are missing."""
+    """Raise DataError naming the first pictures whose files are missing.
+
+    images: whose pictures are files; spec, fix: for the error.
+    """
     if not (len(images) and isinstance(images.images[0], Path)):
         return
     absent = [p for p in images.images if isinstance(p, Path) and not p.is_file()]
