@@ -107,6 +107,10 @@ class _Stock:
     """Decoder of prompts by the model's own modules, with a cache that is allocated once."""
 
     def __init__(self, model: nn.Module, ids: Tensor, mask: Tensor | None, tokens: int) -> None:
+        """Allocate the cache and the mask for the prompts and `tokens` new tokens.
+
+        ids: (B, n), prompts; mask: (B, n), 0 = padding, None = there is none.
+        """
         self.model, self.ids = model, ids
         self.cache = fixed_cache(model, ids.shape[1] + tokens)
         self.name, self.count = cache_name(model), 0

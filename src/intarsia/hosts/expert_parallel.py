@@ -53,6 +53,12 @@ def register_exchange(meter: Meter | None = None) -> str:
 
     class Exchange(theirs.EPImplementation):
         def __init__(self, experts: Any, ep_mesh: Any, tp_mesh: Any) -> None:
+            """Place the experts on the processes of `ep_mesh` in contiguous groups.
+
+            experts: this process's part of them; tp_mesh: processes that share a batch, of which
+            there may be one.
+            Raises: ConfigError for more.
+            """
             super().__init__(experts, ep_mesh, tp_mesh)
             if tp_mesh.size() > 1:
                 got, want = f"{tp_mesh.size()} processes that share a batch", "rows of its own each"

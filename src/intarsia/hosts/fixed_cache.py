@@ -36,6 +36,10 @@ class FixedLayer(CacheLayerMixin):
         return layer
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocate keys and values for `length` tokens, (batch, heads, length, width) each.
+
+        key_states, value_states: the first ones, which give shapes, types and device.
+        """
         self.dtype, self.device = key_states.dtype, key_states.device
         batch, heads, _, size = key_states.shape
         self.keys = key_states.new_zeros(batch, heads, self.length, size)
@@ -47,6 +51,7 @@ class FixedLayer(CacheLayerMixin):
     ) -> tuple[Tensor, Tensor]:
         """Append new keys and values, and return views of all of them.
 
+        key_states, value_states: (batch, heads, n, width), of n new tokens.
         Raises: ConfigError for more tokens than there is room for.
         """
         if not self.is_initialized:

@@ -152,7 +152,10 @@ def _scores(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def _evaluation_results(
     scores: Mapping[str, Mapping[str, Any]], data: Mapping[str, Any], task: str | None
 ) -> list[EvalResult]:
-    """List the scores as the Hub's results of an evaluation."""
+    """List the scores as the Hub's results of an evaluation.
+
+    scores: by part and name; data: name of the data set; task: the Hub's name of it.
+    """
     name = data["name"] or "own data"
     return [
         EvalResult(
@@ -172,7 +175,10 @@ def _evaluation_results(
 def _fact_rows(
     model: PeftModel, record: Mapping[str, Any], base: Mapping[str, Any], data: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Return the rows of the card's first table, title -> text."""
+    """Return the rows of the card's first table, title -> text.
+
+    base: description of the pretrained model; data: name of the data set and its parts.
+    """
     facts: dict[str, str] = {}
     # each adapter with its method and settings; of PEFT's own only the kind is known
     for name, config in model.peft_config.items():
@@ -194,6 +200,7 @@ def _fact_rows(
         facts["classes"] = ", ".join(map(str, classes))
     if size := settings.get("inputs", {}).get("size"):
         facts["pictures"] = f"{size[0]} x {size[1]} px"
+    # digests tell whether another run had the same data
     for part, part_data in data["parts"].items():
         facts[f"data, {part}"] = f"{part_data.get('n')} samples, sha256 {part_data.get('sha256')}"
     # rows of a training run: an adapter that was saved without one has none of them
@@ -241,7 +248,10 @@ def _format_score(name: str, value: float) -> str:
 
 
 def _load(model: PeftModel, method: str, base: Mapping[str, Any]) -> str:
-    """Write the code that loads the adapters with this library, with PEFT, and as a stock model."""
+    """Write the code that loads the adapters with this library, with PEFT, and as a stock model.
+
+    method: of the adapters; base: description of the pretrained model.
+    """
     configs = model.peft_config
     of_ours = any(isinstance(c, IntarsiaConfig) and c.method != "lora" for c in configs.values())
     inside = "FOLDER" if "default" in configs else f"FOLDER/{next(iter(configs))}"

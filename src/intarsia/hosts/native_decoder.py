@@ -90,6 +90,11 @@ class NativeText:
     """
 
     def __init__(self, model: nn.Module, *, slots: int = 1, length: int) -> None:
+        """Compile a decoder's forward to a native program, and allocate its caches.
+
+        slots: texts at once; length: most tokens of each, prompt and answer together.
+        Raises: ConfigError for a model that native code does not support, or too many slots.
+        """
         if reason := why_not(model):
             want, fix = f"a decoder of {', '.join(KINDS)}", "Use the model's own forward."
             raise ConfigError("model for native steps", got=reason, want=want, fix=fix)
@@ -212,9 +217,10 @@ class _HeadRun:
 def _head_runs(
     attention: Any, host: Any, slots: int, length: int, windows: Windows | None
 ) -> Iterator[_HeadRun]:
-    """Yield the runs of a layer's heads, with empty caches: whole, or rings where heads have spans.
+    """Yield the groups of neighbouring heads of a layer that see equally far, with empty caches.
 
-    windows: of the layer's spans; None = its own window, of all heads.
+    attention: the layer's; host: the model; slots: texts at once; length: most tokens of a text;
+    windows: how far heads see, None = all as far as the layer's own window.
     """
     sizes, dtype = _Sizes.of(host), host.get_input_embeddings().weight.dtype
     sink = 0 if windows is None else windows.sink
@@ -236,7 +242,8 @@ def _head_runs(
 def steps_of(host: Any, heads: Sequence[Sequence[_HeadRun]], length: int) -> Iterator[DecoderStep]:
     """Yield the steps of a model's forward in order, for texts of at most `length` tokens.
 
-    heads: the runs of heads of each layer.
+    A step is an instruction of the native program.  heads: for each layer its groups of heads, with
+    caches.
     """
     body, width = host.model, host.config.hidden_size
     x, h = Value("x", width), Value("h", width)
@@ -258,7 +265,12 @@ def _attention(
     rotation: tuple[Tensor, Tensor],
     sizes: _Sizes,
 ) -> Iterator[DecoderStep]:
-    """Yield x += o(attend(q, k, v)), with a norm before (Llama) or behind (OLMo 2)."""
+    """Yield the steps of x += o(attend(q, k, v)), with a norm before (Llama) or behind (OLMo 2).
+
+    layer: the decoder's; x: name of the residual stream, h: of a scratch value, in the native
+    program; runs: groups of heads with caches; rotation: cosines and sines; sizes: numbers of
+    heads.
+    """
     attention, heads, groups = layer.self_attn, sizes.heads, sizes.groups
     norm_before = getattr(layer, "input_layernorm", None)
     if norm_before is not None:
@@ -309,7 +321,11 @@ def _columns(value: Value, width: int, first: int) -> Value:
 
 
 def _mlp(layer: Any, x: Value, h: Value, config: Any) -> Iterator[DecoderStep]:
-    """Yield x += down(act(gate) up), with a norm before (Llama) or behind (OLMo 2)."""
+    """Yield the steps of x += down(act(gate) up), with a norm before (Llama) or behind (OLMo 2).
+
+    layer: the decoder's; x: name of the residual stream, h: of a scratch value, in the native
+    program; config: with activation and width.
+    """
     mlp, inner = layer.mlp, config.intermediate_size
     norm_behind = getattr(layer, "post_feedforward_layernorm", None)
     if norm_behind is None:
@@ -332,7 +348,10 @@ def _mlp(layer: Any, x: Value, h: Value, config: Any) -> Iterator[DecoderStep]:
 
 
 def _norm(module: Any, dst: Value, src: Value) -> NormStep:
-    """Return the step of an RMS norm; a norm without a weight is OLMo's, which centres."""
+    """Return the native step that normalises `src` into `dst`.
+
+    module: an RMS norm; one without a weight is OLMo's layer norm, which subtracts the mean, too.
+    """
     weight = tensor_of(module)
     size = src.width if weight is None else len(weight)
     eps = getattr(module, "variance_epsilon", EPSILON)
@@ -340,7 +359,10 @@ def _norm(module: Any, dst: Value, src: Value) -> NormStep:
 
 
 def _product_step(linear: Any, dst: Value, src: Value) -> ProductStep:
-    """Return the step y = W x + b of a linear layer, packed or dense, with its naive twin."""
+    """Return the native step dst = W src + b of a linear layer, packed or dense.
+
+    The step has a slow form of itself in Python, for tests.
+    """
     bias = None if linear.bias is None else linear.bias.detach()
     if isinstance(linear, PackedLinear):
         form, stored, shape = linear.form, linear.stored, linear.shape

@@ -76,6 +76,11 @@ class NativeSampling:
     """
 
     def _sample(self, input_ids: Tensor, generation_config: GenerationConfig, **rest: Any) -> Any:
+        """Run transformers' loop of greedy and sampled tokens, with native logits if they suit.
+
+        input_ids: (B, n), prompts; generation_config: how tokens are drawn, and how many; rest: the
+        other arguments of transformers, passed on.
+        """
         attributes = vars(self)
         if _suits(attributes["original"], input_ids, generation_config, rest):
             length = int(generation_config.max_length or 0)
@@ -86,8 +91,9 @@ class NativeSampling:
 
 
 def _suits(model: Any, ids: Tensor, config: GenerationConfig, arguments: Mapping[str, Any]) -> bool:
-    """Return True if native steps compute what the loop of `generate` asks of a forward.
+    """Return True if native code can compute the logits of a call of `generate`.
 
+    ids: (B, n), prompts; config: of the generation.
     arguments: those of the loop.
     """
     name = cache_name(model)
@@ -116,7 +122,11 @@ def _suits(model: Any, ids: Tensor, config: GenerationConfig, arguments: Mapping
 def _forward(
     text: NativeText, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
 ) -> CausalLMOutputWithPast:
-    """Add the prompts, or a token to each row; the logits behind the last tokens, (B, 1, V)."""
+    """Add the prompts, or a token to each row; the logits behind the last tokens, (B, 1, V).
+
+    text: the native caches; input_ids: (B, n); attention_mask: (B, n), 0 = padding, None = none.
+    """
+    # after the prompts each call has one token of each row
     if any(text.counts):
         logits = text.step(input_ids[:, 0].tolist())
     else:

@@ -52,7 +52,10 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def _step_logits(host: Any, ids: Tensor, cache: Any, position: int) -> Tensor:
-    """Compute the logits of the token at a position: embedding, layers, norm, head."""
+    """Compute the logits of the token at a position: embedding, layers, norm, head.
+
+    host: the model; ids: (B, 1), the token; cache: of keys and values, which gets the token's.
+    """
     body, rows = host.model, len(ids)
     x = body.embed_tokens(ids)  # (B, 1, d)
     places = torch.full((1, 1), position, device=ids.device)

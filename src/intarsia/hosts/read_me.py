@@ -63,7 +63,7 @@ class ReadMe(Change):
 
 @torch.no_grad()
 def pregate_targets(model: nn.Module, masks: Masks, batch: Batch) -> Tensor:
-    """Compute what the gate has to predict for each token, by every layer, (L, B, T, E) of sum 1.
+    """Compute each layer's share of experts for each token, which the gate learns, (L, B, T, E).
 
     Hits of an expert: how many of a token's n largest hidden units are its own, that is in its mask
     and not in all masks, added up for n = N (1, .8, .6, .4, .2), N the first expert's own units;
@@ -117,6 +117,7 @@ def train_gate(
 ) -> list[float]:
     """Train the gate on the targets of a dense model.  Returns the losses, means of the layers.
 
+    masks: path of an MLP -> (experts, hidden units) bool; steps: of AdamW at rate lr.
     batches: of mixed domains, drawn by the seed. Targets of a batch are computed once. Padding does
     not count.
     """
@@ -148,7 +149,8 @@ def train_experts(
 ) -> list[float]:
     """Train a dense model's weights, each token with the units that the gate chooses for it.
 
-    The gate stays as it is. The loss is that of the next token; padding does not count.
+    masks: path of an MLP -> (experts, hidden units) bool; batches: of text; steps: of AdamW at rate
+    lr. The gate stays as it is. The loss is that of the next token; padding does not count.
     Returns the losses.
     """
 
@@ -178,12 +180,16 @@ def _train(
     seed: int,
     report: Report,
 ) -> list[float]:
-    """Train weights by AdamW on batches that the seed draws, by their numbers.  Returns losses."""
+    """Train weights by AdamW on batches that the seed draws, by their numbers.  Returns losses.
+
+    loss_of: number of a batch -> loss; batches: their number; steps: of AdamW at rate lr.
+    """
     at_least("steps", steps, 1)
     draws = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(weights, lr=lr)
     losses: list[float] = []
     for step in range(steps):
+        # one batch a step, drawn with replacement
         loss = loss_of(int(torch.randint(batches, (), generator=draws)))
         optimiser.zero_grad()
         loss.backward()
@@ -297,7 +303,10 @@ def extract(
 
 
 def _check_masks(masks: Masks, dense_mlps: Mapping[str, DenseMlp], experts: int) -> None:
-    """Check the masks' paths and shapes before an MLP is replaced.  Raises: ShapeError."""
+    """Check the masks' paths and shapes before an MLP is replaced.  Raises: ShapeError.
+
+    masks: (experts, hidden units) bool by path; dense_mlps: the model's, by path.
+    """
     expected = {path: (experts, dense.down.in_features) for path, dense in dense_mlps.items()}
     shapes = {path: tuple(mask.shape) for path, mask in masks.items()}
     if wrong := [path for path in {**expected, **shapes} if expected.get(path) != shapes.get(path)]:

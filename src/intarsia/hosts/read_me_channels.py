@@ -117,6 +117,7 @@ def _select_largest(values: Tensor, count: int) -> Tensor:
 def masked(model: nn.Module, masks: Masks, expert: int | Tensor) -> Iterator[None]:
     """Run the dense model with the units of one expert alone, a slow form of the mixture.
 
+    masks: path of an MLP -> (experts, hidden units) bool.
     expert: of all tokens, or of each one, (B, T) int64.
     """
 

@@ -78,8 +78,12 @@ def _block_and_gate(model: nn.Module, experts: StockExperts) -> tuple[nn.Module,
 
 
 def _reorder_experts(module: nn.Module, order: Tensor, *, recurse: bool) -> None:
-    """Reorder every tensor with a row for each expert, and those that are one row of E numbers."""
+    """Reorder all tensors of a module that have a row, or one number, for each expert, in place.
+
+    order: old numbers of the experts, in their new order; recurse: in inner modules, too.
+    """
     tensors = [*module.parameters(recurse), *module.buffers(recurse)]
+    # gates and biases have a row for each expert, too
     for tensor in tensors:
         if tensor.dim() and len(tensor) == len(order):
             tensor.copy_(tensor[order.to(tensor.device)])
@@ -88,7 +92,10 @@ def _reorder_experts(module: nn.Module, order: Tensor, *, recurse: bool) -> None
 
 
 def _check_groups(model: nn.Module, gate: nn.Module, order: Tensor) -> None:
-    """Check that experts stay in their group of the router.  Raises: ConfigError."""
+    """Check that experts stay in their group of the router.  Raises: ConfigError.
+
+    gate: the layer's; order: old numbers of the experts, in their new order.
+    """
     config: Any = config_of(model)
     groups = getattr(gate, "n_group", None) or getattr(config, "n_group", None) or 1
     if groups > 1:

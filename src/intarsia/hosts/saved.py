@@ -267,8 +267,10 @@ def _numbers_kept(model: nn.Module, enabled: bool) -> Iterator[None]:
 def _weights_needed(steps: Iterable[Step], adapted: bool) -> str:
     """Return which weights of the host a folder needs: "all", "trained", "added" or "nothing".
 
+    steps: changes of the model; adapted: it has adapters, too.
     "added": those of the modules that the changes have put in, whether they are trained or not.
     """
+    # one folder serves all steps: the largest need of any decides
     needs = {step.plan.change.stores for step in steps}
     if "all" in needs or (adapted and "trained" in needs):
         return "all"  # an adapter freezes what was trained before it

@@ -31,6 +31,7 @@ SHARD = "model-{:05d}-of-{:05d}.safetensors"
 def write_sharded(model: Any, parts: WholeModel, folder: str | Path, group: Group = None) -> Path:
     """Write a model inside `attached` as `save_pretrained` would; every process calls it.
 
+    parts: the model's layers of sharded experts; group: of the processes.
     Each process writes a shard with its experts, under the names that the architecture's
     checkpoints have (w1, w2, w3 of each expert, or gate_proj, ...); the first one all the rest, the
     index and the configuration. Whole or not at all; AutoModelForCausalLM.from_pretrained(folder)
@@ -69,8 +70,9 @@ def write_sharded(model: Any, parts: WholeModel, folder: str | Path, group: Grou
         return {name: t.numel() * t.element_size() for name, t in shard.items()}
 
     def finish(scratch: Path, shards: list[dict[str, int]]) -> None:
-        """Write the index of all shards, and the configuration.  shards: name -> bytes, of each
-        process.
+        """Write the index of all shards, and the configuration, into the folder.
+
+        shards: for each process, names of its weights and their bytes.
         """
         weight_map = {
             k: SHARD.format(number + 1, world) for number, keys in enumerate(shards) for k in keys

@@ -41,7 +41,10 @@ class ChangedQuantizer(HfQuantizer):
     quantization_config: ChangedConfig
 
     def preprocess_model(self, model: nn.Module, dtype: Any = None, **kwargs: Any) -> None:
-        """Repeat the steps, in place."""
+        """Repeat the recorded changes on a model without weights, in place, before they are read.
+
+        dtype: unused, transformers passes it.
+        """
         try:
             with torch.device("cpu"):  # what a change computes by itself; the weights are not there
                 for entry in self.quantization_config.steps:

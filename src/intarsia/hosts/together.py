@@ -37,6 +37,10 @@ class OnOneTrunk:
     """
 
     def __init__(self, models: Sequence[nn.Module], places: Sequence[Sequence[nn.Module]]) -> None:
+        """Replace the forwards of shared modules until the context is closed.
+
+        models: of one architecture; places: for each shared position, its module in every model.
+        """
         self.models = models
         self.sizes: list[int] = []
         self.alone: Alone = lambda _: nullcontext()
@@ -47,9 +51,13 @@ class OnOneTrunk:
             self.open.enter_context(forward_as(first, forward))
 
     def __call__(self, rows: Sequence[Tensor], alone: Alone) -> list[Tensor]:
-        """Compute each model's logits in one forward."""
+        """Compute each model's logits in one forward.
+
+        rows: inputs of each model; alone: number of a model -> context in which it draws by itself.
+        """
         for model, x in zip(self.models[1:], rows[1:], strict=True):
             _call_pre_hooks(model, x)
+        # modules split the joint batch by these sizes while the forward runs
         self.sizes, self.alone = [len(x) for x in rows], alone
         try:
             out = self.models[0](torch.cat([*rows]))
@@ -65,7 +73,12 @@ class OnOneTrunk:
         draws: bool,
         **kwargs: Any,
     ) -> Any:
-        """Compute each model's rows in its own module and join the outputs."""
+        """Compute the rows of each model by its own module, and join the outputs.
+
+        modules: the module at one place, of each model; first_forward: the first one's own forward,
+        which this function replaces; args, kwargs: its arguments, with the rows of all; draws: the
+        module draws random numbers, each model its own.
+        """
         if not self.sizes:
             return first_forward(*args, **kwargs)
         sizes, outputs = self.sizes, list[Tensor]()
@@ -80,7 +93,11 @@ class OnOneTrunk:
         return torch.cat(outputs)
 
     def _rows_of_models(self, value: Any) -> Sequence[Any]:
-        """Split an argument into the rows of each model; what is no tensor goes to all."""
+        """Split an argument of a module into the rows of each model.
+
+        A value that is not a tensor goes to all.
+        Raises: ValueError for a tensor without an equal number of rows for each image.
+        """
         if not isinstance(value, Tensor):
             return [value] * len(self.sizes)
         # a module may see several rows for each image, such as windows or tokens
@@ -135,7 +152,11 @@ def on_one_trunk(models: Sequence[nn.Module], rows: Sequence[Tensor]) -> OnOneTr
 
 
 def _places(modules: list[nn.Module]) -> Iterator[list[nn.Module]]:
-    """Yield the modules, or what is in them, that compute each model's rows for themselves."""
+    """Yield lists of modules, one of each model, that compute each model's rows apart.
+
+    modules: the same module in each model. Modules that are frozen, equal and without random
+    numbers are left out: they compute the rows of all models in one call.
+    """
     first = modules[0]
     learns = any(p.requires_grad for module in modules for p in module.parameters())
     if not learns and not _draws(first) and _equal_weights(modules):
@@ -169,7 +190,7 @@ def _equal_weights(modules: Sequence[nn.Module]) -> bool:
 
 
 def _draws(module: nn.Module) -> bool:
-    """Return True if a module is random in training, or looks at the whole batch."""
+    """Return True if a module draws random numbers in training, or uses statistics of the batch."""
     for part in module.modules():
         # dropout of values, of paths, of patches, of weights
         shares = (getattr(part, name, None) for name in ("p", "drop_prob", "prob"))

@@ -72,7 +72,7 @@ def recording(model: nn.Module, *, probabilities: bool = False) -> Iterator[Reco
 
 
 def stock_gate(model: nn.Module, path: str) -> nn.Module:
-    """Return the host's own gate beside the experts at a path.
+    """Return the host's own gate of the experts at a path.
 
     Raises: TargetError for none, or a router put in its place.
     """
@@ -91,7 +91,7 @@ def own_mixtures(model: nn.Module) -> list[tuple[str, Mixture]]:
 
 
 def _stock_hook(recorder: Recorder, path: str) -> Callable[..., None]:
-    """Return a hook that records what the stock experts of a layer are called with."""
+    """Return a hook that records the arguments of a layer's stock experts."""
 
     def keep(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         _, index, weights = arguments(args, kwargs)
@@ -195,7 +195,11 @@ def _inputs(batch: Any) -> dict[str, Tensor] | Tensor:
 def _rows(
     inputs: dict[str, Tensor] | Tensor, routes: Mapping[str, tuple[Tensor, Tensor]], first: int
 ) -> dict[str, Tensor]:
-    """Return the columns of a trace for one batch, padding left out."""
+    """Return the columns of a trace for one batch, padding left out.
+
+    inputs: of the model; routes: path -> (experts, weights) of each token; first: number of the
+    first sequence.
+    """
     sequences = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
     counts = {path: len(index) for path, (index, _) in routes.items()}
     # one trace has one row of experts per token: an encoder and a decoder cannot share it

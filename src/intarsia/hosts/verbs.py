@@ -51,7 +51,7 @@ def apply(
 
 
 def as_change(settings: Any) -> Change:
-    """Return the change that settings, or the name of some, stand for.
+    """Return the change that an adapter's settings, or the name of a method, mean.
 
     Raises: ConfigError; UnknownName for a name that the list does not have.
     """
@@ -85,7 +85,7 @@ def adapt(
     seed: int = 0,
     classes: Sequence[str] | None = None,
 ) -> PeftModel:
-    """Freeze a pretrained model and put a method's cells into it, in place.
+    """Freeze a pretrained model and add a method's trainable modules to it, in place.
 
     method: settings of an adapter, or the name of one with its default settings, as "lora"; see
       `intarsia list`. Places and norms that are left open are chosen by the host. Or a config of

@@ -18,6 +18,10 @@ class WeightParts:
     """
 
     def __init__(self, model: nn.Module, parts: Sequence[tuple[nn.Parameter, int | None]]) -> None:
+        """Copy the rows that are trained to parameters of their own.
+
+        parts: (parameter, row) each, row None = the whole parameter.
+        """
         self.model, self.chosen = model, list(parts)
         self.first = [self._row(p, row).detach().clone() for p, row in self.chosen]
         self.leaves = [

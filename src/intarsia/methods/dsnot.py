@@ -84,7 +84,7 @@ class DSnoT(Pruner):
         return replace(self, base=self.base.on(layers))
 
     def swapped(self, weight: Tensor, mask: Tensor, statistics: Statistics) -> Swapped:
-        """Swap kept for pruned weights, starting from a mask of the base.
+        """Swap weights between kept and pruned, starting from the mask of the base method.
 
         weight: (out, in); mask: (out, in) bool, True = kept; statistics: of the layer's inputs.
         """
@@ -108,7 +108,10 @@ class DSnoT(Pruner):
     def edit(
         self, name: str, weight: Tensor, statistics: Statistics, generator: torch.Generator
     ) -> tuple[Partition, Tensor]:
-        """Prune a layer by the base, then swap; return the mask and the new weight."""
+        """Prune a layer by the base, then swap; return the mask and the new weight.
+
+        name: of the layer; weight: (out, in); statistics: of its inputs.
+        """
         # The base prunes first; a base such as SparseGPT also compensates in `new`.
         part, new = self.base.edit(name, weight, statistics, generator)
         mask = part.mask(name, 0).to(weight.device)

@@ -111,7 +111,10 @@ class Chw(Change):
         return Plan(self, seed, decided)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Return a new net, which shares the modules that stay in torch; `host` is unchanged."""
+        """Return a new net, which shares the modules that stay in torch; `host` is unchanged.
+
+        plan: what `plan` decided; name: of the adapter.
+        """
         decided = plan.decided
         # The graph is traced with the shape of the planned example, so that names are the same.
         picture = torch.zeros([int(side) for side in decided["example"]])
@@ -129,7 +132,10 @@ class Chw(Change):
         raise FoldError("net in CHW", got="packed weights", want=want, fix=fix)
 
     def _picture(self, host: nn.Module, batches: Iterable[Any]) -> Tensor:
-        """Return the example picture, (1, C, H, W) float32; zeros if a timm model got none."""
+        """Return the example picture, (1, C, H, W) float32; zeros if a timm model got none.
+
+        batches: the first one is the example; it may be empty.
+        """
         example: Any = next(iter(batches), None)
         # A batch of a data set is (pictures, labels).
         example = example[0] if isinstance(example, (tuple, list)) else example

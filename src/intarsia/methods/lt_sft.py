@@ -117,7 +117,7 @@ class LtSft(Method):
         scores: Mapping[str, Tensor],
         generator: torch.Generator,
     ) -> Partition:
-        """Return the selected weights and the `share` others with the largest scores.
+        """Add the `share` weights with the largest scores to those selected before.
 
         selected: the weights chosen so far; scores: drift or start values of all weights, by name.
         """
@@ -192,6 +192,7 @@ class LtSft(Method):
         trained: the entries as vectors; weights: all parameters, by name; start: theta_0 of each;
         total: number of weights to choose from; make: makes an optimiser of parameters.
         """
+        # Selected entries of theta_0, in the order of the trained vectors.
         towards = {
             trained.vectors[p]: start[n].flatten()[trained.index[p].to(start[n].device)]
             for n, p in weights.items()
@@ -200,7 +201,12 @@ class LtSft(Method):
         return pull(trained.optimizer(make), towards, self.pull, total)
 
     def _adapted_phases(self, model: PeftModel, generator: torch.Generator) -> Phases:
-        """Yield the phases of an adapted model, whose cells hold phi."""
+        """Yield the phases of training for a model whose change phi is in adapters; return phi.
+
+        In each iteration all entries are trained, those that moved most are selected, all are set
+        back, and the selected ones are trained.  generator: draws random entries, if the settings
+        say so.
+        """
         name = ticket_of(model)
         parameters = own_parameters(model)
         weights = {p: parameters[f"{p}.weight"] for p in cells_of(model, name)}
@@ -234,7 +240,10 @@ class LtSft(Method):
         return delta_of(model, name)
 
     def _optimizer_of_cells(self, model: PeftModel, name: str, total: int, make: Make) -> Make:
-        """Make the optimiser of the cells' values, which are pulled to zero."""
+        """Make the optimiser of the cells' values, which are pulled to zero.
+
+        total: number of weights to choose from; make: makes an optimiser of parameters.
+        """
         vectors = [cell.values for cell in cells_of(model, name).values()]
         # Cells hold phi itself, so that theta_0 is zero here.
         towards = {vector: torch.zeros_like(vector) for vector in vectors}

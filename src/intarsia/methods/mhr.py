@@ -81,6 +81,7 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Group the trained parameters for an optimiser: Z at the rate lr_z, all others at lr.
 
+    weight_decay: of all weights but Z.
     Z moves by steps of its own size (0.1 in the released code beside 1e-3 to 5e-3) and is not
     decayed, nor are biases and norms.
     """
@@ -98,7 +99,10 @@ def param_groups(
 def poly_adamw(
     model: nn.Module, lr: float, weight_decay: float, *, lr_z: float = 0.1
 ) -> torch.optim.AdamW:
-    """Make AdamW over `param_groups`, for `fit`: optimizer=poly_adamw, or a partial with lr_z."""
+    """Make AdamW over `param_groups`, for `fit`: optimizer=poly_adamw, or a partial with lr_z.
+
+    lr, weight_decay: of all weights but Z; lr_z: rate of Z.
+    """
     groups = param_groups(model, lr, lr_z, weight_decay)
     devices = {p.device.type for group in groups for p in group["params"]}
     return torch.optim.AdamW(groups, fused=devices <= {"cpu", "cuda"})

@@ -75,7 +75,10 @@ class MixLora(BesideAttention):
     def build(
         self, site: Site, *, generator: torch.Generator, shared: nn.Module | None = None
     ) -> Cell:
-        """Build the plain LoRA of an attention layer, or the routed experts of an MLP."""
+        """Build the plain LoRA of an attention layer, or the routed experts of an MLP.
+
+        site: the host's module with its widths; shared: what `shared_state` returned.
+        """
         # Attention layers get the plain LoRA; what remains is a whole MLP.
         lora = attention_cell(self.attention, site, generator=generator)
         if lora is not None:

@@ -96,6 +96,7 @@ class MoA(Change):
         if self.step is not None:
             at_least("step", self.step, 1)
         at_least("answer", self.answer, 1)
+        # A head sees at least the sink and one block.
         room = self.sink + self.block
         at_least("shortest of lengths", self.lengths[0], max(room, self.answer + 1))
         at_least("check", self.check, self.lengths[0])
@@ -219,7 +220,10 @@ class SpanOptions:
 
 
 def configurations(method: MoA) -> SpanOptions:
-    """List all lines with 0 < span <= N at each profiled length (paper, section 3.2)."""
+    """List all lines span = alpha + beta N with 0 < span <= N at each profiled length N.
+
+    They are the spans that heads can have (paper, section 3.2).
+    """
     shortest, longest = method.lengths[0], method.lengths[-1]
     step = method.step or max(method.block, shortest // 8)
     # Negative alpha: heads whose span grows faster than the text.
@@ -277,8 +281,9 @@ def pareto(
     """Return the choices that no other beats at every length, (layers G,) each.
 
     The loss at the last length is minimised, while those at the other lengths lie in one of 4
-    intervals between their own minimum and their value where the last length is best.
-    losses: of each length (layers G, C); shape: (layers, G).
+    intervals between their own minimum and their value where the last length is best. losses: of
+    each length (layers G, C); options: the C spans that a head can have; shape: (layers, G);
+    density: share of keys that are kept.
     Raises: ConfigError where no spans have the density.
     """
     rules = _programme_rules(options, shape, density)
@@ -332,9 +337,10 @@ def pareto(
 def _programme_rules(
     options: SpanOptions, shape: tuple[int, int], density: float
 ) -> list[LinearRule]:
-    """Build the constraints: two spans a layer at most, a mean span of .9 to 1 of density N.
+    """Build the constraints of the integer programme that chooses a span for each head.
 
-    shape: (layers, heads); density: share of keys that are kept.
+    A layer has at most two spans; the mean span is 0.9 to 1 of density N at each length N. options:
+    the C spans that a head can have; shape: (layers, heads); density: share of keys that are kept.
     """
     from scipy import sparse
 
@@ -367,7 +373,10 @@ def _with_own_answers(model: nn.Module, ids: Tensor, answer: int) -> Tensor:
 
 
 def _validation_loss(model: nn.Module, spans: Spans, ids: Tensor, length: int) -> float:
-    """Compute the loss of each row's last third with spans attached."""
+    """Compute the loss of each row's last third with spans attached.
+
+    spans: of all heads; ids: (rows, tokens); length: tokens to which rows are cut.
+    """
     attach_spans(model, spans, length=length)
     try:
         return loss_of_end(model, ids[:, :length])
@@ -389,6 +398,7 @@ def _token_rows(texts: Any, length: int, seed: int) -> Tensor:
         if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.dim() not in (1, 2):
             raise DataError("texts", got=type(ids).__name__, want="rows of token ids", fix=fix)
         rows += list(ids) if ids.dim() == 2 else [ids]
+    # Rows are cut to one length, so the shortest decides.
     shortest = min((len(row) for row in rows), default=0)
     if len(rows) < 2 or shortest < length:
         got = f"{len(rows)} rows of {shortest} tokens and more"

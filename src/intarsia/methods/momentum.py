@@ -51,7 +51,11 @@ class Momentum(Change):
         return {"update": rule, "paths": list(self.paths)}
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Find the modules.  Raises: TargetError for blocks with unlike tokens (Swin's stages)."""
+        """Find the modules.
+
+        batches: unused, no data are needed; seed: is recorded, nothing is drawn.
+        Raises: TargetError for blocks with unlike tokens (Swin's stages).
+        """
         model_blocks = blocks(host)
         mlps = {path: f"{path}.{mlp}" for path, block in model_blocks if (mlp := mlp_of(block))}
         paths = self.paths or tuple(mlps.values())

@@ -111,13 +111,17 @@ class Mosa(OverMethod):
         at_least("images", images, 1)
         at_least("epochs", epochs, 1)
         experts = int(settings.get("experts", cls.experts))
+        # Outside of these epochs all parts are trained, see above.
         first, last = cls.EPOCHS
         active = 1 if images <= cls.FEW else max(1, experts // 2)
         settings.setdefault("active", active if first <= epochs <= last else experts)
         return cls(**settings)
 
     def suited_to(self, images: int, epochs: int, given: Collection[str] = ()) -> Mosa:
-        """The k that suits a budget, see `for_budget`, unless `active` was given."""
+        """Return settings whose k suits a budget, see `for_budget`; `active` is not overwritten.
+
+        given: names of the settings that the user has set.
+        """
         if "active" in given:
             return self
         return self.for_budget(images, epochs, **{name: getattr(self, name) for name in given})
@@ -136,6 +140,10 @@ class MosaCell(RoutedCell):
     """The cell of `Mosa`: the merged adapter in evaluation, k random parts in training."""
 
     def __init__(self, config: Mosa, body: Any, generator: torch.Generator) -> None:
+        """Split the projections of an adapter into N disjoint parts, with a random router for each.
+
+        body: adapter with Linear modules `down` and `up`; generator: of parts and draws.
+        """
         layers: dict[str, nn.Module] = {}
         routers: dict[str, RandomRouter] = {}
         for side in ("down", "up"):
@@ -203,7 +211,7 @@ class Official(PublishedRecipe):
         return replace(super().for_training(training), warmup_epochs=warmup)
 
     def prepare(self, host: nn.Module, seed: int) -> None:
-        """Set dropout in the trunk and the head's published start, in place.
+        """Set dropout in the pretrained model, and start the head as published, in place.
 
         Raises: TargetError for a model without these dropouts; ConfigError for one without one
         linear head.
@@ -245,7 +253,10 @@ class Official(PublishedRecipe):
         return self.settings | {"objective": partial(two_pass, **self.objective)}
 
     def optimizer(self, model: nn.Module, lr: float, weight_decay: float) -> SplitAdamW:
-        """Make the released code's AdamW over N copies, on the one tensor."""
+        """Make the released code's AdamW over N copies, on the one tensor.
+
+        lr, weight_decay: of AdamW.
+        """
         return split_adamw(
             model,
             lr,

@@ -67,7 +67,10 @@ class PeftMethod(Change):
         return of_settings(self.method, **(self.settings_to_dict() | changes))
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Put PEFT's layers into the host and return PEFT's model."""
+        """Put PEFT's layers into the host and return PEFT's model.
+
+        plan: what `plan` decided; name: unused, an adapter would need it.
+        """
         return through_peft(
             host,
             self._kind,

@@ -96,6 +96,7 @@ class Qmoe(Change):
     ) -> Plan:
         """Round and encode all experts on a copy of the model; the host stays as it is.
 
+        batches: calibration data; seed: of random draws.
         keeping: where finished blocks are written, so that an interrupted plan can go on.
         """
         expert_stops(host, self.layers)
@@ -168,7 +169,11 @@ class Qmoe(Change):
         layers: Mapping[str, Matrix],
         statistics: Mapping[str, Statistics],
     ) -> list[dict[str, Any]]:
-        """Round the stacks of a block, store their codes, and return a report row for each."""
+        """Round the stacks of a block, store their codes, and return a report row for each.
+
+        stored: gets the codes, by the stack's path; layers: matrices of single experts, by path;
+        statistics: of their inputs. The second argument, the block's path, is unused.
+        """
         rows: list[dict[str, Any]] = []
         for path, names in stacks_of(layers).items():
             weights = torch.stack([layers[n].read().float() for n in names])
@@ -260,6 +265,7 @@ def expert_stops(host: nn.Module, layers: Sequence[str]) -> list[Stop]:
     layers: globs of stacks' paths.  Raises: TargetError for none, and as `stops_of`.
     """
     stops: list[Stop] = []
+    # Matrices of stacks have an index, the expert; others stay as they are.
     for stop in stops_of(host, layers):
         matrices = {n: m for n, m in stop.layers.items() if m.index is not None}
         stops.append(Stop(stop.path, stop.block, matrices))
@@ -278,7 +284,10 @@ def _nearest_level(weight: Tensor, low: Tensor, high: Tensor) -> Tensor:
 def _mean_output_error(
     weights: Tensor, new: Tensor, statistics: Sequence[Statistics | None]
 ) -> float | None:
-    """Compute ||(W' - W) X|| / ||W X||, the mean over experts that rows were routed to."""
+    """Compute ||(W' - W) X|| / ||W X||, the mean over experts that rows were routed to.
+
+    weights, new: (E, out, in), before and after; statistics: of each expert's inputs X.
+    """
     errors = [
         output_error(w, n, s)
         for w, n, s in zip(weights, new, statistics, strict=True)
@@ -296,6 +305,7 @@ def _checked_shape(model: nn.Module, path: str, layout: Mapping[str, Any]) -> tu
     module = dict(model.named_modules()).get(owner)
     matrices = {} if module is None else stacked_matrices(module)
     model_shape: list[int] = list(getattr(module, name).shape) if name in matrices else []
+    # A stack that is held as (E, in, out) is compared as (E, out, in).
     if matrices.get(name):
         model_shape = [model_shape[0], model_shape[2], model_shape[1]]
     experts, rows, width = (int(side) for side in layout["shape"])
@@ -319,6 +329,7 @@ def _digest(change: Qmoe, decided: Mapping[str, Any]) -> str:
 def _check_decided(change: Qmoe, decided: Mapping[str, Any]) -> None:
     """Refuse stored bytes of another layout, or settings that were changed after writing.
 
+    change: the settings; decided: layout and settings as they were written.
     Raises: CheckpointError.
     """
     subject = "packed experts"

@@ -91,7 +91,10 @@ class RandomSearch(Change):
         return frozenset(("outputs", "shape", "routing") if self.density == 1 else ())
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Search, and return a plan with the units that stay and their score."""
+        """Search, and return a plan with the units that stay and their score.
+
+        batches: calibration data; seed: of random draws.
+        """
         best = search(host, self, batches, seed=seed)[self.rank]
         units_by_layer = {path: units.tolist() for path, units in best.units.items()}
         score = best.score if math.isfinite(best.score) else None
@@ -154,7 +157,10 @@ def hidden_layers(host: nn.Module) -> dict[str, HiddenLayer]:
 
 
 def draw_units(layers: Mapping[str, HiddenLayer], density: float, seed: int) -> Units:
-    """Draw round(density n) units of each hidden layer.  Raises: ConfigError if one gets none."""
+    """Draw round(density n) units of each hidden layer.  Raises: ConfigError if one gets none.
+
+    layers: hidden layers by path; density: share of the units that stay.
+    """
     generator, units_by_layer = torch.Generator().manual_seed(seed), Units()
     for path, layer in layers.items():
         units = layer.reads.in_features
@@ -169,6 +175,7 @@ def draw_units(layers: Mapping[str, HiddenLayer], density: float, seed: int) -> 
 def units_masked(host: nn.Module, units_by_layer: Units) -> Iterator[None]:
     """Set all other units to 0 where they are read, while the context is open.
 
+    units_by_layer: path -> numbers of the units that stay.
     The outputs are those of the model without these units.
     """
     handles: list[Any] = []
@@ -176,6 +183,7 @@ def units_masked(host: nn.Module, units_by_layer: Units) -> Iterator[None]:
         for path, units in units_by_layer.items():
             reads: Any = host.get_submodule(path)
             mask = torch.zeros_like(reads.weight[0]).index_fill(0, units.to(reads.weight.device), 1)
+            # The layer that reads the units sees zeros; the units are computed as before.
             hook = partial(_mask_inputs, mask)
             handles.append(reads.register_forward_pre_hook(hook))
         yield
@@ -191,7 +199,10 @@ def _mask_inputs(mask: Tensor, module: nn.Module, inputs: tuple[Tensor, ...]) ->
 
 @torch.no_grad()
 def cut(host: nn.Module, units_by_layer: Units) -> None:
-    """Remove all other units from the model's weights, in place."""
+    """Remove all other units from the model's weights, in place.
+
+    units_by_layer: path -> numbers of the units that stay.
+    """
     config: Any = config_of(host)
     for path, layer in hidden_layers(host).items():
         units = units_by_layer[path].to(layer.reads.weight.device)
@@ -242,7 +253,10 @@ def _mean_loss(model: nn.Module, batches: Sequence[Any]) -> float:
 
 
 def _masked_sensitivity(host: nn.Module, units_by_layer: Units, batches: Sequence[Any]) -> float:
-    """Compute -sum |w dL/dw| (SNIP); the weights of dropped units have no gradient."""
+    """Compute -sum |w dL/dw| (SNIP); the weights of dropped units have no gradient.
+
+    units_by_layer: path -> numbers of the units that stay; batches: labelled.
+    """
     # Biases are left out: SNIP scores connections.
     weights = [p for p in host.parameters() if p.requires_grad and p.dim() > 1]
     with units_masked(host, units_by_layer), torch.enable_grad():
@@ -253,8 +267,12 @@ def _masked_sensitivity(host: nn.Module, units_by_layer: Units, batches: Sequenc
 
 
 def _loss_after_epoch(host: nn.Module, units_by_layer: Units, batches: Sequence[Any]) -> float:
-    """Compute the loss of a smaller copy after one pass of Adam over the batches."""
+    """Compute the loss of a smaller copy after one pass of Adam over the batches.
+
+    units_by_layer: path -> numbers of the units that stay; batches: labelled.
+    """
     model = copy.deepcopy(host)
+    # The copy is smaller, so that training it is cheaper than training with a mask.
     cut(model, units_by_layer)
     optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=1e-3)
     with torch.enable_grad():

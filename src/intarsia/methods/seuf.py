@@ -179,6 +179,11 @@ class _Run:
         layers: Sequence[StockExperts],
         seed: int,
     ) -> None:
+        """Select the trained weights, and find the gate and block whose outputs the losses need.
+
+        at: (layer, expert) to unlearn in, None = all weights of the model; layers: the model's
+        mixtures.
+        """
         self.model, self.method, self.at = model, method, at
         self.device = next(model.parameters()).device
         self.draws = torch.Generator().manual_seed(seed)
@@ -228,7 +233,12 @@ class _Run:
         every: int,
         progress: Report,
     ) -> tuple[Mapping[str, float], ...]:
-        """Train, and return the measures of step 0 and of every `every`-th step."""
+        """Train, and return the measures of step 0 and of every `every`-th step.
+
+        forget, retain: rows of both texts; judge: rows of both to measure on, None = the first
+        ones; steps: at most; until: stop once the loss on `forget` has risen by so much; size: rows
+        of a batch.
+        """
         # Measured on rows that do not change, so that two steps can be compared.
         judging_rows = judge or (first_rows(forget, JUDGED), first_rows(retain, JUDGED))
         judging_batches = [batches(rows, size, self.device) for rows in judging_rows]
@@ -257,7 +267,10 @@ class _Run:
         return tuple(path)
 
     def loss(self, forget: Batch, retain: Batch | None = None) -> Tensor:
-        """Compute the whole loss of a step (equation 4)."""
+        """Compute the whole loss of a step (equation 4).
+
+        forget, retain: a batch of each.
+        """
         method = self.method
         keeps = retain if method.keeps else None
         reference = self.reference(forget, keeps)
@@ -341,7 +354,10 @@ class _Run:
 
     @torch.no_grad()
     def measure(self, step: int, judging_batches: Sequence[Sequence[Batch]]) -> Mapping[str, float]:
-        """Measure both texts' cross-entropy, and the target's share of the tokens to forget."""
+        """Measure both texts' cross-entropy, and the target's share of the tokens to forget.
+
+        judging_batches: those of `forget` and those of `retain`.
+        """
         measures: dict[str, float] = {"step": step}
         for name, batches_of_text in zip(("forget", "retain"), judging_batches, strict=True):
             total = count = share = positions = 0.0
@@ -371,7 +387,11 @@ class _Run:
 def _check_texts(
     model: nn.Module, method: Seuf, forget: Sequence[Any], retain: Sequence[Any], attributed: bool
 ) -> list[StockExperts]:
-    """Check the model and both texts; return the experts of each layer."""
+    """Check the model and both texts; return the experts of each layer.
+
+    forget, retain: rows of tokens to unlearn and to keep; attributed: an expert is chosen by the
+    text.
+    """
     check_unadapted(model)
     layers = list(stock_experts(model).values())
     if not layers:

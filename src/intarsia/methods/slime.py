@@ -100,7 +100,10 @@ class Slime(Senses):
         return super().plan(host, batches, seed=seed)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Put the connector into a decoder, in place."""
+        """Put the connector into a decoder, in place.
+
+        plan: what `plan` decided; name: unused, an adapter would need it.
+        """
         check_decoder(host)
         generator = torch.Generator().manual_seed(plan.seed)
         width = encoder(self.image, "image").width
@@ -182,6 +185,11 @@ class TiledView(Connector):
     def __init__(
         self, settings: Slime, width: int, outputs: int, generator: torch.Generator
     ) -> None:
+        """Build the modules that the class lists.
+
+        width: of the picture encoder; outputs: width of the language model; generator: of all
+        draws.
+        """
         super().__init__(width, outputs)
         self.settings, self.budget, self.stage = settings, settings.budget, "joint"
         self.projector = Projector(width, outputs, generator=generator)
@@ -284,8 +292,10 @@ class TiledView(Connector):
         return Vectors(torch.cat(rows), lengths, torch.cat(masks))
 
     def _select_local(self, local: Tensor, question: AskedTokens | None, number: int) -> Tensor:
-        """Return the mask of a picture's local vectors that stay, (n,) bool; number: of the
-        picture.
+        """Return the mask of a picture's local vectors that are read, (n,) bool.
+
+        local: (n, d), vectors of the tiles; question: token vectors of all questions, None = there
+        is none; number: of the picture.
         """
         if question is None:
             embeds = local.new_zeros(1, local.shape[1])
@@ -296,7 +306,11 @@ class TiledView(Connector):
         return select_largest(s.detach(), self.settings.top_p, capacity)
 
     def _hide(self, is_read: Tensor, selected: Tensor) -> None:
-        """Mask, in place, vectors of [whole | separator | local] that are not to be read."""
+        """Mask, in place, vectors of [whole | separator | local] that are not to be read.
+
+        is_read: (vectors,) bool, changed in place; selected: (local vectors,) bool, those that are
+        read.
+        """
         overview = self.settings.whole
         if self.budget is None:
             is_read[overview + 1 :] = selected

@@ -204,6 +204,7 @@ def _relative_distance(
 ) -> float:
     """Return d1 = |W - W_pruned| / (|W| sqrt s), which sets the retraining rate; 0 if s = 0.
 
+    layers: paths of the pruned ones.
     before: the weights before pruning; pruned: s, the share of them that became 0.
     """
     after = masked_weights(model, layers).values()

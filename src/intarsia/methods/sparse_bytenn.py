@@ -54,7 +54,10 @@ class SparseByteNn(Change):
         at_least("rounds", self.rounds, 0)
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Choose the order of each group of channels, and the layers to prune."""
+        """Choose the order of each group of channels, and the layers to prune.
+
+        batches: unused, no data are needed; seed: of random draws.
+        """
         check_unadapted(host)
         channels = channels_of(host)
         if not channels.layers:
@@ -77,7 +80,10 @@ class SparseByteNn(Change):
         return orders
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Reorder the channels of the net as planned, in place."""
+        """Reorder the channels of the net as planned, in place.
+
+        plan: what `plan` decided; name: unused, an adapter would need it.
+        """
         groups = channels_of(host).free
         for group, order in zip(groups, plan.decided["orders"], strict=True):
             if order:

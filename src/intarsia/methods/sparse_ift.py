@@ -98,7 +98,10 @@ class SparseIft(Change):
         return frozenset(("outputs", "shape", "routing") if none else ())
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Choose the layers, and how many weights each keeps.  Warns of rows with less than one."""
+        """Choose the layers, and how many weights each keeps.  Warns of rows with less than one.
+
+        batches: unused, no data are needed; seed: of random draws.
+        """
         check_unadapted(host)
         if "outputs" in self.preserves:
             return Plan(self, seed, {"layers": {}})
@@ -109,7 +112,10 @@ class SparseIft(Change):
         return Plan(self, seed, {"layers": {p: m.weight.numel() for p, m in layers.items()}})
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Replace the planned layers by larger ones, and draw their zeros, in place."""
+        """Replace the planned layers by larger ones, and draw their zeros, in place.
+
+        plan: what `plan` decided; name: unused, an adapter would need it.
+        """
         layers: Mapping[str, int] = plan.decided["layers"]
         # The seed is mixed, so that masks do not repeat the draws of another change with this seed.
         draw = torch.Generator().manual_seed(mix(plan.seed, 2303))

@@ -110,7 +110,10 @@ def convergence_study(
 
 
 def _near(truth: Parameters, noise: float, random: np.random.Generator) -> Parameters:
-    """Perturb the truth as a start of the search, see `convergence_study`."""
+    """Perturb the truth as a start of the search, see `convergence_study`.
+
+    noise: standard deviation of the perturbation; random: draws it.
+    """
 
     def off(like: Array | float) -> Array:
         return noise * random.standard_normal(np.shape(like))

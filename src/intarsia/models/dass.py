@@ -140,6 +140,12 @@ class SearchedCell(nn.Module):
     def __init__(
         self, before: tuple[int, int], width: int, plan: Sequence[Node] | int, *, place: CellPlace
     ) -> None:
+        """Build the projections of the two inputs and all edges.
+
+        before: channels of the two cells before; width: channels of a node; plan: (input,
+        operation) of each edge by node, or the number of nodes, with every edge `Mixed`; place:
+        stride of the cell.
+        """
         super().__init__()
         mixed = isinstance(plan, int)
         nodes = (
@@ -161,6 +167,11 @@ class SearchedCell(nn.Module):
                 self.edges.append(edge)
 
     def forward(self, before_last: Tensor, last: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Compute the concatenated nodes, (B, nodes * width, H', W').
+
+        before_last, last: outputs of the two cells before, (B, C, H, W) each; weights: (edges,
+        operations), those of a supernet's operations, None = one operation for each edge.
+        """
         states = [p(x) for p, x in zip(self.project, (before_last, last), strict=True)]
         row = 0
         for inputs in self.inputs:
@@ -211,6 +222,11 @@ class Cells(nn.Module):
     """Net of a stem, cells and a classifier.  (B, inputs, H, W) -> (B, classes)."""
 
     def __init__(self, sizes: CellSizes, plan_of: Callable[[bool], Any]) -> None:
+        """Build stem, cells and classifier.
+
+        sizes: numbers of cells, nodes, channels and classes; plan_of: takes "is it a reduction
+        cell?" and returns the plan of such a cell, see `SearchedCell`.
+        """
         super().__init__()
         width, reduced = sizes.channels, False
         self.sizes = sizes
@@ -231,6 +247,7 @@ class Cells(nn.Module):
         return None
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute the logits.  x: (B, inputs, H, W) -> (B, classes)."""
         before_last = last = self.stem(x)
         for number, cell in enumerate(self.cells):
             weights = self.weights(number in self.sizes.reductions)
@@ -242,6 +259,10 @@ class ChosenNet(Cells):
     """Net of a genotype, to be trained from scratch."""
 
     def __init__(self, genotype: Genotype, sizes: CellSizes) -> None:
+        """Build the net, with the operations that the genotype names.
+
+        Raises: ConfigError if the genotype has another number of nodes than `sizes`.
+        """
         nodes = {len(genotype.normal), len(genotype.reduce)}
         if nodes != {sizes.nodes}:
             fix = f"Use CellSizes(nodes={len(genotype.normal)})."
@@ -269,6 +290,12 @@ class Supernet(Cells):
         batch_size: int = 64,
         seed: int = 0,
     ) -> None:
+        """Build the net of all operations, and draw alpha near 0.
+
+        val: (pictures, labels) that alpha learns from; train, xi: training pictures and step size
+        of the unrolled gradient, xi = 0 for the first order; lr: of Adam on alpha; batch_size: of
+        the batches of `val`; seed: of alpha and the batches.
+        """
         super().__init__(sizes, lambda _: sizes.nodes)
         if xi and train is None:
             fix = "Pass train=(pictures, labels), or leave xi at 0."
@@ -279,6 +306,7 @@ class Supernet(Cells):
         self.val, self.train_rows, self.xi = val, train, xi
         self.lr, self.batch_size, self.seed = lr, batch_size, seed
         self.searching = False
+        # alpha of normal and reduction cells: node n has n + 2 edges
         shape = (2, sum(n + 2 for n in range(sizes.nodes)), len(OPERATIONS))
         draw = torch.Generator().manual_seed(mix(seed, 7))
         # buffers: saved with a run, and no other optimiser moves them
@@ -306,7 +334,10 @@ class Supernet(Cells):
         self._adam(gradient)
 
     def _rows(self, rows: Batch | None, step: int) -> Batch | None:
-        """Draw a batch that depends on the seed and the step only."""
+        """Draw a batch that depends on the seed and the step only.
+
+        rows: (pictures, labels) to draw from; step: number of the training step.
+        """
         if rows is None:
             return None
         draw = torch.Generator().manual_seed(mix(self.seed, step))
@@ -315,7 +346,10 @@ class Supernet(Cells):
 
     @torch.no_grad()
     def _adam(self, gradient: Tensor, betas: tuple[float, float] = (0.5, 0.999)) -> None:
-        """Do a step of Adam on alpha, whose state is in buffers, to be saved with the run."""
+        """Do a step of Adam on alpha, whose state is in buffers, to be saved with the run.
+
+        gradient: of the loss by alpha, in its shape; betas: decay of the two moments.
+        """
         state: Any = self
         gradient = gradient + 1e-3 * self.alpha
         state.steps += 1

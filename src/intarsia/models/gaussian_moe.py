@@ -212,7 +212,10 @@ class _Unit:
 
 
 def _pack(params: Parameters, learn: bool) -> Array:
-    """Concatenate the free parameters: without the last gate, and without a fixed tau."""
+    """Concatenate the free parameters: without the last gate, and without a fixed tau.
+
+    params: of the mixture; learn: tau is a free parameter.
+    """
     tau = [np.atleast_1d(params.tau)] if learn else []
     free = [
         params.gate[:-1].ravel(),

@@ -190,6 +190,10 @@ def layer_shapes(model: nn.Module, *inputs: Any, batch: int = 1) -> tuple[LayerS
     shapes: list[LayerShape] = []
 
     def note(name: str, layer: Any, args: Any, y: Tensor) -> None:
+        """Append the sizes of a layer's matrix product to `shapes`, when a forward reaches it.
+
+        name: path of the layer; args: inputs of its forward; y: its output.
+        """
         groups, first, second = groups_of(layer), *layer.weight.shape[:2]
         taps = math.prod(layer.weight.shape[2:])
         if getattr(
@@ -227,8 +231,10 @@ def simulate(
 ) -> tuple[Tensor, int]:
     """Simulate the array cycle by cycle, for small matrices: return x W^T and the cycles.
 
-    x: (rows, K), weight: (columns, K), dense or n of m along K.  In each cycle every unit passes
-    its activations to the right and its weights (os) or sums (ws) down.
+    sat: the systolic array, of side x side multipliers; flow: what stays in a unit, "os" the
+    outputs or "ws" the weights; pattern: n of m weights along K, None = dense. x: (rows, K),
+    weight: (columns, K), dense or n of m along K.  In each cycle every unit passes its activations
+    to the right and its weights (os) or sums (ws) down.
     Raises: ShapeError for other shapes; ConfigError for an unknown flow.
     It is the oracle of `Sat.gemm`.
     """
@@ -269,7 +275,10 @@ def _compact(x: Tensor, weight: Tensor, pattern: NofM) -> tuple[Tensor, Tensor, 
 
 
 def _os(x: Tensor, values: Tensor, places: Tensor, sat: Sat) -> tuple[Tensor, int]:
-    """Simulate an output-stationary tile; activations and weights enter skewed, left and top."""
+    """Simulate an output-stationary tile; activations and weights enter skewed, left and top.
+
+    x: (R, S, m), values, places: (C, S), see `_compact`; sat: the array.
+    """
     side, slots = sat.side, values.shape[1]
     sums = torch.zeros(side, side, dtype=torch.float64)
     done = torch.zeros(side, side, dtype=torch.int64)

@@ -34,12 +34,13 @@ CLOCKS = {"seconds": "hours", "cpu_seconds": "cpu_hours"}
 def measured_costs(
     plan: BenchPlan, out: Path, execution: How, report: Callable[[str], None], work: Work = one_run
 ) -> Costs:
-    """Time a pilot of each method on the first task that is there: twenty epochs of 64 images.
+    """Time a short run of each method on the first task whose pictures are there.
 
-    Of many classes more images, fewer times. Store in the folder, so that the same command
-    gives the same plan when it goes on. A method whose pilot fails costs as much as the dearest
-    one.
-    Raises: TrainingError if every pilot fails; what `before.check` raises.
+    It trains for twenty epochs of 64 images; of many classes on more images, fewer times. Timings
+    are cached in `out`, so that the same command gives the same plan when it goes on. A method
+    whose short run fails costs as much as the dearest one.  execution: jobs and threads; work: does
+    one training.
+    Raises: TrainingError if all of them fail; what `check` raises.
     """
     return _measured(plan, out, execution, report, work)["seconds"]
 
@@ -47,7 +48,11 @@ def measured_costs(
 def _measured(
     plan: BenchPlan, out: Path, execution: How, report: Callable[[str], None], work: Work
 ) -> dict[str, Costs]:
-    """`measured_costs` by each of CLOCKS; that of the cores, where every pilot told it."""
+    """Return `measured_costs` by each of CLOCKS.
+
+    out: folder that caches timings; execution: jobs and threads; work: does one training.
+    CPU time is among them only if every short run has recorded it.
+    """
     check(plan, out, lambda _: None)  # the runner itself says what is missing
     with opened(out, plan.asked):
         return _piloted(plan, out, execution, report, work)
@@ -56,6 +61,10 @@ def _measured(
 def _piloted(
     plan: BenchPlan, out: Path, execution: How, report: Callable[[str], None], work: Work
 ) -> dict[str, Costs]:
+    """Time a short training of each method; return its seconds an image and epoch, by clock.
+
+    out: folder that caches timings; execution: jobs and threads; work: does one training.
+    """
     pilots, running = Store(out, PILOTS), execution.running
     missing, seed = absent(plan), plan.seeds[0]
     task = next((t for t in plan.tasks if t.name not in missing), plan.tasks[0])
@@ -78,6 +87,7 @@ def _piloted(
     errors: list[str] = []
 
     def done(end: TrialEnd) -> None:
+        """Store the seconds and bytes of a finished pilot run, or its error."""
         if end.result is None:
             errors.append(f"{end.trial.name}: {end.error}")
         else:
@@ -116,6 +126,7 @@ def estimated(
 ) -> dict[str, Any]:
     """Estimate from measured steps the runs, hours and highest memory (bytes) of a plan.
 
+    execution: jobs and threads; work: does one training.
     hours: by the clock on this machine as it is now; cpu_hours: of its cores, whatever else they
     do. None for what pilots did not measure. Pilots run one by one: runs that step together take
     less. No run of the plan is carried out.
@@ -133,7 +144,10 @@ def estimated(
 
 
 def _pilot(plan: BenchPlan, place: Slot, images: int) -> dict[str, Any]:
-    """Return a short run like the one that counts, with the active parts that one would choose."""
+    """Return the settings of a short run like one of the plan, as flat columns.
+
+    place: task, method and seed; images: number of training images.
+    """
     final, task = plan.final(place), place.task
     images_trained = int(_kept(plan.start.pictures, task.classes, _trained_on(task)))
     method = method_of(final)
@@ -155,7 +169,10 @@ def _trained_on(task: SuiteTask) -> int:
 
 
 def minutes(plan: BenchPlan, costs: Costs, jobs: int) -> float:
-    """Return the minutes that a plan takes, from the cost of an image."""
+    """Return the minutes that a plan takes.
+
+    costs: seconds an image and epoch, by method; jobs: runs at a time.
+    """
     total = 0.0
     images_used = partial(_kept, plan.start.pictures)
     for place in plan.places():
@@ -171,7 +188,10 @@ def minutes(plan: BenchPlan, costs: Costs, jobs: int) -> float:
 
 
 def _kept(pictures: Pictures, classes: int, images: int) -> float:
-    """Return the number of a training part's images that are trained on."""
+    """Return how many images of a training part are trained on, after limits.
+
+    pictures: settings with the limits; images: in the whole part.
+    """
     if pictures.shots is not None:
         return min(images, pictures.shots * classes)
     limit = pictures.images
@@ -187,6 +207,7 @@ def piloting(plan: BenchPlan, costs: Costs, jobs: int) -> float:
 def fitted(plan: BenchPlan, costs: Costs, budget: float, jobs: int) -> BenchPlan:
     """Return the plan, or a smaller one that fits into the minutes of a budget, pilots included.
 
+    costs: seconds an image and epoch, by method; jobs: runs at a time.
     Raises: ConfigError if one seed of FEWEST_EPOCHS epochs does not fit.
     """
     available = budget - piloting(plan, costs, jobs)

@@ -49,7 +49,10 @@ def suited(plan: BenchPlan, *, named: bool) -> BenchPlan:
 
 
 def _unfit(plan: BenchPlan, model: nn.Module) -> Mapping[str, str]:
-    """Return the methods without a place in a model, and what each says; no weight is computed."""
+    """Return the methods that cannot be put into a model, with the error of each.
+
+    No weight is computed.
+    """
     reasons: dict[str, str] = {}
     for arm in plan.arms:
         experiment = plan.final(Slot(plan.tasks[0], arm, plan.seeds[0]))

@@ -46,6 +46,11 @@ def opened(out: Path, record: dict[str, Any]) -> Iterator[None]:
 
 
 def _check(path: Path, expected: dict[str, Any]) -> None:
+    """Check that a results folder was begun with the same plan.
+
+    path: its record, which need not exist; expected: entries that the record must have.
+    Raises: CheckpointError for a record that cannot be read; ConfigError for another plan.
+    """
     if not path.exists():
         return
     try:
@@ -61,6 +66,7 @@ def _check(path: Path, expected: dict[str, Any]) -> None:
         got = f"{number}, by intarsia {record.get('intarsia', '?')}"
         fix = "Choose another --out, or go on with the version that wrote it."
         raise CheckpointError(f"format of {path}", got=got, want=FORMAT, fix=fix)
+    # a plan with other settings must not add to these results
     if different := {
         name: record[name]
         for name in expected

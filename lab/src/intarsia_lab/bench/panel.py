@@ -27,6 +27,7 @@ def panels(runs: Path, out: Path) -> Callable[[RunResult], Shown]:
     """Return the function that describes a run below `runs` to a page in `out`."""
 
     def shown(result: RunResult) -> Shown:
+        """Return what the page shows of a run: its score or error, facts, commands and links."""
         outcome, place = result.outcome, runs / result.folder
         present = bool(result.folder) and place.is_dir()
         if isinstance(outcome, Done):
@@ -52,7 +53,7 @@ def panels(runs: Path, out: Path) -> Callable[[RunResult], Shown]:
 
 
 def facts(result: RunResult) -> dict[str, str]:
-    """Return what is known of a run, in words, by its name."""
+    """Return the facts on a run that the page lists: name of the fact -> text."""
     outcome, setup = result.outcome, result.setup
     values: dict[str, str | None] = {}
     if isinstance(outcome, Done):

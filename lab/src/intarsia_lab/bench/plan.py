@@ -75,7 +75,10 @@ class BenchPlan:
         return self.protocol.search(place.arm, self._at(place), self._spec(place.task))
 
     def searches(self) -> list[tuple[Slot, Experiment]]:
-        """Every run of every search, each once, with the first of the places it chooses for."""
+        """Return every run of all searches once, each with the first place that it chooses for.
+
+        A place is (task, method, seed).
+        """
         runs: dict[str, tuple[Slot, Experiment]] = {}
         for place in self.places():
             for run in self.search(place):
@@ -83,6 +86,7 @@ class BenchPlan:
         return list(runs.values())
 
     def _at(self, place: Slot) -> Experiment:
+        """Return the settings for a (task, method, seed), with half the epochs for some methods."""
         epochs = self.start.training.epochs
         return self.start.changed(
             seed=place.seed, epochs=max(1, epochs // 2) if place.arm.settings.half else epochs

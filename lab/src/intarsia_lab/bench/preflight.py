@@ -78,8 +78,9 @@ def unfinished(plan: BenchPlan, out: Path) -> list[str]:
 
 
 def check_model(plan: BenchPlan) -> nn.Module | None:
-    """Return the plan's model without memory for its weights, None for one in a hub.
+    """Check that the plan's model exists and that its last blocks can be trained alone, if asked.
 
+    Returns the model on the meta device, None for one on a hub.
     Raises: UnknownName, ConfigError and AssetError, as `check` does.
     """
     adapted, task, seed = plan.start.adapted, plan.tasks[0], plan.seeds[0]
@@ -103,6 +104,10 @@ def check_model(plan: BenchPlan) -> nn.Module | None:
 
 
 def _check_last(adapted: Adapted, model: nn.Module) -> None:
+    """Check the number of last blocks to adapt.  Raises: ConfigError if the model has fewer.
+
+    adapted: settings of what is trained; model: on the meta device.
+    """
     count = len(blocks(model)) - adapted.frozen_once  # the first one is frozen then
     if not 1 <= (adapted.last_blocks or 0) <= count:
         subject = f"--last-blocks with model {adapted.model!r}"

@@ -64,14 +64,17 @@ class Protocol:
     calibrate: bool = False
 
     def check(self, arm: BenchArm) -> None:
-        """Raises: ConfigError for a method that the protocol says nothing about."""
+        """Check that the protocol has a rule for a method.  Raises: ConfigError."""
         if self.only and arm.name not in self.only:
             subject = f"method {arm.name!r} under protocol {self.name!r}"
             fix = "Use --protocol honest or tuned."
             raise ConfigError(subject, got="no rule for it", want=f"one of {self.only}", fix=fix)
 
     def final(self, arm: BenchArm, start: Experiment, task: str) -> Experiment:
-        """Return the run that counts, before a search has its say."""
+        """Return the run whose test score counts, with settings as they are before a search.
+
+        arm: the method; start: settings of all runs; task: "suite/task".
+        """
         parts = {"data": task + JOINED, "val": 0} if self.chosen_on is None else {"data": task}
         values: dict[str, Any] = {**parts, **self.training}
         run = arm.settings.into(start.changed(**values))
@@ -112,9 +115,10 @@ class Protocol:
     def best(
         self, runs: Sequence[Experiment], ends: Sequence[Mapping[str, Any]]
     ) -> tuple[Experiment, Mapping[str, Any]] | None:
-        """Return a run with the values of the highest mean accuracy on validation, and its end.
+        """Return the run with the best settings of a search, and that run's result.
 
-        The lower loss decides among equals; a run that failed counts as 0. None if all of them
+        runs: all runs of the search; ends: their results. Best is the highest mean accuracy on
+        validation data, of equal ones the lower loss; a run that failed counts as 0.  None if all
         failed.
         """
         scores = searching.scores_by(runs, ends, self.grid)
@@ -185,7 +189,11 @@ def protocol(name: str) -> Protocol:
 
 
 def published(spec: str) -> Official:
-    """The released recipe for "suite/task": that set's, VTAB-1k's (`mini`, too), or multi-task."""
+    """Return the released recipe for a task "suite/task".
+
+    Tasks joined by "+" have the multi-task recipe, suites of BY_SET one for each set, others
+    VTAB-1k's.
+    """
     suite, _, task = spec.removesuffix(JOINED).partition("/")
     if task == JOINT or "+" in task:
         return RECIPES["multi-task"]
@@ -193,7 +201,10 @@ def published(spec: str) -> Official:
 
 
 def _as_published(run: Experiment, spec: str) -> Experiment:
-    """Return a run with the cells, rate, batches and crops of the released recipe."""
+    """Return a run with the adapter, rate, batch size and crops of the released recipe.
+
+    spec: "suite/task", see `published`.
+    """
     recipe = published(spec)
     cells = Official(recipe.bottleneck, recipe.experts, recipe.split, deep=recipe.deep)
     return run.changed(

@@ -51,8 +51,9 @@ class How:
 def run_plan(
     plan: BenchPlan, out: Path, execution: How, report: Report = print, work: Work = one_run
 ) -> list[records.RunResult]:
-    """Run what is not finished; returns the results of the plan's places, in their order.
+    """Do the runs that are not finished; return the results of all, in the plan's order.
 
+    execution: how runs are done: jobs, threads, failed ones again; work: does one run.
     A run that fails is a result with its error. Killed at any moment and started again, it gives
     the same results.
     Raises: what `before.check` raises; ConfigError if another runner works in `out`;
@@ -79,7 +80,11 @@ def _search(
     report: Report,
     work: Work,
 ) -> dict[Slot, tuple[list[Experiment], list[Mapping[str, Any]]]]:
-    """Return the searches of each place and their ends; those that had ended are read."""
+    """Do the runs of all searches; return for each place the runs and their results.
+
+    places: (task, method, seed) each; searches: file of results, of which finished runs are not
+    done again; out: folder of the runs; work: does one run.
+    """
     runs = {place: plan.search(place) for place in places}
     trials: dict[str, Trial] = {}
     for place, experiments in runs.items():
@@ -111,23 +116,25 @@ def _finish(
     report: Report,
     work: Work,
 ) -> list[records.RunResult]:
+    """Do the plan's runs that have no row yet, by `work`, and return all results."""
     file = out / RESULTS
     have = {r.key: r for r in records.read(file)} if file.exists() else {}
     finals: dict[Slot, tuple[str, Experiment | None, records.Setup, float | None]] = {}
     for place in places:
-        experiment, setup, temperature = _settled(plan, place, *searched[place])
-        key = key_for(experiment or plan.final(place))
-        finals[place] = key, experiment, setup, temperature
+        settled = _settled(plan, place, *searched[place])
+        finals[place] = key_for(settled[0] or plan.final(place)), *settled
     place_of = {key: place for place, (key, *_) in finals.items()}
 
     def keep(key: str, outcome: records.Done | records.Failed, origin: records.Origin) -> None:
+        """Append a run's outcome to the results file.
+
+        key: of the run; origin: machine and versions.
+        """
         place = place_of[key]
         folder, task, name = _folder(place, key).as_posix(), place.task, place.arm.name
-        task_name = records.TaskName(plan.suite.name, task.group, task.name, task.synthetic)
+        task_id = records.TaskName(plan.suite.name, task.group, task.name, task.synthetic)
         method, setup = records.MethodName(name, name), finals[place][2]
-        result = records.RunResult(
-            key, task_name, method, place.seed, setup, folder, outcome, origin
-        )
+        result = records.RunResult(key, task_id, method, place.seed, setup, folder, outcome, origin)
         records.append(file, result)
         have[key] = result
         if result.status == "done":  # nothing will go on from it
@@ -148,6 +155,7 @@ def _finish(
         report(f"{len(places) - missing} of {len(places)} runs are there already.")
 
     def done(end: TrialEnd) -> None:
+        """Record a run that has ended, by its scores or its error."""
         key = str(end.trial.inputs["key"])
         if end.result is None:
             keep(key, records.Failed(end.error), records.Origin())
@@ -175,9 +183,11 @@ def _part(plan: BenchPlan, place: Slot) -> int:
 def _settled(
     plan: BenchPlan, place: Slot, runs: Sequence[Experiment], ends: Sequence[Mapping[str, Any]]
 ) -> tuple[Experiment | None, records.Setup, float | None]:
-    """The run that counts with what its search chose, and a temperature that was fitted there.
+    """Return the final run with the settings its search chose, a record of them, and a temperature.
 
-    None if every run of the search failed.
+    place: task, method and seed; runs, ends: of its search, and their results. The temperature of
+    the softmax was fitted on validation data; None = not fitted.  The run is None if every run of
+    the search failed.
     """
     final, rules = plan.final(place), plan.protocol
     epochs = final.training.epochs
@@ -199,9 +209,9 @@ def _settled(
 
 
 def measured(output: Mapping[str, Any]) -> records.Done | records.Failed:
-    """Return a run's scores and costs out of what a worker says.
+    """Return a run's scores and costs from the output of its process.
 
-    The run counts as failed where they are no numbers.
+    Scores that are not finite numbers make it a failed run.
     """
     if wrong := unusable(output["results"]["test"], "test"):
         return records.Failed(wrong)
@@ -212,6 +222,7 @@ def measured(output: Mapping[str, Any]) -> records.Done | records.Failed:
 
 
 def _done(output: Mapping[str, Any]) -> records.Done:
+    """Convert the output of a run to scores and costs."""
     scores, counts = output["results"]["test"], output["parameters"]
     peak: Mapping[str, int] = output["results"]["peak_bytes"]
     return records.Done(
@@ -245,6 +256,12 @@ def _trial(
     test: bool = True,
     temperature: float | None = None,
 ) -> Trial:
+    """Build the trial of one experiment: everything that a worker process needs.
+
+    key: digest of the settings, which names the run's folder below `out`; place: task, method and
+    seed; test: score the test part; temperature: of the softmax in scores, None = fitted by the
+    run.
+    """
     inputs = {
         "key": key,
         "experiment": experiment.flat(),
@@ -264,6 +281,11 @@ def _run(
     work: Work,
     done: Callable[[TrialEnd], None],
 ) -> None:
+    """Do trials by a pool of processes.
+
+    work: does one trial; done: called with the end of each; execution.alone: share no steps among
+    trials.
+    """
     trials = [replace(t, inputs={**t.inputs, "running": execution.running}) for t in trials]
     if execution.alone or work is not one_run:
         trials = [
@@ -278,6 +300,7 @@ def _run(
 
 
 def _said(result: Mapping[str, Any]) -> str:
+    """Describe a run's result in a line of progress."""
     scores: Mapping[str, Any] = result["results"]
     part = "test" if "test" in scores else "val"
     if wrong := unusable(scores[part], part):

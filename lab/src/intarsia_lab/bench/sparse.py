@@ -103,7 +103,10 @@ def _shapes(table: ShapeTable) -> list[tuple[int, int]]:
 
 
 def verdict(table: ShapeTable, shape: tuple[int, int]) -> str:
-    """Return in words which product is faster at a shape."""
+    """Write whether a dense product or one of our formats is faster at a shape, and how much.
+
+    table: milliseconds of all products.
+    """
     dense, ours = table.best(shape, *DENSE), table.best(shape, OURS)
     ratio = max(dense.ms, ours.ms) / min(dense.ms, ours.ms)
     contender = f"{ours.name} at density {ours.density:g}"
@@ -113,7 +116,7 @@ def verdict(table: ShapeTable, shape: tuple[int, int]) -> str:
 
 
 def read_shapes(text: str) -> tuple[tuple[int, int], ...]:
-    """ "4096x4096,576x1536" as (out, in).  Raises: ConfigError."""
+    """Read "4096x4096,576x1536" as (out, in) pairs.  Raises: ConfigError."""
     shapes: list[tuple[int, int]] = []
     for part in text.split(","):
         sides = part.strip().lower().split("x")
@@ -125,7 +128,7 @@ def read_shapes(text: str) -> tuple[tuple[int, int], ...]:
 
 
 def forms_of(density: float) -> dict[str, Format]:
-    """Our formats that are worth trying at a density, by the name that tables have."""
+    """Return our formats that are worth trying at a density, by their names in tables."""
     forms: dict[str, Format] = {
         f"bitmask {values}": Bitmask(values) for values in ("fp32", "bf16", "int8")
     }
@@ -145,8 +148,9 @@ def time_shapes(
     peers: bool = True,
     report: Callable[[str], None] = lambda _: None,
 ) -> ShapeTable:
-    """Time every contender at every shape, and the memory bandwidth in the same process.
+    """Time every product at every shape, and the memory bandwidth in the same process.
 
+    shapes: (out, in) of weights; repeats: the best of so many counts.
     densities: of random unstructured masks; group-sparse int4 keeps as many groups of 16.
     mebibytes: of float32 weights that copies go through.  peers: also torch's int8 and int4, and
     onnxruntime's int4 where it is installed.
@@ -183,7 +187,10 @@ def time_shapes(
 
 @torch.inference_mode()
 def interleaved(contenders: Sequence[Contender], repeats: int) -> list[float]:
-    """Return the best milliseconds of a product of each, all in turns."""
+    """Return the least milliseconds of one product of each contender.
+
+    In each repeat all contenders take a turn, so that a disturbance meets all of them.
+    """
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     best = [math.inf] * len(contenders)
     for repeat in range(repeats + 1):
@@ -199,7 +206,11 @@ def interleaved(contenders: Sequence[Contender], repeats: int) -> list[float]:
 def ours(
     weight: Tensor, keep: Tensor, x: Tensor, copies: int, density: float
 ) -> Iterable[Contender]:
-    """Our formats on a weight with a mask, as `PackedLinear` calls them."""
+    """Yield the products of our formats on a masked weight, as `PackedLinear` calls them.
+
+    weight: (out, in); keep: its mask, True = stored; x: (1, in); copies: of the stored weight, used
+    by turns, so that caches hold none; density: share of True.
+    """
     for name, form in forms_of(density).items():
         mask = keep
         if isinstance(form, GroupSparse):
@@ -212,7 +223,11 @@ def ours(
 def of_format(
     name: str, kind: str, form: Format, weight: Tensor, x: Tensor, copies: int
 ) -> Contender:
-    """Return a format's products of copies of one weight."""
+    """Prepare the product of a format: a call for each copy of the stored weight, bytes, and error.
+
+    name, kind: of the table's row; form: the format; weight: (out, in); x: (1, in); copies: number
+    of copies, used by turns, so that caches hold none.
+    """
     shape, stored = tuple(weight.shape), form.encode(weight)
     error = _error(form.matmul(x, stored, shape), x @ weight.T)
     calls: list[Call] = []
@@ -237,6 +252,10 @@ def _error(output: Tensor, want: Tensor) -> float:
 
 
 def _dense(weight: Tensor, x: Tensor, copies: int) -> Iterable[Contender]:
+    """Yield the products with a dense weight: torch in float32 and bfloat16, and dense formats.
+
+    weight: (out, in); x: (1, in); copies: of the weight, used by turns, so that caches hold none.
+    """
     half, want = weight.bfloat16(), x @ weight.T
     for name, w, inputs in (("torch fp32", weight, x), ("torch bf16", half, x.bfloat16())):
         calls = [_call(linear, inputs, w.clone()) for _ in range(copies)]
@@ -246,6 +265,11 @@ def _dense(weight: Tensor, x: Tensor, copies: int) -> Iterable[Contender]:
 
 
 def _peers(weight: Tensor, x: Tensor, copies: int, left_out: dict[str, str]) -> Iterable[Contender]:
+    """Yield the products of other libraries in few bits.
+
+    weight: (out, in); x: (1, in); copies: of the weight, used by turns; left_out: filled with the
+    error of each library that cannot do it.
+    """
     for name, make in (
         ("torch int8", _torch_int8),
         ("torch int4", _torch_int4),
@@ -260,6 +284,7 @@ def _peers(weight: Tensor, x: Tensor, copies: int, left_out: dict[str, str]) -> 
 
 
 def _torch_int8(weight: Tensor, x: Tensor, copies: int) -> tuple[list[Call], int, Tensor]:
+    """Prepare torch's product with 8-bit weights: a call for each copy, bytes, and its result."""
     product: Any = torch.ops.aten._weight_int8pack_mm
     scale = weight.abs().amax(1) / 127
     codes, half = (weight / scale[:, None]).round().to(torch.int8), x.bfloat16()
@@ -269,7 +294,7 @@ def _torch_int8(weight: Tensor, x: Tensor, copies: int) -> tuple[list[Call], int
 
 
 def _int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes 0 ... 15, the scale and the least of each group."""
+    """Quantise a weight by groups: codes 0 ... 15, the scale and the least value of each group."""
     groups = weight.unflatten(1, (-1, GROUP))
     least = groups.amin(2)
     scale = ((groups.amax(2) - least) / 15).clamp(min=1e-9)
@@ -278,6 +303,7 @@ def _int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _torch_int4(weight: Tensor, x: Tensor, copies: int) -> tuple[list[Call], int, Tensor]:
+    """Prepare torch's product with 4-bit weights: a call for each copy, bytes, and its result."""
     ops: Any = torch.ops.aten
     codes, scale, least = _int4(weight)
     packed = ops._convert_weight_to_int4pack_for_cpu(codes, 1)
@@ -288,7 +314,10 @@ def _torch_int4(weight: Tensor, x: Tensor, copies: int) -> tuple[list[Call], int
 
 
 def _onnx_int4(weight: Tensor, x: Tensor, copies: int) -> tuple[list[Call], int, Tensor]:
-    """MatMulNBits with int8 activations (accuracy_level 4); at most 8 sessions."""
+    """Prepare ONNX Runtime's MatMulNBits with 8-bit inputs: calls, bytes, and its result.
+
+    copies: one session each, at most 8.
+    """
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 

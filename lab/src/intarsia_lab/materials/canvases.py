@@ -51,9 +51,9 @@ def asks_for(kind: int) -> str:
 
 
 def canvas_questions(count: int, seed: int, *, test: bool = False) -> list[Question]:
-    """Four questions for each of so many canvases: the colours of the kinds that are there once.
+    """Return four questions for each of `count` pictures: the colour of each kind that occurs once.
 
-    test: of items of the publisher's test part.
+    test: take items of the publisher's test part.
     """
     images, of_kind = _items()[0], _of_kind(test)
     draws, colours = np.random.default_rng([seed, int(test)]), list(COLOURS)

@@ -39,7 +39,7 @@ QUIET = (tokenize.NL, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT)
 
 
 def library(characters: int) -> Iterator[str]:
-    """Modules of the standard library in the order of their names, about so much text of them."""
+    """Return modules of the standard library by name, in its order, up to so many characters."""
     for file in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         if characters <= 0:
             return
@@ -49,7 +49,7 @@ def library(characters: int) -> Iterator[str]:
 
 
 def states_of(text: str) -> np.ndarray:
-    """(characters, STATES) bool, of one module.
+    """Return which states each character of a module has, (characters, STATES) bool.
 
     Raises: tokenize.TokenError or SyntaxError for what is no module.
     """
@@ -80,7 +80,11 @@ ONLY_WORDS = np.array([name in ("comment", "string", "docstring", "keyword") for
 
 
 def _row(kind: int, word: str, depth: dict[str, int], level: int, head: bool) -> np.ndarray:
-    """Return the states inside a token, but for "docstring"."""
+    """Return the states inside a token, but for "docstring".
+
+    kind, word: of the token; depth: open brackets by kind; level: of indentation; head: it is in
+    the head of a def or class.
+    """
     inside = [depth[bracket] > 0 for bracket in OPEN]
     return np.array(
         [

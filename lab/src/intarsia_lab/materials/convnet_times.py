@@ -32,7 +32,7 @@ SHAPES = (
 
 
 def interleaved(runs: Mapping[str, Callable[[], Any]], repeats: int = REPEATS) -> dict[str, float]:
-    """Return the least CPU seconds of each, all of them one after the other in every repeat."""
+    """Return the least CPU seconds of each function; in every repeat all take a turn."""
     least: dict[str, float] = dict.fromkeys(runs, math.inf)
     for run in runs.values():
         run()
@@ -51,7 +51,10 @@ def blocks_of(weight: Tensor, rows: int, density: float) -> Tensor:
 
 
 def lite0(density: float, rows: int, seed: int) -> nn.Module:
-    """EfficientNet-Lite0 with random weights, its 1x1 convolutions pruned by norms of blocks."""
+    """Build EfficientNet-Lite0 with random weights, and prune its 1x1 convolutions by blocks.
+
+    density: share of the weights that stay; rows: of a block, whose norm decides.
+    """
     import timm
 
     with torch.random.fork_rng(devices=[]):
@@ -64,8 +67,9 @@ def lite0(density: float, rows: int, seed: int) -> nn.Module:
 
 
 def dense_runtimes(net: nn.Module, picture: Tensor) -> dict[str, Callable[[], Any]]:
-    """onnxruntime in float32 and OpenVINO in float32 and bfloat16, on one thread.
+    """Prepare a net in onnxruntime (float32) and OpenVINO (float32, bfloat16), on one thread.
 
+    picture: (1, C, H, W), an example.
     Raises: MissingExtra without one of them.
     """
     try:

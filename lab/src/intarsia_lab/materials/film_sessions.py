@@ -19,7 +19,7 @@ OPTIONS: dict[str, Any] = {"batch_size": 64, "trackers": ()}
 
 @lru_cache
 def films() -> Interactions:
-    """MovieLens-100k without films of fewer than 5 events."""
+    """Return MovieLens-100k without films of fewer than 5 events."""
     data = load_interactions("ml-100k")
     frequent = data.popularity() >= LEAST
     events, place = data.rows(frequent[data.items]), frequent.cumsum() - 1

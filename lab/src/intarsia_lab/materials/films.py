@@ -31,7 +31,10 @@ WATCH, STARS = 0.9, 0.1  # weights of both losses, one of the two pairs of the p
 
 
 def _losses(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of watching, and the mean squared error of the stars that were given."""
+    """Return the cross-entropy of watching, and the squared error of the stars of rated films.
+
+    output: (B, 2); target: (B, 2), watched and stars.
+    """
     rated = ~target[:, 1].isnan()
     watch = F.binary_cross_entropy_with_logits(output[:, 0], target[:, 0])
     off = (output[rated, 1] - target[rated, 1]).square().sum() / rated.sum().clamp(min=1)
@@ -71,6 +74,10 @@ class Watcher(nn.Module):
     """Users and films to two numbers.  x: (B, 2) places -> (B, 2)."""
 
     def __init__(self, router: RouterConfig, users: int, films: int, seed: int) -> None:
+        """Draw the vectors of users and films, the experts, and a gate for each of the two tasks.
+
+        router: settings of the gates; users, films: their numbers.
+        """
         super().__init__()
         width, generator = 2 * WIDTH, torch.Generator().manual_seed(seed)
         with torch.random.fork_rng(devices=[]):
@@ -85,6 +92,7 @@ class Watcher(nn.Module):
         self.mixtures = nn.ModuleList(Mixture(experts, gate) for gate in gates)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute both tasks' outputs.  x: (B, 2), places of user and film -> (B, 2)."""
         rows = torch.cat([self.user(x[:, 0]), self.film(x[:, 1])], -1)  # (B, 64)
         set_ids(self, x[:, 1])  # a hash reads which film it is
         both = zip(self.mixtures, self.heads, strict=True)

@@ -34,7 +34,10 @@ Row = Mapping[str, Tensor]
 
 
 def padded(items: Sequence[Row]) -> tuple[Inputs, Tensor]:
-    """Rows of states as one batch: {"inputs_embeds", "attention_mask"[, "task_ids"]}, labels."""
+    """Join rows of states to one batch of inputs and labels.
+
+    Inputs are "inputs_embeds", "attention_mask" and, if the rows have them, "task_ids".
+    """
     longest = max(len(row["inputs_embeds"]) for row in items)
     rests = [longest - len(row["inputs_embeds"]) for row in items]
     states = [F.pad(r["inputs_embeds"], (0, 0, 0, n)) for r, n in zip(items, rests, strict=True)]
@@ -80,7 +83,7 @@ def decoder() -> tuple[Any, Any]:
 
 @lru_cache(maxsize=1)
 def encoder() -> tuple[Any, Any]:
-    """MiniLM and its tokenizer."""
+    """Return MiniLM and its tokenizer."""
     from transformers import AutoModel, AutoTokenizer
 
     folder: Any = packaged_folder(DENSE, "minilm", lambda _: None)
@@ -99,6 +102,10 @@ class LanguageRows:
     """
 
     def __init__(self, sets: Mapping[str, Sequence[QuestionAnswer]]) -> None:
+        """Compute the states of all questions and answers by the frozen blocks, and their labels.
+
+        sets: name -> (question, answer) pairs.
+        """
         _, tokenizer = decoder()
         tokens = {name: [_ids(tokenizer, pair) for pair in pairs] for name, pairs in sets.items()}
         answers = [a for encoded in tokens.values() for _, a in encoded]
@@ -135,9 +142,9 @@ class LanguageRows:
 
 
 def _ids(tokenizer: Any, pair: QuestionAnswer) -> tuple[list[int], list[int]]:
-    """Return tokens of the question with a line's end, and of the answer.
+    """Return the tokens of the question, with a line's end, and those of the answer.
 
-    A text has no question.
+    A plain text has no question: its first token takes that place, and the rest is the answer.
     """
     prompt = tokenizer(f"{pair.prompt}\n", add_special_tokens=False)["input_ids"]
     answer = tokenizer(pair.answer, add_special_tokens=False)["input_ids"]
@@ -145,7 +152,7 @@ def _ids(tokenizer: Any, pair: QuestionAnswer) -> tuple[list[int], list[int]]:
 
 
 def decoder_states(texts: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Return the states that enter SmolLM2's last blocks, (T, d) of each text; kept in a file."""
+    """Return the states that enter SmolLM2's last blocks, (T, d) for each text; they are cached."""
     digest = hashlib.sha256(repr((LAST, [list(ids) for ids in texts])).encode()).hexdigest()
     model, _ = decoder()
     folder = packages.cache_dir() / "features"
@@ -171,6 +178,10 @@ def cut(model: Any) -> Iterator[Any]:
 
 @torch.no_grad()
 def _decoded(prefix: Any, texts: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Compute the states of texts, a batch at a time, by the frozen blocks of a causal model.
+
+    prefix: those blocks; texts: token ids.  Returns (tokens, width) for each text.
+    """
     outputs: list[Tensor] = []
     for first in range(0, len(texts), AT_ONCE):
         part = [torch.tensor(ids) for ids in texts[first : first + AT_ONCE]]

@@ -96,7 +96,10 @@ class OnPictures:
 
 
 def rows_of(sheet: Found, counted: str, count: Callable[[str], int]) -> tuple[dict[str, Any], ...]:
-    """Return a line for each adapter: what is counted of it, and its accuracy on each set."""
+    """Return a table's line for each adapter: a count, and its accuracy on each set.
+
+    sheet: scores; counted: title of the count's column; count: maps an adapter's name to it.
+    """
     rows: list[dict[str, Any]] = []
     for name in sheet.arms:
         line: dict[str, Any] = {"adapter": name, counted: count(name)}
@@ -109,7 +112,10 @@ def rows_of(sheet: Found, counted: str, count: Callable[[str], int]) -> tuple[di
 def less_the_best(
     sheet: Found, ours: str, rivals: Sequence[str], called: str
 ) -> tuple[list[float], str]:
-    """Return accuracy of `ours` less that of the best rival by seed, in points, and it in words."""
+    """Return the accuracy of `ours` less that of the best rival, by seed, and a sentence on it.
+
+    sheet: scores; rivals: names of the other adapters; called: what the sentence calls them.
+    """
     best = max(rivals, key=lambda name: float(sheet.of(name, "accuracy").mean()))
     gain = Differences.of(sheet.of(ours, "accuracy"), sheet.of(best, "accuracy"))
     assert gain is not None

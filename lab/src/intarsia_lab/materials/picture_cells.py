@@ -89,6 +89,11 @@ class PictureCells:
         first: int = 6,
         ledger: Path | None = None,
     ) -> None:
+        """Open the file of cached results.
+
+        base: training settings of all runs; test: most test images; part: "test" or "val", which is
+        scored; first: the first adapted block; ledger: the file, None = in the cache folder.
+        """
         self.base, self.test, self.part, self.first = base, test, part, first
         path = ledger or packages.cache_dir() / "claims" / "cells.jsonl"
         self.store = Store(path.parent, path.name, code=code_digest(Path(__file__)))
@@ -96,7 +101,10 @@ class PictureCells:
         self.kept = 0  # cells that were read, not run
 
     def cell(self, name: str, budget: Budget, arm: Arm[StudyRecipe], seed: int) -> StudyScore:
-        """Return the score of one cell, from the file or by running it."""
+        """Return the score of one run, from the file or by doing it.
+
+        name: of the set; budget: images and epochs; arm: the method.
+        """
         recipe = arm.settings
         method = recipe.method(budget)
         inputs = {
@@ -129,9 +137,10 @@ class PictureCells:
         seeds: Sequence[int],
         report: Report,
     ) -> dict[str, Sheet[str, str, StudyScore]]:
-        """Return the scores by budget.
+        """Return a sheet of scores for each budget: methods by sets by seeds.
 
-        All budgets of a set follow each other, so that it is kept.
+        All budgets of a set are run one after another, so that the set stays in memory.
+        arms: the methods; sets: names; seeds: of the runs.
         """
         named = {budget.name: budget for budget in budgets}
         combined = each(
@@ -159,6 +168,11 @@ class PictureCells:
     def _run(
         self, name: str, budget: Budget, recipe: StudyRecipe, method: Method | Change, seed: int
     ) -> StudyScore:
+        """Train one method on one set, and score it.
+
+        name: of the set; budget: images and epochs; recipe: what the training adds; method: the
+        adapter.
+        """
         train, test, tail = self._data(name, budget.images, seed)
         old = cast(torch.nn.Linear, tail.head)
         torch.manual_seed(seed)
@@ -178,6 +192,11 @@ class PictureCells:
     def _data(
         self, name: str, images: int, seed: int
     ) -> tuple[TensorDataset, TensorDataset, torch.nn.Module]:
+        """Return training rows, scored rows, and the model's last blocks that read them.
+
+        name: of the set; images: number of training images, drawn by the seed in equal shares of
+        classes.
+        """
         if self._held is None or self._held[0] != name:
             self._held = (name, prepare(name, self.test, self.first))
         tokens, labels, pool, test, classes = self._held[1]
@@ -206,7 +225,10 @@ def _trunk(classes: int) -> torch.nn.Module:
 
 
 def prepare(name: str, most_test: int, first: int) -> tuple[Any, Any, Any, Any, int]:
-    """Tokens that enter the first adapted block, labels, train-pool and test indices, classes."""
+    """Return a set's tokens before block `first`, labels, training and test indices, and classes.
+
+    most_test: the most test images.
+    """
     # rendered anew: a set of the same name in a benchmark has other pictures
     rendered = name in structured.TASKS
     images = structured.load(name, RENDERED, seed=1) if rendered else sets.load(name)

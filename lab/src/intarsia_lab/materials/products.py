@@ -20,7 +20,10 @@ Run = Callable[[], object]
 
 
 def rotating(make: Callable[[], Run], size: int) -> Run:
-    """Copies of a product, each with a weight of its own of so many bytes, that take turns."""
+    """Build copies of a product that take turns, so that a cache holds no weight.
+
+    make: builds one; size: bytes of its weight.
+    """
     runs = [make() for _ in range(max(2, ROTATED // size))]
     turn = 0
 
@@ -35,7 +38,7 @@ def rotating(make: Callable[[], Run], size: int) -> Run:
 @torch.inference_mode()
 @threads(1)
 def seconds_of(runs: Mapping[str, Run], repeats: int = REPEATS) -> dict[str, float]:
-    """Return median CPU time of each on one thread, all of them in turns."""
+    """Return the median CPU time of each on one thread; in every repeat all take a turn."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats + 1):
         for name, run in runs.items():
@@ -48,7 +51,7 @@ def seconds_of(runs: Mapping[str, Run], repeats: int = REPEATS) -> dict[str, flo
 
 
 def int4_torch(weight: Tensor, x: Tensor) -> tuple[Callable[[], Run], int]:
-    """torch's own int4 product on the CPU; and the bytes of a weight."""
+    """Prepare torch's own int4 product on the CPU; return it and the bytes of a weight."""
     ops: Any = torch.ops.aten
     groups = weight.view(len(weight), -1, GROUP)
     low = groups.amin(2)
@@ -66,7 +69,7 @@ def int4_torch(weight: Tensor, x: Tensor) -> tuple[Callable[[], Run], int]:
 
 
 def int4_onnxruntime(weight: Tensor, x: Tensor, accuracy: int) -> tuple[Callable[[], Run], int]:
-    """ONNX Runtime's MatMulNBits; accuracy 4 rounds its inputs to int8.
+    """Prepare ONNX Runtime's MatMulNBits; accuracy 4 rounds its inputs to int8.
 
     Raises: ImportError without onnx and onnxruntime.
     """

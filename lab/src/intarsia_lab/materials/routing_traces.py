@@ -93,6 +93,11 @@ def texts() -> dict[str, str]:
 
 
 def _train(seed: int, scratch: Path, report: Report) -> None:
+    """Train a small Mixtral, and save its routing at two stages, and its weights.
+
+    scratch: folder to write into.  The balance loss is over all layers together in the first stage
+    ("skewed"), and over each layer in the second ("balanced").
+    """
     from transformers import MixtralConfig, MixtralForCausalLM
 
     corpus = texts()
@@ -126,7 +131,7 @@ def _train(seed: int, scratch: Path, report: Report) -> None:
 
 
 def _rows(ids: Mapping[str, Tensor], draws: torch.Generator) -> Tensor:
-    """Sequences, each of one kind, from the first nine tenths."""
+    """Draw rows of tokens, each of one kind of text, from the first nine tenths."""
     rows: list[Tensor] = []
     for _ in range(BATCH):
         stream = list(ids.values())[int(torch.randint(len(ids), (), generator=draws))]
@@ -181,7 +186,10 @@ def drawn(seed: int, tokens: int = 15_360) -> Trace:
 
 
 def uniform(seed: int, tokens: int = 15_360) -> Trace:
-    """Return every pair of experts alike, and no layer knows of another: nothing can be gained."""
+    """Draw a trace in which all experts are equally likely, in each layer by itself.
+
+    No placement of experts can gain anything on it.
+    """
     draws = torch.Generator().manual_seed(seed)
     scores = torch.rand(tokens, LAYERS, EXPERTS, generator=draws)
     row = torch.arange(tokens)

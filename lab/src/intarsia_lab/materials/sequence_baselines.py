@@ -39,8 +39,9 @@ LAST = 20  # items of a history that the baselines read
 
 
 def cornac_set(events: Interactions, spans: Spans) -> Any:
-    """Cornac's data set of sessions; an item's number there is its place.
+    """Convert sessions to Cornac's data set, in which an item's number is its index.
 
+    events: of all users; spans: (first, last) event of each session.
     Raises: MissingExtra without cornac.
     """
     try:
@@ -68,7 +69,7 @@ def scorer_of(model: Any) -> Scorer:
 
 
 def sasrec(events: Interactions, spans: Spans, settings: Settings, seed: int) -> Scorer:
-    """Self-attention over items' vectors (arXiv:1808.09781)."""
+    """Build self-attention over items' vectors (SASRec, arXiv:1808.09781)."""
     data = cornac_set(events, spans)
     from cornac.models.sasrec import SASRec
 
@@ -77,7 +78,7 @@ def sasrec(events: Interactions, spans: Spans, settings: Settings, seed: int) ->
 
 
 def gru4rec(events: Interactions, spans: Spans, settings: Settings, seed: int) -> Scorer:
-    """A GRU over items (arXiv:1511.06939), cross-entropy over the batch and 2,048 others."""
+    """Build GRU4Rec (arXiv:1511.06939): cross-entropy over the batch's and 2,048 other items."""
     data = cornac_set(events, spans)
     from cornac.models.gru4rec import GRU4Rec
 
@@ -85,7 +86,7 @@ def gru4rec(events: Interactions, spans: Spans, settings: Settings, seed: int) -
 
 
 def tiger(events: Interactions, spans: Spans, settings: Settings, seed: int) -> Scorer:
-    """The next item's semantic id by an encoder-decoder (arXiv:2305.05065).
+    """Build TIGER (arXiv:2305.05065), which decodes the next item's semantic id.
 
     Ids are residual k-means of `item_vectors`, which OneRec's are, too; of items that no beam
     reaches the score is -1e10.
@@ -105,7 +106,7 @@ def _cornac(settings: Settings) -> dict[str, Any]:
 
 
 def neighbours(events: Interactions, spans: Spans, settings: Settings, seed: int) -> Scorer:
-    """Items by the cosine of their sessions with those of the history, later items more.
+    """Rank items by the cosine of their sessions with those of a history; later items weigh more.
 
     score_j = sum_t decay^(n - t) |S_t and S_j| / (sqrt(|S_t| |S_j|) + shrink), S the sessions of an
     item.  settings: decay, shrink.

@@ -35,7 +35,7 @@ def short(text: str, words: int = WORDS) -> str:
 
 @lru_cache(maxsize=1)
 def _glosses() -> tuple[tuple[str, str], ...]:
-    """(gloss, kind) of WordNet's nouns, each gloss once, in a random order."""
+    """Return (gloss, kind) of WordNet's nouns, each gloss once, in a random order."""
     kinds: dict[str, str] = {}
     for row in corpora.read("wordnet", quiet):
         kinds.setdefault(row["prompt"].removeprefix(QUESTION), row["response"])
@@ -52,7 +52,7 @@ def by_kind() -> dict[str, list[str]]:
 
 @lru_cache(maxsize=1)
 def old_definitions() -> tuple[tuple[str, str, str, str], ...]:
-    """(noun, its definition in GCIDE, kind and gloss of WordNet) where both have it.
+    """Return (noun, definition in GCIDE, kind and gloss of WordNet) of the nouns that both have.
 
     The kind is that of WordNet's gloss and the definition another dictionary's, of 1913 for the
     most part; entries that GCIDE took from WordNet are left out.

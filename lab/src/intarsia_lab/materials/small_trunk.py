@@ -20,6 +20,7 @@ class Words:
     """A tokenizer of the tokens that occur in some texts, numbered from 0."""
 
     def __init__(self, tokenizer: Any, texts: Iterable[str]) -> None:
+        """Number the tokens that occur in the texts, and the end token."""
         self.tokenizer = tokenizer
         used = {tokenizer.eos_token_id}
         for text in texts:

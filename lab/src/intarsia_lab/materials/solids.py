@@ -84,7 +84,10 @@ def render(solids: Sequence[Solid], view: View, size: int) -> tuple[np.ndarray, 
 def _shade(
     solids: Sequence[Solid], view: View, owner: np.ndarray, point: Rays, ahead: Rays
 ) -> list[np.ndarray]:
-    """Return the light from each point to the eye, by colour band."""
+    """Return the light from each point to the eye, by colour band.
+
+    solids: of the scene; view: camera and lamp; owner: solid of each pixel; ahead: rays.
+    """
     lamp = _unit(view.lamp)
     normal = [np.zeros(owner.shape), np.zeros(owner.shape), np.ones(owner.shape)]  # the floor's
     colour = [np.full(owner.shape, band) for band in view.floor]
@@ -110,7 +113,10 @@ def _shade(
 
 
 def _rays(view: View, size: int) -> Rays:
-    """Directions through the pixels' centres, (size, size) each, with depth 1."""
+    """Return the directions from the eye through the pixels' centres, three arrays (size, size).
+
+    They have length 1 along the view.
+    """
     ahead = _unit(_minus(view.target, view.eye))
     right = _unit((ahead[1], -ahead[0], 0.0))
     up = _times(right, ahead)
@@ -121,7 +127,10 @@ def _rays(view: View, size: int) -> Rays:
 
 
 def _cross(solid: Solid, start: Vector | Rays, ahead: Vector | Rays) -> tuple[np.ndarray, ...]:
-    """Return where rays enter and leave a solid (near < far if they hit), and the face entered."""
+    """Return where rays enter and leave a solid, and the face entered; near < far if they hit.
+
+    start: origin of the rays; ahead: their directions.
+    """
     start, ahead = _local(solid, _minus(start, solid.at)), _local(solid, ahead)
     spans = _spans(solid, start, ahead)
     near, far = spans[0]
@@ -133,7 +142,11 @@ def _cross(solid: Solid, start: Vector | Rays, ahead: Vector | Rays) -> tuple[np
 
 
 def _spans(solid: Solid, start: Sequence, ahead: Sequence) -> list[Span]:
-    """Return the solid as an intersection of spans: a ball; a tube and a layer; three layers."""
+    """Return for each ray the spans whose intersection is the solid.
+
+    A ball is one span; a cylinder is a tube and a layer; a box is three layers.  start: origin of
+    the rays; ahead: their directions.
+    """
     if solid.kind == "ball":
         return [_tube(start, ahead)]
     if solid.kind == "can":
@@ -142,14 +155,18 @@ def _spans(solid: Solid, start: Sequence, ahead: Sequence) -> list[Span]:
 
 
 def _layer(start: np.ndarray, ahead: np.ndarray) -> Span:
-    """Between -1 and 1 along one axis."""
+    """Return where rays enter and leave the layer from -1 to 1 along one axis."""
     ahead = np.where(ahead == 0, 1e-12, ahead)
     entry, leaving = (-1 - start) / ahead, (1 - start) / ahead
     return np.minimum(entry, leaving), np.maximum(entry, leaving)
 
 
 def _tube(start: Sequence[np.ndarray], ahead: Sequence[np.ndarray]) -> Span:
-    """Within 1 of the origin, in the plane or in space."""
+    """Return where rays enter and leave the points within distance 1 of the origin.
+
+    start: origin, ahead: directions of the rays, each by axes; two axes give a cylinder, three a
+    ball.
+    """
     a = np.maximum(_dot(ahead, ahead), 1e-12)
     b, c = _dot(start, ahead), _dot(start, start) - 1
     inside = b * b - a * c
@@ -159,7 +176,10 @@ def _tube(start: Sequence[np.ndarray], ahead: Sequence[np.ndarray]) -> Span:
 
 
 def _normal(solid: Solid, eye: Vector, ahead: Rays) -> Rays:
-    """Outward unit normals where the rays enter the solid."""
+    """Return the outward unit normals where rays from the eye enter a solid.
+
+    ahead: directions of the rays.
+    """
     near, _, face = _cross(solid, eye, ahead)
     start, local = _local(solid, _minus(eye, solid.at)), _local(solid, ahead)
     point = [s + near * a for s, a in zip(start, local, strict=True)]

@@ -125,8 +125,9 @@ class _Random:
 
 
 def latents(attribute: int, classes: int, *, seed: int) -> tuple[np.ndarray, ...]:
-    """dSprites' 737,280 latents in random order, grouped by class: one (m, 5) array per class.
+    """Return dSprites' 737,280 latents in random order, by class: one (m, 5) array for each.
 
+    attribute: index of the latent that the classes are made of.
     VTAB's classes are floor(value * classes / values). They differ in size: each of 16 classes has
     2 or 3 of 40 orientations.
     """
@@ -140,6 +141,11 @@ _latents = memory(latents)
 
 
 def _sprite(attribute: int) -> Callable[[str, int, int], np.ndarray]:
+    """Return the function that draws a task's pictures.
+
+    attribute: index of the latent to predict.
+    """
+
     def draw(_: str, seed: int, index: int) -> np.ndarray:
         of_class = _latents(attribute, 16, seed=seed)[index % 16]
         shape, scale, angle, x, y = (int(v) for v in of_class[index // 16])
@@ -151,6 +157,7 @@ def _sprite(attribute: int) -> Callable[[str, int, int], np.ndarray]:
 def sprite(shape: int, scale: int, angle: int, x: int, y: int) -> np.ndarray:
     """Render one sprite from its five latents, white on black (64, 64).
 
+    shape, scale, angle: indices of dSprites' latents; x, y: of the position.
     Scales are 0.5 to 1. Orientations are 0 to 2 pi including both ends, so 0 and 39 give the same
     picture. One step of x or y is one pixel.
     """
@@ -205,7 +212,10 @@ def arrange(name: str, seed: int, index: int) -> tuple[list[Solid], View, np.nda
 def _objects(
     random: _Random, view: View, objects: int, bounds: tuple[float, ...] | None
 ) -> list[Solid] | None:
-    """Objects that do not touch, the nearest within `bounds`; None when they do not fit."""
+    """Draw objects that do not touch, the nearest within `bounds`; None when they do not fit.
+
+    random: draws them; view: the camera; objects: their number.
+    """
     nearest = random.real(*bounds) if bounds else 0.0
     solids: list[Solid] = []
     for _ in range(400):
@@ -276,6 +286,11 @@ def pose(name: str, seed: int, index: int) -> tuple[list[Solid], View]:
 
 
 def _part(row: Part, stretch: Sequence[float], swell: float, azimuth: int, shade: float) -> Solid:
+    """Return a part of a toy as a solid, turned and scaled.
+
+    row: kind, centre and size; stretch: factor along each axis; swell: factor of the size alone;
+    azimuth: in degrees; shade: grey value, 0 to 1.
+    """
     kind, centre, size = row
     x, y, z = (a * s for a, s in zip(centre, stretch, strict=True))
     length, width, height = (a * s * swell for a, s in zip(size, stretch, strict=True))

@@ -28,7 +28,7 @@ class TailTokens:
     classes: int
 
     def few(self, images: int, seed: int) -> TensorDataset:
-        """Draw `images` of the pool by a seed, in the classes' shares; all of a smaller pool."""
+        """Draw a subset of `images` training images by a seed, with the classes' shares."""
         x, y = self.pool.tensors
         if images >= len(x):
             return self.pool
@@ -41,7 +41,10 @@ class TailTokens:
 
 @lru_cache
 def pictures(name: str, first: int, test: int) -> TailTokens:
-    """Return a set's tokens: at most `test` for the test, 1/4 of the others for validation."""
+    """Return a set's tokens: at most `test` for the test, 1/4 of the others for validation.
+
+    first: number of the first block that is trained; tokens are those that enter it.
+    """
     tokens, labels, pool, judged, classes = picture_cells.prepare(name, test, first)
     learned, val = train_test_split(
         pool, test_size=0.25, stratify=labels[pool].numpy(), random_state=98

@@ -25,6 +25,7 @@ class Track:
 def matched(ours: Track, theirs: Track) -> tuple[float, float, float]:
     """Return the highest target score that both reach, and the source score of each there.
 
+    ours, theirs: (target score, source score) along a training.
     Forgetting is compared at the same point of the new task, since an arm that learns less of it
     forgets less, too.
     """

@@ -8,7 +8,10 @@ Array = np.ndarray
 
 
 def thin(picture: Array) -> Array:
-    """Strokes thinned to a width of one pixel, by Zhang and Suen (Comm. ACM 27, 1984).  -> bool."""
+    """Thin the strokes of a picture to a width of one pixel, (H, W) bool.
+
+    Source: Zhang and Suen, Comm. ACM 27, 1984.
+    """
     on = np.pad(picture > 64, 1)
     changed = True
     while changed:

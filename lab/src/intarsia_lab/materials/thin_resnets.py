@@ -27,6 +27,7 @@ class ResidualBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut, each with its batch norm behind it."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        """Build the convolutions.  inputs, outputs: channels; stride: of the first convolution."""
         super().__init__()
         self.one = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.norm_one = nn.BatchNorm2d(outputs)

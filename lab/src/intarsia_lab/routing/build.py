@@ -20,7 +20,10 @@ from .variant import Variant
 
 
 def dense(variant: Variant, material: Material, scale: Scale, seed: int) -> nn.Module:
-    """Return the model before it has experts; of one seed, all but the MLPs is the same for all."""
+    """Return the model before its MLPs become mixtures.
+
+    variant: the contender; scale: sizes. Models of one seed are equal in all but the MLPs.
+    """
     expert = variant.expert
     shape = dataclasses.replace(
         scale.shape, hidden=scale.shape.hidden * expert.times, act=expert.act
@@ -42,7 +45,7 @@ def dense(variant: Variant, material: Material, scale: Scale, seed: int) -> nn.M
 def with_mixtures(
     model: nn.Module, variant: Variant, seed: int, *, sees_later: bool = False
 ) -> nn.Module:
-    """Put the contender's mixtures and updates in, in place; a dense one gets its update alone.
+    """Replace MLPs by the mixtures of a variant, in place, and add its updates.
 
     Raises: ConfigError for a router that sees later tokens in a decoder, unless acknowledged.
     """
@@ -67,14 +70,21 @@ def with_mixtures(
 
 
 def _tell_places(model: Any, args: tuple[Any, ...]) -> None:
-    """A patch has no identity but its place: that is what a hash router is told."""
+    """Give a picture model's hash router the position of each patch as its token id.
+
+    model, args: of the forward, before which this is called.
+    """
     (x,) = args
     tokens = model.patch_embed.num_patches + 1
     set_ids(model, torch.arange(tokens, device=x.device).expand(len(x), -1))
 
 
 def check_causal(variant: Variant, data: str, text: bool, sees_later: bool) -> None:
-    """Raises: ConfigError for a text and a contender that sees later tokens, if unacknowledged."""
+    """Check that no router of a text model sees later tokens, unless that is acknowledged.
+
+    variant: the router; data: name of the material; text: it is a text; sees_later: acknowledged.
+    Raises: ConfigError.
+    """
     if text and variant.sees_later and not sees_later:
         subject, got = (
             f"{variant.name!r} on {data!r}",

@@ -92,7 +92,11 @@ def work(inputs: Mapping[str, Any]) -> dict[str, Any]:
 def _train(
     model: nn.Module, material: Material, scale: Scale, seed: int, course: Course, spent: float
 ) -> Watch:
-    """Train for the steps of a course, watched."""
+    """Train for the steps of a course; loss and loads are recorded on the way.
+
+    material: the data; scale: batch, rate and steps; course: the rate's schedule; spent: operations
+    before this training.
+    """
     marks = [round(course.steps * i / POINTS) for i in range(1, POINTS)]
     watch = Watch(
         model, material.val, batch=scale.batch, marks=marks, first=course.first, spent=spent
@@ -106,6 +110,11 @@ def _train(
 
 
 def _run(model: nn.Module, rows: Any, scale: Scale, seed: int, course: Course, watch: Watch) -> Run:
+    """Train a model once through the rows.
+
+    rows: training and validation parts; scale: batch and rate; course: the rate's schedule; watch:
+    records loss and loads before steps.
+    """
     return fit(
         model,
         rows,

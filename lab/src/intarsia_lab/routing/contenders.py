@@ -48,9 +48,11 @@ class Bench(NamedTuple):
         measure: Arm[AtBudget] | None = None,
         sees_later: bool = False,
     ) -> dict[str, list[Cell]]:
-        """Return the results by the arm's name, one for each seed.
+        """Train every router with every seed; return the results by router, one for each seed.
 
-        measure: whose operations "flops" are equal to, None = the first arm's.
+        arms: routers and their budgets; measure: the router whose operations set the budget
+        "flops", None = the first one; sees_later: allow routers by which later tokens affect
+        earlier ones.
         """
         both = [(arm.settings, seed) for arm in arms for seed in seeds]
         results: list[Cell] = []
@@ -108,7 +110,11 @@ def ratio(
     note: str = "",
     bench: Bench = BENCH,
 ) -> Result:
-    """Return a figure of one contender over that of another: the mean of the seeds' ratios."""
+    """Return a measure of one router over that of another, the mean of the seeds' ratios.
+
+    ours, base: the two routers; rivals: others for the table; figure: measure of a run, as the
+    loss.
+    """
     results = bench.cells((base, ours, *rivals), seeds, report)
     return judged(
         results, base, lambda cells: figure(cells[ours.name]) / figure(cells[base.name]), note
@@ -121,10 +127,12 @@ def judged(
     figure: Callable[[Mapping[str, Cell]], float],
     note: str,
 ) -> Result:
-    """Return the mean of a figure of each seed's cells.
+    """Return a figure of each seed's runs and its mean, with a table of all routers.
 
-    base: whom the table holds the others against.
+    results: runs by router, one for each seed; figure: number of a seed's runs; note: below the
+    table. base: whom the table holds the others against.
     """
+    # the table compares every router with `base`, seed by seed
     setting = _with_setting(results, note)
     return judge(
         results, figure, lambda name, cells: _row(name, cells, results[base.name]), setting
@@ -141,15 +149,20 @@ def measured(
     note: str = "",
     bench: Bench = BENCH,
 ) -> Result:
-    """Return a figure of one contender by itself: the mean of the seeds.
+    """Return a measure of one router, the mean over seeds.
 
-    The other stands in the table.
+    ours: the router; base: another, with which the table compares; figure: measure of a run, as the
+    loss.
     """
     results = bench.cells((base, ours), seeds, report)
     return judged(results, base, lambda cells: figure(cells[ours.name]), note)
 
 
 def _row(name: str, cells: Sequence[Cell], base: Sequence[Cell]) -> dict[str, Any]:
+    """Return a router's line of the table, averaged over seeds.
+
+    cells: its runs, one for each seed; base: the baseline's runs of the same seeds.
+    """
     losses = [loss(cell) for cell in cells]
     flops = statistics.mean(cell["flops"]["total"] for cell in cells)
     return {
@@ -170,9 +183,9 @@ def _row(name: str, cells: Sequence[Cell], base: Sequence[Cell]) -> dict[str, An
 
 
 def active(cell: Cell) -> float:
-    """Return experts of a token at the end of training, mean over the layers.
+    """Return the mean number of experts of a token in the last training step.
 
-    0 without mixtures.
+    0 for a model without mixtures.
     """
     layers = cell["curve"][-1]["layers"]
     return statistics.mean(layer["active"] for layer in layers) if layers else 0.0
@@ -189,6 +202,10 @@ def ratios(
 
 
 def _with_setting(results: Mapping[str, Sequence[Cell]], note: str) -> str:
+    """Put the description of model, data and columns before a note.
+
+    results: runs by router, of which the first one gives the setting.
+    """
     cell = next(iter(results.values()))[0]
     scale = cell["scale"]
     setting = (

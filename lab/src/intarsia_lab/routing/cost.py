@@ -42,10 +42,12 @@ def mixtures(model: nn.Module) -> dict[str, Mixture]:
 
 @torch.no_grad()
 def price(model: nn.Module, x: Tensor) -> Price:
-    """Counted in one forward.  x: a few rows or pictures.
+    """Count the operations of a model inside and outside its mixtures, by one forward of x.
 
-    Matrix products only: an addition, a softmax or a sort is nothing beside them, which is not
-    quite so for `Transport`, whose solver has no products.
+    x: a few rows or pictures.  Returns the operations a row outside experts, those of the routers
+    among them, and of one (token, expert) pair in each layer. Matrix products only: an addition, a
+    softmax or a sort is nothing beside them, which is not quite so for `Transport`, whose solver
+    has no products.
     """
     with evaluating(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(x)
@@ -60,7 +62,7 @@ def price(model: nn.Module, x: Tensor) -> Price:
 
 @torch.no_grad()
 def operations(model: nn.Module, x: Tensor) -> int:
-    """Floating-point operations of the matrix products of a forward, two for a MAC.
+    """Count the floating-point operations of a forward's matrix products, two for a multiply-add.
 
     By torch's counter, which knows our operators on experts and no fused attention; hence the
     plain one.

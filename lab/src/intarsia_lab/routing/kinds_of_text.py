@@ -43,6 +43,7 @@ class TextKinds:
     def stream(self, order: Sequence[str], first: int, steps: int, seed: int) -> TensorDataset:
         """Return batches with as many rows of each kind, kind after kind in this order.
 
+        first, steps: number of the first step, and how many.
         Which rows a step sees depends on the seed and its number alone.
         """
         per_kind, starts, position = BATCH // len(order), dict[str, int](), 0
@@ -63,7 +64,7 @@ class TextKinds:
 
 @lru_cache(maxsize=1)
 def kinds() -> TextKinds:
-    """The first nine tenths of each text to learn from, rows of its last tenth to test on."""
+    """Return rows of each kind of text: nine tenths to learn from, the last one to test on."""
     corpus = routing_traces.texts()
     words = vocabulary(list(corpus.values()))
     train, test = dict[str, Tensor](), dict[str, Tensor]()
@@ -92,14 +93,20 @@ def decoder_of_experts(
     capacity: Capacity | None = None,
     shape: SmallModel | None = None,
 ) -> nn.Module:
-    """Return an untrained decoder of four layers, whose MLPs are mixtures of experts drawn anew."""
+    """Return an untrained decoder of four layers, whose MLPs are mixtures of experts drawn anew.
+
+    router: settings; capacity: limit on the tokens of an expert, None = none; shape: sizes.
+    """
     shape = shape or SHAPE
     model = small_decoder(shape, tokens=VOCABULARY, length=LENGTH, seed=seed)
     return upcycle(model, router, how="fresh", capacity=capacity, seed=seed, sees_later=True)
 
 
 def learn(model: nn.Module, rows: TensorDataset, seed: int, batch: int = BATCH) -> None:
-    """Train for one pass over rows as they are laid, as the routers' comparisons are trained."""
+    """Train for one pass over rows with the optimiser of the routers' comparisons.
+
+    rows: placed by `as_met`, so that `fit` meets them in order; batch: rows of a step.
+    """
     fit(
         model,
         rows,

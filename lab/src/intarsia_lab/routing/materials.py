@@ -52,7 +52,10 @@ class Material:
 
     @property
     def swapped(self) -> TensorDataset:
-        """The test part, a fortieth of whose tokens are others; what is to be predicted is not."""
+        """The test part, in which a fortieth of the input tokens are replaced at random.
+
+        The tokens to predict stay.
+        """
         assert self.kinds is not None
         x, y = self.test.tensors
         draws = torch.Generator().manual_seed(0)
@@ -83,6 +86,10 @@ def material(name: str, scale: Scale) -> Material:
 
 
 def _rows(name: str, scale: Scale) -> Material:
+    """Return a corpus as rows of tokens, cut once and then read from the cache.
+
+    name: of the corpus; scale: length of rows, vocabulary, and number of test rows.
+    """
     inputs = {
         "corpus": name,
         "length": scale.length,
@@ -106,6 +113,11 @@ def _rows(name: str, scale: Scale) -> Material:
 
 
 def _cut(name: str, scale: Scale, bpe_file: Path, target: Path) -> None:
+    """Split a corpus into parts, tokenise them and save the rows of tokens.
+
+    bpe_file: of the tokenizer, which is trained on the training part; target: safetensors file.
+    Raises: DataError for a corpus of questions and answers.
+    """
     text = corpora.read(name, announce)
     if not isinstance(text, str):
         subject, got = f"corpus {name!r}", "questions and answers"
@@ -118,7 +130,7 @@ def _cut(name: str, scale: Scale, bpe_file: Path, target: Path) -> None:
 
 
 def segments(text: str) -> dict[str, list[str]]:
-    """Pieces of SEGMENT characters by part; a short text gives a tenth of them to val and test.
+    """Split a text into pieces of SEGMENT characters, and distribute these over the parts.
 
     Raises: DataError for one of less than three pieces.
     """
@@ -128,6 +140,7 @@ def segments(text: str) -> dict[str, list[str]]:
         raise DataError(
             subject, got=got, want=f"more than {2 * SEGMENT}", fix="Choose a longer one."
         )
+    # pieces are distributed at random, by one seed for all
     lot = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(0)).tolist()
     by_part: dict[str, list[str]] = {}
     for part, limit in PARTS.items():
@@ -143,6 +156,11 @@ def in_rows(bpe: BytePairs, texts: Sequence[str], length: int) -> Tensor:
 
 
 def _pictures(name: str, scale: Scale) -> Material:
+    """Return a set of pictures, normalised by mean and deviation of the training part.
+
+    The last tenth of the training pictures, at most `VAL_PICTURES`, is for validation.
+    scale: number of test pictures.
+    """
     train, test = sets.load(name, part="train"), sets.load(name, part="test")
     x, y = _tensor(train), torch.as_tensor(np.asarray(train.labels)).long()
     val = min(VAL_PICTURES, len(x) // 10)
@@ -161,7 +179,7 @@ def _pictures(name: str, scale: Scale) -> Material:
 
 
 def _tensor(pictures: ImageSet) -> Tensor:
-    """(n, channels, H, W) float32 in 0 ... 1."""
+    """Convert pictures to a tensor (n, channels, H, W) of float32 in 0 ... 1."""
     if not isinstance(pictures.images, np.ndarray):
         subject, got = f"pictures of {pictures.name!r}", "files of several sizes"
         raise DataError(subject, got=got, want="one array", fix="Choose fashion-mnist.")
@@ -170,10 +188,10 @@ def _tensor(pictures: ImageSet) -> Tensor:
 
 
 def stream(data: TensorDataset, first: int, steps: int, batch: int, seed: int) -> TensorDataset:
-    """The rows of steps first ... first + steps - 1, laid so that one epoch of `fit` meets them so.
+    """Return the rows of steps first ... first + steps - 1, ordered for one epoch of `fit`.
 
-    Which rows a step sees depends on the seed and its number alone, never on the contender, on how
-    many steps follow, or in how many runs they are taken.
+    `fit` shuffles; the order is such that it meets the rows of each step in that step. They depend
+    on the seed and the step's number alone.  data: rows to draw from; batch: rows of a step.
     """
     x, y = data.tensors
     needed, index = (first + steps) * batch, list[Tensor]()
@@ -185,7 +203,10 @@ def stream(data: TensorDataset, first: int, steps: int, batch: int, seed: int) -
 
 
 def as_met(order: Tensor, batch: int, seed: int) -> Tensor:
-    """Numbers of rows (n,), laid so that the first epoch of `fit` meets them in the order given."""
+    """Return numbers of rows (n,), placed so that the shuffle of `fit` restores the given order.
+
+    order: (n,), numbers in the order of the steps; batch: rows of a step; seed: of `fit`.
+    """
     met = torch.tensor([i for b in Order(len(order), batch, seed).epoch(0) for i in b])
     laid = torch.empty_like(order)
     laid[met] = order

@@ -27,9 +27,9 @@ def mutual_information(table: Tensor) -> float:
 
 
 def normalised_information(table: Tensor) -> float:
-    """2 I / (H_rows + H_columns): 0 = independent, 1 = one follows from the other and back.
+    """Compute 2 I / (H_rows + H_columns) of a table of counts: mutual information by mean entropy.
 
-    0 where neither varies: there is nothing to know.
+    0 = rows and columns are independent, or neither varies; 1 = each determines the other.
     """
     total = entropy(table.sum(1)) + entropy(table.sum(0))
     return min(1.0, 2 * mutual_information(table) / total) if total > 0 else 0.0
@@ -65,9 +65,10 @@ def variation(load: Tensor) -> float:
 
 
 def dropped(requested: Routing, served: Routing) -> Tensor:
-    """Return the share of each row's pairs that are gone; a row that asked for none asked for one.
+    """Return the share of each token's pairs with experts that were dropped, (T,) float64.
 
-    Returns (T,) float64.
+    requested: the router's choice; served: the pairs that were computed. A token without a choice
+    counts as one that has made one.
     """
     requested_counts, had = (
         torch.bincount(r.token, minlength=r.tokens).double() for r in (requested, served)
@@ -84,7 +85,10 @@ def by_quarter(values: Tensor) -> list[float]:
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> float:
-    """Spearman's, of each row's entries, mean over the rows in which both vary.  (N, E) both."""
+    """Compute Spearman's correlation of each row of a and b, and average it over rows.
+
+    Rows in which a or b is constant are left out.  a, b: (N, E).
+    """
     x, y = (_ranks(v) for v in (a, b))
     x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
     scale = (x.square().sum(1) * y.square().sum(1)).sqrt()

@@ -32,6 +32,7 @@ class SeenRouting:
     """The routings of one mixture on the test part, batch by batch."""
 
     def __init__(self, mixture: Mixture) -> None:
+        """Start empty records of a mixture's choices, entropies, loads and active units."""
         self.mixture = mixture
         self.first: list[Tensor] = []
         self.entropy: list[tuple[int, float]] = []
@@ -48,7 +49,10 @@ class SeenRouting:
         self._hidden(x.reshape(-1, x.shape[-1])[:PROBED], routing)
 
     def _hidden(self, rows: Tensor, routing: Routing) -> None:
-        """Record experts' active ReLU units, and the router's rank correlation with them."""
+        """Record experts' active ReLU units, and the router's rank correlation with them.
+
+        rows: (n, d), inputs; routing: of a batch that begins with them.
+        """
         experts = self.mixture.experts
         if not isinstance(experts, StackedExperts) or not isinstance(experts.act, nn.ReLU):
             return
@@ -65,6 +69,7 @@ class SeenRouting:
             self.ranks.append(measures.rank_correlation(scores, active))
 
     def told(self) -> dict[str, Any]:
+        """Return figures of all recorded routings: loads, active experts, entropy and more."""
         tokens = sum(n for n, _ in self.entropy)
         pairs = int(self.load.sum())
         figures: dict[str, Any] = {
@@ -105,7 +110,7 @@ def seeing(model: nn.Module) -> Iterator[dict[str, SeenRouting]]:
 
 @torch.no_grad()
 def observed(model: nn.Module, material: Material, batch: int) -> dict[str, Any]:
-    """Return scores on the test part and all that is told of its routings, ready for JSON.
+    """Return a trained model's scores on the test part and figures of its routings, for JSON.
 
     batch: rows or pictures of a training step, in which a capacity drops.
     """
@@ -138,6 +143,10 @@ def observed(model: nn.Module, material: Material, batch: int) -> dict[str, Any]
 
 
 def _of_text(model: nn.Module, material: Material, by_place: Tensor, loss: float) -> dict[str, Any]:
+    """Compute what only text has: bits per byte, loss by position, and loss with swapped tokens.
+
+    by_place: summed loss of each position in a row; loss: mean of a token, in nats.
+    """
     assert material.sizes is not None
     rows = material.test.tensors[0]
     bytes_each = float(material.sizes[rows[:, 1:]].double().mean())
@@ -150,6 +159,7 @@ def _of_text(model: nn.Module, material: Material, by_place: Tensor, loss: float
 
 
 def _both(table: Tensor) -> dict[str, float]:
+    """Return the mutual information of a table of counts, in nats and normalised."""
     return {
         "information": measures.mutual_information(table),
         "normalised": measures.normalised_information(table),
@@ -157,7 +167,10 @@ def _both(table: Tensor) -> dict[str, float]:
 
 
 def _specialised(first: Tensor, experts: int, material: Material) -> dict[str, Any]:
-    """Count each class's tokens by their first expert; a last row for tokens without one."""
+    """Count the tokens of each class by their first expert, (experts + 1, classes).
+
+    first: (N,), the expert of largest weight, `experts` = none.
+    """
     x, y = material.test.tensors
     classes = material.kinds[x].flatten() if material.kinds is not None else None
     if classes is None:
@@ -169,7 +182,10 @@ def _specialised(first: Tensor, experts: int, material: Material) -> dict[str, A
 def dropped(
     model: nn.Module, material: Material, batch: int, batches: int = 16
 ) -> list[dict[str, Any]]:
-    """The share of pairs that a training forward drops, by quarter of the row and of the batch."""
+    """Return the share of pairs that a training forward drops, by quarter of the row and the batch.
+
+    batch: rows of a forward; batches: number of forwards.
+    """
     layers = [mixture for mixture in mixtures(model).values()]
     lost: list[list[Tensor]] = [[] for _ in layers]
     x = material.test.tensors[0]
@@ -195,7 +211,10 @@ def _mean(parts: list[Tensor]) -> Tensor:
 
 
 def _lost(mixture: Mixture, rows: int) -> Tensor:
-    """The share of each token's pairs that the newest training forward dropped, (rows, T)."""
+    """Return the share of each token's pairs that the newest training forward dropped.
+
+    -> (rows, T).
+    """
     requested: Routing | None = getattr(mixture.router, "last", None)
     if requested is None:  # a random router keeps nothing, and drops nothing
         return torch.zeros(rows, 4, dtype=torch.float64)

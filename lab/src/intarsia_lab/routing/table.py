@@ -85,7 +85,7 @@ def sized() -> set[str]:
 
 
 def chosen(names: Iterable[str]) -> list[Variant]:
-    """Return the contenders of these names.
+    """Return the routers of these names.
 
     A router without one by its key.  Raises: UnknownName.
     """

@@ -53,7 +53,7 @@ def cells(
     executor: str = "processes",
     threads: int | None = 1,
 ) -> list[dict[str, Any]]:
-    """Return the results of cells, in their order: what `work` tells, its inputs, name and budget.
+    """Return the results of trials in their order, each done once and then read from a file.
 
     Each is run once for all who ask and kept in a JSON-lines file; killed and called again, it goes
     on with what is missing. baseline: whose operations are the measure of the budget "flops".
@@ -102,7 +102,10 @@ def cells(
 
 
 def _inputs(trial: RouterTrial, steps: int, scale: Scale, sees_later: bool) -> dict[str, Any]:
-    """Everything that a cell's result depends on."""
+    """Return everything that a run's result depends on, as a key of the cache.
+
+    trial: router, data, seed and budget; steps: of training; scale: sizes.
+    """
     # only where it says something: a contender that looks back has one cell
     leak = sees_later and is_text(trial.data) and trial.variant.sees_later
     return {
@@ -130,7 +133,10 @@ def _bare(row: Mapping[str, Any]) -> dict[str, Any]:
 def _run(
     trials_inputs: Mapping[RouterTrial, Mapping[str, Any]], *, store: Store, **execution: Any
 ) -> dict[str, str]:
-    """Run those that are not kept; the errors of those that failed, by their keys."""
+    """Do the runs that are not cached; return the errors of those that failed, by key.
+
+    trials_inputs: trial -> its inputs, by which results are cached; store: the cache.
+    """
     pending = {
         key_of(inputs): (router_trial, inputs) for router_trial, inputs in trials_inputs.items()
     }
@@ -142,6 +148,7 @@ def _run(
     failed: dict[str, str] = {}
 
     def done(end: TrialEnd) -> None:
+        """Store the result of a run that has ended, or its error."""
         if end.result is None:
             failed[key_of(end.trial.inputs)] = f"{end.trial.name}: {end.error}"
         else:

@@ -41,7 +41,10 @@ def seconds(model: nn.Module, x: Tensor) -> float:
 def trained(
     model: Any, change: Any, train: Any, test: Any, x: Tensor, seed: int, **options: Any
 ) -> tuple[Any, dict[str, float]]:
-    """Return scores after the training, and what a forward of x costs."""
+    """Train a model, changed if `change` is not None; return its scores and costs.
+
+    Costs: "macs" and "seconds" of a forward of x, and "training", its CPU seconds.
+    """
     if change is not None:
         model = apply(model, change, seed=seed)
     start = time.process_time()
@@ -60,7 +63,7 @@ def noise(seed: int, count: int = 64) -> Tensor:
 def arm_cell(
     name: str, seed: int, settings: list[Any], run: Callable[[], Cell], report: Report
 ) -> Cell:
-    """Return an arm's result of a seed, run on one thread once, and kept."""
+    """Return the result of one method and seed, from the cache or by a run on one thread."""
 
     def told() -> Cell:
         with threads(1):
@@ -81,8 +84,10 @@ def judge(
     score: str,
     note: str,
 ) -> Result:
-    """Return a figure of each seed's arms, the first of which is the dense one.
+    """Return a figure of each seed's results, with a table of all models and seeds.
 
+    on: returns the results of all models for a seed; figure: number of such results; score: name of
+    its column; note: below the table.
     The table has all.
     """
     results = [on(seed, report) for seed in seeds]

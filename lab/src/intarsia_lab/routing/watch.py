@@ -23,6 +23,7 @@ class WatchedMixture:
     """The counts of one mixture in training, since `forget` and since the beginning."""
 
     def __init__(self, mixture: Mixture) -> None:
+        """Start the counts of a mixture at 0."""
         self.pairs = 0
         self.seconds = {"mixture": 0.0, "router": 0.0}
         self.last: Routing | None = None
@@ -33,7 +34,7 @@ class WatchedMixture:
         self.load, self.rows = torch.zeros_like(self.load), 0
 
     def told(self) -> dict[str, float]:
-        """Return figures of the routings since `forget`; the entropy is the newest one's."""
+        """Return figures of the routings since `forget`; the entropy is that of the newest one."""
         routing = self.last
         return {
             "load_cv": variation(self.load),
@@ -59,6 +60,11 @@ class Watch:
         first: int = 0,
         spent: float = 0.0,
     ) -> None:
+        """Prepare to record validation losses and loads while a model trains.
+
+        val: validation part; batch: rows at a time; marks: steps at which a point is recorded;
+        first: steps, and spent: operations, of a training before this one.
+        """
         self.model, self.val, self.batch = model, val, batch
         self.marks, self.first, self.before = frozenset(marks), first, spent
         self.layers = {path: WatchedMixture(m) for path, m in mixtures(model).items()}
@@ -70,7 +76,7 @@ class Watch:
             self.note(step)
 
     def note(self, step: int) -> None:
-        """Add a point after so many steps of this training."""
+        """Record a point: losses, loads and operations.  step: of this training."""
         scores: Any = evaluate(self.model, self.val, batch_size=max(32, self.batch))
         self.points.append(
             {
@@ -107,15 +113,23 @@ class Watch:
 
 
 def _hooks(mixture: Mixture, layer: WatchedMixture) -> list[Any]:
+    """Register the hooks that measure a mixture's time and count its pairs; return their handles.
+
+    layer: the counts, which are updated in training alone.
+    """
     begun: dict[str, float] = {}
 
     def start(part: str) -> Callable[..., None]:
+        """Return a hook that records when a part begins.  part: "mixture" or "router"."""
+
         def begin(*_: Any) -> None:
             begun[part] = time.perf_counter()
 
         return begin
 
     def stop(part: str) -> Callable[..., None]:
+        """Return a hook that adds the time since the part began.  part: "mixture" or "router"."""
+
         def end(module: nn.Module, *_: Any) -> None:
             if module.training:
                 layer.seconds[part] += time.perf_counter() - begun[part]
@@ -123,12 +137,14 @@ def _hooks(mixture: Mixture, layer: WatchedMixture) -> list[Any]:
         return end
 
     def routed(router: nn.Module, _: Any, routing: Routing) -> None:
+        """Record the router's newest routing and its loads, in training."""
         if router.training:
             layer.last = routing
             layer.load += routing.load().cpu()
             layer.rows += routing.tokens
 
     def count(module: nn.Module, args: tuple[Tensor], _: Any) -> None:
+        """Count the (token, expert) pairs of a training forward that were not dropped."""
         if module.training and layer.last is not None:
             served = layer.last if mixture.taken is None else mixture.taken
             rows = args[0][..., 0].numel()

@@ -197,7 +197,10 @@ def channels_of(net: nn.Module) -> Channels:
 
 
 def _refuse_shared(net: nn.Module, graph: fx.GraphModule) -> None:
-    """Refuse weights that two layers share, and layers that are called twice."""
+    """Refuse weights that two layers share, and layers that are called twice.
+
+    net: the model; graph: of its traced forward.
+    """
     owner: dict[int, str] = {}
     called: set[str] = set()
     for node in graph.graph.nodes:

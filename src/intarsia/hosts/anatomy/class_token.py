@@ -59,8 +59,10 @@ def _last_block(model: nn.Module) -> tuple[Block, Attention] | None:
 
 
 def _same_logits(model: nn.Module, block: Block, attention: Attention, x: Tensor) -> bool:
-    """Compare the logits of the short way with those of the full one, with noise on trained
-    weights.
+    """Return True if computing the class token alone gives the logits of the full forward.
+
+    Noise is added to trained weights for the comparison, since adapters begin at 0.
+    block, attention: the last block, and its attention; x: a few inputs.
     """
     learns = [p for p in model.parameters() if p.requires_grad]
     before = [p.detach().clone() for p in learns]
@@ -115,7 +117,10 @@ def _block_of_first_token(block: Any, x: Tensor, **kwargs: Any) -> Tensor:
 def _attention(
     attention: Any, x: Tensor, attn_mask: None = None, is_causal: bool = False
 ) -> Tensor:
-    """Compute `Attention.forward` for the first token.  (B, T, d) -> (B, 1, d)."""
+    """Compute `Attention.forward` for the first token.  (B, T, d) -> (B, 1, d).
+
+    attention: timm's module; attn_mask, is_causal: unused, timm passes them.
+    """
     norms = attention.q_norm, attention.k_norm
     is_plain_layer = type(attention.qkv) is nn.Linear and "forward" not in vars(attention.qkv)
     plain = is_plain_layer and all(type(n) is nn.Identity for n in norms)

@@ -68,9 +68,7 @@ class Constants:
         return torch.cat([p.contiguous().flatten(1).view(self.dtype) for p in parts], 1)
 
     def before(self, _host: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Split the rows of a batch before a forward: tokens go in, cached outputs are kept
-        aside.
-        """
+        """Split the rows of a batch: tokens go into the forward, cached outputs are set aside."""
         self.now = None
         # tokens have three axes: nothing is cached for such a batch
         if not args or not isinstance(args[0], Tensor) or args[0].ndim != 2:
@@ -85,7 +83,8 @@ class Constants:
     def give(self, number: int, compute: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the cached output of a module for as many rows as its input has.
 
-        An output that only other modules of these read is not cached, since nothing looks at it.
+        number: of the module; compute: its own forward, for inputs without cached outputs; x: its
+        input. An output that only other cached modules read is not stored.
         """
         if self.now is None:
             return compute(x, *args, **kwargs)
@@ -141,7 +140,11 @@ def keeping_constants(
     mark, cached = constants.mark, constants
 
     def rows_of(dataset: ImageTensors, once: Once) -> ImageTensors:
-        """Return a set as rows with cached outputs, or as it is where memory is short."""
+        """Return a set as rows with cached outputs, or as it is where memory is short.
+
+        dataset: images and labels; once: returns the cached result of a key, or makes and caches
+        it.
+        """
         if not _fits_memory(cached, dataset):
             return dataset
 
@@ -226,7 +229,11 @@ def _untrained_calls(model: nn.Module, x: Tensor) -> list[_Recorded]:
 
 
 def _fits_a_row(call: _Recorded, x: Tensor) -> bool:
-    """Return True if a row can hold the output: a tensor of its own, with a row for each image."""
+    """Return True if the output of a module can be cached with the image it belongs to.
+
+    It must be a new tensor that has a row for each image.  call: the module's arguments and output;
+    x: the images.
+    """
     _, args, _, out = call
     if not args or not isinstance(args[0], Tensor) or not isinstance(out, Tensor) or out is args[0]:
         return False
@@ -234,8 +241,9 @@ def _fits_a_row(call: _Recorded, x: Tensor) -> bool:
 
 
 def _same_in_training(call: _Recorded) -> bool:
-    """Return True if a module gives the same in training as in evaluation: no dropout acts in
-    it.
+    """Return True if a frozen module gives the same output in training as in evaluation.
+
+    Dropout or a batch norm in training would change it.  call: its arguments and output.
     """
     norms = (m for m in call.module.modules() if isinstance(m, _BatchNorm))
     if any(norm.training for norm in norms):  # the output then depends on the batch
@@ -245,8 +253,10 @@ def _same_in_training(call: _Recorded) -> bool:
 
 
 def _reaches_logits(model: nn.Module, constants: Constants, rows: Tensor, number: int) -> bool:
-    """Return True if anything but the cached modules reads an output: without it, logits are
-    lost.
+    """Return True if the model still reads a cached output, apart from other cached modules.
+
+    The output is replaced by NaN, which spreads to the logits if anything reads it.
+    constants: the cached modules; rows: (B, n) with all outputs; number: of the module.
     """
     first = sum(constants.sizes[: number + 1])
     spoiled = rows.clone()
@@ -259,8 +269,10 @@ def _reaches_logits(model: nn.Module, constants: Constants, rows: Tensor, number
 
 @torch.no_grad()
 def _rows(model: nn.Module, constants: Constants, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Compute the rows of all images, BATCH at a time; nothing behind the last cached module is
-    run.
+    """Compute the cached outputs of all images, BATCH at a time, as one row for each image.
+
+    constants: the cached modules; x: the images; dtype: of the rows.  Nothing behind the last
+    cached module is run.
     """
     cached = [m for m, needed in zip(constants.modules, constants.needed, strict=True) if needed]
     rows = torch.empty(len(x), sum(constants.sizes), dtype=x.dtype)

@@ -139,6 +139,7 @@ def draw_experts(
         fix = "Slices are of one size; choose another number."
         raise ConfigError("experts", got=parts, want=want, fix=fix)
     linears = [m for m in (dense.up, dense.gate, dense.down) if m is not None]
+    # one bias for all layers: where the MLP has none it stays 0
     bias = any(m.bias is not None for m in linears)
     act, gated = copy.deepcopy(dense.act), dense.gate is not None
     return StackedExperts(
@@ -150,9 +151,11 @@ def draw_experts(
 def stack_experts(
     dense: DenseMlp, experts: int, parts: int, path: str, draws: torch.Generator
 ) -> StackedExperts:
-    """Build the experts that an MLP becomes: one of its parts each, by turns; copies if parts = 1.
+    """Build experts out of an MLP: each is one of its equal parts in turn, or a copy if parts = 1.
 
-    Parameters and Raises: as of `draw_experts`.
+    dense: the MLP; experts: how many; parts: into how many the hidden units are divided; path: the
+    MLP's, for errors; draws: generator of weights that are replaced.
+    Raises: as `draw_experts`.
     """
     stack = draw_experts(dense, experts, parts, path, draws)
     hidden = dense.up.out_features
@@ -175,7 +178,7 @@ def stack_experts(
 
 @torch.no_grad()
 def check_output(mlp: nn.Module, experts: StackedExperts, parts: int, path: str) -> None:
-    """Check that the MLP's forward is what its parts say, on a few inputs.
+    """Check on a few inputs that an MLP computes what its parts say, and not more.
 
     experts: built of its parts.  parts: how many of them sum to the MLP.
     Raises: TargetError.

@@ -59,6 +59,7 @@ class HostedRouter(nn.Module):
     def refuse_others(self, state_dict: Mapping[str, Any], prefix: str) -> None:
         """Refuse the weights of the gate that was here.
 
+        state_dict, prefix: as torch passes them to hooks before a module is loaded.
         Raises: CheckpointError.
         """
         if f"{prefix}weight" in state_dict:
@@ -154,7 +155,7 @@ def followed(router: RouterConfig, gates: Sequence[OwnGate], path: str) -> Route
 
 
 def hosted(path: str, gate: nn.Module, router: nn.Module, experts: int) -> HostedRouter:
-    """Wrap a router for a gate's place; a matrix of the gate's shape starts as the gate's.
+    """Wrap a router so that it can replace a gate, with the gate's weights where shapes agree.
 
     Raises: TargetError for a gate that is called otherwise; ConfigError for another number of
     experts, or a router that is not one of tokens, or reads its experts.
@@ -174,6 +175,7 @@ def hosted(path: str, gate: nn.Module, router: nn.Module, experts: int) -> Hoste
         want = f"{properties.experts}, as the block at {path!r} has"
         fix = f"Call upcycle(..., experts={properties.experts})."
         raise ConfigError("experts", got=experts, want=want, fix=fix)
+    # a router of the gate's form starts as the pretrained gate
     for name in ("weight", "bias"):
         parameter, host_parameter = getattr(router, name, None), getattr(host_gate, name, None)
         if (

@@ -43,6 +43,7 @@ def _tensors(model: nn.Module, heads: Sequence[str], sized: bool) -> dict[str, T
         tensors = dict(module.named_parameters(recurse=False)) | dict(
             module.named_buffers(recurse=False)
         )
+        # weights that are on disk, on the meta device here, count as the module's
         tensors |= module.__dict__.get(ELSEWHERE, {})
         if not sized:
             excluded = POSITIONS | module._non_persistent_buffers_set
@@ -83,8 +84,10 @@ def _sample_value(t: Tensor) -> float | None:
 
 
 def check_trunk(model: nn.Module, expected: Mapping[str, Any], heads: Sequence[str] = ()) -> None:
-    """Check that the model is the trunk that a fingerprint was taken from.
+    """Check that a model is the pretrained one that an adapter was trained on.
 
+    expected: what `fingerprint` returned of that model; heads: paths of heads, which are not
+    compared.
     Raises: CheckpointError for another architecture, or other weights.
     """
     got = fingerprint(model, heads)
@@ -151,9 +154,9 @@ def head_shapes(model: nn.Module, heads: Sequence[str]) -> dict[str, list[int]]:
 def check_heads(
     model: nn.Module, expected: Mapping[str, Sequence[int]], heads: Sequence[str]
 ) -> None:
-    """Check that a saved head fits the model's.
+    """Check that a saved head has the shapes of the model's.
 
-    Raises: CheckpointError.
+    expected: name -> shape; heads: paths of the heads.  Raises: CheckpointError.
     """
     got = head_shapes(model, heads)
     if got != {name: list(shape) for name, shape in expected.items()}:
@@ -192,7 +195,10 @@ def _digest(folder: Path, identity: Mapping[str, Any]) -> str | None:
 def with_digest(
     origin: Mapping[str, Any] | None, folder: str | Path, identity: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """Add a digest of the weights just saved, and of what they depend on, to an origin."""
+    """Add a digest of the weights just saved, and of what they depend on, to an origin.
+
+    origin: the record to extend; identity: the settings that the digest covers.
+    """
     digest = _digest(Path(folder), identity)
     return dict(origin or {}) | {"digest": digest} if digest else dict(origin or {}) or None
 
@@ -205,6 +211,7 @@ def check_digest(
 ) -> None:
     """Check that weights and settings are those that were saved together.
 
+    origin: the record of the folder; identity: the settings that the digest covers.
     Raises: CheckpointError.
     """
     place = Path(folder) / (subfolder or "")

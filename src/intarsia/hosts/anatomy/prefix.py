@@ -45,6 +45,7 @@ class Tail(nn.Module):
     """Rest of a ViT.  tokens (B, T, d) -> logits.  Its modules are the given model's own."""
 
     def __init__(self, model: VisionTransformer, block: int) -> None:
+        """Take the blocks from number `block` on, and the head, of a model."""
         super().__init__()
         self.blocks = nn.Sequential(*_blocks(model)[block:])
         self.norm, self.fc_norm, self.head_drop, self.head = (
@@ -68,6 +69,7 @@ class ConvTail(nn.Module):
     """Rest of an EfficientNet.  maps (B, C, h, w) -> logits.  Modules are the model's own."""
 
     def __init__(self, model: EfficientNet, block: int) -> None:
+        """Take the blocks from number `block` on, and the head, of a model."""
         super().__init__()
         self.blocks = nn.Sequential(*_blocks(model)[block:])
         self.conv_head, self.bn2, self.global_pool, self.classifier = (
@@ -126,6 +128,7 @@ def split_at(model: nn.Module, block: int | None) -> tuple[nn.Module, nn.Module]
         got = f"{type(model).__name__}, with two heads"
         fix = "Adapt the whole model with layers=... instead."
         raise TargetError("model to split", got=got, want="one head", fix=fix)
+    # without a block the tail is the classifier alone
     if block is None:
         return Features(model), _classifier(model)
     if not isinstance(model, SPLITTABLE):
@@ -170,6 +173,7 @@ def run_prefix(
 ) -> TensorDataset:
     """Compute (tokens, label) pairs of a set of (image, label) pairs, tokens stored in `dtype`.
 
+    prefix: the frozen first part of a model; batch_size: images at a time.
     report: called with the number of images done, after each batch.
     """
     prefix.eval()
@@ -220,12 +224,7 @@ def first_trained_block(model: nn.Module) -> int | None:
 
 @contextmanager
 def reading_tokens(model: nn.Module, block: int | None) -> Iterator[nn.Module]:
-    """Let the model take the tokens that enter a block in place of images, inside the `with`.
-    block: its number; None = the features that enter the classifier.
-    Yields the module that makes them. Modules, names and hooks stay the model's own, so that it is
-    trained, saved and loaded as ever.
-    Raises: as split_at does.
-    """
+    """Let the model take tokens that enter a block instead of images, inside the `with`."""
     host = base_of(model)
     prefix, tail = split_at(host, block)
     with forward_as(host, tail.forward):

@@ -104,7 +104,7 @@ def call_layer(parent: nn.Module, path: str) -> None:
 
 
 def site_at(model: nn.Module, path: str, position: str) -> Site:
-    """Read the site at a path off the host's structure; the same whenever it is asked for.
+    """Return the module at a path with its input and output widths, read off the model.
 
     Blocks of convolutions change the resolution, so they are always "sequential".
     Raises: TargetError if nothing is there, it has no widths, or "parallel" cannot work.
@@ -152,6 +152,7 @@ def site_at(model: nn.Module, path: str, position: str) -> Site:
 def select_blocks(blocks_: list[tuple[str, nn.Module]], layers: Sequence[int] | None) -> list[str]:
     """Return the paths of the blocks of these numbers.
 
+    blocks_: all blocks, (path, block); layers: their numbers.
     Raises: TargetError for one that is not there.
     """
     count = len(blocks_)
@@ -175,7 +176,7 @@ def find_sites(
     targets: Sequence[str] | str | None = None,
     layers: Sequence[int] | None = None,
 ) -> list[Site]:
-    """Find the sites of a method in a host model, in the model's order.
+    """Find the modules that a method adapts in a model, with their widths, in the model's order.
 
     By default the method's roles decide. In convolutional nets "qkv", "projection" and "mlp_linear"
     all mean the pointwise layers, and where there is no MLP, "mlp" means the block.
@@ -195,6 +196,7 @@ def find_sites(
         names = [targets] if isinstance(targets, str) else list(targets)
         within = None if layers is None else block_paths
         paths = _by_name(model, names, within)
+    # an adapter inside another one would be skipped by PEFT
     check_nesting(model, paths)
     return [site_at(model, path, method.position) for path in paths]
 
@@ -207,13 +209,17 @@ def planned(
     seed: int = 0,
     batches: Iterable[Any] = (),
 ) -> tuple[Method, list[Site]]:
-    """Return a method with what it decides for a whole host, and its sites there.
+    """Return a method with all its settings decided for a model, and the modules that it adapts.
 
-    Raises: as `find_sites`, where there is no place `elsewhere` either, and the method do.
+    targets: names of modules, None = by the method's roles; layers: numbers of blocks, None = all;
+    batches: data for methods that choose by data. A method may name another one for models in which
+    its own modules are not found.
+    Raises: as `find_sites` and the method do.
     """
     method = method.for_host(host, batches, targets=targets, layers=layers, seed=seed)
     if targets is None:
         targets = method.paths or None
+    # a method without its places here may name another one that has some
     try:
         sites = find_sites(host, method, targets, layers)
     except TargetError:
@@ -226,8 +232,9 @@ def planned(
 
 
 def _refuse_rescaled(host: nn.Module, sites: Sequence[Site]) -> None:
-    """Refuse layers whose weights RWKV divides for inference: a cell would not be divided.
+    """Refuse layers whose weights RWKV divides for inference: what an adapter adds would not be.
 
+    sites: modules that are adapted.
     Raises: TargetError.
     """
     interval = getattr(config_of(unwrapped(host)), "rescale_every", 0)
@@ -247,8 +254,10 @@ def _by_role(
     chosen_paths: list[str] | None,
     method: Method,
 ) -> list[str]:
-    """Return the places of the roles in the chosen blocks; None = in all of them, and around
-    them.
+    """Return the paths of a method's roles, such as "mlp", in the chosen blocks.
+
+    all_blocks: (path, block) of the model; chosen_paths: of blocks, None = all of them, and layers
+    outside of blocks that have the role.
     """
     if not all_blocks:
         subject = f"model {type(unwrapped(model)).__name__}"
@@ -290,7 +299,10 @@ def _by_role(
 
 
 def _by_name(model: nn.Module, patterns: list[str], within: list[str] | None) -> list[str]:
-    """Return the paths that names match: whole paths, else ends of paths, else globs."""
+    """Return the paths that names match: whole paths, else ends of paths, else globs.
+
+    patterns: names or globs; within: paths of the blocks to look in, None = the whole model.
+    """
     names = [p for p, _ in walk(model) if p]
     if within is not None:
         names = [n for n in names if any(n == b or inside(n, b) for b in within)]
@@ -334,7 +346,10 @@ def _candidates(model: nn.Module) -> str:
 
 
 def check_nesting(model: nn.Module, paths: Sequence[str]) -> None:
-    """Refuse sites inside or around each other or an adapted module: a host would skip them."""
+    """Refuse modules to adapt that contain each other, or an adapted module, or are inside one.
+
+    PEFT would skip them.  paths: of the modules.  Raises: TargetError.
+    """
     occupied = (*paths, *wrapped_paths(model))
     for path in paths:
         for outer in occupied:
@@ -348,9 +363,10 @@ def check_nesting(model: nn.Module, paths: Sequence[str]) -> None:
 
 
 def check_one_row(blocks_: Iterable[str], subject: str) -> None:
-    """Check that blocks stand in one row, so that all have the same tokens.
+    """Check that blocks are in one list of the model, one after another, and see the same tokens.
 
-    subject: of the error.  Raises: TargetError.
+    blocks_: their paths; subject: what needs it, for the error.
+    Raises: TargetError for blocks of several lists, such as an encoder's and a decoder's.
     """
     rows = list(dict.fromkeys(path.rpartition(".")[0] for path in blocks_))
     if len(rows) > 1:

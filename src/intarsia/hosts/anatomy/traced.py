@@ -21,6 +21,7 @@ class _Layers(fx.Tracer):
     """Tracer that stops at layers: what torch has, what timm builds of one piece, batch norms."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Return True for what tracing does not enter: layers, and modules without children."""
         # a module without children is a layer whatever its class
         alone = next(m.children(), None) is None
         is_layer = isinstance(m, BATCH_NORM | nn.Conv2d | nn.Linear)

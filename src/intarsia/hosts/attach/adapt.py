@@ -88,8 +88,9 @@ class Adapt(Change):
         return frozenset({"outputs"}) if starts else frozenset()
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Decide the method's settings for the whole host, its sites, and the paths of the
-        heads.
+        """Decide the method's settings for the model, the modules it adapts, and paths of heads.
+
+        batches: calibration data; seed: of random draws.
         """
         check_addable(host)
         host = base_of(host)
@@ -108,7 +109,10 @@ class Adapt(Change):
         return Plan(replace(self, method=method, targets=targets, layers=None, head=heads), seed)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> PeftModel:
-        """Build a PEFT model; a model that is adapted already gets the adapter, inactive."""
+        """Build a PEFT model; a model that is adapted already gets the adapter, inactive.
+
+        plan: what `plan` decided; name: of the adapter.
+        """
         check_model(host, name)
         if self.recipe is not None:
             self.recipe.prepare(host, plan.seed)
@@ -132,7 +136,7 @@ class Adapt(Change):
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Silence PEFT's warnings about what it does itself."""
+    """Silence PEFT's warnings, inside the `with`, about what PEFT handles itself."""
     with warnings.catch_warnings():
         # PEFT 0.21 asks transformers 5.24 for what that has renamed
         renamed = "`is_gradient_checkpointing` is deprecated"
@@ -143,7 +147,7 @@ def quiet_peft() -> Iterator[None]:
 
 
 def attach(model: nn.Module, config: IntarsiaConfig, name: str) -> PeftModel:
-    """Add the config's cells to a model under a name; a plain model is wrapped first."""
+    """Add an adapter by its config to a model under a name; a plain model is wrapped first."""
     # a further adapter of an adapted model is inactive until it is set
     if is_adapted(model):
         model.add_adapter(name, config)
@@ -160,7 +164,7 @@ def attach(model: nn.Module, config: IntarsiaConfig, name: str) -> PeftModel:
 
 
 def task_type_of(model: nn.Module) -> str | None:
-    """Return PEFT's name for what a model of transformers does, by which it chooses its class.
+    """Return PEFT's name for the task of a model of transformers, by which PEFT chooses its class.
 
     Only for models that generate from token ids: PEFT's classes for classification train heads of
     their own choice, and those of other models take other inputs.

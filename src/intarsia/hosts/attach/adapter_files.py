@@ -32,10 +32,11 @@ def read_adapter(
     classes: Sequence[str] | None = None,
     left_out: Mapping[str, Any] | None = None,
 ) -> PeftModel:
-    """Attach an adapter of PEFT's files to the pretrained model it was trained on, in place.
+    """Attach an adapter that is saved in PEFT's files to the model it was trained on, in place.
 
-    Plain LoRA of PEFT's own becomes cells; what else PEFT has is read by PEFT.
-    left_out: of plain LoRA in PEFT's own form, what `write_plain` returned.
+    Plain LoRA becomes modules of ours; PEFT reads all other types.  trainable: else it is frozen;
+    classes: names that its head must have been trained for; left_out: of plain LoRA in PEFT's own
+    form, what `write_plain` returned.
     Raises: CheckpointError, ConfigError, as `intarsia.load` does; the caller undoes the rest.
     """
     check_model(model, name)
@@ -97,7 +98,11 @@ def _plain_lora_config(
     weights: Mapping[str, Tensor],
     left_out: Mapping[str, Any] | None,
 ) -> IntarsiaConfig | None:
-    """Return the config of an adapter that is plain LoRA, ours or PEFT's; None for any other."""
+    """Return the config of an adapter that is plain LoRA, ours or PEFT's; None for any other.
+
+    stored: adapter_config.json; weights: by name; left_out: settings that PEFT's form has no room
+    for.
+    """
     if left_out is None:
         return plain_config(model, stored, weights)
     _check_config(folder, stored)
@@ -173,6 +178,7 @@ def _check_classes(stored: Sequence[str] | None, expected: Sequence[str] | None)
 def check_shapes(folder: Path, expected: dict[str, Any], got: dict[str, Tensor]) -> None:
     """Check that names and shapes are those of the adapter just attached.
 
+    expected, got: name -> shape, of the model and of the folder's file.
     Raises: CheckpointError.
     """
     # PEFT would ignore foreign names, and leave what is missing at its start

@@ -20,12 +20,12 @@ from .peft import IntarsiaLayer, ModulesToSaveWrapper, PeftModel, is_adapted
 
 
 def as_lora(model: nn.Module, name: str = "lora", *, of: str | None = None) -> PeftModel:
-    """Add the plain LoRA that an adapter is after training, as one of its own, which is now active.
+    """Add a second adapter, plain LoRA, that computes what a trained adapter does; activate it.
 
-    For MoS, MoSA over LoRA and all whose cells merge into B A: `save` writes the new adapter as
+    For MoS, MoSA over LoRA and all whose modules merge into B A: `save` writes the new adapter as
     PEFT's own type, in the folder of its name, which PEFT, transformers and servers read. Layers of
-    smaller rank are filled up with zeros. A trained head goes along. The first adapter stays beside
-    it; `model.delete_adapter` removes it.
+    smaller rank are filled up with zeros. A trained head goes along. The first adapter stays in the
+    model; `model.delete_adapter` removes it.
 
     name: of the new adapter; of: the adapter, None = the active one.
     Raises: ConfigError for no such adapter, cells that are no low-rank change beside a linear
@@ -38,9 +38,9 @@ def as_lora(model: nn.Module, name: str = "lora", *, of: str | None = None) -> P
 def lora_cells(
     model: nn.Module, of: str | None = None
 ) -> tuple[PeftModel, str, list[IntarsiaLayer], list[LoraCell]]:
-    """Return the model, the adapter's name, its layers, and the LoRA that each layer's cell is.
+    """Return the model, an adapter's name, its layers, and each layer's change as a LoRA module.
 
-    Raises: as `as_lora`.
+    of: name of the adapter, None = the active one.  Raises: as `as_lora`.
     """
     adapted, of = _model_and_name(model, of)
     layers, cells = layers_of(adapted, of), list[LoraCell]()
@@ -59,10 +59,10 @@ def lora_cells(
 def put_beside(
     model: PeftModel, of: str, name: str, settings: Lora, cells: Sequence[LoraCell]
 ) -> PeftModel:
-    """Add a LoRA at the places of another adapter, with these cells and that one's heads; activate
-    it.
+    """Add a LoRA in the layers of another adapter, with that one's heads, and activate it.
 
-    of: the other adapter.  cells: in the order of `layers_of`.
+    of: the other adapter; name: of the new one; settings: rank and scale; cells: the LoRA modules,
+    in the order of `layers_of`.
     """
     check_model(model, name)
     # the same places and heads, another method
@@ -90,7 +90,7 @@ def layers_of(model: nn.Module, name: str) -> list[IntarsiaLayer]:
 
 @torch.no_grad()
 def _one_rank(cells: Sequence[LoraCell]) -> tuple[Lora, Sequence[LoraCell]]:
-    """Bring cells to one rank and one scale; returns the settings of that LoRA and its cells."""
+    """Bring LoRA modules to one rank and one scale; return the settings, and new modules."""
     rank = max(cell.down.out_features for cell in cells)
     scale = cells[0].scale
     settings = Lora(rank, scale * rank, cells[0].dropout.p)

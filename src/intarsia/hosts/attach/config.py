@@ -143,7 +143,10 @@ class IntarsiaConfig(PeftConfig):
         return Shared(lambda: method.shared_state(list(sites), generator=generator))
 
     def build(self, site: Site, name: str, shared: Shared) -> Cell:
-        """Build the cell of this adapter for a site."""
+        """Build this adapter's cell, the trainable module, for one layer.
+
+        site: the layer with its widths; name: of the adapter; shared: what `share` returned.
+        """
         generator = self._generator(site.path, "" if self.init_weights else name)
         cell = shared.build(self.settings(), site, generator=generator)
         if not self.init_weights:

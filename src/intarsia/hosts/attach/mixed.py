@@ -14,8 +14,10 @@ BASE = "__base__"  # no adapter
 def check_names(
     names: Sequence[str], available: Collection[str], inputs: Sequence[Tensor], *, training: bool
 ) -> None:
-    """Check that each sample names one adapter of the model, in evaluation.
+    """Check that each sample of a batch names one adapter of the model, in evaluation.
 
+    names: one for each sample; available: names of the adapters; inputs: tensors of the forward, of
+    which the first has a row for each sample; training: the model is in training mode.
     Raises: ConfigError.
     """
     # gradients would reach only the adapters of this batch

@@ -50,6 +50,11 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
     adapter_layer_names = ("intarsia_cells",)
 
     def __init__(self, base_layer: nn.Module, site: Site) -> None:
+        """Wrap a module, without cells so far.
+
+        base_layer: the host's module, whose output cells add to; site: its path, and its input and
+        output widths.
+        """
         super().__init__()
         self.base_layer = base_layer
         self.training = base_layer.training  # not train(), which would reach into the host
@@ -67,7 +72,10 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         return value if plain else super().__getattr__(name)
 
     def add(self, name: str, cell: Cell, site: Site, *, frozen: bool) -> None:
-        """Put a cell in place under an adapter's name."""
+        """Register an adapter's cell, the module that is added, under its name.
+
+        cell: the trainable module; site: its layer and widths; frozen: it is not trained.
+        """
         self.intarsia_cells[name] = cell.train(self.training)
         self.intarsia_sites[name] = (site.position, site.channels)
         self._move_adapter_to_device_of_base_layer(name)
@@ -80,13 +88,17 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
     def _get_base_layer_device_and_dtype(
         self, base_layer: nn.Module
     ) -> tuple[torch.device | None, torch.dtype | None]:
+        """Return the device and type of the module's first floating-point parameter.
+
+        Replaces PEFT's, which knows the modules of its own list only.
+        """
         first = next((p for p in base_layer.parameters() if p.is_floating_point()), None)
         if first is None:
             return super()._get_base_layer_device_and_dtype(base_layer)
         return first.device, first.dtype
 
     def _addition(self, name: str, x: Tensor, y: Tensor) -> Tensor:
-        """Compute what one cell adds.  x, y: input and output of the module."""
+        """Compute what one adapter's module adds.  x, y: input and output of the host's module."""
         position, channels = self.intarsia_sites[name]
         cell = self.intarsia_cells[name]
         if isinstance(cell, Cell) and cell.whole:
@@ -97,7 +109,10 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         return cell(read).to(y.dtype).view_as(y)  # Llama 4's experts give their tokens in one row
 
     def _sole_cell(self) -> Cell | None:
-        """Return the only active cell, if it computes the place by itself: `whole` or `fused`."""
+        """Return the only active cell (added module) if it computes the host's module itself.
+
+        That is for cells that are `whole`, or `fused` with a plain Linear; None otherwise.
+        """
         if self.disable_adapters or self.merged_adapters:
             return None
         active = [n for n in self.active_adapters if n in self.intarsia_cells]
@@ -108,7 +123,11 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         return cell if isinstance(cell, Cell) and cell.whole else None
 
     def _per_sample(self, x: Tensor, y: Tensor, names: Sequence[str]) -> Tensor:
-        """Add to each sample's rows what the cell of its adapter gives."""
+        """Add to each sample's output what the cell (trainable module) of its adapter returns.
+
+        x: input, y: output of the layer, with the samples' rows one after another; names: an
+        adapter for each sample.
+        """
         total = torch.zeros_like(y)
         for name in dict.fromkeys(names):
             if name in self.intarsia_cells:
@@ -122,6 +141,11 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         return y + total
 
     def forward(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
+        """Compute the module's output and add what the active adapters' cells return.
+
+        adapter_names: an adapter for each sample of the batch, None = the active ones for all. The
+        other arguments are the module's own.
+        """
         # merged weights have one adapter for all samples
         if self.merged and (self.disable_adapters or adapter_names is not None):
             self.unmerge()
@@ -163,7 +187,10 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         return (delta.T if isinstance(base, Conv1D) else delta).reshape(base.weight.shape)
 
     def _shift_weight(self, name: str, sign: int, safe: bool) -> None:
-        """Add an adapter's change to the host's weight, or subtract it (sign -1)."""
+        """Add an adapter's change to the host's weight, or subtract it (sign -1).
+
+        safe: refuse weights that are not finite.
+        """
         weight = self.get_base_weight()
         merged = weight + (sign * self.delta(name)).to(weight.dtype)
         if safe and not torch.isfinite(merged).all():
@@ -173,6 +200,10 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add the changes of adapters to the host's weight, in place.
+
+        safe_merge: refuse weights that are not finite; adapter_names: None = the active ones.
+        """
         for name in check_adapters_to_merge(self, adapter_names):
             if name in self.intarsia_cells:
                 self._shift_weight(name, +1, safe_merge)
@@ -201,6 +232,10 @@ class IntarsiaModel(BaseTuner):
     target_module_mapping: dict[str, list[str]] = {}
 
     def _prepare_adapter_config(self, peft_config: IntarsiaConfig, model_config: Any) -> Any:
+        """Fill a config in: the modules to adapt, and method settings that depend on the model.
+
+        model_config: unused, PEFT passes it.
+        """
         layers = peft_config.layers_to_transform
         if peft_config.target_modules is None:
             numbers = [layers] if isinstance(layers, int) else layers
@@ -234,6 +269,7 @@ class IntarsiaModel(BaseTuner):
     def inject_adapter(
         self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
     ) -> None:
+        """Put an adapter into the model as PEFT does, then register our hooks on the model."""
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         self._shared = Shared()  # the cells have it now
         watch(model)
@@ -250,10 +286,16 @@ class IntarsiaModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
+        """Build an adapter's cell for one module, and wrap the module if that was not done before.
+
+        A cell is the trainable module whose output is added.  target: the module, `target_name` in
+        `parent`; current_key: its path; parameter_name: unused, PEFT passes it.
+        """
         site = site_at(self.model, current_key, peft_config.settings().position)
         cell = peft_config.build(site, adapter_name, self._shared)
         if isinstance(cell, Cell):
             cell.check(unwrapped(target))
+        # the first adapter wraps the module, further ones share the wrapper
         if not isinstance(target, IntarsiaLayer):
             target = IntarsiaLayer(target, site)
             target.set_adapter(self.active_adapters)
@@ -275,6 +317,7 @@ class IntarsiaModel(BaseTuner):
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        """Return the key of a weight as it is saved, without the adapter's name."""
         # the stock rule drops the name in the last or second-to-last place only; cells are nested
         if (inside := f".intarsia_cells.{adapter_name}.") in key:
             return key.replace(inside, ".intarsia_cells.", 1)
@@ -283,10 +326,15 @@ class IntarsiaModel(BaseTuner):
     def _replace_module(
         self, parent: nn.Module, child_name: str, new_module: nn.Module, child: Any
     ) -> None:
+        """Put `new_module` in the place of `child`.
+
+        child: unused, PEFT passes it.
+        """
         # used to unload; the stock one wants `.weight` on both sides, which a block has not
         setattr(parent, child_name, new_module)
 
     def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter; if it alone was active, the first of the rest becomes active."""
         was_active = adapter_name in self.active_adapters
         remaining = [n for n in self.peft_config if n != adapter_name]
         active = [n for n in self.active_adapters if n != adapter_name] or remaining[:1]
@@ -299,6 +347,12 @@ class IntarsiaModel(BaseTuner):
     def _enable_peft_forward_hooks(
         self, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any
     ) -> Iterator[None]:
+        """Pass the adapter of each sample to all wrapped modules during one forward.
+
+        adapter_names: one for each sample, None = nothing is passed.  The other arguments are those
+        of the forward.
+        Raises: as `check_names`, for names and inputs that do not fit.
+        """
         if adapter_names is None:
             yield
             return
@@ -326,6 +380,10 @@ class IntarsiaModel(BaseTuner):
     def merge_adapter(
         self, adapter_names: list[str] | None = None, safe_merge: bool = False
     ) -> None:
+        """Merge adapters into the host's weights as PEFT does, after a check that all of them can.
+
+        adapter_names: None = the active ones; safe_merge: refuse weights that are not finite.
+        """
         self._check_deltas(adapter_names)
         super().merge_adapter(adapter_names, safe_merge)
 
@@ -336,6 +394,11 @@ class IntarsiaModel(BaseTuner):
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> nn.Module:
+        """Remove the wrappers, and the hooks on the model; return the plain model.
+
+        merge: add the changes of `adapter_names` (None = the active ones) to the weights before.
+        progressbar, safe_merge: as in PEFT.
+        """
         if merge:
             self._check_deltas(adapter_names)
         super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
@@ -343,7 +406,10 @@ class IntarsiaModel(BaseTuner):
         return self.model
 
     def _check_deltas(self, adapter_names: list[str] | None) -> None:
-        """Check that every cell can merge, before a layer is touched.  Raises: FoldError."""
+        """Check that every added module can merge, before a layer is changed.
+
+        Raises: FoldError.
+        """
         names = self.active_adapters if adapter_names is None else adapter_names
         for module in self.model.modules():
             if isinstance(module, IntarsiaLayer):
@@ -362,6 +428,10 @@ class IntarsiaModel(BaseTuner):
             raise FoldError(subject, got=got, want="a weight of its own", fix=fix)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Convert an adapter's weights to float32 as PEFT does, and the buffers of its cells.
+
+        autocast_adapter_dtype: False = leave all types as they are.
+        """
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         if not autocast_adapter_dtype:
             return

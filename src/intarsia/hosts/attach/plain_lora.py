@@ -74,7 +74,7 @@ def write_plain(model: PeftModel, folder: Path, name: str) -> dict[str, Any] | N
 
 
 def own_config(stored: Mapping[str, Any], left_out: Mapping[str, Any]) -> IntarsiaConfig:
-    """Build the config of what `write_plain` wrote, out of PEFT's file and what that leaves out."""
+    """Build our config of an adapter that `write_plain` wrote, from PEFT's file and `left_out`."""
     method = Lora(int(stored["r"]), float(stored["lora_alpha"]), float(stored["lora_dropout"]))
     options = method_to_dict(method)
     # PEFT's file has rank, scale and places; seed, start and origin stand beside it
@@ -90,7 +90,7 @@ def own_config(stored: Mapping[str, Any], left_out: Mapping[str, Any]) -> Intars
 
 
 def _is_lora_beside_linear(layer: IntarsiaLayer, name: str) -> bool:
-    """Return True if a layer's cell is a LoRA beside a linear layer."""
+    """Return True if a layer's added module is LoRA in parallel to a linear layer."""
     return (
         type(layer.intarsia_cells[name]) is LoraCell
         and isinstance(unwrapped(layer), nn.Linear)
@@ -112,7 +112,7 @@ def ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def plain_config(
     model: nn.Module, stored: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> IntarsiaConfig | None:
-    """Convert PEFT's LoRA to a config of our cells, in the places where its tensors are.
+    """Convert PEFT's LoRA config to one of ours, for the layers that have tensors.
 
     None for what plain LoRA is not: DoRA, ranks by layer, biases, embeddings, PiSSA ...
     """

@@ -34,7 +34,10 @@ class Prompts(nn.Module):
         generator: torch.Generator,
         first: int = 0,
     ) -> None:
-        """Draw the tokens of a shape from U(-bound, bound); `dropout` acts on inserted tokens."""
+        """Draw the tokens of a shape from U(-bound, bound); `dropout` acts on inserted tokens.
+
+        prefix: number of tokens before the prompts; first: number of the first block that has some.
+        """
         super().__init__()
         self.prefix, self.first = prefix, first
         self.tokens = nn.Parameter(torch.empty(*shape))

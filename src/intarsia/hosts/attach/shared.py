@@ -28,7 +28,7 @@ class Shared:
         self._module: nn.Module | None = None
 
     def build(self, method: Method, site: Site, *, generator: torch.Generator) -> Cell:
-        """Build the method's cell for a site."""
+        """Build the method's cell, the trainable module, for one layer."""
         if self._make is None:
             return method.build(site, generator=generator)
         first = self._module is None

@@ -116,7 +116,10 @@ class AdaptByPeft(Change):
     laws: ClassVar[frozenset[str]] = frozenset()  # some of PEFT's methods change outputs at once
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> PeftModel:
-        """Build a PEFT model; one that has adapters of this type gets a further one, inactive."""
+        """Build a PEFT model; one that has adapters of this type gets a further one, inactive.
+
+        plan: what `plan` decided; name: of the adapter.
+        """
         check_name(host, name)
         config, kind = copy.deepcopy(self.config), self._kind
         for setting, value in self._open(base_of(host)).items():
@@ -168,7 +171,7 @@ class AdaptByPeft(Change):
 
 @contextmanager
 def _refused_by_peft(kind: str, settings: object) -> Iterator[None]:
-    """Turn what PEFT refuses into a ConfigError, inside the `with`."""
+    """Raise ConfigError instead of PEFT's own errors, inside the `with`."""
     try:
         yield
     except (ValueError, TypeError, ZeroDivisionError, AssertionError, KeyError) as error:
@@ -178,7 +181,10 @@ def _refused_by_peft(kind: str, settings: object) -> Iterator[None]:
 
 
 def _targets(model: nn.Module, kind: str, paths: list[str]) -> dict[str, Any]:
-    """Return the settings of a config of PEFT that name these places."""
+    """Return the settings of a PEFT config that name these modules.
+
+    kind: name of PEFT's method; paths: of the modules.
+    """
     if kind != "IA3":
         return {"target_modules": exact_targets(model, paths)}
     # it scales what the last layer of an MLP reads, and what others say

@@ -25,7 +25,7 @@ LAYERS = (nn.Linear, nn.Conv2d)
 
 
 def attach_delta(model: nn.Module, delta: SparseDelta, name: str = "default") -> PeftModel:
-    """Attach a delta beside a model's weights as an adapter, in place.
+    """Attach a sparse delta to a model as an adapter, in place; weights stay as they are.
 
     It is then switched, mixed and saved as any. Its heads become the adapter's trained heads. The
     model must be the delta's base, without it.
@@ -71,7 +71,7 @@ def sparse_of(entries: Mapping[str, Entry]) -> Sparse:
 
 
 def put_entries(model: PeftModel, name: str, entries: Mapping[str, Entry]) -> None:
-    """Replace an adapter's cells by sparse ones with these entries."""
+    """Replace an adapter's modules by sparse ones with these entries."""
     config = model.peft_config[name]
     assert isinstance(config, IntarsiaConfig)
     # the config says what the cells are, so that saving and loading find the same sizes
@@ -107,8 +107,10 @@ def cells_of(model: PeftModel, name: str) -> dict[str, SparseCell]:
 
 
 def delta_of(model: nn.Module, name: str | None = None) -> SparseDelta:
-    """Compute the delta that an adapter of linear cells is: all entries it changes, and its heads.
+    """Return an adapter's change as sparse entries of the weights, with its trained heads.
 
+    name: of the adapter, None = the only one.  Its cells (added modules) must be linear in their
+    input.
     Raises: ConfigError for a model without that adapter; FoldError for a cell that is not linear.
     """
     names = list(model.peft_config) if is_adapted(model) else []

@@ -86,7 +86,10 @@ class SparseDelta:
         *,
         heads: Mapping[str, Tensor] | None = None,
     ) -> SparseDelta:
-        """Compute what differs between a model's parameters and their start, tensor by tensor."""
+        """Compute what differs between a model's parameters and their start, tensor by tensor.
+
+        start: parameters by name as they were; heads: trained heads, stored whole.
+        """
         weights = own_parameters(model)
         entries: dict[str, Entry] = {}
         for name, old in start.items():
@@ -101,7 +104,11 @@ class SparseDelta:
     def of(
         cls, entries: Mapping[str, Entry], start: Mapping[str, Tensor], heads: Mapping[str, Tensor]
     ) -> SparseDelta:
-        """Build the delta with these entries, of a base with these weights."""
+        """Build the delta with these entries, of a base with these weights.
+
+        entries: parameter -> (flat places, values); start: weights of the base by name; heads:
+        stored whole.
+        """
         shapes = {name: tuple(old.shape) for name, old in start.items()}
         return cls(entries, shapes, samples(start), heads)._without_zeros()
 
@@ -143,7 +150,7 @@ class SparseDelta:
 
     @contextmanager
     def applied(self, model: nn.Module, *, check: bool = True) -> Iterator[None]:
-        """Apply the delta inside the `with`; afterwards what it touched has the bits it had.
+        """Apply the delta inside the `with`; afterwards all changed weights have their old bits.
 
         What has been trained meanwhile keeps its change: so each batch of a training on several
         sources can be learned with the delta of its source in place.
@@ -162,8 +169,9 @@ class SparseDelta:
 
     @torch.no_grad()
     def _add_entries(self, weights: Mapping[str, nn.Parameter]) -> list[Touched]:
-        """Add the entries, rounding once, and set the heads; returns old and new values by
-        place.
+        """Add the entries to the weights, rounding once, and set the heads, in place.
+
+        weights: by name.  Returns for each parameter (parameter, places, old values, new values).
         """
         changes: list[tuple[str, Any, Tensor]] = [(n, i, v) for n, (i, v) in self.entries.items()]
         # heads are set as a whole
@@ -188,6 +196,7 @@ class SparseDelta:
     ) -> dict[str, nn.Parameter]:
         """Return the model's parameters, after it was checked that all of the delta fits.
 
+        check: compare with a few stored weights of the base, too.
         applied: entries that are expected to be in the model already.
         """
         weights = own_parameters(model)
@@ -217,7 +226,7 @@ class SparseDelta:
     def _check_base(
         self, weights: Mapping[str, nn.Parameter], applied: Mapping[str, Entry]
     ) -> None:
-        """Check that most of the samples are those of the base.
+        """Check that most of the stored sample weights are equal to the model's.
 
         Most, since other deltas may be in the model already; weights that are zero say nothing.
         applied: entries that are expected to be in the model.  Raises: CheckpointError.
@@ -248,6 +257,10 @@ class SparseDelta:
             )
 
     def __add__(self, other: SparseDelta) -> SparseDelta:
+        """Return the sum of two changes of one base model; entries that become 0 are left out.
+
+        Raises: ConfigError for deltas of two bases, or with different heads of one name.
+        """
         # samples of the bases are compared bit by bit: a sum of deltas of two bases fits neither
         for name in self.base.keys() & other.base.keys():
             if self.base[name] != other.base[name]:

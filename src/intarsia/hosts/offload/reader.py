@@ -14,6 +14,10 @@ class PendingRead:
     __slots__ = ("_arguments", "_begun", "_ended", "_error", "_job", "_size")
 
     def __init__(self, job: Callable[..., int], arguments: tuple[Any, ...]) -> None:
+        """Prepare a read that has not begun.
+
+        job: is called with `arguments`, and returns bytes read.
+        """
         self._job, self._arguments = job, arguments
         self._size, self._error = 0, None
         # held from the begin of the read, and until its end: cheaper than an Event for each

@@ -111,7 +111,7 @@ def _has_newer_weights(folder: Path, reference: Path) -> bool:
 
 
 def residency(model: nn.Module) -> Residency:
-    """Return what an offloaded model found in its slots and what it read, since it was opened.
+    """Return how often experts were in memory, and what was read, since the model was opened.
 
     Raises: ConfigError for another model.
     """
@@ -128,7 +128,11 @@ def slots_of(model: nn.Module) -> Slots:
 
 
 def slot_count(slots: int | str | float, store: ExpertStore) -> int:
-    """Convert a number of slots, a size or a share to a number.  Raises: ConfigError."""
+    """Convert a number of slots, a size or a share to a number.  Raises: ConfigError.
+
+    slots: a number, a share of all experts (a float up to 1) or a size, as "4GB"; store: their
+    files.
+    """
     experts = sum(len(layer["sha256"]) for layer in store.layers)
     want = f"2 ... {experts} experts of {store.bytes} bytes each"
     fix = f"For example: slots={max(2, experts // 4)}, or {_size_text(2 * stride(store.bytes))!r}."
@@ -164,6 +168,11 @@ class _Foreseeing:
         self.cache, self.predictor = cache, predictor
 
     def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Tell the cache which experts the tokens of this forward will probably need.
+
+        args, kwargs: of the model's forward, which has token ids or, without a prediction,
+        embeddings.
+        """
         ids = args[0] if args else kwargs.get("input_ids")
         if isinstance(ids, Tensor) and not ids.is_floating_point():
             self.cache.policy.foresee(self.predictor.chances(ids.flatten()))
@@ -212,6 +221,10 @@ class _ExpertsOnMeta(TorchFunctionMode):
         self.experts = experts
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Create stacked weights of all experts on the meta device, and anything else as usual.
+
+        func, types, args, kwargs: as torch passes them to a mode for each call.
+        """
         kwargs = kwargs or {}
         shape = args[0] if args and isinstance(args[0], tuple | list | torch.Size) else args
         if func in (torch.empty, torch.zeros) and len(shape) in (2, 3) and shape[0] == self.experts:
@@ -274,8 +287,9 @@ def _settings(folder: Path) -> Any:
 
 
 def _attach(model: Any, store: ExpertStore, slots: Slots) -> None:
-    """Put views in the place of the stacked weights, and set the function that reads through
-    them.
+    """Replace the stacked weights by views of the slots, and register the function that reads them.
+
+    store: files of the experts; slots: memory of those that are resident.
     """
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 

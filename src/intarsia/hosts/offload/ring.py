@@ -87,6 +87,7 @@ def ring_offload(
         fix = "Choose a new folder."
         raise ConfigError(f"folder {folder}", got="something there", want="nothing", fix=fix)
     model_blocks = blocks(model)
+    # a place in memory holds any block, so all need equal shapes
     shapes = [{n: (t.shape, t.dtype) for n, t in b.state_dict().items()} for _, b in model_blocks]
     if not model_blocks or any(s != shapes[0] for s in shapes):
         got, fix = (
@@ -104,6 +105,7 @@ def ring_offload(
             seal_file(file)
     ring = Ring([block for _, block in model_blocks], Path(folder), slots, read)
     model.__dict__[RING] = ring
+    # the thread ends with the model
     weakref.finalize(model, ring.close)
     return model.eval().requires_grad_(False)
 
@@ -126,6 +128,11 @@ class Ring:
     """
 
     def __init__(self, model_blocks: list[nn.Module], folder: Path, slots: int, read: Read) -> None:
+        """Allocate the places, give up the blocks' own memory, and start the thread that reads.
+
+        model_blocks: of equal shapes; folder: with a file for each block; slots: number of places;
+        read: reads a block's file into tensors.
+        """
         self.blocks, self.folder, self.read = model_blocks, folder, read
         first = model_blocks[0].state_dict()
         self.places = [{n: torch.empty_like(t) for n, t in first.items()} for _ in range(slots)]
@@ -155,7 +162,7 @@ class Ring:
         self.todo.put(None)
 
     def _load(self) -> None:
-        """Read blocks into their places, as they are queued, until None comes."""
+        """Read blocks into memory in the order in which they are queued, until None comes."""
         while (task := self.todo.get()) is not None:
             block, place = task
             try:
@@ -213,9 +220,7 @@ class Ring:
         return wait
 
     def _freeing_hook(self, number: int) -> Any:
-        """Return the hook that frees a block's place, and queues the read of the next one for
-        it.
-        """
+        """Return the hook that frees a block's memory and queues the read of the next block."""
 
         def free(block: nn.Module, *_: Any) -> None:
             """Take the block's weights away, and queue the read of the block that gets its

@@ -36,6 +36,11 @@ class Slots:
     """
 
     def __init__(self, store: ExpertStore, cache: Cache) -> None:
+        """Allocate memory for `cache.slots` experts, and start the thread that reads.
+
+        store: file of all experts; cache: decides which experts stay.
+        Raises: ConfigError if there is not enough memory.
+        """
         self.store, self.cache = store, cache
         try:
             self.arena = torch.empty(cache.slots, stride(store.bytes), dtype=torch.uint8)
@@ -69,6 +74,8 @@ class Slots:
     def expert(self, layer: int, number: int) -> dict[str, Tensor]:
         """Return an expert's tensors, which stay in their slot until another expert is
         requested.
+
+        layer, number: of the expert.
         """
         key = layer, number
         if self.in_use != key:
@@ -112,14 +119,20 @@ class Slots:
             self.in_use = None
 
     def _skip_to(self, key: Key) -> None:
-        """Drop the experts expected before this one; a model may leave out what it announced."""
+        """Drop announced experts up to this one: a model need not compute all that it announced.
+
+        key: (layer, expert).
+        """
         if self.taken and self.taken[0][0] != key:
             self.let_go()
         while not self.taken and self.coming and self.coming.popleft() != key:
             pass
 
     def _pin_expert(self, key: Key) -> None:
-        """Pin an expert; if it is not in, a thread begins to read it."""
+        """Keep an expert in its slot until it was used; start to read it if it is not in memory.
+
+        key: (layer, expert).
+        """
         entry = self.cache.take(key)
         reading = self.guesses.pop(key, None)
         if reading is not None:
@@ -177,7 +190,10 @@ class Slots:
             self.guess()
 
     def _wait_for(self, key: Key, reading: PendingRead | None) -> None:
-        """Wait until an expert has been read."""
+        """Wait until an expert has been read.
+
+        key: (layer, expert); reading: its read, None = it is in memory.
+        """
         if reading is None:
             return
         started = time.perf_counter()

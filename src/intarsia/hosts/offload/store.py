@@ -43,6 +43,10 @@ class Checkpoint:
     """Safetensors of a folder of save_pretrained, read a tensor or a slice at a time."""
 
     def __init__(self, folder: Path) -> None:
+        """Open the files of a saved model, without reading weights.
+
+        Raises: CheckpointError for a folder without config.json or readable safetensors.
+        """
         self.folder = folder
         want = "a model's folder, of save_pretrained"
         fix = "Give the folder that holds config.json and *.safetensors."
@@ -86,10 +90,9 @@ def _unreadable(folder: Path, got: object) -> CheckpointError:
 
 
 def experts_of(source: Checkpoint) -> dict[str, Callable[[int], dict[str, Tensor]]]:
-    """Return, by the path of each layer's experts, a function: number -> that expert's tensors.
+    """Return path of each layer's experts -> function from an expert's number to its tensors.
 
-    The tensors have the names of fused experts, in the order of the layers.
-    Raises: TargetError for a folder without experts.
+    source: the saved model. The tensors are named and ordered as those of stacked experts.
     """
     readers: dict[str, Callable[[int], dict[str, Tensor]]] = {}
     for key in source.where:
@@ -110,9 +113,16 @@ def experts_of(source: Checkpoint) -> dict[str, Callable[[int], dict[str, Tensor
 def _reader_of_separate(
     source: Checkpoint, path: str, names: tuple[str, str, str]
 ) -> Callable[[int], dict[str, Tensor]]:
-    """Return a function that reads an expert of a checkpoint with separate tensors for each."""
+    """Return a function that reads an expert of a checkpoint with separate tensors for each.
+
+    source: the saved model; path: of the layer's experts; names: of gate, up and down.
+    """
 
     def read(expert: int) -> dict[str, Tensor]:
+        """Read one expert's matrices, and join gate and up to "gate_up_proj", (2 inner, width).
+
+        Raises: CheckpointError for shapes that do not fit each other.
+        """
         gate, up, down = (source.tensor(f"{path}.{expert}.{name}.weight") for name in names)
         if gate.shape != up.shape or gate.dim() != 2:
             got = f"expert {expert} of {path} with {tuple(gate.shape)} and {tuple(up.shape)}"
@@ -189,7 +199,10 @@ def count_of(source: Checkpoint, path: str) -> int:
 def _write(
     file: Path, source: Checkpoint, path: str, read: Callable[[int], dict[str, Tensor]]
 ) -> dict[str, Any]:
-    """Write one layer's records, expert after expert; returns the layer's entry in the index."""
+    """Write one layer's experts to a file, one after another; return its entry in the index.
+
+    source: the saved model; path: of the layer's experts; read: returns the tensors of one.
+    """
     count = count_of(source, path)
     first = {name: t.contiguous() for name, t in read(0).items()}
     if unsupported := {t.dtype for t in first.values()} - NAMES.keys():
@@ -199,6 +212,7 @@ def _write(
         {"name": name, "shape": list(t.shape), "dtype": NAMES[t.dtype]} for name, t in first.items()
     ]
     size = sum(t.nbytes for t in first.values())
+    # records of one size, so that the place of an expert follows from its number
     header = _header(first, count)
     hashes: list[str] = []
     with file.open("wb") as out:
@@ -220,7 +234,10 @@ def _raw_bytes(tensor: Tensor) -> bytes:
 
 
 def _header(first: Mapping[str, Tensor], count: int) -> bytes:
-    """Build the header of safetensors, padded to a page, so that records can be read without it."""
+    """Build the header of safetensors, padded to a page, so that records can be read without it.
+
+    first: tensors of one expert; count: number of experts.
+    """
     entries: dict[str, Any] = {}
     offset = 0
     for expert in range(count):
@@ -262,6 +279,11 @@ class ExpertStore:
     """
 
     def __init__(self, folder: str | Path, check: str = "first") -> None:
+        """Open a folder of packed experts.
+
+        check: when the SHA-256 of a record is compared, at the "first" read, "always" or "never".
+        Raises: CheckpointError for a folder that `intarsia offload` did not write.
+        """
         self.folder, self.check = repaired(folder), check
         try:
             path = self.folder / INDEX
@@ -277,7 +299,10 @@ class ExpertStore:
         self.verified: set[tuple[int, int]] = set()  # (layer, expert) whose SHA-256 was right
 
     def read(self, layer: int, expert: int, into: memoryview) -> int:
-        """Read a record into memory of its size.  Returns its bytes."""
+        """Read a record into memory of its size.  Returns its bytes.
+
+        layer, expert: their numbers; into: memory of one record.
+        """
         entry = self.layers[layer]
         size, offset = int(entry["bytes"]), int(entry["start"]) + expert * int(entry["bytes"])
         done = 0

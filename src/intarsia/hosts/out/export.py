@@ -71,6 +71,7 @@ def export_timm(
         save_for_hf(
             source, str(folder), config, arguments, safe_serialization=True, data_config=pictures
         )
+        # timm builds the model from the files alone, before they get their name
         deviation = _check_reload(source, folder, model, inputs)
     ratio = arguments.get("mlp_ratio")
     widened = "" if ratio is None else f" mlp_ratio={ratio}, {padded} zero units added;"
@@ -207,7 +208,10 @@ def _why_not_built(model: nn.Module, arguments: dict[str, Any]) -> str | None:
 
 
 def _check_reload(source: nn.Module, folder: Path, model: nn.Module, inputs: Inputs | None) -> Any:
-    """Build the model from the files alone and compare weights and outputs."""
+    """Build the model from the files alone and compare weights and outputs.
+
+    source: the model that was written; inputs: to compare outputs on, None = noise.
+    """
     like = next(p for p in source.parameters() if p.is_floating_point())
     try:
         rebuilt = timm.create_model(f"local-dir:{folder}", pretrained=True)

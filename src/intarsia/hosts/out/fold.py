@@ -115,7 +115,10 @@ def fold_whole(
 def _merge_by_peft(
     model: PeftModel, inputs: Inputs | None, tolerance: float | None, report: Report
 ) -> nn.Module:
-    """Merge PEFT's own adapters by PEFT, in a copy, with the same comparison."""
+    """Merge PEFT's own adapters by PEFT, in a copy, with the same comparison.
+
+    inputs: to compare outputs on, None = noise; tolerance: of their relative difference.
+    """
     merged_copy = cast(Any, copy.deepcopy(model).eval())
     try:
         stock: nn.Module = merged_copy.merge_and_unload()
@@ -157,7 +160,10 @@ def _names(model: PeftModel, name: str | None) -> list[str]:
 def _stock_copy(
     host: nn.Module, names: list[str], keep_zeros: bool | None
 ) -> tuple[nn.Module, str]:
-    """Copy the host with plain modules in place of wrapped ones; returns it and what was done."""
+    """Copy the host with plain modules for adapted ones; return it, and what was done in words.
+
+    names: of the adapters to fold; keep_zeros: see `fold`.
+    """
     # what is in the memo is taken, not copied: every module shares one config, wrappers give way
     memo: dict[int, Any] = {}
     if (config := config_of(host)) is not None:
@@ -198,7 +204,11 @@ def _stock_copy(
 def _fold_layer(
     layer: IntarsiaLayer, names: list[str], memo: dict[int, Any], done: dict[str, int]
 ) -> nn.Module:
-    """Build the plain module of a wrapped one, with the cells of these adapters folded in."""
+    """Build the plain module of an adapted layer, with the adapters' changes in its weights.
+
+    names: of the adapters; memo: of copy.deepcopy, shared by the model; done: counts folded
+    modules.
+    """
     for inner, module in walk(layer.base_layer, layer.path):
         # rounded weights have no room for a change that is smaller than their steps
         refuse_quantised("fold", module, inner)
@@ -217,7 +227,10 @@ def _fold_layer(
 
 @torch.no_grad()
 def _keep_zeros(layer: IntarsiaLayer, plain: nn.Module, keep: bool | None) -> None:
-    """Keep the zeros of a sparse weight, or refuse to fill them.  Raises: FoldError."""
+    """Keep the zeros of a sparse weight, or refuse to fill them.  Raises: FoldError.
+
+    plain: the folded module; keep: True = set them to 0 again, False = fill them, None = refuse.
+    """
     new = dict(plain.named_parameters())
     for name, old in layer.base_layer.named_parameters():
         weight = new.get(name)
@@ -246,6 +259,8 @@ def fold_cell(
 ) -> str:
     """Fold one cell into the float64 copy of its module, in place; returns "widened" or "changed".
 
+    plain: the copy; cell: the trained module that adds to its output; position: "parallel" or
+    "sequential"; channels: axis of the features, "last" or "first".
     Both sides are compared on random features before the result counts.
     Raises: FoldError, naming `path`.
     """
@@ -290,7 +305,10 @@ def fold_cell(
 
 
 def _hidden_units(cell: Cell, path: str) -> Units | None:
-    """Return the hidden units that a cell stands for, or None; errors name the module."""
+    """Return the hidden units that a bottleneck adapter adds to an MLP, or None.
+
+    Errors name the module.
+    """
     try:
         return cell.units()
     except FoldError as error:
@@ -298,7 +316,7 @@ def _hidden_units(cell: Cell, path: str) -> Units | None:
 
 
 def _remove_traces(stock: nn.Module) -> None:
-    """Remove what PEFT and the cells' draws leave on a host: a config and hooks."""
+    """Remove what PEFT and random routers leave on a model: a config and hooks."""
     stock.__dict__.pop("peft_config", None)
     for module in stock.modules():
         for kind in ("_forward_pre_hooks", "_forward_hooks"):
@@ -323,7 +341,7 @@ def _whole_ratio(inputs: int, widest: int) -> int:
 
 
 def _describe(stock: nn.Module) -> str:
-    """Write the MLPs' width into a transformers config, or say why save_pretrained will not do."""
+    """Write the MLPs' width into a transformers config, or return why that is impossible."""
     config = config_of(stock)
     widths = {(m.inputs, m.hidden) for m in mlps(stock).values()}
     if config is None or not hasattr(config, "hidden_size") or not widths:
@@ -343,7 +361,10 @@ def _describe(stock: nn.Module) -> str:
 
 
 def _name_classes(stock: nn.Module, origin: Mapping[str, Any]) -> None:
-    """Write the class names that came with the adapter where timm and transformers keep theirs."""
+    """Write the class names that came with an adapter where timm and transformers read them.
+
+    stock: the folded model; origin: the adapter's record.
+    """
     classes: list[str] = list(origin.get("classes") or ())
     timm_config, config = getattr(stock, "pretrained_cfg", None), config_of(stock)
     # timm writes these into its own exports, transformers into config.json

@@ -72,6 +72,7 @@ def export_gguf_adapter(
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
+        # compared before the file gets its name
         _read_back(gguf, scratch, tensors)
     ranks = {len(change.a) for change in changes}
     report(
@@ -130,6 +131,7 @@ def _of_peft(model: PeftModel, name: str) -> Iterator[LowRank]:
 def _tensors(named: GgufNames, changes: list[LowRank]) -> tuple[dict[str, np.ndarray], float]:
     """Return A and B by GGUF's names, and alpha: llama.cpp's scale is alpha / r for all layers.
 
+    named: GGUF's names of the weights; changes: A and B of each layer.
     Where a layer's own scale is another, its B has the rest.
     """
     alpha = changes[0].scale * len(changes[0].a)

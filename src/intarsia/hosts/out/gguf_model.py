@@ -108,6 +108,7 @@ def export_gguf(
         _describe(gguf, writer, named, quant)
         write_vocabulary(writer, vocabulary)
         _write(gguf, writer, named, types, extra)
+        # compared before the file gets its name
         worst = _read_back(gguf, scratch, named, types, vocabulary)
     size = target.stat().st_size / 1e6
     rounded = ", ".join(f"{kind} {100 * share:.2g} %" for kind, share in sorted(worst.items()))
@@ -218,6 +219,7 @@ def _head_dim(config: Any) -> int:
 def _tensor_types(gguf: Any, named: GgufNames, quant: str) -> dict[str, Any]:
     """Return the type in which each tensor is stored, by GGUF's name.
 
+    gguf: the package; named: the model, with GGUF's names; quant: as in `export_gguf`.
     Raises: ConfigError for rows that cannot be cut into blocks.
     """
     kinds = gguf.GGMLQuantizationType
@@ -235,7 +237,11 @@ def _tensor_types(gguf: Any, named: GgufNames, quant: str) -> dict[str, Any]:
 
 
 def _describe(gguf: Any, writer: Any, named: GgufNames, quant: str) -> None:
-    """Add the settings that llama.cpp reads of the architecture."""
+    """Add the settings that llama.cpp reads of the architecture.
+
+    gguf: the package; writer: of the file; named: the model, with GGUF's names; quant: as in
+    `export_gguf`.
+    """
     config, rope = named.model.config, named.model.config.rope_parameters
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(Path(config.name_or_path).name)  # by "phi-3" llama.cpp knows that tokenizer
@@ -299,7 +305,11 @@ def _frequencies(named: GgufNames) -> dict[str, Tensor]:
 def _write(
     gguf: Any, writer: Any, named: GgufNames, types: dict[str, Any], extra: dict[str, Tensor]
 ) -> None:
-    """Write header and tensors, one after the other, so that one at a time is in memory."""
+    """Write header and tensors, one after the other, so that one at a time is in memory.
+
+    writer: of the file; named: the model, with GGUF's names; types: of each tensor; extra: tensors
+    that are not the model's.
+    """
     exact = gguf.GGMLQuantizationType.F32
     state = named.model.state_dict()
     shapes = {name: tuple(state[path].shape) for path, name in named.names.items()}
@@ -331,6 +341,7 @@ def _read_back(
 ) -> dict[str, float]:
     """Return the largest rounding error of a tensor for each type.
 
+    named: the model, with GGUF's names; types: in which its tensors were stored.
     Raises: ExportError for a tensor or a vocabulary that is not the model's.
     """
     reader = gguf.GGUFReader(file)

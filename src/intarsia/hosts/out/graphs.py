@@ -226,12 +226,16 @@ def _runtime(path: Path) -> Callable[[Tensor], Tensor]:
 def _largest_difference(
     wrapped: nn.Module, exported: Callable[[Tensor], Tensor], batch: Tensor
 ) -> Difference:
-    """Return the largest difference of outputs for the batch, twice the batch, and one image."""
+    """Return the largest difference of outputs for the batch, twice the batch, and one image.
+
+    wrapped: the model; exported: the graph, as a function; batch: (B, C, H, W).
+    """
     differences: list[Difference] = []
     # a graph may have the traced batch size in it: three sizes show that
     for images in (batch, torch.cat([batch, batch.flip(0)]), batch[:1]):
         with torch.no_grad():
             got = exported(images).detach()
+        # each size against the model itself, not against another size
         differences.append(difference([got], outputs(wrapped, images)))
     # NaN is the worst of all, and compares as nothing
     return max(differences, key=lambda d: (d.relative != d.relative, d.relative))

@@ -119,9 +119,11 @@ def _session(path: Path) -> Any:
 def _comparison_line(
     plain: Path, small: Path, images: Tensor, labels: Tensor | None, most_lost: float
 ) -> str:
-    """Compare accuracy and time of two graphs, as a line of the report.
+    """Compare accuracy and time of a graph and its quantised form; return a line of the report.
 
-    Raises: ExportError where the second is wrong for more pictures than it may.
+    plain, small: files of the graphs; images, labels: to be classified, without labels the first
+    one's classes are the truth; most_lost: accuracy that may be lost, as a share.
+    Raises: ExportError if more is lost.
     """
     sessions = _session(plain), _session(small)
     # both graphs on the same pictures, in the same batches
@@ -136,6 +138,7 @@ def _comparison_line(
         fix = "Give more calibration pictures, or export it in float32."
         want = f"at most {100 * most_lost:g} points less"
         raise ExportError("export_onnx_int8", got=got, want=want, fix=fix)
+    # one picture, as a program that waits for it would send
     slow, fast = _milliseconds(sessions, images[:1])
     agreement = _accuracy(second, first.argmax(1) if truth.dim() == 1 else (first > 0).to(truth))
     note = "" if fast < slow else " The float32 file is faster here."
@@ -159,7 +162,10 @@ def _accuracy(logits: Tensor, truth: Tensor) -> float:
 
 
 def _milliseconds(sessions: Sequence[Any], image: Tensor) -> list[float]:
-    """Return the median time of each on one picture, in turns."""
+    """Return the median time of each on one picture, in turns.
+
+    sessions: of onnxruntime; image: (1, C, H, W).
+    """
     spent: list[list[float]] = [[] for _ in sessions]
     for repeat in range(REPEATS + 1):
         # by turns, so that other work on the machine hits both alike

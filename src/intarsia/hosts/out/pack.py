@@ -106,7 +106,10 @@ class CodeHead(Change):
     laws: ClassVar[frozenset[str]] = frozenset({"shape"})
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Replace the linear heads by coded ones with the same weights."""
+        """Replace the linear heads by coded ones with the same weights.
+
+        plan: unused; name: unused, an adapter would need it.
+        """
         heads = [p for p in find_heads(host) if isinstance(host.get_submodule(p), nn.Linear)]
         if not heads:
             got, want = "no linear classifier", "one, such as a timm model's head"
@@ -288,8 +291,9 @@ def _head_entries(model: PeftModel, name: str, coded: Gaussian | None) -> Iterat
 
 
 def _crc(identity: object, head: str | None, raw: Tensor) -> str:
-    """Compute a checksum of settings and bytes: a file of a few hundred bytes has no room for
-    SHA-256.
+    """Compute a checksum of settings and bytes, since SHA-256 is too long for a few hundred bytes.
+
+    identity: settings; head: of the file, before the sum; raw: the bytes.
     """
     settings = json.dumps([identity, head], sort_keys=True)
     return f"{zlib.crc32(raw.numpy().tobytes(), zlib.crc32(settings.encode())):08x}"

@@ -93,7 +93,7 @@ def exact(module: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module
 
 
 def widen(module: nn.Module, units: Units, path: str) -> None:
-    """Append hidden units to the MLP they stand beside, in place.
+    """Append the hidden units of a parallel bottleneck to an MLP, in place.
 
     fc1' = [fc1; rows], b1' = [b1; bias], fc2' = [fc2 | columns], b2' = b2 + shift.
     Raises: FoldError if the module is no plain MLP, or of another activation or width.
@@ -115,6 +115,7 @@ def widen(module: nn.Module, units: Units, path: str) -> None:
         raise FoldError(
             subject, got=got, want=f"the MLP's {mlp_sizes[0]} -> {mlp_sizes[1]}", fix=KEEP
         )
+    # sizes and activation agree: the cell's hidden units become the MLP's
     append_units(mlp, units.rows, units.bias, units.columns, path)
     add_bias(mlp.fc2, units.shift, f"{path}.fc2")
 

@@ -160,6 +160,8 @@ def _read_object(path: Path) -> dict[str, Any]:
 def _packed_folder(old: Path, new: Path) -> Path:
     """Convert a folder to "pack-quantized", by way of the model, whose blocks decide what is
     packed.
+
+    old: the folder; new: where the converted one is written.
     """
     import transformers
 

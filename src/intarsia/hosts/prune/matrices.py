@@ -88,8 +88,10 @@ def of_experts(block: nn.Module) -> Iterator[tuple[str, Matrix]]:
 
 @contextmanager
 def seeing(layers: Mapping[str, Matrix], needs: Collection[str]) -> Iterator[Observed]:
-    """Collect statistics of the layers' inputs in every forward inside the `with`, as
-    `observing`.
+    """Collect statistics of the layers' inputs in every forward inside the `with`.
+
+    needs: which statistics, as "hessian".  As `observing`, and for matrices of stacked experts,
+    too.
     """
     # layers are observed by hooks; experts in a stack have no module of their own to hook
     plain = {name: m.owner for name, m in layers.items() if m.index is None}
@@ -111,7 +113,10 @@ def seeing(layers: Mapping[str, Matrix], needs: Collection[str]) -> Iterator[Obs
 
 @contextmanager
 def _counting_mixture(owner: Any, count: Any) -> Iterator[None]:
-    """Report the rows of `StackedExperts` and their (token, expert) pairs to `count`."""
+    """Call `count` in each forward of a mixture, with rows, and the token and expert of each pair.
+
+    owner: a `StackedExperts`, whose `mix` is replaced inside the `with`.
+    """
     original = owner.mix
 
     def mix(x: Tensor, routing: Routing) -> Tensor:
@@ -127,8 +132,9 @@ def _counting_mixture(owner: Any, count: Any) -> Iterator[None]:
 
 @contextmanager
 def _counting_fused(owner: nn.Module, count: Any) -> Iterator[None]:
-    """Report the rows and choices of transformers' experts to `count`; choices are (T, k), E =
-    none.
+    """Call `count` in each forward of transformers' experts, with the rows and their choices.
+
+    owner: the experts. Choices are (T, k), the number E = no expert.
     """
 
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -155,8 +161,10 @@ def _count(
     token: Tensor,
     expert: Tensor,
 ) -> None:
-    """Add what each expert's matrices read to the statistics.  x: (T, d); token, expert: (N,),
-    pairs.
+    """Add the inputs of each expert's matrices to their statistics.
+
+    observed: the statistics; needs: which are collected; owner: the module of the experts; names:
+    (matrix, expert) -> its name; x: (T, d); token, expert: (N,), a pair each.
     """
     # padding is routed like any token, and must not count
     if observed.mask is not None and observed.mask.numel() == len(x):
@@ -181,7 +189,10 @@ def _count(
 
 
 def _hidden(owner: Any, rows: Tensor, expert: int) -> Tensor:
-    """Compute the input of an expert's second matrix.  (N, d) -> (N, h)."""
+    """Compute the input of an expert's second matrix.  rows: (N, d) -> (N, h).
+
+    owner: the module of all experts; expert: its number.
+    """
     if isinstance(owner, StackedExperts):
         return owner.hidden(rows, torch.full((len(rows),), expert, device=rows.device))
     name = "gate_up_proj" if owner.has_gate else "up_proj"

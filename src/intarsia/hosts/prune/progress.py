@@ -68,6 +68,12 @@ class Kept:
         resume: bool = False,
         report: Callable[[str], None] | None = None,
     ) -> None:
+        """Open the record of the blocks that were pruned so far, or start one.
+
+        out: its folder, None = nothing is written; identity: settings, equal to those recorded;
+        resume: go on with the blocks of `out`; report: is called with a line for each block.
+        Raises: ConfigError for a folder in use without `resume`; CheckpointError for damaged files.
+        """
         self.out, self.identity, self.report = out, dict(identity), report
         self.blocks: list[dict[str, Any]] = []
         self.noted: list[tuple[Stop, Mapping[str, torch.Tensor] | Path]] = []
@@ -100,16 +106,19 @@ class Kept:
     def with_beside(
         self, tensors_of: Callable[[Stop], Tensors], on_resume: Callable[[Stop, Tensors], None]
     ) -> Kept:
-        """Save further tensors of each block beside its weights; returns self.
+        """Save further tensors of each block with its weights; return self.
 
         tensors_of: returns the tensors of a finished block, by name; on_resume: is called with them
-        when a walk goes on.
+        when an interrupted run is resumed.
         """
         self.tensors_of, self.on_resume = tensors_of, on_resume
         return self
 
     def note(self, stop: Stop) -> None:
-        """Save a block's weights before they are edited: on disk, if there is a folder."""
+        """Save a block's weights before they are edited, to undo it: in a file, or in memory.
+
+        stop: the block and its layers.
+        """
         weights = {path: m.stored for path, m in stop.layers.items()}
         backup: Mapping[str, torch.Tensor] | Path = weights
         if self.out is None:
@@ -140,8 +149,10 @@ class Kept:
                     backup.unlink(missing_ok=True)
 
     def restored(self, stops: Sequence[Stop], flow: Flow) -> list[dict[str, Any]]:
-        """Put the finished blocks' weights into the model, and their hidden states into the
-        flow.
+        """Load the weights and hidden states of the blocks that an earlier run has finished.
+
+        stops: all blocks; flow: gets the hidden states behind the last finished block.
+        Returns the records of the finished blocks.
         """
         self.total = len(stops)
         done = zip(self.blocks, stops, strict=False)
@@ -167,7 +178,11 @@ class Kept:
     def finished(
         self, stop: Stop, rows: list[dict[str, Any]], flow: Flow, figures: Mapping[str, Any]
     ) -> None:
-        """Record a finished block, write it, and report it.  figures: error and seconds."""
+        """Record a finished block, write its weights, and report it.
+
+        stop: the block and its layers; rows: of the table; flow: the hidden states behind the
+        block; figures: error and seconds.
+        """
         number = len(self.blocks)
         block: dict[str, Any] = {"block": stop.path, **figures, "layers": rows, "sha256": ""}
         if self.out is not None:
@@ -213,7 +228,10 @@ class Kept:
         return sha256(self.out / name)
 
     def _read(self, name: str, digest: str) -> dict[str, torch.Tensor]:
-        """Read a file of the walk.  Raises: CheckpointError for other bytes than were written."""
+        """Read a file of the folder.  digest: its SHA-256 when it was written.
+
+        Raises: CheckpointError for a file that has changed since.
+        """
         assert self.out is not None
         path = self.out / name
         try:

@@ -44,7 +44,11 @@ class Keeping(NamedTuple):
     report: Report | None = None
 
     def of(self, method: object, host: nn.Module, seed: int, decided: Mapping[str, Any]) -> Kept:
-        """Open a walk's progress.  decided: what identifies it beside method, seed and model."""
+        """Open the record of a pruning run, block by block, in the folder of these options.
+
+        host: the model, of which a fingerprint is recorded; decided: further settings that a
+        resumed run must share.
+        """
         identity = {
             "method": method_key(method),
             "settings": settings_to_dict(method),
@@ -111,6 +115,7 @@ class Pruner(Change):
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
         """Look up the layers and check the calibration rows; nothing is pruned.
 
+        batches: calibration data; seed: of random draws.
         Raises: TargetError for a model with adapters, without blocks, or layers outside them;
         DataError for no rows where the method reads some, or too few; ShapeError for a pattern that
         does not divide a layer's inputs.
@@ -167,7 +172,10 @@ class LayerPruner(Pruner):
 
 
 def prune_blocks(host: nn.Module, method: Pruner, plan: Calibrated) -> list[dict[str, Any]]:
-    """Prune the blocks of a model with a method; returns a row for each layer."""
+    """Prune the blocks of a model one after another; return a row of the table for each layer.
+
+    method: the pruner; plan: its calibration data, seed and output folder.
+    """
     stops = stops_of(host, method.layers)
     keeping = Keeping(plan.out, plan.resume, plan.report)
     walk = keeping.of(method, host, plan.seed, plan.decided)
@@ -184,7 +192,11 @@ def edit_block(
     layers: Mapping[str, Matrix],
     statistics: Mapping[str, Statistics],
 ) -> list[dict[str, Any]]:
-    """Prune the layers of a block; returns a row of the table for each."""
+    """Prune the layers of one block in place; return a row of the table for each.
+
+    method: the pruner; layers: by path; statistics: of each layer's inputs, by path; path: of the
+    block, unused here.
+    """
     rows: list[dict[str, Any]] = []
     for name, layer in layers.items():
         weight = layer.read()
@@ -213,7 +225,11 @@ def edit_block(
 def _masked_only(
     method: Sparsifier, name: str, part: Partition, weight: Tensor, statistics: Statistics
 ) -> Tensor:
-    """Return the weight with the mask alone: without compensation, or before swaps."""
+    """Return the weight with the mask alone, to compare errors with.
+
+    That is without compensation or, for a method that swaps weights of a `base` mask, that mask.
+    part: the partition that the method chose; statistics: of the layer's inputs.
+    """
     base = method.base if isinstance(method, Pruner) else None
     if base is not None and "hessian" not in base.needs:
         return base.edit(name, weight, statistics, torch.Generator())[1]
@@ -230,6 +246,7 @@ def output_error(weight: Tensor, new: Tensor, statistics: Statistics) -> float:
 def stops_of(host: nn.Module, globs: Sequence[str]) -> list[Stop]:
     """Return the blocks with layers to prune, in order.
 
+    A stop is a block and its layers to prune.  globs: patterns of the layers' paths.
     Raises: TargetError for adapters, no blocks, a glob that matches nothing, and one that matches
     what is outside the blocks.
     """
@@ -273,7 +290,10 @@ def _matrices(block: nn.Module) -> Iterator[tuple[str, Matrix]]:
 
 
 def _check_globs(model: nn.Module, unused: Sequence[str]) -> None:
-    """Refuse globs that match nothing inside the blocks.  Raises: TargetError."""
+    """Refuse globs that match nothing inside the blocks.  Raises: TargetError.
+
+    unused: patterns that matched no layer.
+    """
     for glob in unused:
         outside = [p for p, m in model.named_modules() if p and matches(p, unwrapped(m), glob)]
         got = f"{outside[0]!r}, outside the blocks" if outside else "no layer of that name"
@@ -282,7 +302,10 @@ def _check_globs(model: nn.Module, unused: Sequence[str]) -> None:
 
 
 def _check_widths(stops: Sequence[Stop], pattern: NofM | None) -> None:
-    """Check that a pattern divides each layer's inputs.  Raises: ShapeError."""
+    """Check that a pattern divides each layer's inputs.  Raises: ShapeError.
+
+    stops: blocks with their layers; pattern: n of m weights.
+    """
     m = 1 if pattern is None else pattern.m
     for stop in stops:
         for name, layer in stop.layers.items():
@@ -350,6 +373,7 @@ def sparsify(
         raise ConfigError("method", got=type(method).__name__, want=want, fix=fix)
     if layers is not None:
         method = method.on(layers)
+    # several processes would write the same files
     ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     if out is not None and ranks > 1:
         fix = "Leave `out` out, or prune in one process."
@@ -371,7 +395,10 @@ def sparsify(
 
 
 def bytes_of(stops: Sequence[Stop]) -> dict[str, int]:
-    """Count the bytes of the layers' weights as they are, and as `formats.Bitmask` stores them."""
+    """Count the bytes of the layers' weights as they are, and as `formats.Bitmask` stores them.
+
+    stops: blocks with the pruned layers.
+    """
     dense = packed = 0
     for layer in (m for stop in stops for m in stop.layers.values()):
         weight = layer.read()
@@ -386,6 +413,7 @@ def bytes_of(stops: Sequence[Stop]) -> dict[str, int]:
 def bytes_by_part(model: nn.Module, stops: Sequence[Stop]) -> dict[str, int]:
     """Count the bytes of each part of the model, pruned layers as `formats.Bitmask` stores them.
 
+    stops: blocks with the pruned layers.
     Returns "kept values", "bitmasks", "zeros left out", "embeddings and heads", "other": the first
     two and the last two are the file, the middle one what it saves.
     """
@@ -396,6 +424,7 @@ def bytes_by_part(model: nn.Module, stops: Sequence[Stop]) -> dict[str, int]:
         count = int(weight.count_nonzero())
         sizes["kept values"] += count * size
         sizes["zeros left out"] += (weight.numel() - count) * size
+        # a bit for each weight, rows padded to bytes, and 8 bytes for each row's offset
         sizes["bitmasks"] += len(weight) * (-(-weight.shape[1] // 8) + 8)
     inner = {id(p) for _, block in blocks(base_of(model)) for p in block.parameters()}
     rest = [p for p in base_of(model).parameters() if id(p) not in pruned]

@@ -99,6 +99,10 @@ class unfilled(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Create large weights on the meta device, and skip filling them with random numbers.
+
+        func, types, args, kwargs: as torch passes them to a mode for each call.
+        """
         kwargs = kwargs or {}
         # modules allocate by torch.empty and then fill: both are skipped for large weights
         if func is torch.empty:
@@ -197,7 +201,10 @@ def _row_slices(shape: tuple[int, ...]) -> Iterator[slice]:
 def _decode_mapped(
     encoded: Mapping[str, Tensor], shape: tuple[int, ...], dtype: torch.dtype
 ) -> Tensor:
-    """Decode a table of rows into a mapped tensor, block by block."""
+    """Decode a table of rows into a mapped tensor, block by block.
+
+    encoded: the stored tensors; shape: of the table.
+    """
     table, offsets = _nameless_file_tensor(shape, dtype), encoded["row_offsets"].long()
     if len(offsets) != shape[0] + 1 or int(offsets[-1]) != len(encoded["values"]):
         got, fix = f"{len(offsets)} offsets", "Copy the file again."

@@ -151,7 +151,10 @@ class Whole:
         self.model, self.batches, self.hidden = model, batches, list[Tensor]()
 
     def through(self, number: int, observed: Any) -> Tensor | None:
-        """Run all batches, so that the layers of the block are observed."""
+        """Run the whole model on all batches, so that the inputs of a block's layers are observed.
+
+        number: unused, all blocks run; observed: collects statistics, and gets each batch's mask.
+        """
         for batch in self.batches:
             observed.mask = mask_of(batch)
             call(self.model, inputs_of(batch))
@@ -181,7 +184,11 @@ class Chain:
         return out[0] if isinstance(out, tuple) else out
 
     def through(self, number: int, observed: Any) -> Tensor | None:
-        """Run a block, so that its layers are observed; returns the outputs of the first batch."""
+        """Run one block on all batches, so that the inputs of its layers are observed.
+
+        number: of the block; observed: collects statistics, and gets each batch's mask.
+        Returns the outputs of the first batch.
+        """
         first: Tensor | None = None
         for batch, mask in enumerate(self.masks):
             observed.mask = mask
@@ -211,9 +218,11 @@ Flow = Still | Whole | Chain
 
 
 def flow_of(model: nn.Module, stops: Sequence[Stop], batches: Sequence[Any]) -> Flow:
-    """Return a chain if each block is given the very tensor that the one before it returned.
+    """Choose how hidden states reach each block: from the block before, or from the model's inputs.
 
-    Otherwise the whole model is run for each block.
+    Return a `Chain` if each block is given the very tensor that the one before it returned, else
+    `Whole`, which runs the whole model for each block.  stops: the blocks; batches: calibration
+    data.
     """
     if any(block_kind(stop.block) in CONVOLUTIONAL for stop in stops):  # they change the channels
         return Whole(model, batches)
@@ -235,12 +244,18 @@ def flow_of(model: nn.Module, stops: Sequence[Stop], batches: Sequence[Any]) -> 
 
 @contextmanager
 def recorded(stops: Sequence[Stop]) -> Iterator[list[tuple[Tensor, tuple[Any, ...], Any]]]:
-    """Record the arguments of each block inside the `with`; blocks give back their hidden state."""
+    """Record the arguments of each block inside the `with`; blocks return their input unchanged.
+
+    stops: the blocks.  Yields a list that a forward fills.
+    """
     calls: list[tuple[Tensor, tuple[Any, ...], Any]] = []
     tail: list[tuple[Any, ...] | None] = []
 
     def forward(stop: Stop, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Note a block's inputs and return its hidden state as it came."""
+        """Note a block's inputs and return its hidden state as it came.
+
+        stop: the block; original: its own forward, which is called once, for what else it returns.
+        """
         by_keyword = not args
         x = kwargs.pop("hidden_states") if by_keyword else args[0]
         # a block is run more than once: it may not see keys of the run before

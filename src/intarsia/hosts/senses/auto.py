@@ -62,6 +62,11 @@ class SeeingForCausalLM(PreTrainedModel, GenerationMixin, HoldsDecoder):
     _supports_sdpa = True
 
     def __init__(self, config: SeeingConfig, decoder: nn.Module | None = None) -> None:
+        """Build the decoder with its connectors, or take `decoder` as it is.
+
+        config: settings of the decoder and the steps that changed it; decoder: None = without
+        weights.
+        """
         super().__init__(config)
         with torch.device("cpu"):  # transformers makes models without weights, ours draw some
             self.decoder: Any = _build(config) if decoder is None else decoder
@@ -111,7 +116,10 @@ class SeeingForCausalLM(PreTrainedModel, GenerationMixin, HoldsDecoder):
         labels: Tensor | None = None,
         **inputs: Any,
     ) -> Any:
-        """Compute the decoder's outputs."""
+        """Compute the decoder's outputs.
+
+        input_ids, attention_mask, labels: (B, T), rows of the processor.
+        """
         arguments = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
         return self.decoder(**{n: t for n, t in arguments.items() if t is not None}, **inputs)
 

@@ -80,6 +80,10 @@ class Projector(nn.Module):
     """
 
     def __init__(self, width: int, outputs: int, *, generator: torch.Generator) -> None:
+        """Build the norm and draw the two linear layers.
+
+        width: of the input; outputs: of both layers.
+        """
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.inner = draw_linear(width, outputs, generator)
@@ -99,6 +103,7 @@ class Resampler(nn.Module):
     """
 
     def __init__(self, width: int, count: int, *, generator: torch.Generator) -> None:
+        """Draw the queries (count, width) and the projections of the attention."""
         super().__init__()
         # heads of 128 channels, or the nearest number that divides the width
         self.heads = next(h for h in range(max(1, width // 128), 0, -1) if width % h == 0)
@@ -178,6 +183,13 @@ class PlainConnector(Connector):
         grid: bool,
         generator: torch.Generator,
     ) -> None:
+        """Build the projector, and the resampler for by="queries".
+
+        width: of the encoder's vectors; outputs: of the language model's; reads: number of the
+        encoder's vectors; vectors: number of those that the language model reads; by: "mlp", means
+        over neighbours, or "queries"; grid: the encoder's vectors are a square of patches.
+        Raises: ConfigError where means of neighbours cannot make `vectors`.
+        """
         super().__init__(width, outputs)
         self.vectors, self.grid = vectors, grid
         if by == "mlp":
@@ -189,6 +201,11 @@ class PlainConnector(Connector):
         return self.vectors * views
 
     def forward(self, features: Tensor, views: Tensor, asked: AskedTokens | None) -> Vectors:
+        """Compute vectors of pictures or sounds for the language model.
+
+        features: (P, n, width), of P views; views: number of views of each; asked: unused, other
+        connectors read the question.
+        """
         self.check(features)
         x = features.to(self.projector.inner.weight.dtype)
         x = pooled(x, self.vectors, self.grid) if self.resampler is None else self.resampler(x)
@@ -210,9 +227,10 @@ def pooled(x: Tensor, vectors: int, grid: bool) -> Tensor:
 
 
 def check_pooled(reads: int, vectors: int, grid: bool) -> None:
-    """Check that means of neighbours make so many vectors.
+    """Check that averaging neighbours can turn `reads` vectors into `vectors`.
 
-    reads: vectors of the encoder.  grid: they are a square of patches.
+    reads: number that the encoder returns; grid: they are a square of patches, so that `vectors`
+    must be a square number.
     Raises: ConfigError.
     """
     side = math.isqrt(vectors)

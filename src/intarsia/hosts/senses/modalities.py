@@ -109,7 +109,10 @@ class Modalities(Senses):
         return super().plan(host, batches, seed=seed)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Add a connector for each modality."""
+        """Add a connector for each modality.
+
+        plan: what `plan` decided; name: unused, an adapter would need it.
+        """
         check_decoder(host)
         # one generator for both connectors, in the order of the modalities
         generator, outputs = torch.Generator().manual_seed(plan.seed), width_of(host)
@@ -194,6 +197,11 @@ class Sees:
     """
 
     def __call__(self, host: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Replace token ids by embeddings with the pictures' and sounds' vectors at their marks.
+
+        host: the decoder; args, kwargs: of its forward, from which pictures and sounds are removed.
+        Returns the new (args, kwargs).
+        """
         if args:  # by name, in whatever order the host has them
             named = inspect.signature(host.forward).bind_partial(*args).arguments
             args, kwargs = (), named | kwargs
@@ -271,7 +279,11 @@ def _vectors(
     mask: Tensor,
     inputs: Mapping[str, Tensor],
 ) -> Vectors:
-    """Run the connector of a modality on the features of a batch, and check their number."""
+    """Run one modality's connector on the features of a batch, and check the number of vectors.
+
+    connectors: by modality; ids: (B, T); places: (B, T) bool, marks of the modality; embeds: (B, T,
+    d); mask: (B, T), 0 = padding; inputs: features by modality.
+    """
     if modality not in connectors:
         fix = f"Apply Modalities({modality}=...), or leave them out."
         want = f"marks of {', '.join(connectors)} alone"

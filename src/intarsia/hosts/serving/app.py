@@ -45,6 +45,11 @@ class Application:
         limits: Limits | None = None,
         hosts: tuple[str, ...] = LOCAL,
     ) -> None:
+        """Build the routes and the threads that compute answers.
+
+        models: name in requests -> model; limits: on size, time and number of requests, None =
+        defaults; hosts: host names that requests may be addressed to, () = any.
+        """
         self.limits = limits or Limits()
         self.served_models = ServedModels(models)
         self.generations = Generations(models, self.limits)
@@ -75,7 +80,10 @@ class Application:
         self.generations.shutdown()
 
     async def _routed(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer by the routes.  Raises: Refused for one that is not there, or by this method."""
+        """Answer by the routes.  Raises: Refused for one that is not there, or by this method.
+
+        scope, receive, send: of ASGI.
+        """
         scope["app"] = self  # has the router raise its errors, and not answer in plain text
         try:
             await self.router(scope, receive, send)

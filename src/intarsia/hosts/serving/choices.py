@@ -56,7 +56,7 @@ class ChoicesRequest:
     parsed: bool = False
 
     async def increments(self) -> AsyncGenerator[Increment]:
-        """Yield what is new of any choice, choice by choice as it comes.
+        """Yield the new text of any choice as it comes.
 
         Choice i of prompt p has the index p * n + i.
         """
@@ -91,7 +91,10 @@ class ChoicesRequest:
             news.put_nowait(error)
 
     async def _increments(self, index: int, prompt: int) -> AsyncGenerator[Increment]:
-        """Yield the increments of one choice."""
+        """Yield the increments of one choice.
+
+        index: number of the choice; prompt: number of the prompt that it answers.
+        """
         ids, sampling = self.prompts[prompt], self.sampling[index]
         served, record = self.generation.served, current()
         tokenizer: Any = served.tokenizer

@@ -69,7 +69,7 @@ class Connections:
         self.logged, self.unlogged = -1.0, 0  # a flood of such clients is a line a second
 
     def opened(self, transport: Any, address: Address) -> None:
-        """Give a new connection a place and a clock, or 503 if every place is at work."""
+        """Register a new connection and start its clock; answer 503 if no connection gives way."""
         connection = Connection(address, transport)
         if len(self.open) >= self.places and not self._give_way():
             self._end(
@@ -164,6 +164,7 @@ def watched(connections: Connections) -> type[H11Protocol]:
         """A connection of uvicorn."""
 
         def connection_made(self, transport: Any) -> None:
+            """Register a new connection by the address of its client."""
             super().connection_made(transport)
             # without a peer there is nothing to count: sockets of IPv6 have four fields, two are
             # enough

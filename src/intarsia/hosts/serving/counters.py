@@ -20,6 +20,7 @@ class Counters:
     """Counters of one server; nothing is global."""
 
     def __init__(self, served_models: ServedModels) -> None:
+        """Create all counters of one server, in a registry of its own."""
         self.registry = CollectorRegistry()
         options: dict[str, Any] = {"registry": self.registry, "namespace": "intarsia"}
         self.requests = Counter(

@@ -29,6 +29,10 @@ class Completions:
     """Answer of completions and chat completions, which differ in the form of a choice."""
 
     def __init__(self, ask: ChoicesRequest, parameters: Mapping[str, Any], route: str) -> None:
+        """Start an answer: its id, its time and the fields that all its events share.
+
+        ask: the checked request; parameters: the JSON of its body; route: path that was requested.
+        """
         self.ask, self.chat = ask, route != COMPLETIONS
         self.usage = bool((parameters.get("stream_options") or {}).get("include_usage"))
         self.tokenizer: Any = ask.generation.served.tokenizer
@@ -67,7 +71,10 @@ class Completions:
         yield DONE
 
     def _choice(self, index: int, steps: Sequence[Increment]) -> Json:
-        """Return a choice in OpenAI's form, from all of its increments."""
+        """Return a choice in OpenAI's form, from all of its increments.
+
+        index: number of the choice; steps: its increments.
+        """
         parts = [part for step in steps for part in step.parts]
         tokens = [token for step in steps for token in step.tokens]
         text = "".join(p for p in parts if isinstance(p, str) and not isinstance(p, ReasoningText))

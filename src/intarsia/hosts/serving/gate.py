@@ -43,6 +43,12 @@ class RequestGate:
         hosts: tuple[str, ...] = (),
         connections: Connections | None = None,
     ) -> None:
+        """Wrap an ASGI application.
+
+        app: is called with requests that are admitted; limits: on size, time and number of
+        requests; hosts: host names that requests may be addressed to, () = any; connections: None =
+        no limit.
+        """
         self.app, self.limits, self.counters, self.hosts = app, limits, counters, hosts
         self.connections = connections or Connections(0, 0, lambda _: None)
         self.turns = asyncio.Semaphore(limits.at_once)
@@ -66,7 +72,7 @@ class RequestGate:
                 end.set_result(Refused(503, text))
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Carry out a request; whatever goes wrong becomes an answer, a log line and a count."""
+        """Carry out a request of ASGI; every error becomes an answer, a log line and a count."""
         # no lifespan, no web sockets
         if scope["type"] != "http":
             return
@@ -95,7 +101,10 @@ class RequestGate:
     async def _admitted(
         self, scope: Any, receive: Any, answer: _Answer, connection: Connection
     ) -> None:
-        """Read a request, and let the application answer it.  Raises: Refused, ConnectionError."""
+        """Read a request, and let the application answer it.  Raises: Refused, ConnectionError.
+
+        scope, receive: of ASGI; connection: the client's, whose clock is stopped.
+        """
         self._refuse_other_sites(scope)
         # a request that only reads has no body and needs no turn
         if scope["method"] in READS:
@@ -113,10 +122,12 @@ class RequestGate:
         await self._carry_out(scope, body, receive, answer)
 
     async def _carry_out(self, scope: Any, body: bytes, receive: Any, answer: _Answer) -> None:
-        """Run the application while its client is there and its time is not over.
+        """Run the application while its client is connected and its time is not over.
 
-        Raises: Refused for what was stopped; ConnectionError where the client has left before its
-        answer was whole.
+        scope: of ASGI; body: the whole request; receive: of ASGI, tells when the client leaves;
+        answer: sends.
+        Raises: Refused for what was stopped; ConnectionError where the client has left before an
+        answer.
         """
         # the body was read: the application gets it once, then it hears of the end alone
         messages = iter([{"type": "http.request", "body": body, "more_body": False}])
@@ -149,7 +160,10 @@ class RequestGate:
 
     @contextmanager
     def _stoppable(self, answer: _Answer, receive: Any) -> Iterator[asyncio.Future[Any]]:
-        """Yield a future that ends with the reason to stop: an error, or None for a client gone."""
+        """Yield a future that ends with the reason to stop: an error, or None for a client gone.
+
+        answer: to the request; receive: of ASGI, tells when the client leaves.
+        """
         loop = asyncio.get_running_loop()
         end: asyncio.Future[Refused | None] = loop.create_future()
 
@@ -180,7 +194,10 @@ class RequestGate:
             raise Refused(429, text, code="rate_limit_exceeded")
 
     async def _in_turn(self, scope: Any, receive: Any, send: Any) -> None:
-        """Wait for a turn, then run the application."""
+        """Wait for a turn, then run the application.
+
+        scope, receive, send: of ASGI.
+        """
         self._has_room()  # others may have come in while this one was read
         self.waiting += 1
         try:
@@ -197,6 +214,7 @@ class RequestGate:
     async def _read(self, scope: Any, receive: Callable[..., Any]) -> bytes:
         """Return the whole body.  Raises: Refused, 413; ConnectionError if it ends before.
 
+        scope, receive: of ASGI.
         Of one that is too large, some is read off: a connection that is closed with bytes unread is
         reset, and its client then may not see the answer.
         """

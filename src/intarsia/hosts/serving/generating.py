@@ -61,6 +61,7 @@ class Generation:
     async def tokens(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[NewToken]:
         """Yield the tokens of an answer; one that is closed before its end is given up.
 
+        ids: tokens of the prompt; sampling: settings of the request.
         Raises: Refused, 503, where the model has died of an error.
         """
         if not self.alive():
@@ -95,7 +96,10 @@ class Generation:
         return self.batch
 
     async def _by_itself(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[NewToken]:
-        """Yield the tokens of a request that runs alone, on the shared thread."""
+        """Yield the tokens of a request that runs alone, on the shared thread.
+
+        ids: tokens of the prompt; sampling: settings of the request.
+        """
         loop, tokens = asyncio.get_running_loop(), asyncio.Queue[NewToken | None]()
         client_gone = threading.Event()
 
@@ -125,7 +129,11 @@ class Generation:
         send: Callable[[NewToken], None],
         client_gone: threading.Event,
     ) -> None:
-        """Run one request through `generate`.  send: is called with each token, on this thread."""
+        """Run one request through `generate`.  send: is called with each token, on this thread.
+
+        ids: tokens of the prompt; sampling: settings; client_gone: is set when nobody waits any
+        more.
+        """
         if client_gone.is_set():
             return
         model = self.served.model

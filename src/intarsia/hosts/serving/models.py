@@ -117,7 +117,10 @@ def _trunk(
     dtype: str,
     progress: Report,
 ) -> ServedModel:
-    """Open one language model, with its experts in slots if `slots` or its folder says so."""
+    """Open one language model, with offloaded experts if `slots` or its folder asks for them.
+
+    source: a folder or Hub name; slots: experts in memory; policy: which of them stay.
+    """
     folder, expert_slots = Path(source), None
     if slots is None and (folder / INDEX).is_file():
         progress("all experts stay in memory; --slots 0.25 would keep a quarter of them")
@@ -130,6 +133,7 @@ def _trunk(
         model, tokenizer = open_language_model(source, dtype=dtype, progress=progress)
     else:
         model = offload(source, slots=slots, policy=policy, progress=progress)
+        # the slots are an attribute of the module that has the experts
         expert_slots = next(m.__dict__[SLOTS][0] for m in model.modules() if SLOTS in m.__dict__)
         try:
             check_regular(source)

@@ -47,6 +47,10 @@ class NativeBatch:
     """
 
     def __init__(self, served: ServedModel, limits: Limits) -> None:
+        """Start the thread that computes all requests of a model.
+
+        limits.at_once: requests at a time.
+        """
         self.served, self.slots = served, min(limits.at_once, SLOTS)
         self.waiting, self.running = deque[_SlotRequest](), list[_SlotRequest]()
         self.free = list(range(self.slots))
@@ -60,7 +64,10 @@ class NativeBatch:
         return not self.failed
 
     async def tokens(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[NewToken]:
-        """Yield the tokens of a request; one that is closed before its end is given up."""
+        """Yield the tokens of a request; one that is closed before its end is given up.
+
+        ids: tokens of the prompt; sampling: settings of the request.
+        """
         loop, news = asyncio.get_running_loop(), asyncio.Queue[Any]()
         config = sampling.config
         request = _SlotRequest(
@@ -160,7 +167,10 @@ class NativeBatch:
         self.free.append(request.slot)
 
     def _send(self, request: _SlotRequest, item: Any) -> None:
-        """Send a token, an end or an error to the loop, which may be closed by now."""
+        """Send a token, an end or an error to the request's event loop, which may be closed by now.
+
+        item: what is sent.
+        """
         try:
             request.send(item)
         except RuntimeError:

@@ -51,7 +51,7 @@ def text(name: str, value: Any, limits: Limits) -> None:
 
 
 def number(low: float, high: float) -> Check:
-    """Return the check of a number in a range; whole ones count, booleans do not."""
+    """Return the check of a number in low ... high; whole ones count, booleans do not."""
 
     def check(name: str, value: Any, limits: Limits) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -62,7 +62,10 @@ def number(low: float, high: float) -> Check:
 
 
 def integer(low: int, high: int | Callable[[Limits], int]) -> Check:
-    """Return the check of a whole number in a range."""
+    """Return the check of a whole number in low ... high.
+
+    high: may be a function of the limits.
+    """
 
     def check(name: str, value: Any, limits: Limits) -> None:
         if isinstance(value, bool) or not isinstance(value, int):
@@ -85,7 +88,10 @@ def only(*values: object) -> Check:
 
 
 def stops(name: str, value: Any, limits: Limits) -> None:
-    """Check for a text, or a few.  Raises: Refused."""
+    """Check stop texts: one, or a list of a few.  Raises: Refused.
+
+    name: of the parameter; value: from the request; limits: unused, other checks need them.
+    """
     words = [value] if isinstance(value, str) else value
     if not isinstance(words, list) or not all(isinstance(w, str) for w in words):
         raise invalid_type(name, "a string or an array of strings", value)
@@ -97,7 +103,10 @@ def stops(name: str, value: Any, limits: Limits) -> None:
 
 
 def bias(name: str, value: Any, limits: Limits) -> None:
-    """Check for {"token id": number from -100 to 100}.  Raises: Refused."""
+    """Check biases of logits: {"token id": number from -100 to 100}.  Raises: Refused.
+
+    name: of the parameter; value: from the request; limits: unused, other checks need them.
+    """
     if not isinstance(value, dict):
         raise invalid_type(name, "an object", value)
     for key, amount in value.items():
@@ -109,7 +118,10 @@ def bias(name: str, value: Any, limits: Limits) -> None:
 
 
 def stream_options(name: str, value: Any, limits: Limits) -> None:
-    """Check for the switches that a stream has.  Raises: Refused."""
+    """Check the options of a stream, an object of two switches.  Raises: Refused.
+
+    name: of the parameter; value: from the request; limits: unused, other checks need them.
+    """
     if not isinstance(value, dict):
         raise invalid_type(name, "an object", value)
     for key, flag in value.items():
@@ -119,7 +131,10 @@ def stream_options(name: str, value: Any, limits: Limits) -> None:
 
 
 def tools(name: str, value: Any, limits: Limits) -> None:
-    """Check for a list of functions.  Raises: Refused."""
+    """Check a list of functions that the model may call.  Raises: Refused.
+
+    name: of the parameter; value: from the request; limits: unused, other checks need them.
+    """
     if not isinstance(value, list):
         raise invalid_type(name, "an array of objects", value)
     for number, tool in enumerate(value):
@@ -136,7 +151,11 @@ def tools(name: str, value: Any, limits: Limits) -> None:
 
 
 def template(name: str, value: Any, limits: Limits) -> None:
-    """Check for values that replace nothing of the template's call.  Raises: Refused."""
+    """Check arguments of the chat template, which may not replace those that the server passes.
+
+    name: of the parameter; value: from the request; limits: unused, other checks need them.
+    Raises: Refused.
+    """
     if not isinstance(value, dict):
         raise invalid_type(name, "an object", value)
     if reserved := sorted(TEMPLATE & value.keys()):
@@ -144,7 +163,10 @@ def template(name: str, value: Any, limits: Limits) -> None:
 
 
 def _between(name: str, value: float, low: float, high: float, kind: str) -> None:
-    """Check a number's range, in OpenAI's words.  Raises: Refused."""
+    """Check that a number lies in low ... high, with a message in OpenAI's words.  Raises: Refused.
+
+    kind: what the number is called there.
+    """
     if value != value:  # no JSON, but Python's parser takes NaN
         raise invalid_type(name, f"a {kind}", value)
     for outside, word, comparison, bound in (
@@ -267,6 +289,7 @@ def names(route: str) -> Collection[str]:
 def checked(body: Mapping[str, Any], route: str, limits: Limits) -> dict[str, Any]:
     """Return a request's parameters without those that are null, which means their default.
 
+    body: of the request, as JSON; route: its path; limits: on numbers.
     Raises: Refused for a name that the route does not know, and for a value that cannot be or is
     not done here.
     """

@@ -23,7 +23,10 @@ Messages = list[dict[str, Any]]
 def of_completion(
     parameters: Mapping[str, Any], served: ServedModel, limit: int
 ) -> list[list[int]]:
-    """Return the token ids of each prompt.  Raises: Refused for anything but texts and ids."""
+    """Return the token ids of each prompt.  Raises: Refused for anything but texts and ids.
+
+    parameters: of the request; served: the model; limit: most prompts.
+    """
     prompt = parameters.get("prompt")
     if prompt is None:
         raise missing("prompt")
@@ -35,6 +38,7 @@ def of_completion(
     prompts = [prompt] if flat else prompt
     if not prompts:
         raise invalid_value("prompt", "empty array. Expected at least one prompt.", "empty_array")
+    # each prompt takes as much time as a request of its own
     if len(prompts) > limit:
         message = f"array too long. Expected at most {limit} prompts, but got {len(prompts)}."
         raise invalid_value("prompt", message, "array_above_max_length")
@@ -42,7 +46,10 @@ def of_completion(
 
 
 def _ids(prompt: object, served: ServedModel, want: str) -> list[int]:
-    """Return the token ids of one prompt.  Raises: Refused for ids that the model does not have."""
+    """Return the token ids of one prompt.  Raises: Refused for ids that the model does not have.
+
+    served: the model; want: what a prompt may be, for the error.
+    """
     if isinstance(prompt, str):
         return list(served.tokenizer(prompt)["input_ids"])
     if not isinstance(prompt, list) or not all(_is_id(token) for token in prompt):
@@ -63,6 +70,7 @@ def of_chat(
 ) -> tuple[list[int], list[Any] | None]:
     """Return the token ids of a chat by the model's template, and the tools that it was shown.
 
+    messages: for the template; parameters: of the request; served: the model.
     Raises: Refused for a model without a template, tools that its template does not read, and what
     the template itself refuses.
     """
@@ -221,7 +229,10 @@ def _field(fields: Mapping[str, Any], name: str, place: str) -> str:
 
 
 def _text(content: object, place: str, kinds: tuple[str, ...] = PARTS) -> str:
-    """Return a content, or the parts of one, as a text.  Raises: Refused."""
+    """Return a content, or the parts of one, as a text.  Raises: Refused.
+
+    place: of the content in the request, for errors; kinds: of parts that are allowed.
+    """
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):

@@ -65,7 +65,10 @@ class RequestReader:
     def _samplings(
         self, parameters: Mapping[str, Any], ids: list[int], generation: Generation, n: int
     ) -> list[Sampling]:
-        """Return the sampling of each choice of a prompt."""
+        """Return the sampling of each choice of a prompt.
+
+        parameters: of the request; ids: tokens of the prompt; generation: of the model; n: choices.
+        """
         served = generation.served
         config = configured(served.model.generation_config, parameters)
         config.max_new_tokens = self._token_room(parameters, len(ids), served.context)

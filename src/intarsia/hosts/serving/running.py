@@ -56,6 +56,7 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: Application) -> None:
+        """Configure uvicorn by the limits of an application."""
         limits = app.limits
         config = uvicorn.Config(
             app,
@@ -97,6 +98,7 @@ class Server(uvicorn.Server):
 def run(app: Application, listening: socket.socket, on_ready: Callable[[str], None]) -> int:
     """Serve until a signal comes; a second Ctrl-C does not wait.  Returns how many were cut off.
 
+    app: the application; listening: socket.
     on_ready: is called with the server's address once it answers.
     """
     host, port = listening.getsockname()[:2]

@@ -74,9 +74,10 @@ class NewToken:
 
 
 def configured(defaults: GenerationConfig, parameters: Mapping[str, Any]) -> GenerationConfig:
-    """Return a model's own settings with a request's: temperature, top_p.
+    """Return a model's generation settings with the temperature and top_p of a request.
 
-    Without either the model's own hold, whether they sample or not.
+    defaults: the model's settings; parameters: of the request.
+    If the request has neither, the model's own settings decide, also whether tokens are sampled.
     """
     # temperature 0 is greedy, as OpenAI has it; transformers refuses a 0
     config = copy.deepcopy(defaults)
@@ -136,6 +137,10 @@ class TokenDraw:
     """
 
     def __init__(self, sampling: Sampling, ids: Sequence[int]) -> None:
+        """Prepare the changes of logits that a request's settings ask for, and its random numbers.
+
+        sampling: settings of the request; ids: tokens of the prompt.
+        """
         config = sampling.config
         self.logits, self.sample = RequestLogits(sampling, len(ids)), bool(config.do_sample)
         self.ids, self.generator = list(ids), None

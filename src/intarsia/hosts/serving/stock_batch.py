@@ -33,6 +33,10 @@ class StockBatch:
     """
 
     def __init__(self, served: ServedModel, limits: Limits, config: GenerationConfig) -> None:
+        """Start transformers' continuous batching for a model.
+
+        limits: on requests at a time and tokens; config: of the model, for its end tokens.
+        """
         # settings of the whole batch; length and end tokens come with each request
         ends = config.eos_token_id
         plain = GenerationConfig(do_sample=False, eos_token_id=ends, max_new_tokens=1)
@@ -46,7 +50,10 @@ class StockBatch:
         return self.manager.background_thread_status.fatal_error is None
 
     async def tokens(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[NewToken]:
-        """Yield the tokens of a request; one that is closed before its end is given up."""
+        """Yield the tokens of a request; one that is closed before its end is given up.
+
+        ids: tokens of the prompt; sampling: settings of the request.
+        """
         # a name of our own, since clients choose theirs
         name, outputs = uuid.uuid4().hex, asyncio.Queue[Any]()
         config, manager = sampling.config, self.manager

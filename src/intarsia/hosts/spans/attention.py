@@ -27,7 +27,7 @@ def register() -> None:
 
 
 def positions_of(**arguments: Any) -> TokenPositions:
-    """Collect what is known of a forward's tokens; transformers calls this for its mask.
+    """Collect the positions and padding of a forward's tokens; transformers calls it for masks.
 
     Raises: ConfigError for rows with several texts in one.
     """
@@ -62,6 +62,7 @@ def spanned(
 ) -> tuple[Tensor, None]:
     """Compute attention with windows; without any, or where all is seen, by transformers.
 
+    attention_mask, dropout, scaling: as transformers passes them.
     query: (B, H, Q, D); key, value: (B, G, K, D), or a `RingLayer` twice.
     Raises: ConfigError for a text that is longer than the spans are for, or a mask of the caller's.
     """
@@ -106,6 +107,11 @@ class RingCaches:
     def __call__(
         self, body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Give a forward that uses a cache one whose layers are ring buffers, if it is still empty.
+
+        body: the model without its head; args, kwargs: of its forward.  Returns the new (args,
+        kwargs).
+        """
         # the body may be called with a cache, without one, or with none wanted
         name = next((n for n in CACHES if kwargs.get(n) is not None), None)
         config: Any = body.config

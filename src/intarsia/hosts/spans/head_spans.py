@@ -69,7 +69,11 @@ def attentions(model: nn.Module) -> Attentions:
 
 
 def _check_layers(config: Any, modules_by_path: dict[str, nn.Module]) -> None:
-    """Check that every layer sees its whole past.  Raises: TargetError, with the layer's name."""
+    """Check that every layer sees its whole past, without a window of its own.
+
+    config: of the model; modules_by_path: its attentions.
+    Raises: TargetError, with the layer's name.
+    """
     # Mistral's configuration has one window and no kinds of layers
     default = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
     kinds = getattr(config, "layer_types", None) or [default] * len(modules_by_path)
@@ -124,14 +128,20 @@ class HeadSpans(Change):
         )
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Plan the same span for every head."""
+        """Plan the same span for every head.
+
+        batches: unused, no data are needed; seed: unused, nothing is drawn.
+        """
         decoder = attentions(host)
         sizes = {"sink": self.sink, "block": self.block}
         spans = Spans.uniform(len(decoder.modules), decoder.heads, self.density, **sizes)
         return planned(host, spans, self.length, self)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Set the attention function, a window for each layer, and the hook that makes rings."""
+        """Set the attention function, a window for each layer, and the hook that makes rings.
+
+        plan: what `plan` decided; name: unused, an adapter would need it.
+        """
         spans, length = Spans.from_dict(plan.decided["spans"]), int(plan.decided["length"])
         decoder = attentions(host)
         if hasattr(base_of(host), UNDO):
@@ -176,6 +186,7 @@ def planned(
 ) -> Plan:
     """Build the plan that puts spans into a model, for texts of a length.
 
+    change: the settings; seed: is recorded.
     length: None = the longest that spans or the model are made for.
     Raises: ConfigError for a length that the spans are not for.
     """

@@ -34,7 +34,11 @@ def watched(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Compute transformers' own attention, and report its tensors to the module's listener."""
+    """Compute transformers' own attention, and report its tensors to the module's listener.
+
+    query: (B, H, Q, D); key, value: (B, G, K, D); attention_mask, dropout, scaling: as transformers
+    passes them.
+    """
     out, _ = sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout, scaling, **kwargs
     )
@@ -46,8 +50,9 @@ def watched(
 
 @contextmanager
 def _watching(model: nn.Module, listener_of: Callable[[int], Listener]) -> Generator[None]:
-    """Report each attention's tensors inside the `with`, to listener(layer); weights get no
-    gradient.
+    """Report each attention's tensors to a listener, inside the `with`; weights get no gradient.
+
+    listener_of: layer number -> function, which is called with queries, keys, values and outputs.
     """
     host: Any = base_of(model)
     modules = attentions(model).modules
@@ -78,11 +83,11 @@ def _watching(model: nn.Module, listener_of: Callable[[int], Listener]) -> Gener
 def profile(
     model: nn.Module, ids: Tensor, answer: int, *, sink: int, block: int, rows: int = 2
 ) -> Tensor:
-    """Compute attention influence on the loss of each row's last tokens, by layer, head and
-    distance.
+    """Compute how much attention influences the loss of each row's last tokens, by distance.
 
-    ids: (B, N) tokens, of which the last `answer` are judged; rows: at a time.
-    Layer by layer in the backward pass: no attention matrix of more than one layer is there.
+    ids: (B, N) tokens; answer: number of the last tokens, which are judged; sink: first tokens,
+    which every head sees; block: tokens of a bin of distances; rows: at a time. Layer by layer in
+    the backward pass: no attention matrix of more than one layer is there.
     Returns (layers, G, bins), the mean over rows and then the largest of the query heads of a
     key-value head; see `scores.influence.by_distance`.
     """
@@ -122,7 +127,10 @@ def profile(
 
 @torch.no_grad()
 def loss_of_end(model: nn.Module, ids: Tensor, share: float = 1 / 3, rows: int = 2) -> float:
-    """Compute the mean loss of a token in the last part of each row.  ids: (B, N)."""
+    """Compute the mean loss of a token in the last part of each row.  ids: (B, N).
+
+    share: of each row, from its end, that is judged; rows: at a time.
+    """
     host: Any = base_of(model)
     count = max(1, round(ids.shape[1] * share))
     total = 0.0

@@ -86,6 +86,7 @@ class RingLayer(CacheLayerMixin):
     is_sliding = False
 
     def __init__(self, windows: Windows) -> None:
+        """Start an empty cache.  windows: how far the heads of the layer can see."""
         super().__init__()
         self.windows = windows
         self.count = 0  # tokens so far, padding included
@@ -93,6 +94,10 @@ class RingLayer(CacheLayerMixin):
         self.new: tuple[Tensor, Tensor] | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocate a ring buffer for each group of heads with an equal window.
+
+        key_states, value_states: the first ones, which give shapes, types and device.
+        """
         self.dtype, self.device = key_states.dtype, key_states.device
         sink, length = self.windows.sink, self.windows.length
         self.rings = [
@@ -104,7 +109,10 @@ class RingLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Any, Any]:
-        """Hold the new keys and values until `attend`; returns the layer in their place."""
+        """Keep the new keys and values until `attend` is called; return the layer in their place.
+
+        key_states, value_states: (B, G, Q, D).
+        """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.new = key_states, value_states
@@ -116,7 +124,8 @@ class RingLayer(CacheLayerMixin):
     ) -> Tensor:
         """Compute attention of the new tokens on those before and on themselves; then store them.
 
-        query: (B, H, Q, D) -> (B, H, Q, D).
+        positions: of the tokens in their texts, with padding; scale: of the scores, None = 1 /
+        sqrt(D); dropout: of the attention weights. query: (B, H, Q, D) -> (B, H, Q, D).
         """
         assert self.new is not None
         (keys, values), self.new = self.new, None
@@ -151,8 +160,9 @@ class RingLayer(CacheLayerMixin):
     def _attend_one(
         self, query: Tensor, keys: Tensor, values: Tensor, positions: TokenPositions, scale: Any
     ) -> Tensor:
-        """Attend with one token of each row: it is stored first, then the rings are read in
-        place.
+        """Compute attention of one new token of each row; its key and value are stored first.
+
+        query: (B, H, 1, D); keys, values: (B, G, 1, D); positions, scale: as in `attend`.
         """
         place = self.count - 1
         out = torch.empty_like(query)

@@ -65,8 +65,10 @@ class Spans:
 
     @classmethod
     def uniform(cls, layers: int, heads: int, density: float, **named: Any) -> Spans:
-        """Give every head the same share of the text: sinks and one window (StreamingLLM,
-        2309.17453).
+        """Give every head the same share of the text: sinks and one window (StreamingLLM).
+
+        layers, heads: their numbers; density: share of the text that each head sees.
+        Source: arXiv:2309.17453.
         """
         above("density", density, 0)
         between("density", density, 0, 1)

@@ -117,10 +117,11 @@ def attended(
 ) -> Tensor:
     """Compute softmax(q k / sqrt(D) + mask) v with the mask of each head.
 
-    query: (B, H, Q, D) -> (B, H, Q, D).  keys, values: (B, G, K, D) of all tokens so far, H a
-    multiple of G. In blocks of queries, with
-    the keys that a block's heads can see and no others, so that time falls with the span. What a
-    padded token gives is of no use to anyone.
+    windows: how far each head sees; positions: of the tokens in their texts, with padding; scale:
+    of the scores, None = 1 / sqrt(D); dropout: of the attention weights. query: (B, H, Q, D) -> (B,
+    H, Q, D).  keys, values: (B, G, K, D) of all tokens so far, H a multiple of G. In blocks of
+    queries, with the keys that a block's heads can see and no others, so that time falls with the
+    span. What a padded token gives is of no use to anyone.
     """
     out = torch.empty_like(query)
     parts = [
@@ -165,7 +166,11 @@ def _attend_group(
     scale: float | None,
     dropout: float,
 ) -> Tensor:
-    """Compute the attention of the heads of one span, in blocks of queries."""
+    """Compute the attention of the heads that see equally far, a block of queries at a time.
+
+    query: (B, H, Q, D); keys, values: (B, G, K, D); group: those heads; windows: of the layer;
+    positions, scale, dropout: as in `attended`.
+    """
     outputs: list[Tensor] = []
     for start in range(0, positions.queries, QUERIES):
         stop = min(start + QUERIES, positions.queries)
@@ -204,6 +209,7 @@ def grouped(
 ) -> Tensor:
     """Compute attention of H query heads on G key-value heads.
 
+    query: (B, H, Q, D); keys, values: (B, G, K, D); scale: of the scores; dropout: of the weights.
     The queries of a key-value head are laid one after another, so that keys are not repeated.
     mask: (B or 1, Q, K), for all heads.  Returns (B, H, Q, D).
     """
@@ -226,7 +232,10 @@ def attended_naive(
     positions: TokenPositions,
     scale: float | None = None,
 ) -> Tensor:
-    """Compute `attended` with one mask of all heads and keys: its definition."""
+    """Compute `attended` with one mask of all heads and keys: its definition.
+
+    All arguments are those of `attended`.
+    """
     share = query.shape[1] // keys.shape[1]
     query_index = torch.arange(positions.offset, positions.offset + positions.queries)
     masks: list[Tensor] = [torch.empty(0)] * keys.shape[1]

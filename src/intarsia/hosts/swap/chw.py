@@ -56,6 +56,7 @@ def lowered(net: nn.Module, example: Tensor) -> tuple[fx.GraphModule, list[Clust
 def choose_forms(clusters: Iterable[Cluster], rows: int | None) -> Forms:
     """Choose the form of each 1x1 and k x k layer.
 
+    clusters: layers that native kernels compute.
     rows: of the blocks of all layers; None = the form that is fastest on this machine, for each
     layer.
     """
@@ -102,7 +103,7 @@ def _stored_columns(weight: Tensor, rows: int) -> int:
 
 
 def seconds(run: Callable[[], Any], repeats: int = REPEATS) -> float:
-    """Return the least time of a call, after a first one that is not counted."""
+    """Return the least seconds of several calls, after a first one that is not counted."""
     run()
     times: list[float] = []
     for _ in range(repeats):
@@ -149,8 +150,10 @@ def rewritten(
     forms: Forms,
     batches: bool = False,
 ) -> ChwNet:
-    """Build a net with a `ChwCluster` in the place of each cluster; the rest is shared with
-    `net`.
+    """Build a net in which clusters of layers are `ChwCluster`s; the rest is shared with `net`.
+
+    graph: of the traced net; clusters: layers that native kernels compute; forms: storage of each
+    layer; batches: sizes of batches.
     """
     for number, cluster in enumerate(clusters):
         steps = [step_of(layer, forms.get(key_of(layer))) for layer in cluster.layers]

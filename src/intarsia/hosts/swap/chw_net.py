@@ -38,6 +38,11 @@ class ChwNet(nn.Module):
     """
 
     def __init__(self, graph: fx.GraphModule, net: nn.Module) -> None:
+        """Copy the calls of a traced graph to a list, which `forward` carries out in order.
+
+        graph: of the net, in which parts are replaced already; net: the original, whose attributes
+        that timm reads are copied.
+        """
         super().__init__()
         # results are kept in one list, so that a net needs no graph to run or to be pickled
         numbers = {node: i for i, node in enumerate(graph.graph.nodes)}

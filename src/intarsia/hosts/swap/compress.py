@@ -156,6 +156,7 @@ def packing(
 ) -> Packing:
     """Plan layers whose stored tensors are known, by path, as a method finds them.
 
+    change: the settings.
     shapes: (out, in) of each layer.  extra: what else is decided, ready for JSON.
     """
     sketches = {path: _describe_layer(shapes[path], parts) for path, parts in stored.items()}
@@ -246,6 +247,7 @@ def _second_moments(
 ) -> dict[str, Tensor]:
     """Collect second moments of the layers' inputs, for a format that needs them.
 
+    form: the format; matrices: layers by path; batches: calibration data.
     Returns path -> (in,) mean squares, or (in, in) if the format needs the Hessian.
     """
     if not form.needs:
@@ -284,6 +286,7 @@ def _digest(change: Compress, decided: Mapping[str, Any]) -> str:
 def _check_decided(change: Compress, decided: Mapping[str, Any]) -> None:
     """Check the layout of the bytes and the digest of the settings.
 
+    change: the settings; decided: layout and digest as they were written.
     Raises: CheckpointError for another layout, or settings that were changed.
     """
     subject, fix = "packed layers", "Write them again with this release: intarsia.compress."

@@ -39,7 +39,10 @@ class MergeMixtures(Change):
     laws: ClassVar[frozenset[str]] = frozenset()
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Merge the other model's experts into a copy."""
+        """Merge the other model's experts into a copy.
+
+        plan: unused; name: unused, an adapter would need it.
+        """
         if self.other is None:
             raise ConfigError(
                 "other", got="no model", want="a second upcycled one", fix="MergeMixtures(model)."
@@ -62,7 +65,10 @@ class PruneExperts(Change):
     laws: ClassVar[frozenset[str]] = frozenset()
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Decide which experts stay: path -> numbers."""
+        """Decide which experts stay: path -> numbers.
+
+        batches: calibration data; seed: of random draws.
+        """
         done, _ = upcycled(host)
         if isinstance(self.keep, Mapping):
             return Plan(self, seed, {"keep": _named_experts(self.keep, done)})
@@ -203,7 +209,7 @@ def upcycled(model: nn.Module) -> tuple[MixturePlaces, Upcycle]:
 
 
 def mixture_at(model: nn.Module, path: str) -> Mixture:
-    """Return the mixture in the place of an MLP, with or without that MLP beside it.
+    """Return the mixture that replaced an MLP, with or without that MLP in parallel.
 
     Raises: TargetError for a sparse block of the host's own.
     """
@@ -231,7 +237,13 @@ def _best_experts(
     places: MixturePlaces,
     seed: int,
 ) -> dict[str, list[int]]:
-    """Choose the experts with the largest scores, of each path, in ascending order."""
+    """Choose the experts with the largest scores in each layer; path -> numbers, ascending.
+
+    keep: their number, or one for each layer; scores: tokens of each expert by path of the router,
+    or "random"; places: the layers.
+    Raises: ConfigError for more than a layer has.
+    """
+    # one number for all layers, or one for each
     counts = [keep] * len(places.paths) if isinstance(keep, int) else list(keep)
     if len(counts) != len(places.paths) or not all(
         1 <= m <= e for m, e in zip(counts, places.experts, strict=False)
@@ -248,7 +260,11 @@ def _best_experts(
 
 
 def _scores(path: str, count: int, scores: Mapping[str, Tensor] | str | None, seed: int) -> Tensor:
-    """Return one score for each expert of a layer: its load, or a random number."""
+    """Return one score for each expert of a layer: its load, or a random number.
+
+    path: of the layer; count: number of its experts; scores: loads by path of the router, or
+    "random".
+    """
     if scores == RANDOM:
         return torch.rand(count, generator=generator(seed, path))
     key = None

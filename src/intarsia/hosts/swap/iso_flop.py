@@ -29,6 +29,7 @@ def layers_to_change(
 ) -> dict[str, Any]:
     """Return the layers that a kind of Sparse-IFT changes, by path; globs: see `SparseIft`.
 
+    kind: "wide", "parallel", "factorised" or "doped"; density: share of weights that are not zero.
     Raises: TargetError for layers that cannot be, or are not there.
     """
     if kind == "wide":
@@ -53,7 +54,10 @@ def layers_to_change(
 
 
 def _reason_against(host: nn.Module, path: str, layer: Any, kind: str, density: float) -> str:
-    """Return the reason why a layer cannot be changed; "" if it can."""
+    """Return the reason why a layer cannot be changed; "" if it can.
+
+    kind: of the change; density: share of weights that are not zero.
+    """
     if not isinstance(layer, nn.Linear | nn.Conv2d) or groups_of(layer) > 1:
         return f"{type(layer).__name__} of groups, or with its weight transposed"
     if layer.weight[0].numel() < 2:
@@ -144,8 +148,9 @@ def of_tokens(host: nn.Module) -> bool:
 
 
 def _mlp_widths(host: nn.Module, density: float) -> Iterator[tuple[str, int, int]]:
-    """Yield the new inputs and outputs of an MLP's layers: the hidden units become 1 / density
-    wider.
+    """Yield (path, new inputs, new outputs) of the layers of each MLP.
+
+    The hidden units become 1 / density times as many.
     """
     paths = {id(m): p for p, m in host.named_modules()}
     for reads, writes in linear_mlps(host):
@@ -189,6 +194,7 @@ def widen(
 ) -> dict[str, int]:
     """Give layers and batch norms new widths, in place.
 
+    density: share of weights that are not zero; draws: random generator.
     layers: path -> number of non-zero weights that the layer is to have.  Returns the same.
     """
     is_transformer = of_tokens(host)
@@ -217,7 +223,10 @@ def widen(
 
 
 def _resize(layer: Any, ins: int, outs: int, groups: int = 1) -> None:
-    """Write new sizes into a layer's attributes; its weights are set elsewhere."""
+    """Write new sizes into a layer's attributes; its weights are set elsewhere.
+
+    ins, outs: new numbers of channels; groups: of a convolution.
+    """
     names = ("in_features", "out_features")
     if isinstance(layer, nn.Conv2d):
         names, layer.groups = ("in_channels", "out_channels"), groups
@@ -235,7 +244,7 @@ def _widen_norm(norm: Any, width: int) -> None:
 
 
 def _output_deviation(layer: Any) -> float:
-    """Return the standard deviation of outputs for inputs of standard deviation 1."""
+    """Return the standard deviation of a layer's outputs for inputs of standard deviation 1."""
     weight = layer.weight.detach()
     # a weight of zeros counts as one of unit gain
     spread = float(weight.float().std()) or weight[0].numel() ** -0.5
@@ -245,7 +254,7 @@ def _output_deviation(layer: Any) -> float:
 def _normal(
     shape: tuple[int, ...], std: float, like: Tensor, draw: torch.Generator
 ) -> nn.Parameter:
-    """Draw a weight from a normal distribution, with type and device of another."""
+    """Draw a weight of a shape from N(0, std^2), with the type and device of `like`."""
     new = torch.randn(shape, generator=draw) * std
     return nn.Parameter(new.to(like))
 
@@ -253,7 +262,10 @@ def _normal(
 def _with_outputs(
     layer: Any, outs: int, draw: torch.Generator, std: float, bias: bool = False
 ) -> Any:
-    """Copy a layer with new weights and other outputs; std: of the new weights."""
+    """Copy a layer with new weights and other outputs; std: of the new weights.
+
+    outs: number of outputs; draw: random generator; bias: the new layer has one.
+    """
     new: Any = copy.deepcopy(layer)
     _resize(new, _sizes(layer)[0], outs)
     new.weight = _normal((outs, *layer.weight.shape[1:]), std, layer.weight, draw)
@@ -311,7 +323,10 @@ def _branch_norm(old: Any, branches: int) -> nn.Module:
 def _factorised(
     host: nn.Module, path: str, density: float, draw: torch.Generator
 ) -> dict[str, int]:
-    """Replace a layer by two sparse factors with a norm and a ReLU between them."""
+    """Replace a layer by two sparse factors with a norm and a ReLU between them.
+
+    density: share of weights that are not zero; draw: random generator.
+    """
     layer: Any = host.get_submodule(path)
     outs, count, reads = _sizes(layer)[1], layer.weight.numel(), layer.weight[0].numel()
     # r (reads + outs) density = count: the FLOPs of both sparse factors are those of the layer
@@ -339,7 +354,10 @@ def _doped_rank(layer: Any, density: float) -> int:
 
 
 def _doped(host: nn.Module, path: str, density: float, draw: torch.Generator) -> dict[str, int]:
-    """Replace a layer by a sparse one plus two dense factors of low rank."""
+    """Replace a layer by a sparse one plus two dense factors of low rank.
+
+    density: share of weights that are not zero; draw: random generator.
+    """
     layer: Any = host.get_submodule(path)
     outs, reads, gain = _sizes(layer)[1], layer.weight[0].numel(), _output_deviation(layer)
     rank = _doped_rank(layer, density)

@@ -75,7 +75,10 @@ class Cluster:
         return self.count - 1
 
     def read(self, node: fx.Node) -> int:
-        """Return the number of a value, which becomes an input if the cluster did not make it."""
+        """Return the number of a node's value.
+
+        The value of a node outside the cluster becomes an input of it.
+        """
         if node in self.values:
             return self.values[node]
         if node not in self.inputs:
@@ -137,7 +140,10 @@ def _act_of(module: nn.Module | None, node: fx.Node) -> str:
 
 
 def _append(cluster: Cluster, layer: DenseStep, node: fx.Node, source: fx.Node) -> bool:
-    """Append a layer with one input to a cluster; return True, as taking a node does."""
+    """Append a layer with one input to a cluster of native layers; return True.
+
+    layer: the kernel's step; node: whose value it computes; source: node of its input.
+    """
     layer.src, layer.dst = cluster.read(source), cluster.new()
     cluster.layers.append(layer)
     cluster.values[node] = layer.dst
@@ -145,7 +151,12 @@ def _append(cluster: Cluster, layer: DenseStep, node: fx.Node, source: fx.Node) 
 
 
 def _take_convolution(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, conv: Any) -> bool:
-    """Take a convolution with the batch norm, the activation and the addition behind it."""
+    """Add a convolution to a cluster, fused with the batch norm, activation and addition behind it.
+
+    graph: the traced net; cluster: layers for native kernels so far; node: of the convolution,
+    conv.
+    Returns False if no kernel computes it.
+    """
     source = tensors_in(node)[0]
     flat = source in cluster.values and cluster.values[source] in cluster.flat
     window = _window(conv) if _is_plain(conv, nn.Conv2d, "Conv2dSame") else None
@@ -192,7 +203,11 @@ def _step_weight(weight: Tensor, kind: str) -> Tensor:
 def _fuse_into(
     graph: fx.GraphModule, cluster: Cluster, layer: DenseStep, nodes: list[fx.Node]
 ) -> None:
-    """Take in the activation, and for 1x1 an addition, that alone reads the last of the nodes."""
+    """Add to a layer the activation behind it and, for a 1x1 product, an addition.
+
+    Only what alone reads the last of `nodes` can be fused.  cluster: of the layer; nodes: those
+    that the layer computes already; new ones are appended.
+    """
     while (reader := _only_reader(nodes[-1])) is not None:
         module = module_of(graph, reader)
         act = _act_of(module, reader)
@@ -226,8 +241,9 @@ def _only_reader(node: fx.Node) -> fx.Node | None:
 
 
 def _only_user(graph: fx.GraphModule, nodes: list[fx.Node], kind: type) -> fx.Node | None:
-    """Return the only reader of the last node, past what does nothing, if it is a module of a
-    kind.
+    """Return the only reader of the last node, if it is a module of a kind; None otherwise.
+
+    Nodes that compute nothing, such as dropout, are passed over.  kind: a class.
     """
     user = _only_reader(nodes[-1])
     while user is not None and type(module_of(graph, user)).__name__ in NOTHING:
@@ -303,7 +319,10 @@ def _window(conv: Any) -> Window | None:
 
 
 def _take_norm(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, norm: Any) -> bool:
-    """Take a batch norm by itself, as a depthwise 1x1 convolution."""
+    """Add a batch norm by itself to a cluster, as a depthwise 1x1 convolution.
+
+    Returns False if no kernel computes it.
+    """
     source, act = tensors_in(node)[0], _act_inside(norm)
     if source in cluster.values and cluster.values[source] in cluster.flat or act == "?":
         return False
@@ -318,7 +337,10 @@ def _take_norm(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, norm: Any
 
 
 def _take_pool(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, pool: Any) -> bool:
-    """Take the mean of every channel."""
+    """Add the mean over all positions of each channel to a cluster.
+
+    Returns False if no kernel computes it.
+    """
     source = tensors_in(node)[0]
     # of means over positions the kernels know that over all of them
     if isinstance(pool, nn.AdaptiveAvgPool2d):
@@ -340,7 +362,10 @@ def _take_pool(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, pool: Any
 
 
 def _take_flatten(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, module: Any) -> bool:
-    """Take a flatten of what is a vector already; it computes nothing."""
+    """Add a flatten of what is a vector already, which computes nothing, to a cluster.
+
+    Returns False for any other flatten.
+    """
     source = tensors_in(node)[0]
     if source in cluster.values and cluster.values[source] in cluster.flat:
         cluster.values[node] = cluster.values[source]
@@ -349,7 +374,10 @@ def _take_flatten(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, module
 
 
 def _take_linear(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, linear: Any) -> bool:
-    """Take a linear layer on a pooled vector, with the activation behind it."""
+    """Add a linear layer on a pooled vector, fused with the activation behind it, to a cluster.
+
+    Returns False if no kernel computes it.
+    """
     source = tensors_in(node)[0]
     if source not in cluster.values or cluster.values[source] not in cluster.flat:
         return False
@@ -367,7 +395,10 @@ def _take_linear(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, linear:
 
 
 def _take_binary(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, module: Any) -> bool:
-    """Take an addition of maps, or a map times a vector."""
+    """Add a sum of two maps, or a product of a map and a vector, to a cluster.
+
+    Returns False if no kernel computes it.
+    """
     inputs = tensors_in(node)
     if len(inputs) != 2 or not _is_binary(node) or not any(n in cluster.values for n in inputs):
         return False

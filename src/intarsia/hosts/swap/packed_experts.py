@@ -28,6 +28,10 @@ class PackedStack(nn.Module):
     def __init__(
         self, form: Format, stored: Mapping[str, Tensor], shape: tuple[int, int, int]
     ) -> None:
+        """Register the stored tensors of a stack of matrices as buffers.
+
+        form: the storage format; stored: its tensors by name; shape: (experts, outputs, inputs).
+        """
         super().__init__()
         self.form, self.sizes = form, shape
         for name in PARTS:
@@ -65,7 +69,10 @@ class PackedStack(nn.Module):
         return sum(b.numel() * b.element_size() for b in self.buffers())
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Move the stored tensors to a device; a type that is asked for is that of inputs alone."""
+        """Move the stored tensors to a device; a new type is only recorded, as that of inputs.
+
+        fn, recurse: as torch passes them to modules, for `to` and the like.
+        """
         before = dict(self._buffers)
         super()._apply(fn, recurse)
         for name, old in before.items():
@@ -76,7 +83,7 @@ class PackedStack(nn.Module):
         return self
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        """Take tensors as they are: those of a file are mapped, and not copied."""
+        """Take the tensors of a state dict without copying them: those of a file stay mapped."""
         for name in PARTS:
             new, old = state_dict.get(f"{prefix}{name}"), self._buffers[name]
             if (
@@ -102,6 +109,11 @@ class PackedExperts(Experts):
         self.experts, self.shell, self.stacks = shell.experts, shell, nn.ModuleDict(stacks)
 
     def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
+        """Compute each expert's MLP on its rows.
+
+        rows: (N, width), sorted by expert; expert: (N,), ascending.  -> (N, width), in the same
+        order.
+        """
         parts = [
             self._linear(self._hidden(x, e), "down", e)
             for e, x in self._experts_with_rows(rows, expert)

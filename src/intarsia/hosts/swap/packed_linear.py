@@ -33,6 +33,11 @@ class PackedLinear(nn.Linear):
         shape: tuple[int, int],
         bias: Tensor | None = None,
     ) -> None:
+        """Register the stored tensors of a weight as buffers.
+
+        form: the storage format; stored: its tensors by name; shape: (outputs, inputs).
+        Raises: ConfigError for a stored tensor whose name the module uses already.
+        """
         nn.Module.__init__(self)
         self.out_features, self.in_features = shape
         self.form, self.names = form, tuple(stored)
@@ -106,7 +111,10 @@ class PackedLinear(nn.Linear):
         return dense
 
     def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> Any:
-        """Move the stored tensors to a device; a type that is asked for is that of inputs alone."""
+        """Move the stored tensors to a device; a new type is only recorded, as that of inputs.
+
+        fn, recurse: as torch passes them to modules, for `to` and the like.
+        """
         before = self.stored
         super()._apply(fn, recurse)
         for name, tensor in before.items():

@@ -145,7 +145,10 @@ def keep_stock_experts(model: Any, keep: Mapping[str, Sequence[int]]) -> None:
 
 
 def _keep_rows(owner: nn.Module, index: Tensor, experts: int) -> None:
-    """Keep these entries of a module's own tensors that have one row, or one number, per expert."""
+    """Keep these entries of a module's own tensors that have one row, or one number, per expert.
+
+    owner: the module; index: numbers of the experts that stay; experts: how many there were.
+    """
     tensors = [*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False)]
     for name, t in tensors:
         if t.dim() and len(t) == experts:
@@ -198,7 +201,11 @@ def merge_stock_experts(model: Any, inputs: Mapping[str, ExpertInputs], count: i
 
 
 def _average(module: Any, representative: int, members: Sequence[int], load: Tensor) -> None:
-    """Put the mean of experts, weighted by use, into one of them; units are aligned to its own."""
+    """Replace one expert by the mean of several, weighted by use, in place.
+
+    representative: the expert that is replaced; members: all that are averaged; load: (E,), tokens
+    of each. Hidden units are first put into the order of the representative's.
+    """
     units = _unit_vectors(module, representative)
     total = torch.zeros_like(units)
     for e in members:
@@ -221,7 +228,10 @@ def _unit_vectors(module: Any, expert: int) -> Tensor:
 
 @torch.no_grad()
 def dense_from_most_used(model: Any, loads: Mapping[str, Tensor], count: int) -> None:
-    """Keep the `count` most used experts, which every token has with equal weight, in place."""
+    """Keep the `count` most used experts, which every token has with equal weight, in place.
+
+    loads: path of the experts -> tokens that each had, (E,).
+    """
     keep = {p: sorted(load.argsort(descending=True)[:count].tolist()) for p, load in loads.items()}
     keep_stock_experts(model, keep)
     for path in keep:

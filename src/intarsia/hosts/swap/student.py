@@ -97,7 +97,10 @@ def _block_container(model: nn.Module) -> tuple[str, list[tuple[str, nn.Module]]
 
 
 def _renumber(student: nn.Module, row: nn.Module, numbers: Sequence[int], count: int) -> None:
-    """Write the new numbers, and how many blocks there are, wherever a model stores them."""
+    """Write the new numbers of blocks, and how many there are, wherever a model stores them.
+
+    row: the list of blocks; numbers: their old numbers, in order; count: how many there were.
+    """
     for number, block in enumerate(row.children()):
         for module in block.modules():
             if isinstance(getattr(module, "layer_idx", None), int):
@@ -115,7 +118,10 @@ def _renumber(student: nn.Module, row: nn.Module, numbers: Sequence[int], count:
 
 
 def _record_mixtures(student: nn.Module, new_paths: dict[str, str]) -> None:
-    """Record which mixtures stand in the student, and where."""
+    """Record the paths of the mixtures of a student.
+
+    new_paths: old path -> new path of a block.
+    """
     if (places := places_in(student)) is None:
         return
     owners = [next((b for b in new_paths if inside(path, b)), None) for path in places.paths]

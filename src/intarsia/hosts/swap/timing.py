@@ -44,8 +44,9 @@ def check_faster(form: Format, pairs: Pairs) -> None:
 def pass_seconds(form: Format, pairs: Pairs, repeats: int = REPEATS) -> tuple[float, float]:
     """Measure the seconds of all layers' products, dense and packed, with one row of inputs each.
 
-    All layers one after the other, in turns, so that caches hold what they hold in the model; the
-    median of CPU times on one thread, of times on several.
+    form: the format; pairs: path -> (dense layer, its stored tensors); repeats: of which the median
+    counts. All layers one after the other, in turns, so that caches hold what they hold in the
+    model; the median of CPU times on one thread, of times on several.
     """
     layers: list[tuple[Any, Tensor, Mapping[str, Tensor], tuple[int, ...]]] = []
     draws = torch.Generator().manual_seed(0)

@@ -107,7 +107,10 @@ class UnionOfExperts(Change):
         return UnionGate(experts, share, select, self.gate, always, self.warmup)
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Decide the places: path of each attention and MLP -> its number of experts."""
+        """Decide which attentions and MLPs are divided, path -> number of experts.
+
+        batches: unused, no data are needed; seed: of random draws.
+        """
         check_plain(host)
         check_whole(host)
         candidates = [
@@ -145,8 +148,9 @@ class UnionOfExperts(Change):
         return Plan(replace(self, select=select), seed, decided)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Replace attentions and MLPs, in place; everything is built before anything is
-        replaced.
+        """Replace attentions and MLPs, in place, after all new modules were built.
+
+        plan: what `plan` decided; name: unused, an adapter would need it.
         """
         check_plain(host)
         always: int = plan.decided["always"]
@@ -238,7 +242,10 @@ def _module_at(host: nn.Module, path: str) -> nn.Module:
 
 
 def _attention(path: str, old: nn.Module, gate: UnionGate, draws: torch.Generator) -> nn.Module:
-    """Build the experts of an attention and their router."""
+    """Build the experts of an attention and their router.
+
+    path: of the attention, old; gate: settings of the router; draws: generator of its weights.
+    """
     heads = heads_of(path, old)
     check_heads(path, heads.count, gate.experts)
     like = next(old.parameters())
@@ -247,7 +254,10 @@ def _attention(path: str, old: nn.Module, gate: UnionGate, draws: torch.Generato
 
 
 def _mlp(path: str, old: nn.Module, gate: UnionGate, draws: torch.Generator) -> nn.Module:
-    """Build the experts of an MLP, their router, and the bias that is added once."""
+    """Build the experts of an MLP, their router, and the bias that is added once to their sum.
+
+    path: of the MLP, old; gate: settings of the router; draws: generator of its weights.
+    """
     dense, parts = dense_mlp(path, old), gate.experts
     experts = stack_experts(dense, parts, parts, path, draws)
     check_output(old, experts, parts, path)

@@ -112,8 +112,9 @@ class Upcycle(Change):
         seed: int = 0,
         sees_later: bool = False,
     ) -> Plan:
-        """Decide the places, and the numbers of experts of each.
+        """Decide which MLPs become mixtures, and how many experts each has.
 
+        batches: unused, no data are needed; seed: of random draws.
         sees_later: acknowledges that in a decoder a router or policy by which a token's experts
         depend on later tokens lets it look ahead.
         """
@@ -177,9 +178,10 @@ def places_in(model: nn.Module) -> MixturePlaces | None:
 
 
 def move_places(model: nn.Module, places: MixturePlaces, *, elsewhere: bool = False) -> None:
-    """Record that other mixtures stand in a model now; none means that it was never upcycled.
+    """Record new paths of a model's mixtures, after they were moved or removed.
 
-    elsewhere: the dense model, too, is another one, whose fingerprint is not known.
+    places: the mixtures there are now; none = the model counts as never upcycled; elsewhere: the
+    dense model has changed, too, and its fingerprint is not known.
     """
     old = upcycle_step(model)
     new = None
@@ -191,7 +193,10 @@ def move_places(model: nn.Module, places: MixturePlaces, *, elsewhere: bool = Fa
 
 
 def check_plain(model: nn.Module) -> None:
-    """Check that a model has no adapters, mixtures or momentum.  Raises: TargetError."""
+    """Check that a model has no adapters, no mixtures of ours and no momentum around its MLPs.
+
+    Raises: TargetError.
+    """
     check_unadapted(model)
     if any(isinstance(module, Residual) for module in model.modules()):
         got, fix = "one with momentum around its MLPs", "Upcycle first, then call add_momentum."
@@ -209,7 +214,10 @@ def check_unadapted(model: nn.Module) -> None:
 
 
 def _build_mixtures(model: nn.Module, change: Upcycle, places: MixturePlaces, seed: int) -> None:
-    """Build all mixtures of a plan, then put them in place, watched by hooks."""
+    """Build all mixtures of a plan, then replace the MLPs, and register the hooks they need.
+
+    change: the settings; places: paths and numbers of experts.
+    """
     mlp_places = _mlps(model)
     if missing := [path for path in places.paths if path not in mlp_places]:
         got = f"a {type(model).__name__} without {missing[0]!r}"
@@ -274,7 +282,7 @@ def _replace_module(block: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def _as_gates(chosen_blocks: Sequence[tuple[str, nn.Module]], router: RouterConfig) -> RouterConfig:
-    """Fill in what a router leaves open as the host's own gates have it."""
+    """Fill in settings that a router leaves open with those of the host's own gates."""
     mlps = [(f"{path}.{(place := _place(block)).path}", place.mlp) for path, block in chosen_blocks]
     gates = [(p, gate) for p, mlp in mlps if (gate := own_gate(mlp)) is not None]
     if not gates:
@@ -302,7 +310,10 @@ def _counts(experts: int | Sequence[int] | None, router: RouterConfig, n: int) -
 def _check_causal(
     chosen_blocks: Sequence[tuple[str, nn.Module]], router: RouterConfig, capacity: Capacity | None
 ) -> None:
-    """Check that no token of a decoder is routed by later ones.  Raises: ConfigError."""
+    """Check that no token of a decoder is routed by later ones.  Raises: ConfigError.
+
+    chosen_blocks: (path, block); router: settings; capacity: limit on tokens, None = without.
+    """
     attentions = (block.get_submodule(attention_of(block) or "") for _, block in chosen_blocks)
     flags = (getattr(m, name, None) for a in attentions for m in a.modules() for name in CAUSAL)
     if not any(flag is True for flag in flags):
@@ -314,7 +325,7 @@ def _check_causal(
 
 
 def looks_ahead(router: RouterConfig, capacity: Capacity | None = None) -> str | None:
-    """Name the router or policy by which later tokens have a say in earlier ones, or None."""
+    """Name the router or policy by which later tokens affect earlier ones; None without."""
     if non_causal(router):
         return type(router).__name__
     if capacity is None:
@@ -339,6 +350,8 @@ def _build(
 ) -> tuple[str, nn.Module]:
     """Build what replaces the MLP of place i: a mixture, or a router for a sparse block's gate.
 
+    change: the settings; places: paths and numbers of experts; i: which of them; mlp: the module
+    there.
     Returns the name inside the MLP that is replaced, "" for the MLP itself, and the new module.
     Raises: ConfigError for settings that a block with experts of its own cannot have.
     """

@@ -79,6 +79,10 @@ class CodeRecorder:
     """
 
     def __init__(self, form: GroupSparse, out: int, width: int, symmetric: bool) -> None:
+        """Allocate the weights to be coded, scales and zero points of a weight (out, width), all 0.
+
+        form: group size and bits; symmetric: codes without a zero point.
+        """
         self.form, self.width, self.group, self.symmetric = form, width, form.group, symmetric
         across = form.across(width)
         # The last group of a row may be padded with zeros.
@@ -92,6 +96,10 @@ class CodeRecorder:
         self.scale[:, place], self.zero[:, place] = scale_and_zero
 
     def __call__(self, column: Tensor, index: int) -> Tensor:
+        """Record a column of weights, and return it as rounded to the group's codes.
+
+        column: (out,); index: its number.
+        """
         place = index // self.group
         self.raw[:, index] = column
         scale, zero = self.scale[:, place], self.zero[:, place]
@@ -117,7 +125,11 @@ def kept_groups(score: Tensor, form: GroupSparse, density: float) -> Tensor:
 def by_rounding(
     weight: Tensor, statistics: Statistics, form: GroupSparse, density: float, symmetric: bool
 ) -> CodedGroups:
-    """Keep groups of the largest sums of W^2 mean x^2; round each weight to its nearest code."""
+    """Keep groups of the largest sums of W^2 mean x^2; round each weight to its nearest code.
+
+    weight: (out, in); statistics: of the layer's inputs; form: group size and bits; density: share
+    of groups that is kept; symmetric: codes without a zero point.
+    """
     w = weight.detach().float()
     mask = kept_groups(wanda(w, statistics).square(), form, density)
     recorder = CodeRecorder(form, w.shape[0], w.shape[1], symmetric)
@@ -133,6 +145,7 @@ def by_compensation(
 ) -> CodedGroups:
     """Keep groups of the largest sums of W^2 / U_jj^2, and compensate for pruning and rounding.
 
+    form: group size and bits; symmetric: codes without a zero point.
     Column by column, later columns make up for the error so far: SparseGPT and GPTQ at once.
     weight: (out, in); statistics: of the layer's inputs; density: share of groups that is kept.
     """

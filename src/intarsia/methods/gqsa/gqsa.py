@@ -107,6 +107,7 @@ class Gqsa(Change):
     ) -> Plan:
         """Prune, quantise and tune on a copy of the model; the host stays as it is.
 
+        batches: calibration data; seed: of random draws.
         keeping: where finished blocks are written; the end-to-end stage starts anew.
         """
         rows = tuple(batches)
@@ -135,7 +136,7 @@ class Gqsa(Change):
     def coded(
         self, model: nn.Module, rows: Sequence[Any], seed: int = 0, progress: Kept | None = None
     ) -> tuple[dict[str, CodedGroups], list[dict[str, Any]]]:
-        """Choose and tune the codes of every layer.
+        """Choose and tune the codes of every layer: block by block (BQPO), then all scales at once.
 
         model: a copy to work on, which is left with the rounded weights; rows: calibration batches;
         seed: of the order of rows; progress: blocks that were finished before, None = none.
@@ -155,8 +156,13 @@ class Gqsa(Change):
             ]
 
         def tune(stop: Stop, flow: Any, number: int) -> None:
-            """Tune the codes of a block by BQPO, and write the decoded weights into it."""
+            """Tune the codes of a block by BQPO, and write the decoded weights into it.
+
+            stop: the block and its layers; flow: its inputs for all calibration rows; number: of
+            the block.
+            """
             coded = {path: coded_layers[path] for path in stop.layers if path in coded_layers}
+            # A language model's head has no block whose outputs could be compared.
             if coded and not stop.outside:
                 dense_weights = {path: dense.pop(path) for path in coded}
                 generator = _block_generator(seed, number)
@@ -189,7 +195,10 @@ class Gqsa(Change):
     def _read_block_tensors(
         self, stop: Stop, tensors: Mapping[str, Tensor]
     ) -> dict[str, CodedGroups]:
-        """Read the codes of a block that was finished before, by path."""
+        """Read the codes of a block that was finished before, by path.
+
+        stop: the block and its layers; tensors: what `_block_tensors` returned, from its file.
+        """
         coded: dict[str, CodedGroups] = {}
         for path, layer in stop.layers.items():
             if f"{path}/raw" in tensors:
@@ -205,7 +214,11 @@ class Gqsa(Change):
         coded_layers: dict[str, CodedGroups],
         dense: dict[str, Tensor],
     ) -> dict[str, Any]:
-        """Choose a layer's codes, write the decoded weight, and return the layer's report row."""
+        """Choose a layer's codes, write the decoded weight, and return the layer's report row.
+
+        statistics: of the layer's inputs, None = no row reached it; coded_layers, dense: get the
+        layer's codes and, for BQPO, its weight before.
+        """
         weight = layer.read()
         row: dict[str, Any] = {"layer": name, "weights": weight.numel(), "density": 1.0}
         # An expert that no token was routed to, for example.
@@ -227,7 +240,10 @@ class Gqsa(Change):
 
 
 def _block_tensors(coded_layers: Mapping[str, CodedGroups], stop: Stop) -> dict[str, Tensor]:
-    """Return the codes of a finished block, to be written."""
+    """Return the codes of a finished block as tensors to write, "path/part" -> tensor.
+
+    coded_layers: codes of all layers so far, by path; stop: the block and its layers.
+    """
     block_layers = {path: coded_layers[path] for path in stop.layers if path in coded_layers}
     return {
         f"{path}/{part}": getattr(c, part) for path, c in block_layers.items() for part in PARTS

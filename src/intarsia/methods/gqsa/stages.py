@@ -74,9 +74,9 @@ def tuned_block(
 ) -> dict[str, CodedGroups]:
     """Minimise ||B(X) - B^(X)||^2 over a block's weights, scales and zeros (BQPO, eq. 7).
 
-    X has gone through the compressed blocks before it.
-    stop: the block; flow: its inputs and calls; block_number: of the block in the chain; dense:
-    (out, in) of each layer as it was; groups_before: its codes so far; both by path.
+    X has gone through the compressed blocks before it.  stop: the block; flow: its inputs and
+    calls; block_number: of the block in the chain; dense: (out, in) of each layer as it was;
+    groups_before: its codes so far; both by path; tuning: steps and rates.
     Returns the codes after all steps, or those before if they fit the same rows no worse.
     Raises: TargetError for a model whose blocks do not follow one another.
     """
@@ -159,6 +159,7 @@ def _descend(
 ) -> Iterator[int]:
     """Yield the row of each step, in a new order each time through; step AdamW afterwards.
 
+    groups: of parameters, with their rates; steps: of AdamW; rows: number of calibration rows.
     The caller takes the gradient before it asks for the next row. The rate falls to 0 linearly.
     """
     optimiser = AdamW(groups, weight_decay=0)
@@ -174,7 +175,10 @@ def _descend(
 
 
 def _masked_mse(output: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-    """Compute the mean square over tokens that are no padding, in float32 for half precision."""
+    """Compute the mean square over tokens that are no padding, in float32 for half precision.
+
+    output, target: (..., T, d); mask: (..., T) bool, False = padding, None = no padding.
+    """
     if mask is not None and mask.shape == output.shape[:-1]:
         output, target = output[mask], target[mask]
     if output.dtype in (torch.bfloat16, torch.float16):
@@ -183,7 +187,10 @@ def _masked_mse(output: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _as_stored(coded: CodedGroups, raw: Tensor, scale: Tensor, zero: Tensor) -> CodedGroups:
-    """Round scales as bfloat16 stores them, and zeros to codes."""
+    """Round scales to bfloat16 and zero points to whole codes, as they are stored.
+
+    coded: the record to replace; raw: (out, width), weights before rounding; scale, zero: (out, C).
+    """
     largest_code = 2**coded.form.bits - 1
     stored_scale = scale.detach().bfloat16().float().clamp(min=0)
     zero_code = zero.detach().round().clamp(0, largest_code)
@@ -207,6 +214,7 @@ class ScaleOnlyLinear(nn.Module):
     """
 
     def __init__(self, coded: CodedGroups, bias: Tensor | None) -> None:
+        """Make the scales of a coded weight the only parameters.  bias: (out,), kept frozen."""
         super().__init__()
         self.width, self.bias = coded.width, bias
         self.share = nn.Parameter(torch.ones_like(coded.scale))
@@ -234,6 +242,7 @@ def tuned_scales(
 ) -> dict[str, CodedGroups]:
     """Minimise the language model's loss over all scales; codes and zeros stay (section 3.3).
 
+    layers, coded: matrices and their codes, by path; tuning: steps and rates.
     rows: see `language_rows`. Returns the scales after all steps, or those before if their loss on
     the same rows is no higher.
     """

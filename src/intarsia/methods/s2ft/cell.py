@@ -38,7 +38,10 @@ class LinearWithColumns(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, s: Tensor, channels: ChannelIndex
     ):
-        """Compute y.  x: (..., d_in); weight: (d_out, d_in); s: (d_out, c); channels: c inputs."""
+        """Compute y.  x: (..., d_in); weight: (d_out, d_in); s: (d_out, c); channels: c inputs.
+
+        ctx: autograd's; bias: (d_out,) or None.
+        """
         rows = x.reshape(-1, x.shape[-1])  # (T, d_in)
         y = linear(x, weight, bias)  # a new tensor and no view: hosts change it in place (Llama 4)
         # a copy, because a view would keep all of x alive
@@ -76,7 +79,10 @@ class LinearWithRows(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, s: Tensor, channels: ChannelIndex
     ):
-        """Compute y.  x: (..., d_in); weight: (d_out, d_in); s: (c, d_in); channels: c outputs."""
+        """Compute y.  x: (..., d_in); weight: (d_out, d_in); s: (c, d_in); channels: c outputs.
+
+        ctx: autograd's; bias: (d_out,) or None.
+        """
         rows = x.reshape(-1, x.shape[-1])
         y = linear(x, weight, bias)
         _add_product(y.view(-1, weight.shape[0]), channels, rows, s.T)
@@ -110,12 +116,18 @@ class S2ftCell(Cell):
     fused: ClassVar[bool] = True
 
     def __init__(self, side: str, site: Site, ids: list[int]) -> None:
+        """Build the slice S, which starts at 0.
+
+        side: "inputs", S is (d_out, c), or "outputs", (c, d_in); site: input and output widths of
+        the layer; ids: the c selected channels.
+        """
         super().__init__()
         self.side, self.inputs, self.outputs = side, site.reads, site.outputs
         shape = (site.outputs, len(ids)) if side == "inputs" else (len(ids), site.reads)
         self.weight = nn.Parameter(torch.zeros(shape))
         self.channels: Tensor
         self.register_buffer("channels", torch.tensor(ids, dtype=torch.int64))
+        # Contiguous channels are sliced, which is faster than indexing.
         self.run: slice | None = None
         self.read_buffers()
 

@@ -101,7 +101,11 @@ def _sites_by_family(
     targets: Sequence[str] | str | None,
     layers: Sequence[int] | None,
 ) -> dict[str, list[Site]]:
-    """Return the sites of each family with a share above 0.  Raises: TargetError."""
+    """Return the sites of each family with a share above 0.  Raises: TargetError.
+
+    A site is a layer with its widths; a family "down", "up", "output" or "value".  targets: names
+    of layers, None = by role; layers: numbers of blocks, None = all.
+    """
     groups: dict[str, list[Site]] = {name: [] for name in method.shares}
     for site in find_sites(model, method, targets, layers):
         family = method.family(site.path)
@@ -112,6 +116,7 @@ def _sites_by_family(
             want = "a down, up, output or value projection whose share is above 0"
             fix = "Target other layers, or set its share: S2ft(up=0.03)."
             raise TargetError(subject, got="a layer with no share of channels", want=want, fix=fix)
+    # A share above 0 that no layer has would be ignored without a word.
     for family, family_sites in groups.items():
         if not family_sites:
             subject, want = f"share {family!r}", "at least one layer of that kind"
@@ -121,7 +126,11 @@ def _sites_by_family(
 
 
 def _unit_count(site: Site, family: str, known_units: dict[str, int]) -> int:
-    """Return how many units (channels or KV groups) the selectable width of a site has."""
+    """Return how many units (channels or KV groups) the selectable width of a site has.
+
+    family: "down", "up", "output" or "value"; known_units: path -> units read off the model.
+    Raises: TargetError where units cannot be told from the layer.
+    """
     width = span(site, family)[1]
     if family in ("down", "up"):
         count = known_units.get(site.path, width)
@@ -141,7 +150,10 @@ def _unit_count(site: Site, family: str, known_units: dict[str, int]) -> int:
 
 
 def _channels_of_others(apart: Sequence[S2ft], site: Site, family: str) -> Tensor:
-    """Return a mask of the channels that other adapters have, (width,) bool."""
+    """Return a mask of the channels that other adapters have, (width,) bool.
+
+    apart: settings of the other adapters, with their channels; family: as "down", of the layer.
+    """
     first, width = span(site, family)
     excluded = torch.zeros(width, dtype=torch.bool)
     for method in apart:
@@ -196,6 +208,7 @@ def _trained_family(method: S2ft, site: Site) -> str:
 def _random_scores(method: S2ft, site: Site, seed: int) -> Tensor:
     """Draw a random score for each selectable channel of a layer, (width,).
 
+    site: the layer with its widths.
     The generator's seed is a hash of `seed` and the layer's path: targeting other layers, too,
     changes nothing here.
     """
@@ -217,7 +230,11 @@ def _slice_norms(weight: Tensor, side: str, channel_range: tuple[int, int]) -> T
 def _activation_norms(
     model: nn.Module, modules: dict[str, nn.Module], sides: dict[str, Slice], batches: Sequence[Any]
 ) -> dict[str, Tensor]:
-    """Compute the root mean square of each channel over all positions that are no padding."""
+    """Compute the root mean square of each channel over all positions that are no padding.
+
+    modules: by path; sides: path -> (whether "inputs" or "outputs" are chosen, (first, number) of
+    the channels).
+    """
     outputs = [path for path, (side, _) in sides.items() if side != "inputs"]
     with evaluating(model), torch.no_grad(), observing(modules, outputs=outputs) as observer:
         for batch in batches:
@@ -240,7 +257,10 @@ def _batch_keys(batch: Any) -> Any:
 def _weight_gradients(
     model: nn.Module, modules: dict[str, nn.Module], batches: Sequence[Any], loss: Loss | None
 ) -> dict[str, Tensor]:
-    """Sum the gradient of each layer's weight over the batches, (out, in)."""
+    """Sum the gradient of each layer's weight over the batches, (out, in).
+
+    modules: by path; loss: of the model and a batch, None = the one that the model returns.
+    """
     weights: dict[str, Any] = {path: m.weight for path, m in modules.items()}
     was_trained = {path: w.requires_grad for path, w in weights.items()}
     total = {path: torch.zeros_like(w.detach()).flatten(1) for path, w in weights.items()}

@@ -54,7 +54,12 @@ def _channel_order(order: Tensor, width: int, parts: int = 1) -> Tensor:
 
 
 def couples(model: nn.Module) -> Iterator[Couple]:
-    """Yield the couples of a host's MLPs and attentions, as far as their layers are known."""
+    """Yield the pairs of coupled layers in each block's MLP and attention.
+
+    Layers are coupled if the rows of one and the columns of the other can be reordered together
+    without a change of the function: up and down of an MLP, values and projection of an attention.
+    Blocks with layers of unknown names are left out.
+    """
     for path, block in blocks(model):
         attention_name = next((n for n in ATTENTION if n in block._modules), None)
         if attention_name is not None:
@@ -100,7 +105,12 @@ def _stray_parameters(
 def _make_couple(
     root: str, module: nn.Module, into: dict[str, Layer], out: str, units: int, *sizes: int
 ) -> Couple:
-    """Make a couple with full paths.  units: its units; sizes: parts of a layer, head width."""
+    """Make a `Couple`, the layers whose rows and columns are reordered together, with full paths.
+
+    root: path of the module; into: name -> layers whose rows are reordered; out: name of the layer
+    whose columns are; units: number of things to reorder; sizes: equal parts of a layer, width of a
+    head.
+    """
     parts, free = sizes
     strays = _stray_parameters(module, (*into, out), out, free)
     into_layers = tuple((f"{root}.{p}", _output_width(m), parts) for p, m in into.items())
@@ -111,7 +121,10 @@ def _make_couple(
 
 
 def _attention_couples(root: str, module: nn.Module) -> Iterator[Couple]:
-    """Yield the couple of an attention: value (or fused qkv) rows and projection columns."""
+    """Yield the couple of an attention: value (or fused qkv) rows and projection columns.
+
+    A `Couple` has the layers that are reordered together.  root: path of the attention.
+    """
     into, out = _layers_named(module, QKV), _layers_named(module, (*PROJECTION, "output.dense"))
     inside = [unwrapped(m) for _, m in walk(module)]
     head_widths = [getattr(m, n, None) for m in inside for n in ("head_dim", "attention_head_size")]
@@ -141,7 +154,10 @@ def _attention_couples(root: str, module: nn.Module) -> Iterator[Couple]:
 
 
 def _mlp_couples(root: str, module: nn.Module) -> Iterator[Couple]:
-    """Yield the couple of an MLP: gate and up rows and down columns."""
+    """Yield the couple of an MLP: gate and up rows and down columns.
+
+    A `Couple` has the layers that are reordered together.  root: path of the MLP.
+    """
     into, outputs = _layers_named(module, UP), _layers_named(module, DOWN)
     if len(outputs) != 1 or not into:
         return

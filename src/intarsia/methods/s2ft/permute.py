@@ -150,6 +150,7 @@ def _selected_units(
 ) -> Tensor:
     """Return a mask of the units with selected channels, (units,) bool.
 
+    couple: layers whose rows and columns are reordered together, by units.
     channels_of_paths: channel numbers as text, by path; layers: (path, channels, parts) each.
     Raises: TargetError where a unit is selected in part.
     """

@@ -115,7 +115,11 @@ class S2ft(Method):
         layers: Sequence[int] | None = None,
         seed: int = 0,
     ) -> S2ft:
-        """Choose the method's channels on a host, see `choose_channels`; chosen ones stay."""
+        """Return these settings with the channels to train chosen; unchanged if they have some.
+
+        batches: data for scores by activations or gradients; targets: names of layers, None = by
+        role; layers: numbers of blocks, None = all.  See `choose_channels`.
+        """
         if self.channels:
             return self
         return choose_channels(host, self, batches, targets=targets, layers=layers, seed=seed)
@@ -131,7 +135,12 @@ class S2ft(Method):
         return S2ftCell(side_of(family), site, self._channel_numbers(site, family, generator))
 
     def _channel_numbers(self, site: Site, family: str, generator: torch.Generator) -> list[int]:
-        """Return a layer's channel numbers, drawn at random if none were chosen."""
+        """Return a layer's channel numbers, drawn at random if none were chosen.
+
+        family: "down", "up", "output" or "value", which gives the share of channels.
+        Raises: ShapeError for channels that the layer does not have; ConfigError for a share of
+        none.
+        """
         first, width = span(site, family)
         if (text := dict(self.channels).get(site.path)) is not None:
             ids = read(text)

@@ -42,6 +42,7 @@ def side_of(family: str) -> str:
 def span(site: Site, family: str) -> tuple[int, int]:
     """Return (first, number) of the selectable channels; a fused layer's values are its last third.
 
+    site: the layer with its widths; family: "down", "up", "output" or "value".
     Raises: TargetError for a fused layer whose outputs are not three equal parts.
     """
     if side_of(family) == "inputs":

@@ -145,6 +145,7 @@ class Recombiner:
     ) -> bytes:
         """Encode a pack of signals of one size, which share a header and are fitted together.
 
+        data: signals of one kind; steps: of the fit; rate: of audio in Hz, recorded in the file.
         Raises: as `encode`.
         """
         at_least("steps", steps, 1)

@@ -67,6 +67,12 @@ class GroupPosteriors:
     def __init__(
         self, prior: Prior, values: Tensor, tiles: Sequence[int], weight: Tensor, seed: int
     ) -> None:
+        """Start every posterior at the prior, with no group coded.
+
+        prior: trained `Prior`, whose decoder is copied and frozen; values: (signals, patches,
+        points, channels) in [0, 1]; tiles: patches along each axis; weight: (patches, points), of a
+        point in the loss; seed: of the training samples.
+        """
         self.prior, self.values, self.tiles, self.weight = prior, values, tuple(tiles), weight
         self.levels = levels_of(prior.settings, tiles)
         numbers = prior.numbers(self.levels)
@@ -132,7 +138,7 @@ class GroupPosteriors:
 
     @torch.no_grad()
     def code(self, level: int, numbers: Sequence[int]) -> Array:
-        """Code some groups of a level and fix their latents.
+        """Choose candidates for some groups of a level, and fix their latents to these.
 
         numbers: of the groups in the level.  Returns the indices, (signals, len(numbers)).
         """
@@ -238,6 +244,7 @@ def encode(
 def latents(prior: Prior, indices: Array, tiles: Sequence[int]) -> Array:
     """Compute the latents h of a signal's patches from its indices, as whole numbers.
 
+    prior: trained; tiles: patches along each axis.
     Integers throughout: the same on every machine.  indices: (groups,).
     -> (patches, columns) int64 in units of 1 / (FIXED * UNIT).
     """
@@ -262,7 +269,10 @@ def latents(prior: Prior, indices: Array, tiles: Sequence[int]) -> Array:
 
 @torch.no_grad()
 def decode(prior: Prior, indices: Array, tiles: Sequence[int]) -> Array:
-    """Decode a signal's patches, in float64 on the CPU.  -> (patches, points, channels)."""
+    """Decode a signal's patches, in float64 on the CPU.  -> (patches, points, channels).
+
+    prior: trained; indices: (groups,), chosen candidates; tiles: patches along each axis.
+    """
     h = torch.from_numpy(latents(prior, indices, tiles)).double() / (FIXED * UNIT)
     # in float64 machines differ by rounding errors alone
     decoder = copy.deepcopy(prior.decoder).double()

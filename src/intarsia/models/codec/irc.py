@@ -124,6 +124,7 @@ def _decode_varints(data: bytes, start: int) -> tuple[Iterator[int], list[int]]:
     position = [start]
 
     def numbers() -> Iterator[int]:
+        """Yield the numbers; each byte has seven bits, and the eighth says that more follow."""
         while True:
             number = shift = 0
             while True:

@@ -80,7 +80,11 @@ def quantiles() -> Array:
 
 
 def normals(key: int, samples: Array, width: int, group: int) -> Array:
-    """Draw normal deviates in units of 1 / UNIT, two from each word.  -> (n, width) int32."""
+    """Draw normal deviates in units of 1 / UNIT, two from each word.  -> (n, width) int32.
+
+    key: of the generator; samples: (n,), numbers of samples; width: deviates of each; group: number
+    of a group, whose draws are independent of those of others.
+    """
     drawn = words(key, samples, -(-width // 2), group, domain=0)
     low, high = drawn & np.uint64(UNIT - 1), drawn >> np.uint64(QUANTILE_BITS)
     pairs = np.stack((low, high), axis=-1).reshape(len(samples), -1)[:, :width]

@@ -159,6 +159,7 @@ class Prior:
             with unbroken():
                 tensors = read_tensors(folder / TENSORS)
             settings = RecombinerSettings(**record["settings"])
+            # names of the decoder's tensors without "decoder."
             inside = {k[8:]: v for k, v in tensors.items() if k.startswith("decoder.")}
             _check_shapes(settings, tensors, inside)
             decoder = SignalDecoder(settings, generator=torch.Generator().manual_seed(0))
@@ -176,6 +177,7 @@ class Prior:
             raise
         except IntarsiaError as error:
             raise _damaged(folder, error) from error
+        # settings and weights must be those that were saved, bit by bit
         if prior.digest.hex() != digest:
             raise _damaged(folder, f"weights with the digest {prior.digest.hex()}, not {digest}")
         return prior

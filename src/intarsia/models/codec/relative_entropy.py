@@ -32,7 +32,10 @@ def choose(log_ratio: Array, order: Array) -> int:
 
 
 def choose_naive(log_ratio: Array, order: Array) -> int:
-    """Compute `choose` one candidate after the other, ending when no later one can win."""
+    """Compute `choose` one candidate after the other, ending when no later one can win.
+
+    log_ratio, order: as in `choose`.
+    """
     best, index_of_best, bound = -np.inf, 0, log_ratio.max()
     for index, (ratio, gumbel) in enumerate(zip(log_ratio, order, strict=True)):
         # Gumbels fall from here on, and no ratio is above the bound

@@ -129,6 +129,7 @@ def crops(
 ) -> list[Array]:
     """Cut `count` parts of these sizes at random places, equally many from each array.
 
+    arrays: (*sizes, channels) each; random: draws the places.
     Raises: DataError for an array that is smaller.
     """
     parts = []

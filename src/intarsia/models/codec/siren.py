@@ -66,11 +66,17 @@ class SignalDecoder(nn.Module):
     def __init__(
         self, settings: RecombinerSettings, *, generator: torch.Generator | None = None
     ) -> None:
+        """Build the shared decoder; without `generator` it draws from torch's global one.
+
+        settings.positions: channels of the latents that a convolution spreads over the patches, 0 =
+        none; settings.reparametrise: learn a square map A for the weights of each layer.
+        """
         super().__init__()
         self.settings = settings
         axes, z = DIMENSIONS[settings.kind], settings.positions
         out = max(8, z // 8) if z else 0
         middle = max(16, z // 2)
+        # Fourier features of the points of a patch, equal for all patches
         features = fourier(settings.patch)
         self.register_buffer("points", features.float(), persistent=False)
         hidden = [settings.width] * settings.depth
@@ -79,12 +85,14 @@ class SignalDecoder(nn.Module):
         self.grid = tuple(side // STEP for side in settings.patch)
         self.latents = z * math.prod(self.grid)
         self.maps = nn.ParameterList()
+        # weights of a layer = A h, where A starts near the identity
         if settings.reparametrise:
             for p in layer_sizes(self.sizes):
                 drawn = (torch.rand(p, p, generator=generator, dtype=FLOAT) * 2 - 1) / p
                 self.maps.append(nn.Parameter(torch.eye(p, dtype=FLOAT) + drawn))
         convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
         self.convolutions = nn.ModuleList()
+        # from a grid of latents to channels of every point
         if z:
             shapes = (z, middle, 5), (middle, middle, 3), (middle, out, 3)
             for a, b, side in shapes:
@@ -110,6 +118,11 @@ class SignalDecoder(nn.Module):
         return torch.cat(parts)
 
     def forward(self, h: Tensor, tiles: Sequence[int]) -> Tensor:
+        """Compute the values of patches.
+
+        h: (rows, latents), of the patches of signals with `tiles` patches along each axis,
+        row-major. -> (rows, points, channels).
+        """
         x = self.points.expand(len(h), -1, -1)
         if self.latents:
             x = torch.cat([x, self._positions(h[:, self.weights :], tiles)], -1)

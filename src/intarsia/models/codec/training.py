@@ -31,6 +31,10 @@ class Posteriors(nn.Module):
     """Posteriors of all signals at one level: mu and rho of every latent, in sparse embeddings."""
 
     def __init__(self, signals: int, level: LatentLevel, start: Tensor) -> None:
+        """Start every row of every signal at the same posterior.
+
+        signals: their number; level: rows of latents of a signal; start: (latents,), the first mu.
+        """
         super().__init__()
         self.rows, count = level.rows, signals * level.rows
         self.mu = nn.Embedding(count, len(start), sparse=True, _weight=start.repeat(count, 1))
@@ -62,6 +66,12 @@ class PriorTraining:
         seed: int,
         start: str = "shared",
     ) -> None:
+        """Build the decoder, the first posteriors and prior, and their optimisers.
+
+        values: (signals, patches, points, channels) in [0, 1]; tiles: patches along each axis;
+        payload: bits of a patch; steps: of the whole training; batch: signals in a step; start:
+        "shared", all signals begin at one mu, or "own", each at another.
+        """
         generator = torch.Generator().manual_seed(mix(seed, 0))
         self.values, self.tiles, self.settings = values, tuple(tiles), settings
         self.payload, self.steps, self.batch, self.seed = payload, steps, batch, seed
@@ -212,7 +222,7 @@ class PriorTraining:
         )
 
     def _identity(self) -> dict[str, Any]:
-        """Return what must agree for a saved state to be resumed."""
+        """Return the settings that must be equal for a saved state to be resumed."""
         return {"steps": self.steps, "seed": self.seed, "batch": self.batch} | {
             "payload": self.payload,
             "start": self.start,

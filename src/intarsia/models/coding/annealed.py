@@ -122,6 +122,7 @@ class Annealed(
         """
         x = self._read(X, first=True, least=1 if shards.count > 1 else 2)
         self._check(shards)
+        # missing values in any process make all of them use masks
         states = self._states()
         data = block_of(x, bool(shards.sum(np.array(float(np.isnan(x).any())))))
         count = shards.sum(np.array(float(len(x))))
@@ -139,6 +140,7 @@ class Annealed(
             evidences.append(evidence)
             if progress is not None:
                 progress(step + 1, self.n_iter, evidence)
+        # scikit-learn's fitted attributes end in an underscore
         for name, attribute in self._fitted.items():
             setattr(self, attribute, params[name])
         self.evidences_ = np.array(evidences)
@@ -281,7 +283,10 @@ class Annealed(
         return max(1.0, self.temperature - (self.temperature - 1) * share)
 
     def _blocks(self, data: Samples, states: States) -> Iterator[tuple[slice, Samples]]:
-        """Yield consecutive samples in blocks whose arrays fit into the cache."""
+        """Yield consecutive samples in blocks whose arrays fit into the cache.
+
+        states: those of the model, which decide how large the arrays of a sample are.
+        """
         # as many samples at a time as their largest array fits
         size = max(1, min(4096, BLOCK_NUMBERS // self._block_numbers(states)))
         for start in range(0, len(data.x), size):
@@ -291,6 +296,7 @@ class Annealed(
     def _e_step(self, joint: Joint, heat: float) -> tuple[Array, Array]:
         """Compute q, the probabilities of each sample's states (n, S), and its log evidence (n,).
 
+        joint: log p(y | s) and log p(s), see `Joint`; heat: the temperature T.
         log q = log p(y | s) / T + log p(s) - evidence, or with log p(s) / T, too.
         """
         log = joint.likelihood / heat
@@ -308,7 +314,9 @@ class Annealed(
     ) -> tuple[Params, float]:
         """Do an EM step; return the parameters and the mean log evidence before it.
 
-        The evidence is at the step's temperature.
+        The evidence is at the step's temperature. params: arrays by name; data: the samples of this
+        process; states: those of the model; shards: adds sums up over processes; step: its number,
+        which sets the temperature.
         """
         heat, cut = self._temperature(step), self._cut(params, step)
         evidence, selected = np.empty(len(data.x)), slice(None)
@@ -341,7 +349,10 @@ class Annealed(
     def _add_up(
         self, params: Params, data: Samples, states: States, heat: float
     ) -> tuple[Params, Array]:
-        """Sum the M-step's statistics over samples, block by block; also return log evidences."""
+        """Sum the M-step's statistics over samples, block by block; also return log evidences.
+
+        heat: the temperature.  Returns (sums by name, log evidence of each sample (n,)).
+        """
         sums, evidence = Params(), np.empty(len(data.x))
         for rows, block in self._blocks(data, states):
             joint = self._joint(params, block, states, heat)
@@ -363,7 +374,11 @@ class Annealed(
         states: States,
         shards: RowShards,
     ) -> None:
-        """Restart components that no sample uses at the samples explained worst, in place."""
+        """Restart components that no sample uses at the samples explained worst, in place.
+
+        params: changed in place; sums: of the M-step, of which "usage" (H,) is read; evidence:
+        (n,), log evidence of each sample; shards: compares samples of all processes.
+        """
         dead = np.flatnonzero(sums["usage"] < 0.5)
         if not len(dead):
             return
@@ -386,7 +401,11 @@ class Annealed(
     def _per_sample(
         self, X: Any, compute: Callable[[Params, Samples, Joint, Array, States], Array]
     ) -> Array:
-        """Compute `compute` for each sample, block by block, with the fitted parameters."""
+        """Compute `compute` for each sample, block by block, with the fitted parameters.
+
+        X: (n, D); compute: takes (params, samples, joint, posterior q, states), returns rows of
+        results.
+        """
         x = self._read(X)
         params = {name: np.asarray(getattr(self, a)) for name, a in self._fitted.items()}
         states = self._states()

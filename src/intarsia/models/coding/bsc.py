@@ -54,7 +54,10 @@ def project(params: Params, block: Samples) -> Projections:
 
 
 def candidate_gram(params: Params, block: Samples, candidates: Array) -> Array:
-    """Compute W_i . W_j of each sample's candidates over its observed values, (n, H', H')."""
+    """Compute W_i . W_j of each sample's candidates over its observed values, (n, H', H').
+
+    candidates: (n, H'), indices of components.
+    """
     w = params["W"]
     if block.observed is None:
         return (w @ w.T)[candidates[:, :, None], candidates[:, None]]
@@ -98,6 +101,7 @@ def second_moments(
 def linear_maximise(sums: Params, before: Array | None = None) -> Params:
     """Maximise W = (sum y <s>^T) (sum <s s^T>)^-1, sigma^2 = mean <||y - W s||^2> / D.
 
+    sums: of `second_moments`, added up over all samples.
     before: (H, D), take the residuals of sigma^2 from this W instead of the new one.
     """
     ys, ss = sums["ys"], sums["ss"]
@@ -141,6 +145,12 @@ class Discrete(Truncated, abc.ABC):
         return linear_start(mean, spread, self.n_components, random) | {"prior": prior}
 
     def _joint(self, params: Params, block: Samples, states: States, heat: float = 1.0) -> Joint:
+        """Compute log p(y | s) and log p(s) of no cause, each cause alone, and sets of candidates.
+
+        params: "W" (H, D), "noise" sigma^2, "prior" (m,), the probability of each of the m values
+        of a cause; block: n samples; states: sets of candidates; heat: unused, the soft maximum of
+        MCA needs it.
+        """
         fit, noise, values = project(params, block), params["noise"], states.values
         atoms, n, none = len(params["W"]), len(block.x), math.log1p(-float(params["prior"].sum()))
         odds = np.log(params["prior"]) - none
@@ -161,6 +171,12 @@ class Discrete(Truncated, abc.ABC):
     def _sums(
         self, params: Params, block: Samples, joint: Joint, q: Array, states: States, heat: float
     ) -> Params:
+        """Sum the statistics of the M-step over the samples of a block.
+
+        joint: what `_joint` returned for them; q: (n, S), posterior of the states; heat: unused.
+        Returns the sums of `second_moments`, "usage" (H,), expected uses of each component, and
+        "counts" (m,), expected uses of each value.
+        """
         single, multi = _split_states(params, q, states)
         # moments <s> and <s s^T> of the posterior, of one cause and of several apart
         pairs = (multi @ states.squares).reshape(len(q), states.width, states.width)
@@ -173,12 +189,17 @@ class Discrete(Truncated, abc.ABC):
         return sums | {"counts": single.sum(axis=(0, 1)) + multi.sum(axis=0) @ states.counts}
 
     def _maximise(self, params: Params, sums: Params) -> Params:
+        """Return W, sigma^2 and the prior of the values that maximise the expected log-likelihood.
+
+        sums: statistics of `_sums` over all samples.
+        """
         share = (
             self._prior_correction(params)
             * self._prior(sums["counts"])
             / sums["samples"]
             / len(params["W"])
         )
+        # a value that is never used may come back in a later step
         share = np.maximum(share, 1e-8)
         # a cause stays off with at least 5 %
         share *= min(1.0, 0.95 / float(share.sum()))
@@ -186,6 +207,10 @@ class Discrete(Truncated, abc.ABC):
         return linear_maximise(sums, before) | {"prior": share}
 
     def _code(self, params: Params, joint: Joint, q: Array, states: States) -> Array:
+        """Return the posterior mean <s> of each sample, (n, H).
+
+        q: (n, S), posterior of the states.
+        """
         single, multi = _split_states(params, q, states)
         code = single @ states.values
         # each candidate has one entry in its sample's row, so that += adds them all

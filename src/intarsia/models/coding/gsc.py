@@ -90,6 +90,7 @@ def diagonal_posteriors(
 ) -> list[SlabPosterior]:
     """Compute the posteriors of sets of each size under a diagonal psi, adding member by member.
 
+    precision: Lambda, (n, H', H'), and eta, (n, H'), of a sample's candidates; states: the sets.
     single: of each candidate alone; rest: the prior's terms of each in log p(y), (n, H').
     """
     level, sets = single, []
@@ -164,6 +165,7 @@ class GSC(Truncated):
         return max([super()._block_numbers(states), *matrices])
 
     def _start(self, mean: Array, spread: float, random: np.random.RandomState) -> Params:
+        """Draw the first parameters.  mean: (D,) of the data; spread: their standard deviation."""
         params = linear_start(mean, spread, self.n_components, random)
         params["prior"] = np.full(self.n_components, min(0.5, 1 / self.n_components))
         params["mean"] = random.standard_normal(self.n_components) * 0.3 + 1
@@ -174,6 +176,12 @@ class GSC(Truncated):
         return params["prior"]
 
     def _joint(self, params: Params, block: Samples, states: States, heat: float = 1.0) -> Joint:
+        """Compute log p(y | b) and log p(b) of no component, each alone, and sets of candidates.
+
+        The slabs z are integrated out.  params: "W" (H, D), "noise" sigma^2, "prior" pi (H,),
+        "mean" mu (H,), "slab" psi (H,) or Psi (H, H); block: n samples; heat: unused.
+        Returns a `Joint` whose `parts` are the posteriors of z, for single components and for sets.
+        """
         fit, noise, mu = project(params, block), params["noise"], params["mean"]
         psi = (
             np.diag(params["slab"]) if self.slab == "full" else params["slab"]
@@ -216,6 +224,13 @@ class GSC(Truncated):
     def _sums(
         self, params: Params, block: Samples, joint: Joint, q: Array, states: States, heat: float
     ) -> Params:
+        """Sum the statistics of the M-step over the samples of a block.
+
+        joint: what `_joint` returned for them; q: (n, S), posterior of the states.
+        heat: unused.
+        Returns the sums of `second_moments`, "usage" (H,), and for mu and psi either
+        "first" and "square" (H,), or "slope" (H,) and "curve" (H, H) where the slab is full.
+        """
         atoms, width, candidates = len(params["W"]), states.width, joint.candidates
         alone, sets, single = joint.parts.single, joint.parts.sets, q[:, 1 : 1 + atoms]
         first = self._code(params, joint, q, states)
@@ -240,6 +255,10 @@ class GSC(Truncated):
         return sums
 
     def _maximise(self, params: Params, sums: Params) -> Params:
+        """Return the parameters of the M-step: W, sigma^2, pi, mu and psi.
+
+        params: those before, as in `_joint`; sums: statistics of `_sums` over all samples.
+        """
         mu, psi = (self._full_slab if self.slab == "full" else self._diagonal_slab)(params, sums)
         share = np.clip(
             self._prior_correction(params) * sums["usage"] / sums["samples"], 1e-6, 1 - 1e-6
@@ -247,7 +266,10 @@ class GSC(Truncated):
         return linear_maximise(sums) | {"prior": share, "mean": mu, "slab": psi}
 
     def _diagonal_slab(self, params: Params, sums: Params) -> tuple[Array, Array]:
-        """Set mu_h = sum <b_h z_h> / sum <b_h>, psi_h = sum <b_h z_h^2> / sum <b_h> - mu_h^2."""
+        """Return mu_h = sum <b_h z_h> / sum <b_h>, psi_h = sum <b_h z_h^2> / sum <b_h> - mu_h^2.
+
+        sums: "first", "square" and "usage", (H,); a component that is hardly used keeps `params`.
+        """
         alive, used = sums["usage"] > ALIVE, sums["usage"] + 1e-300
         mu = np.where(alive, sums["first"] / used, params["mean"])
         psi = np.where(alive, sums["square"] / used - np.square(mu), params["slab"])
@@ -268,12 +290,21 @@ class GSC(Truncated):
         return params["mean"] + step, (vectors * np.maximum(values, FLOOR)) @ vectors.T
 
     def _code(self, params: Params, joint: Joint, q: Array, states: States) -> Array:
+        """Return the posterior mean <b z> of each sample, (n, H).
+
+        q: (n, S), posterior of the states; joint: what `_joint` returned.
+        """
         code = q[:, 1 : 1 + len(params["W"])] * joint.parts.single.mean
         by_sets = _over_sets(q, states, [s.mean for s in joint.parts.sets])
         code[np.arange(len(q))[:, None], joint.candidates] += by_sets
         return code
 
     def _restart(self, params: Params, atom: int, row: Array, residual: Array) -> None:
+        """Restart an unused component in place, with the average pi, mu = 1 and psi = 1.
+
+        atom: its index; row: (D,), a badly explained sample; residual: (D,), what the model leaves
+        of it.
+        """
         super()._restart(params, atom, row, residual)
         params["prior"][atom], params["mean"][atom] = params["prior"].mean(), 1.0
         if self.slab == "full":

@@ -64,11 +64,19 @@ class Maximal(Truncated, abc.ABC):
         return self.n_features_in_ * max(len(states.table), self.n_components)
 
     def _start(self, mean: Array, spread: float, random: np.random.RandomState) -> Params:
+        """Draw the first parameters.  mean: (D,) of the data; spread: their standard deviation."""
         w = mean + random.standard_normal((self.n_components, len(mean))) * spread / 4
         prior = np.full(1, min(0.5, 1 / self.n_components))
         return {"W": self._raise_to_floor(w), "noise": np.array(spread**2), "prior": prior}
 
     def _joint(self, params: Params, block: Samples, states: States, heat: float = 1.0) -> Joint:
+        """Compute log p(y | s) and log p(s) of no cause, each cause alone, and sets of candidates.
+
+        params: "W" (H, D), "noise" sigma^2, "prior" pi (1,); block: n samples; heat: temperature,
+        which sets the exponent rho of the soft maximum.
+        Returns a `Joint` whose `parts` are the squared errors (n, S) and noise-free data of all
+        states.
+        """
         x, observed, w = block.x, block.observed, params["W"]
         n, atoms = len(x), len(w)
         mask = np.ones(1) if observed is None else observed[:, None].astype(np.float64)
@@ -87,7 +95,11 @@ class Maximal(Truncated, abc.ABC):
         return Joint(-0.5 * (far / noise + rest.reshape(-1, 1)), prior, candidates, (far, means))
 
     def _state_means(self, w: Array, candidates: Array, states: States, heat: float) -> list[Array]:
-        """Return the noise-free data of states of several causes, (n, K, D) for each size."""
+        """Return the noise-free data of states of several causes, (n, K, D) for each size of set.
+
+        w: (H, D), components; candidates: (n, H'), those that may be on in a sample; states: sets
+        of candidates by size; heat: temperature, which sets the exponent of the soft maximum.
+        """
         soft, rho, largest = self.maximum == "soft", self._rho(heat), np.abs(w).max()
         if soft:  # Wbar = (sum_h (s_h W_hd)^rho)^(1 / rho), of magnitudes that keep their sign
             w = np.sign(w) * (np.abs(w) / largest) ** rho
@@ -102,6 +114,13 @@ class Maximal(Truncated, abc.ABC):
     def _sums(
         self, params: Params, block: Samples, joint: Joint, q: Array, states: States, heat: float
     ) -> Params:
+        """Sum the statistics of the M-step over the samples of a block.
+
+        joint: what `_joint` returned for them; q: (n, S), posterior of the states.
+        Returns "usage" (H,), "off" and "values" (squared error, number of values), and for W the
+        sums "a" of <A> and "ay" of <A y>, (H, D), where A_hd is the influence of cause h on value
+        d.
+        """
         atoms, (far, _) = len(params["W"]), joint.parts
         single, multi = q[:, 1 : 1 + atoms], q[:, 1 + atoms :]
         on = (multi @ states.table).ravel()
@@ -126,6 +145,7 @@ class Maximal(Truncated, abc.ABC):
         return sums | {"ay": single.T @ block.x + power * (membership.T @ (weight * block.x[n]))}
 
     def _maximise(self, params: Params, sums: Params) -> Params:
+        """Return W = sum <A y> / sum <A>, sigma^2 and pi from the sums over all samples."""
         used = sums["a"] > 1e-10
         # W = sum <A y> / sum <A>
         w = np.where(used, sums["ay"] / np.where(used, sums["a"], 1), params["W"])
@@ -136,6 +156,10 @@ class Maximal(Truncated, abc.ABC):
         return {"W": w, "noise": noise, "prior": np.clip([pi], 1e-8, 0.95)}
 
     def _code(self, params: Params, joint: Joint, q: Array, states: States) -> Array:
+        """Return the posterior mean <s> of each sample, (n, H).
+
+        q: (n, S), posterior of the states; joint: what `_joint` returned.
+        """
         atoms = len(params["W"])
         code = q[:, 1 : 1 + atoms].copy()
         code[np.arange(len(q))[:, None], joint.candidates] += q[:, 1 + atoms :] @ states.table

@@ -42,6 +42,10 @@ class AnnealedMixture(Annealed, abc.ABC):
         return self.n_components * self.n_features_in_
 
     def _joint(self, params: Params, block: Samples, states: States, heat: float = 1.0) -> Joint:
+        """Compute log p(y | h) and log p(h) of each component h, (n, 1 + H).
+
+        The first state, no component, is impossible.  states, heat: unused, other models need them.
+        """
         n = len(block.x)
         none = np.full((n, 1), -np.inf)  # no sample is without a component
         likelihood = np.concatenate([none, self._densities(params, block.x)], axis=1)
@@ -52,6 +56,11 @@ class AnnealedMixture(Annealed, abc.ABC):
     def _sums(
         self, params: Params, block: Samples, joint: Joint, q: Array, states: States, heat: float
     ) -> Params:
+        """Sum the statistics of the M-step: "usage" (H,), sum of q, and "qy" (H, D), sum of q y.
+
+        q: (n, 1 + H), posterior of the components.  params, joint, states, heat: unused, other
+        models need them.
+        """
         share = self._code(params, joint, q, states)
         return {"usage": share.sum(0), "qy": share.T @ block.x}
 

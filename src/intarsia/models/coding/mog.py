@@ -57,6 +57,7 @@ class MoG(AnnealedMixture):
         one_of("covariance", self.covariance, ("full", "diagonal"))
 
     def _start(self, mean: Array, spread: float, random: np.random.RandomState) -> Params:
+        """Draw the first parameters.  mean: (D,) of the data; spread: their standard deviation."""
         atoms, width = self.n_components, len(mean)
         w = mean + random.standard_normal((atoms, width)) * spread / 4
         variance = np.full((atoms, width), spread**2)
@@ -68,6 +69,7 @@ class MoG(AnnealedMixture):
         }
 
     def _densities(self, params: Params, x: Array) -> Array:
+        """Compute log N(x; W_h, Sigma_h) of each sample and component.  x: (n, D) -> (n, H)."""
         densities = np.empty((len(x), len(params["W"])))
         for h, (w, sigma) in enumerate(zip(params["W"], params["covariance"], strict=True)):
             if sigma.ndim == 1:
@@ -83,7 +85,12 @@ class MoG(AnnealedMixture):
     def _sums(
         self, params: Params, block: Samples, joint: Joint, q: Array, states: States, heat: float
     ) -> Params:
-        """Add second moments about the old W, which loses no digits for data far from 0."""
+        """Sum the statistics of the M-step over the samples of a block.
+
+        q: (n, 1 + H), posterior of the components.  Beside the mixture's sums, "second" has moments
+        about the old W, (H, D, D) or (H, D), which lose no digits for data far from 0.  states,
+        heat: unused.
+        """
         share = self._code(params, joint, q, states)
         off = [block.x - w for w in params["W"]]
         if self.covariance == "diagonal":
@@ -94,6 +101,11 @@ class MoG(AnnealedMixture):
         return sums | {"second": np.stack(second)}
 
     def _maximise_components(self, params: Params, sums: Params) -> Params:
+        """Return the new means and covariances; a component that is not used keeps its own.
+
+        sums: "usage" (H,), sum of q; "qy" (H, D), sum of q y; "second", sum of q (y - W)(y - W)^T
+        about the means before this step, (H, D, D) or its diagonal (H, D).
+        """
         used = np.maximum(sums["usage"], 1e-300)[:, None]
         alive = sums["usage"][:, None] > 1e-6
         w = np.where(alive, sums["qy"] / used, params["W"])

@@ -57,6 +57,12 @@ class States:
     """
 
     def __init__(self, width: int, active: int, values: Sequence[float] = (1.0,)) -> None:
+        """List the states: all subsets of 2 to `active` candidates, with every choice of values.
+
+        width: candidates of a sample, H'; active: most causes of a state; values: those of a cause,
+        (m,).
+        """
+        # a set of g causes has m^g assignments of values
         sizes = range(2, active + 1)
         self.values = np.asarray(values, dtype=np.float64)
         m = len(self.values)

@@ -36,6 +36,10 @@ class Truncated(Annealed, abc.ABC):
         return (1.0,)
 
     def _check(self, shards: RowShards) -> None:
+        """Raise ConfigError for numbers of candidates and active causes that the model cannot have.
+
+        shards: rows of other processes, checked by the base class.
+        """
         super()._check(shards)
         width, active = self._sizes()
         if width > self.n_components:

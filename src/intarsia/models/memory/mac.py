@@ -262,7 +262,10 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return round(self.n_active_ / self.n_items_)
 
     def _bits_of(self, codes: Array, active: int) -> Array:
-        """Return the `active` bits that most winners of a code have learned.  (n, Q) -> (n, D)."""
+        """Return the `active` bits that most winners of a code have learned.  (n, Q) -> (n, D).
+
+        codes: (n, Q), the winner of each of Q groups; active: number of bits of an item.
+        """
         q, width = np.arange(self.n_modules), self.n_features_in_
         bits = np.zeros((len(codes), width), np.int64)
         for row, winners in zip(bits, codes, strict=True):
@@ -274,7 +277,10 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return bits
 
     def _read(self, X: Any, reset: bool = False) -> Array:
-        """Validate items and convert them to bits, (n, D) bool.  Raises: DataError."""
+        """Validate items and convert them to bits, (n, D) bool.  Raises: DataError.
+
+        X: (n, D); reset: the data are those of `fit`.
+        """
         if not reset:
             check_is_fitted(self, "weights_")
         x = cast(Array, validate_data(self, X, reset=reset, dtype=np.float64))

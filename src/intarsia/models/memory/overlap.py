@@ -55,7 +55,7 @@ def adherence(x: Array, codes: Array) -> float:
 def overlap_maps(
     X: Any, codes: Any, labels: Any = None, path: str | Path | None = None
 ) -> Image.Image:
-    """Draw input overlaps beside code overlaps as a grey picture, dark = 0.
+    """Draw overlaps of inputs and of codes side by side as a grey picture, dark = 0.
 
     X: (n, D) of 0 and 1; codes: (n, Q); labels: (n,), by which items are sorted; path: a PNG.
     Raises: DataError for other numbers of items and codes.

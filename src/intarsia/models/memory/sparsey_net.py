@@ -149,7 +149,10 @@ class SparseyNet(LearnedNet, ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
                 raise ConfigError("radius", got=got, want=want, fix=fix)
 
     def _read(self, X: Any, reset: bool = False) -> Array:
-        """Validate pictures, and convert them to bits.  Raises: ShapeError, DataError."""
+        """Validate pictures, and convert them to bits.  Raises: ShapeError, DataError.
+
+        X: (n, height * width); reset: the data are those of `fit`.
+        """
         if not reset:
             check_is_fitted(self, "weights_0_")
         x = cast(Array, validate_data(self, X, reset=reset, dtype=np.float64))

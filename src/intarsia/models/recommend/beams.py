@@ -53,6 +53,7 @@ class TrieTensors(nn.Module):
     leaves: Tensor
 
     def __init__(self, trie: Trie, offsets: Tensor) -> None:
+        """Copy the arrays of the trie to buffers, which are not saved; see the class."""
         super().__init__()
         parts = {n: torch.from_numpy(getattr(trie, n)) for n in ("starts", "token", "item", "path")}
         leaves = torch.bincount(parts["path"].flatten(), minlength=len(parts["token"]))
@@ -63,7 +64,10 @@ class TrieTensors(nn.Module):
         self.levels = self.path.shape[1]
 
     def below(self, node: Tensor) -> tuple[Tensor, Tensor]:
-        """List the children (N,) of nodes (R,), beside the row of each one's parent (N,)."""
+        """List the children (N,) of some nodes (R,), and for each the row of its parent, (N,).
+
+        node: (R,), indices of nodes of the trie.
+        """
         first, counts = self.starts[node], self.starts[node + 1] - self.starts[node]
         device = node.device
         rows = torch.arange(len(node), device=device).repeat_interleave(counts)
@@ -84,6 +88,7 @@ def generate_items(
 ) -> GeneratedItems:
     """Generate `items` items after each history: the `width` best sequences, or as many draws.
 
+    model: computes log-probabilities of tokens; paths: the trie of semantic ids.
     x: (B, n), places of items from 1.  excluded: (B, U), places of items that may not be generated,
     0 = none.  draws: the generator to sample with, None = beam search.  A token is allowed where an
     item that was not generated yet is below it in the trie, so that every sequence can be finished.

@@ -90,6 +90,11 @@ class FieldVectors(nn.Module):
     def __init__(
         self, fields: Mapping[str, ItemField], width: int, *, generator: torch.Generator
     ) -> None:
+        """Build a table of vectors for each field, and the MLP over them; see the class.
+
+        width: of an item's vector.
+        fields: name -> its values for all items; generator: of the first weights.
+        """
         super().__init__()
         if not fields:
             got, want = "items of which nothing is known", "one field at least"
@@ -111,7 +116,7 @@ class FieldVectors(nn.Module):
         self.set(fields)
 
     def set(self, fields: Mapping[str, ItemField]) -> None:
-        """Replace the items by those of these fields, without changing any weight.
+        """Replace the items, by their fields, without a change of any weight.
 
         Raises: DataError for a field that is missing.
         """

@@ -61,6 +61,7 @@ class LightGcnModel(Ranker):
     def __init__(
         self, settings: LightGcn, events: Interactions, *, generator: torch.Generator
     ) -> None:
+        """Draw the vectors of users and items, and build the normalised graph of `events`."""
         super().__init__(settings, events)
         users, items = len(events.user_ids), len(events.item_ids) + 1
         self.user, self.item = (nn.Embedding(n, settings.width) for n in (users, items))
@@ -98,6 +99,10 @@ class LightGcnModel(Ranker):
         return mean[: len(self.user.weight)], mean[len(self.user.weight) :]
 
     def losses(self, users: Tensor, items: Tensor) -> dict[str, Tensor]:
+        """Compute the ranking loss against one random item each, and the penalty of the norms.
+
+        users, items: (B,), pairs of the training events.  -> {"ranking", "norm"}, scalars.
+        """
         negatives = self.not_taken(users)
         all_users, all_items = self.tables()
         u, positive, negative = all_users[users], all_items[items], all_items[negatives]

@@ -79,6 +79,10 @@ class M2TRec(Settings):
         return self.longest
 
     def build(self, data: Interactions, *, seed: int = 0) -> M2TRecModel:
+        """Return an untrained model for these sessions and items; `seed` draws its weights.
+
+        Raises: UnknownName for a field in `tasks` or `without` that the items do not have.
+        """
         for name in (*(self.tasks or ()), *self.without):
             if name not in data.fields:
                 raise UnknownName("item field", name, data.fields)
@@ -105,6 +109,10 @@ class M2TRecModel(Recommender):
         *,
         generator: torch.Generator,
     ) -> None:
+        """Build the encoder of sessions and a head for each predicted field.
+
+        items: vectors of all items, by fields or by ids; events: sessions of the training part.
+        """
         super().__init__(settings, events)
         # torch's layers draw from the global generator: seed it, and restore it after
         with torch.random.fork_rng(devices=[]):
@@ -166,7 +174,7 @@ class M2TRecModel(Recommender):
         return z.cumsum(1) / present.cumsum(1).clamp_min(1)[..., None]
 
     def forward(self, x: Tensor, target: Tensor | None = None) -> Any:
-        """Scores (B, items + 1) of the next item; with a target (B,) the losses of all places."""
+        """Compute scores (B, items + 1) of the next item; with a target (B,) the named losses."""
         if target is None:
             vectors = self.items()
             none = torch.arange(len(vectors), device=x.device) == 0  # a place that is no item
@@ -196,6 +204,7 @@ class M2TRecModel(Recommender):
     def _sampled(self, x: Tensor, target: Tensor, draws: int) -> tuple[Tensor, Tensor]:
         """Sample items for the softmax: sorted places (M,), and the log of their chances (M,).
 
+        x: (B, n), sessions; target: (N,), places of the next items.
         They are the batch's items and `SAMPLED` others; draws: number of targets in the batch.
         """
         with_events = self.chance.nonzero()[:, 0]
@@ -226,6 +235,10 @@ class M2TRecModel(Recommender):
         return F.cross_entropy(logits, first, ignore_index=0)
 
     def scores(self, user: int | None, history: Sequence[int]) -> Tensor:
+        """Score all items for a session, (items + 1,); an empty one by popularity.
+
+        user: unused, the history decides; history: places of the session's items, oldest first.
+        """
         if not len(history):  # an empty session: rank by popularity
             return self.chance.clamp_min(1e-12).log()
         x = pad_sessions([history], self.settings.longest).to(self.chance.device)
@@ -286,6 +299,11 @@ class SessionPrefixes(Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(self, events: Interactions, longest: int, *, all_prefixes: bool) -> None:
+        """List for each sample the first event of its session and the event to predict.
+
+        longest: most items of a session that are read; all_prefixes: a sample for every prefix of a
+        session, or only for its last item.
+        """
         spans = events.sessions(longest=longest + 1).spans
         first, last = np.array(spans, dtype=np.int64).T  # of each session, the end exclusive
         self.items, self.longest = events.items, longest
@@ -301,6 +319,7 @@ class SessionPrefixes(Dataset[tuple[Tensor, int]]):
         return len(self.next)
 
     def __getitem__(self, place: int) -> tuple[Tensor, int]:
+        """Return the items before an event, as places from 1, and the event's item."""
         next_event = int(self.next[place])
         first = max(int(self.first[place]), next_event - self.longest)
         # events may be many: samples are views of them, made on demand

@@ -28,6 +28,7 @@ def full_sort(
     truth = {
         str(u): {str(item): 1 for item in items_of_user} for u, items_of_user in enumerate(relevant)
     }
+    # scores fall with the place in the ranking; of equal items the first counts
     run: dict[str, dict[str, float]] = {}
     for user, items in enumerate(ranked):
         order = dict.fromkeys(map(str, items))

@@ -62,6 +62,7 @@ class MultVaeModel(Ranker):
     def __init__(
         self, settings: MultVae, events: Interactions, *, generator: torch.Generator
     ) -> None:
+        """Draw the weights of the encoder and the decoder for the items of `events`."""
         super().__init__(settings, events)
         n, w, c = len(events.item_ids) + 1, settings.width, settings.code
         self.read_item, self.rank_item = nn.Embedding(n, w), nn.Embedding(n, w)
@@ -97,6 +98,11 @@ class MultVaeModel(Ranker):
         return logits.masked_fill(none, -torch.inf)
 
     def losses(self, users: Tensor, items: Tensor) -> dict[str, Tensor]:
+        """Compute the two terms of the negative evidence bound for a batch of users.
+
+        users: (B,); items: unused, a user's row holds all their items.  -> {"items": multinomial
+        log-likelihood, negated; "kl": beta KL(q(z) || N(0, 1))}, scalars.
+        """
         x = self.seen[users].to(self.rank_bias.dtype)
         mu, log_variance = self.encode(x)
         # the reparameterised draw of z

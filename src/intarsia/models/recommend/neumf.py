@@ -57,6 +57,10 @@ class NeuMfModel(Ranker):
     def __init__(
         self, settings: NeuMf, events: Interactions, *, generator: torch.Generator
     ) -> None:
+        """Draw two vectors for each user and item of `events`, and the layers.
+
+        One is for the product of both, one for the network.
+        """
         super().__init__(settings, events)
         users, items, w = len(events.user_ids), len(events.item_ids) + 1, settings.width
         self.user, self.user_mlp = nn.Embedding(users, w), nn.Embedding(users, w)
@@ -78,6 +82,10 @@ class NeuMfModel(Ranker):
         return self.last(torch.cat([product, x], 1))[:, 0]
 
     def losses(self, users: Tensor, items: Tensor) -> dict[str, Tensor]:
+        """Compute the cross-entropy of taken pairs (label 1) and random other items (label 0).
+
+        users, items: (B,), pairs of the training events.  -> {"pairs"}, a scalar.
+        """
         # each user once with her item, and `negatives` times with one that she has not taken
         again = users.repeat(self.settings.negatives)
         all_items = torch.cat([items, self.not_taken(again)])
@@ -87,6 +95,7 @@ class NeuMfModel(Ranker):
         return {"pairs": F.binary_cross_entropy_with_logits(logits, labels)}
 
     def all_scores(self, users: Tensor) -> Tensor:
+        """Score every item for each user, a few users at a time.  users: (B,) -> (B, items + 1)."""
         count = self.item.num_embeddings
         items = torch.arange(count, device=users.device)
         # users at a time, so that about `ROWS` pairs are scored at once

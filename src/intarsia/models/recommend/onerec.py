@@ -99,6 +99,7 @@ class DecoderBlock(nn.Module):
     """Decoder block: causal attention, attention to the history, a mixture of experts, pre-norm."""
 
     def __init__(self, settings: OneRec, generator: torch.Generator) -> None:
+        """Build two attentions and the MLP, a top-k mixture if `settings.experts` is above 1."""
         super().__init__()
         w = settings.width
         self.norms = nn.ModuleList(nn.LayerNorm(w) for _ in range(3))
@@ -162,6 +163,11 @@ class OneRecModel(Recommender):
         *,
         generator: torch.Generator,
     ) -> None:
+        """Build vocabulary, encoder of histories and decoder of sessions.
+
+        ids: fitted semantic ids, a tuple of L tokens for each item; generator: of the first
+        weights.
+        """
         super().__init__(settings, events)
         w, codes = settings.width, ids.codes_
         # one vocabulary for all levels: a token is its code plus the offset of its level
@@ -245,8 +251,14 @@ class OneRecModel(Recommender):
         return DecoderState(caches, mask, [None] * len(caches))
 
     def step(self, state: DecoderState, token: Tensor | None) -> Tensor:
+        """Decode one position of all rows, and advance the cached state in place.
+
+        token: (rows,), the token before it; None = the position is the first.  -> log-probabilities
+        of the next token, (rows, vocabulary).
+        """
         rows = len(state.mask)
         begin = self.tokens.new_full((rows,), self.vocabulary)
+        # the token before, and the position in the session
         y = self.token(begin if token is None else token) + self.position.weight[state.place]
         y = y[:, None]
         for i, block in enumerate(self.blocks):
@@ -318,7 +330,10 @@ class OneRecModel(Recommender):
         return [Recommendation(names[item - 1], logp) for item, logp in rows]
 
     def scores(self, user: int | None, history: Sequence[int]) -> Tensor:
-        """Return each item's log-probability as the next one, (n + 1,); -inf but for 1,000."""
+        """Return each item's log-probability as the next one, (n + 1,); -inf but for 1,000.
+
+        user: unused, the history decides; history: places of the user's items, oldest first.
+        """
         x = pad_sessions([history], self.settings.history)
         count = len(self.paths.path)
         generated = self.generate(x, 1, width=min(count, BEAMS))
@@ -338,6 +353,12 @@ class SessionWindows(Dataset[tuple[Tensor, Tensor]]):
     """
 
     def __init__(self, events: Interactions, settings: OneRec, *, good: bool) -> None:
+        """List all windows of users: (first event of the history, first event of the session).
+
+        settings: lengths of history and session; good: only sessions whose items are liked, as
+        training needs; evaluation takes all.
+        Raises: DataError where no user has enough events.
+        """
         self.settings = settings
         self.items = torch.from_numpy(events.items) + 1
         rated = not np.isnan(events.ratings).all()

@@ -26,6 +26,7 @@ class Ranker(Recommender):
     """
 
     def __init__(self, settings: Settings, events: Interactions) -> None:
+        """Record which items each user has in `events`, the training part; see the class."""
         super().__init__(settings, events)
         if not len(events):
             fix = "Give it the training part."
@@ -42,7 +43,7 @@ class Ranker(Recommender):
         return UserItems(torch.from_numpy(events.users), torch.from_numpy(events.items) + 1)
 
     def questions(self, events: Interactions) -> Dataset[Any]:
-        """Return pairs of a user and a held-out item, without items that she took in training."""
+        """Return pairs of a user and a held-out item that the user did not have in training."""
         users, items = torch.from_numpy(events.users), torch.from_numpy(events.items) + 1
         new = ~self.seen.cpu()[users, items]
         if not bool(new.any()):
@@ -51,7 +52,10 @@ class Ranker(Recommender):
         return UserItems(users[new], items[new])
 
     def forward(self, users: Tensor, items: Tensor | None = None) -> Any:
-        """Compute scores (B, items + 1), or with the items taken, (B,), the named losses."""
+        """Compute the scores of users or, with the items that they have chosen, the named losses.
+
+        users: (B,) -> (B, items + 1); items: (B,), one of each user.
+        """
         if items is not None:
             return self.losses(users, items)
         scores = self.all_scores(users).masked_fill(self.seen[users], -torch.inf)
@@ -74,7 +78,7 @@ class Ranker(Recommender):
         """
 
     def not_taken(self, users: Tensor) -> Tensor:
-        """Draw an item for each user that she has not taken.  (B,) -> (B,)
+        """Draw for each user an item that the user has not had in training.  (B,) -> (B,)
 
         If she has taken all of 8 draws, the last one is returned.
         """
@@ -87,6 +91,11 @@ class Ranker(Recommender):
         return drawn
 
     def scores(self, user: int | None, history: Sequence[int]) -> Tensor:
+        """Score all items for a known user or, where the model can, for a history, (items + 1,).
+
+        user: index of a user of the training events, None = unknown; history: places of items.
+        Raises: ConfigError for an unknown user if the model cannot read histories.
+        """
         if user is not None:
             return self.all_scores(torch.tensor([user], device=self.seen.device))[0]
         by_history = self.scores_of_history(history)

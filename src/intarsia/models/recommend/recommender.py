@@ -107,7 +107,12 @@ class Recommender(nn.Module, abc.ABC):
     def session(
         self, who: str | int | Sequence[str], items: int | None = None, *, exclude_seen: bool = True
     ) -> list[Recommendation]:
-        """A whole session, in its order.  Raises: ConfigError for a model that writes none."""
+        """Recommend a whole session, in its order.
+
+        who: id of a user, or ids of the items of a history; items: how many; exclude_seen: none of
+        those that the user has had.
+        Raises: ConfigError for a model that writes none.
+        """
         got, fix = type(self).__name__, "Leave --session out, or ask a run of onerec."
         raise ConfigError("--session", got=got, want="a generator", fix=fix)
 
@@ -200,7 +205,7 @@ def with_new_items(
 
 
 def seen_rows(events: Interactions) -> Tensor:
-    """Return which items each user has taken, (users, items + 1) bool, False in column 0."""
+    """Return which items each user has had, (users, items + 1) bool, False in column 0."""
     seen = torch.zeros(len(events.user_ids), len(events.item_ids) + 1, dtype=torch.bool)
     users, items = torch.from_numpy(events.users), torch.from_numpy(events.items)
     seen[users, items + 1] = True

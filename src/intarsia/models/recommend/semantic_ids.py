@@ -157,6 +157,7 @@ def entropy(counts: Array) -> float:
 def item_vectors(train: Interactions, width: int = 32) -> Array:
     """Return unit vectors of items, (items, width): right singular vectors of the training events.
 
+    train: the training events; width: number of singular vectors.
     The matrix of users by items is divided by the roots of both counts of events; items without
     events have 0.
     """

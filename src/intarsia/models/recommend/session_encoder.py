@@ -22,6 +22,10 @@ class Attention(nn.Module):
     """
 
     def __init__(self, width: int, dropout: float = 0.0) -> None:
+        """Build the projections; dropout: of the attention weights.
+
+        Raises: ConfigError for a width that heads of 16 do not divide.
+        """
         super().__init__()
         if width < HEAD or width % HEAD:
             fix = f"Use {max(1, round(width / HEAD)) * HEAD}."
@@ -39,7 +43,10 @@ class Attention(nn.Module):
         return self._split(k), self._split(v)
 
     def read(self, x: Tensor, cache: Cache, mask: Tensor | None = None) -> Tensor:
-        """Attend from x (B, n, d) to keys and values of `cache`."""
+        """Attend from x (B, n, d) to keys and values of `cache`.
+
+        cache: keys and values of the places so far; mask: (B or 1, n, m) bool, True = visible.
+        """
         p = self.dropout if self.training else 0.0
         by_head = None if mask is None else mask[:, None]  # the same for all heads
         y = F.scaled_dot_product_attention(self._split(self.q(x)), *cache, by_head, dropout_p=p)
@@ -91,6 +98,11 @@ class SessionEncoder(nn.Module):
         causal: bool = True,
         dropout: float = 0.1,
     ) -> None:
+        """Build the position vectors and blocks; see the class for `longest` and `causal`.
+
+        width: of an item's vector; longest: number of positions; causal: a place attends to itself
+        and those before it.
+        """
         super().__init__()
         at_least("layers", layers, 1)
         at_least("longest", longest, 1)
@@ -102,6 +114,11 @@ class SessionEncoder(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, items: Tensor, present: Tensor) -> Tensor:
+        """Encode sessions, padded on the left, to a state at every place, (B, n, d).
+
+        items: (B, n, d), vectors; present: (B, n) bool, False = padding.
+        Raises: ShapeError for sessions above `longest` items.
+        """
         n = items.shape[1]
         if n > self.longest:
             fix = "Cut the session to its last items, or build the model with a larger `longest`."

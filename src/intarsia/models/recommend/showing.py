@@ -40,6 +40,7 @@ def recommend_with_warnings(
 ) -> tuple[list[Recommendation], list[str]]:
     """Return a model's recommendations, and the texts of its warnings.
 
+    query: id of a user, or ids of the items of a history; k: number of items.
     include_seen: items of the history may be recommended;  session: generate a whole session.
     Raises: ConfigError for a session of a model that generates none; otherwise as `recommend`.
     """
@@ -57,6 +58,7 @@ def item_rows(
 ) -> list[dict[str, Any]]:
     """Return rows of items with title, score, semantic id, and what each field adds to the score.
 
+    query: id of a user, or ids of the items of a history; items: recommended items with scores.
     explain: compute what fields add.  Raises: ConfigError if the model has no fields to explain by.
     """
     has_events = model.known.popularity() > 0
@@ -83,6 +85,7 @@ class RecommenderPage:
     """Recommender behind a web page, one request at a time.  Answers are ready for JSON."""
 
     def __init__(self, model: Recommender) -> None:
+        """Prepare titles, popularity and fields of the model's items for display."""
         self.model, self._lock = model, threading.Lock()
         events = model.known
         self.titles = [_title(model, place) for place in range(len(events.item_ids))]

@@ -67,6 +67,7 @@ def mapping(form: str) -> dict[str, Any]:
 def engine_query(form: str, queries: QueryWeights, text: str, k: int = 10) -> dict[str, Any]:
     """Return a query's body for the engine: tokens and their weights, computed without a model.
 
+    form: of the engine; queries: weights of query tokens; k: number of hits.
     Raises: ConfigError.
     """
     one_of("form", form, ("opensearch", "elasticsearch", "qdrant"))

@@ -97,6 +97,7 @@ def read_index(folder: Path) -> SavedIndex:
         ]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise CheckpointError(f"folder {folder}", got=error, want=want, fix=fix) from error
+    # each segment is checked against its SHA-256
     segments = [Segment.read(*row) for row in rows]
     if any((s.stems is None) != (lexical is None) for s in segments):
         fix = "Copy the index again from its source, or build it anew."

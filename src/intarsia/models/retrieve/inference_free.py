@@ -53,6 +53,11 @@ class InferenceFree:
     def __init__(
         self, encoder: Any, name: str, *, prune: float = 0.0, megabytes: int = MEGABYTES
     ) -> None:
+        """Take tokenizer and query weights from the encoder.
+
+        encoder: a `SparseEncoder` with a table of query weights; prune: weights below this share of
+        a document's largest are left out; megabytes: of logits in memory at a time.
+        """
         between("prune", prune, 0, 1, fix="Try 0.1; 0 keeps all.")
         at_least("megabytes", megabytes, 1, fix=f"Try {MEGABYTES}.")
         self.encoder, self.prune, self.megabytes = encoder, prune, megabytes
@@ -208,6 +213,7 @@ class WeightedFlops(nn.Module):
     """
 
     def __init__(self, weights: Tensor, places: int = 1) -> None:
+        """Store the token weights (V,) and the number of documents of a query; see the class."""
         super().__init__()
         at_least("places", places, 1)
         self.weights: Tensor
@@ -225,7 +231,10 @@ class WeightedFlops(nn.Module):
 
 
 def prune_rows(rows: Any, share: float) -> Any:
-    """Remove entries of a sparse matrix that are below a share of their row's largest entry."""
+    """Remove entries of a sparse matrix that are below a share of their row's largest entry.
+
+    rows: (documents, V); share: in 0 ... 1, 0 = nothing is removed.
+    """
     if not share:
         return rows
     # indptr counts the entries of each row: repeat the row's threshold for each of them

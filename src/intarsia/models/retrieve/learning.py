@@ -170,6 +170,7 @@ def _draw_candidates(
 ) -> list[int]:
     """Draw an answer and negatives: candidates that are no answers, filled up at random.
 
+    answers: numbers of the query's answers; negatives: how many to draw; draws: random numbers.
     near: numbers of BM25's best documents; count: documents in all.  Returns 1 + negatives numbers.
     """
     answer_set = set(answers)
@@ -184,7 +185,11 @@ def _trainer(
     library: Any, model: InferenceFree, columns: Mapping[str, list[Any]],
     recipe: LearnedRetrieval, seed: int, out: Path,
 ) -> Any:  # fmt: skip
-    """Set up sentence-transformers' trainer with the recipe's loss, penalty and steps."""
+    """Set up sentence-transformers' trainer with the recipe's loss, penalty and steps.
+
+    library: the module sentence_transformers; columns: name -> values, see `_rows`; out: folder of
+    checkpoints.
+    """
     try:
         from datasets import Dataset
     except ImportError as error:

@@ -31,6 +31,12 @@ class MaxLogits(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, size: int) -> Tensor:
+        """Compute each token's largest logit over a text, some columns of the vocabulary at a time.
+
+        hidden: (texts, T, d); weight: (V, d); bias: (V,); size: logits in memory. -> (texts, V).
+
+        ctx: autograd's, which keeps the position of each maximum if a gradient is wanted.
+        """
         columns = max(1, size // max(1, hidden.shape[0] * hidden.shape[1]))
         maxima, place = list[Tensor](), list[Tensor]()
         for first in range(0, len(weight), columns):
@@ -85,6 +91,11 @@ def in_chunks(documents: Any, megabytes: int) -> Iterator[None]:
     plain, size = pooling.forward, megabytes * 2**20 // 4
 
     def forward(features: dict[str, Any]) -> dict[str, Any]:
+        """Compute the vectors of texts from states instead of from logits, with the same result.
+
+        features: "token_embeddings" (texts, T, d) and "attention_mask" (texts, T).  -> features and
+        "sentence_embedding" (texts, V).
+        """
         hidden = features["token_embeddings"]
         if hidden.shape[-1] != head.in_features or "cu_seq_lens_q" in features:
             return plain(features)  # these are logits already, or texts of a packed batch

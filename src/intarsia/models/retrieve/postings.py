@@ -150,7 +150,10 @@ def _damaged(got: str) -> CheckpointError:
 
 
 def sum_scores(parts: Sequence[tuple[Postings, Query]], count: int) -> Array:
-    """Add up the scores of queries on their lists, over the same documents.  -> (count,)"""
+    """Add up the scores of queries on their lists, over the same documents.  -> (count,)
+
+    parts: (posting lists, query) pairs; count: number of documents.
+    """
     total = np.zeros(count, np.float32)
     docs, weights, sizes, query_weights = list[Array](), list[Array](), list[int](), list[float]()
     # collect the slices of all lists first, then add them in one call

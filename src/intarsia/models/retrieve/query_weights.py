@@ -42,6 +42,10 @@ class QueryWeights:
     """
 
     def __init__(self, tokenizer: str, weights: np.ndarray) -> None:
+        """Check that there is one finite weight of at least 0 for each token; see the class.
+
+        tokenizer: the text of a tokenizer.json; weights: (V,).
+        """
         self.json, self.weights = tokenizer, np.ascontiguousarray(weights, np.float32)
         self.tokenizer = _tokenizer(tokenizer)
         self._apart, self._cached = _splits_at_spaces(tokenizer), dict[str, list[int]]()
@@ -158,7 +162,7 @@ class QueryWeights:
 
 
 def _splits_at_spaces(tokenizer: str) -> bool:
-    """Return whether a text's tokens are those of its words, so that they can be cached by word."""
+    """Return True if a text's tokens are those of its words, so that words can be cached."""
     settings = json.loads(tokenizer)
     normalizer, splitter = settings.get("normalizer"), settings.get("pre_tokenizer") or {}
     steps = [normalizer] if normalizer else []

@@ -36,6 +36,11 @@ class Scorer:
     def __init__(
         self, segments: Sequence[Segment], queries: QueryWeights, lexical: Lexical | None
     ) -> None:
+        """Prepare the scores that `lexical.share` asks for: BM25 above 0, learned ones below 1.
+
+        segments: parts of the index; queries: weights of query tokens; lexical: settings of BM25,
+        None = learned scores alone.
+        """
         self.segments, self.queries, self.lexical = segments, queries, lexical
         all_stems = [s.stems for s in segments if s.stems is not None]
         self.bm25 = None if lexical is None or not lexical.share else Bm25Lists(all_stems, lexical)

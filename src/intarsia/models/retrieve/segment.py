@@ -81,7 +81,10 @@ class Segment:
 
 
 def alive_texts(texts: Sequence[list[str]], alive: Sequence[np.ndarray]) -> list[str]:
-    """Join the texts (or ids) of segments, without those of deleted documents."""
+    """Join the texts (or ids) of segments, without those of deleted documents.
+
+    alive: (documents,) bool of each segment, False = deleted.
+    """
     pairs = zip(texts, alive, strict=True)
     return [
         text

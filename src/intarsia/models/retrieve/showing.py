@@ -40,7 +40,10 @@ def search_results(index: SparseIndex, query: str, k: int = 10) -> dict[str, Any
 def _hit(
     index: SparseIndex, query: str, tokens: Sequence[tuple[int, float]], hit: Hit
 ) -> dict[str, Any]:
-    """Return a hit ready for JSON, with the words marked that contributed to its score."""
+    """Return a hit ready for JSON, with the words marked that contributed to its score.
+
+    tokens: those of the query that have a weight; hit: of the index's search.
+    """
     terms = index.explain(query, hit.id)
     scored = {term.token for term in terms if not term.stem}
     # mark only what contributed, and explain it by the same terms

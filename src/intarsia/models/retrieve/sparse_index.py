@@ -87,6 +87,11 @@ class SparseIndex:
         stored: str = "float16",
         lexical: Lexical | None = DEFAULT,
     ) -> None:
+        """Start an index without documents.
+
+        queries: weights of query tokens; model, digest: name and digest of the model that encodes
+        documents; stored: type of the weights on disk; lexical: settings of BM25, None = without.
+        """
         self.queries, self.model, self.digest, self.stored = queries, model, digest, stored
         self._lexical, self._scorer = lexical, None
         self.segments: list[Segment] = []
@@ -105,6 +110,8 @@ class SparseIndex:
     ) -> SparseIndex:
         """Build an index of (id, text) pairs, read and encoded `block` at a time.
 
+        encoder: turns texts into sparse vectors; stored: type of the weights on disk, "float16",
+        "float32" or "uint8"; lexical: settings of BM25, None = without.
         texts: store them, to display with hits.  Raises: DataError for an id that occurs twice.
         """
         metadata = {"model": encoder.name, "digest": encoder.digest, "stored": stored}
@@ -143,6 +150,7 @@ class SparseIndex:
     ) -> SparseIndex:
         """Add documents as a segment; the query weights do not change.
 
+        encoder: of the same model as before; docs: (id, text) pairs; texts: store them.
         Raises: ConfigError for another model than the index's; DataError for an existing id.
         """
         if encoder.digest != self.digest or encoder.queries.digest != self.queries.digest:
@@ -150,6 +158,7 @@ class SparseIndex:
             fix = "Encode with that model, or build an index of its own."
             want = f"{self.model} ({self.digest[:12]})"
             raise ConfigError("model of added documents", got=got, want=want, fix=fix)
+        # nothing is encoded before all ids are known to be new
         pairs = list(docs)
         ids = [name for name, _ in pairs]
         new_ids = set[str]()
@@ -267,7 +276,10 @@ class SparseIndex:
         two_phase: float | None = None,
         max_df: float = 1.0,
     ) -> list[list[Hit]]:
-        """Return `search` for each query; they are tokenized together."""
+        """Return `search` for each query; they are tokenized together.
+
+        prune, two_phase, max_df: as in `search`.
+        """
         at_least("k", k, 1, fix="Try 10.")
         above("max_df", max_df, 0, fix="Try 0.5; 1 keeps all.")
         if two_phase is not None:

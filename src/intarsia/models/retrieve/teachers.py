@@ -32,6 +32,10 @@ class Bm25:
     """
 
     def __init__(self, texts: Sequence[str], *, k1: float = BM25.k1, b: float = BM25.b) -> None:
+        """Index the texts.
+
+        k1: how soon repeated words stop counting; b: correction for length, 0 to 1.
+        """
         tokens = stems(texts, BM25.language, numbered=True)
         import bm25s
 
@@ -46,6 +50,10 @@ class Bm25:
         return best
 
     def scores(self, queries: Sequence[str], candidates: np.ndarray) -> np.ndarray:
+        """Score each query's candidates.
+
+        candidates: (queries, n), numbers of texts -> (queries, n).
+        """
         words = stems(queries, BM25.language)
         rows = [
             self.index.get_scores(query_stems)[row] if query_stems else np.zeros(len(row))
@@ -61,6 +69,10 @@ class DenseTeacher:
     """
 
     def __init__(self, texts: Sequence[str], name: str, *, report: Report = announce) -> None:
+        """Load the sentence encoder; no text is encoded yet.
+
+        name: of a packaged encoder, or a folder; report: called with the progress of a download.
+        """
         folder = packaged_folder(DENSE, name, report) or name
         library = sentence_transformers()
         try:
@@ -75,6 +87,10 @@ class DenseTeacher:
         self.texts, self._vectors = texts, dict[int, np.ndarray]()
 
     def scores(self, queries: Sequence[str], candidates: np.ndarray) -> np.ndarray:
+        """Compute each query's cosines with its candidates.
+
+        candidates: (queries, n), numbers of texts.
+        """
         # vectors have length 1, so that a dot product is a cosine
         new = sorted({int(n) for n in candidates.ravel()} - self._vectors.keys())
         encoded = self._encode([self.texts[n] for n in new])

@@ -73,7 +73,12 @@ def diagram(findings: Findings) -> Diagram | None:
 
 
 def _mark(n: int, half: int, last: int, top: float, x: float, number: int, row: MethodRow) -> Mark:
-    """Label the better half on the left from the top, the other on the right from below."""
+    """Return a method's mark and label in the diagram of ranks.
+
+    The better half is labelled on the left from the top, the other on the right from below.
+    n: place in the order of ranks; half: number of labels on the left; last: of all; top: y of the
+    first label; x: position of the rank; number: index of the method.
+    """
     on_left = n < half
     y = top + STEP * (n if on_left else last - 1 - n)
     assert row.rank is not None

@@ -30,7 +30,10 @@ def looks(findings: Findings) -> list[Look]:
 
 
 def by_cost(findings: Findings, number: int, cost: str) -> Figure | None:
-    """Draw accuracy over the shared tasks against "trained" (with head) or "seconds"."""
+    """Draw accuracy over the shared tasks against a cost.
+
+    number: of the sheet; cost: "trained" (parameters, with head) or "seconds".
+    """
     points = points_of(findings, number, cost)
     if not points:
         return None
@@ -42,7 +45,10 @@ def by_cost(findings: Findings, number: int, cost: str) -> Figure | None:
 
 
 def points_of(findings: Findings, number: int, cost: str) -> list[charts.Points]:
-    """Return the points of each method for both means; none where fewer than two have a cost."""
+    """Return the points of each method, for both kinds of mean; [] if fewer than two have the cost.
+
+    number: of the sheet; cost: attribute of a result.
+    """
     rows = [(i, row) for i, row in enumerate(findings.rows) if row.shared and row.costs]
     if len(rows) < 2:
         return []
@@ -57,11 +63,17 @@ def points_of(findings: Findings, number: int, cost: str) -> list[charts.Points]
 def _points(
     findings: Findings, row: MethodRow, look: Look, cost: str, conditions: dict[str, str | int]
 ) -> charts.Points:
+    """Return a method's points in the figure of accuracy against cost, one for each seed.
+
+    row: of the method; look: colour and marker; cost: attribute of a result, as "seconds";
+    conditions: choices on the page for which it is visible, of which the last is the kind of mean.
+    """
     *_, mean = conditions.values()
     sheet, number = findings.sheet, findings.sheet.arms.index(row.method)
     shared, begun = sheet.shared, sheet.begun[number]
     accuracy = sheet.accuracy[number, shared][:, begun]
     tasks = [task.group for task, included in zip(sheet.tasks, shared, strict=True) if included]
+    # in the group mean all groups weigh the same
     weight = statistics.weights(tasks) if mean == "group" else np.full(len(tasks), 1 / len(tasks))
     costs = sheet.values(cost)[number, shared][:, begun].mean(0)
     spread: Spread = getattr(row.shared, str(mean))
@@ -93,6 +105,7 @@ def heat(
     shares = np.array(
         [[np.nan if s is None else s.mean for s in spreads] for _, _, spreads, _ in rows]
     )
+    # a panel for each cell with runs, found by (row, method)
     panels: list[tuple[str, tuple[Shown, ...]]] = []
     places: dict[tuple[int, int], int] = {}
     for i, (name, _, _, task) in enumerate(rows):
@@ -126,13 +139,19 @@ def _cells(
     places: Mapping[tuple[int, int], int],
     panels: Sequence[tuple[str, tuple[Shown, ...]]],
 ) -> heat_maps.HeatMap:
-    """Return the map of one mode; an incomplete task says in its cell why it has no number."""
+    """Return the heat map of one mode, "differences" or "shares".
+
+    rows: (name, is a mean, spread of each method, task); shares: (rows, methods), accuracy; places:
+    (row, method) -> index of a panel; panels: title and runs.  An incomplete task has a reason in
+    its cell.
+    """
     methods = [row.method for row in findings.rows]
     points = 100 * shares
     if mode == "differences":
         points = points - points[:, [methods.index(findings.baseline)]]  # type: ignore[arg-type]
 
     def text_of(i: int, j: int) -> str:
+        """Return the text in the cell of task i and method j: its number, "failed" or "part"."""
         if not np.isnan(points[i, j]):
             value = float(points[i, j])
             return numbers.signed(value) if mode == "differences" else f"{value:.1f}"
@@ -141,6 +160,7 @@ def _cells(
         return "failed" if failed else "part" if runs else ""
 
     def hover_of(i: int, j: int) -> str:
+        """Return the text that appears when the pointer is over the cell of task i and method j."""
         head = f"{rows[i][0]}, {methods[j].label}: "
         if np.isnan(shares[i, j]):
             return head + "not complete"
@@ -172,7 +192,10 @@ def _cells(
 
 
 def _lines(findings: Findings) -> list[Line]:
-    """Rows of the map: name, whether a mean, a spread for each method, and its task, if any."""
+    """Return the rows of the heat map.
+
+    A row has a name, whether it is a mean, a spread for each method, and its task, if any.
+    """
     sheet, rows = findings.sheet, findings.rows
 
     lines: list[Line] = [

@@ -65,7 +65,10 @@ def write_csv(results: Iterable[RunResult], out: Path) -> Path:
 
 
 def write_parquet(results: Iterable[RunResult], out: Path) -> Path:
-    """Write the same as Parquet, with types.  Raises: MissingExtra without pyarrow."""
+    """Write the same as Parquet, with types.  Raises: MissingExtra without pyarrow.
+
+    results: of runs; out: the file.
+    """
     try:
         import pyarrow as pa
         from pyarrow import parquet

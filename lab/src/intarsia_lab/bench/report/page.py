@@ -74,6 +74,10 @@ def _lead(summary: Summary) -> list[str]:
 
 
 def _notices(summary: Summary, cut: Sequence[str]) -> list[str]:
+    """Return the remarks at the head of the page: failed runs, and what was cut or changed.
+
+    cut: a text for each change of the plan.
+    """
     failed = len(summary.failed)
     notices = [f"{numbers.plural(failed, 'run')} failed; the errors are below."] if failed else []
     notices += [f"It was cut or changed in {numbers.plural(len(cut), 'way')}."] if cut else []
@@ -84,7 +88,11 @@ def _notices(summary: Summary, cut: Sequence[str]) -> list[str]:
 def _sections(
     i: int, findings: Findings, several: bool, show: Callable[[RunResult], Mapping[str, Any]]
 ) -> list[Section]:
-    """Return the sections of a sheet.  several: there are others, so that each has a title."""
+    """Return the sections of a sheet.
+
+    i: its number; several: there are other sheets, so that each has a title; show: returns what a
+    click displays of a run.
+    """
     tail = f": {heading(findings)}" if several else ""
     looks = tuple(figures.looks(findings))
     table = results_table(findings)
@@ -109,7 +117,10 @@ def _sections(
 
 
 def _costs(i: int, findings: Findings, tail: str) -> list[Section]:
-    """Draw accuracy against both costs, where two methods have any."""
+    """Draw accuracy against both costs, where two methods have any.
+
+    i: number of the sheet; tail: end of the section's title.
+    """
     parameters, time = (figures.by_cost(findings, i, cost) for cost in ("trained", "seconds"))
     if parameters is None or time is None:
         return []
@@ -129,7 +140,10 @@ def _costs(i: int, findings: Findings, tail: str) -> list[Section]:
 
 
 def _against(i: int, findings: Findings, tail: str) -> list[Section]:
-    """Return the differences to the baseline and the ranks, whichever there are."""
+    """Return the section of differences to the baseline and of ranks, as far as there are any.
+
+    i: number of the sheet; tail: end of the section's title.
+    """
     table, ranks, base = difference_table(findings), diagram(findings), findings.baseline
     looks = figures.looks(findings)
     blocks: list[Block] = []
@@ -153,6 +167,7 @@ def _failures(summary: Summary) -> Table:
 
 
 def _failure(result: RunResult) -> list[object]:
+    """Return the row of a failed run in the table of errors."""
     error = result.outcome.error if isinstance(result.outcome, Failed) else ""
     line = first_line(error)
     setup = result.setup

@@ -176,10 +176,10 @@ _STATUS: dict[type, str] = {Done: "done", Failed: "failed"}
 
 
 def append(path: Path | str, result: RunResult) -> None:
-    """Add one line to results.jsonl: wholly there when this returns, by one writer at a time.
+    """Append a result to results.jsonl; the line is on disk when this returns.
 
-    What a kill left of an unfinished last line is removed first.
-    Raises: TrainingError when the disk is full or the file cannot be written.
+    Only one process may write at a time. The rest of a line that a killed process left is removed.
+    Raises: TrainingError if the disk is full or the file cannot be written.
     """
     append_line(Path(path), result.to_dict())
 
@@ -215,7 +215,10 @@ def only(results: Iterable[RunResult], status: str) -> list[RunResult]:
 
 
 def _decode(kind: Any, raw: Any, path: str, choice: Mapping[str, type]) -> Any:
-    """Return a dataclass from its dict; `choice` says which member of a union a field holds."""
+    """Convert a dict to a dataclass.
+
+    kind: the dataclass; raw: the dict; choice: field -> the member of its union type.
+    """
     if not isinstance(raw, Mapping):
         raise _wrong(path, type(raw).__name__, "a JSON object")
     hints, fields_by_name = get_type_hints(kind), {f.name: f for f in fields(kind)}
@@ -236,6 +239,10 @@ def _decode(kind: Any, raw: Any, path: str, choice: Mapping[str, type]) -> Any:
 
 
 def _value(hint: Any, value: Any, path: str) -> Any:
+    """Check a JSON value against a type, and decode nested dataclasses.
+
+    path: of the value in the file, for errors.
+    """
     if is_dataclass(hint):
         return _decode(hint, value, path, {})
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)

@@ -22,6 +22,7 @@ def over_seeds(findings: Findings) -> str:
 
 
 def _seeds(findings: Findings) -> str:
+    """Return the number of seeds in words, as a range where methods have unlike numbers."""
     counts = sorted({int(n) for n in findings.sheet.begun.sum(1)})
     fewest, most_seeds = counts[0], counts[-1]
     return (
@@ -30,7 +31,7 @@ def _seeds(findings: Findings) -> str:
 
 
 def sentences(findings: Findings) -> list[str]:
-    """Return sentences on what was run, who leads, and whether ranks differ by more than chance."""
+    """Return sentences on what was run, which method leads, and if ranks differ significantly."""
     sheet = findings.sheet
     groups = len(sheet.groups())
     scope = numbers.plural(len(sheet.arms), "method")
@@ -47,6 +48,7 @@ def sentences(findings: Findings) -> list[str]:
 
 
 def _leaders(findings: Findings) -> list[str]:
+    """Write which method has the largest mean; no sentence for fewer than two complete methods."""
     rows = [row for row in findings.rows if row.shared is not None]
     if len(rows) < 2:
         return []
@@ -64,6 +66,7 @@ def _leaders(findings: Findings) -> list[str]:
 
 
 def _against(findings: Findings) -> list[str]:
+    """Write which methods differ significantly from the baseline; no sentence without one."""
     base = findings.baseline
     if base is None:
         return []
@@ -88,6 +91,7 @@ def _gain(row: MethodRow) -> str:
 
 
 def _ranks(findings: Findings) -> list[str]:
+    """Write the result of Friedman's test; no sentence if it was not computed."""
     ranking = findings.ranking
     if ranking is None:
         return []

@@ -51,6 +51,10 @@ class SuiteSheet(Sheet[MethodName, TaskName, RunResult]):
     runs: Path | None = None
 
     def minus(self, arm: MethodName, base: MethodName, name: str) -> Differences | None:
+        """Return the paired differences of two methods; for a single task with the interval.
+
+        That interval is over test items and seeds.  arm, base: the methods; name: of the measure.
+        """
         differences = super().minus(arm, base, name)
         if differences is None or len(self.tasks) > 1:
             return differences
@@ -59,12 +63,19 @@ class SuiteSheet(Sheet[MethodName, TaskName, RunResult]):
     def over_items(
         self, arm: MethodName, base: MethodName, name: str
     ) -> tuple[PairedInterval | None, str]:
-        """Return the interval over items and seeds of a single task, or what is missing for it."""
+        """Return the interval of a difference over test items and seeds; None and what is missing.
+
+        For a sheet of a single task.  arm, base: the two methods; name: of the measure.
+        """
         if self.runs is None:
             return None, "the folders of the runs are not at hand"
         return interval_of(self._items(arm), self._items(base), name)
 
     def _items(self, arm: MethodName) -> dict[int, RunItems | None]:
+        """Read the predictions of a method's finished runs of the first task, by seed.
+
+        None = the run's folder has none.
+        """
         assert self.runs is not None
         done = {s: self.results.get((arm, self.tasks[0], s)) for s in self.seeds}
         return {
@@ -119,6 +130,11 @@ def sheets(results: Iterable[RunResult], runs: Path | None = None) -> tuple[Suit
 
 
 def _sheet(title: Title, cells: Mapping[Key, RunResult], runs: Path | None) -> SuiteSheet:
+    """Build the sheet of comparable results, whose methods, tasks and seeds are sorted.
+
+    cells: (method, task, seed) -> result; runs: folder of the runs, None = not at hand.
+    Raises: DataError for two methods or tasks with one name.
+    """
     methods = sorted({method for method, _, _ in cells})
     tasks = sorted({task for _, task, _ in cells})
     _one_each("method", [m.name for m in methods], methods)
@@ -136,6 +152,10 @@ def _sheet(title: Title, cells: Mapping[Key, RunResult], runs: Path | None) -> S
 
 
 def _one_each(kind: str, names: Sequence[str], descriptions: Sequence[object]) -> None:
+    """Check that each name has one description.  Raises: DataError.
+
+    kind: "method" or "task", for the error; descriptions: in the order of names.
+    """
     for name in set(names):
         matching = [
             description for description, n in zip(descriptions, names, strict=True) if n == name
@@ -200,7 +220,7 @@ def _some(cells: Sequence[str], limit: int = 6) -> str:
 
 
 def epochs_of(sheet: SuiteSheet) -> dict[MethodName, set[int]]:
-    """Epochs that each method's finished runs were trained for."""
+    """Return the epochs that each method's finished runs were trained for."""
     epochs: dict[MethodName, set[int]] = defaultdict(set)
     for (method, _, _), result in sheet.results.items():
         if isinstance(result.outcome, Done):

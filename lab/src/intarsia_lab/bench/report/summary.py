@@ -114,8 +114,9 @@ class Summary:
 def tables(
     records: Iterable[RunResult], baseline: str | None = None, runs: Path | None = None
 ) -> Summary:
-    """Results of any suites, protocols and backbones, each combination for itself.
+    """Return the findings of results, one for each combination of suite, protocol and backbone.
 
+    records: results of runs; baseline: name of a method, None = without.
     runs: the folder that results name their runs from; it is read where a sheet has one task.
     baseline: name or label of the method that the others are held against; a sheet that has no
     result of it gets no differences.
@@ -154,6 +155,11 @@ def _place(row: MethodRow) -> tuple[float, str, str]:
 
 
 def _row(sheet: SuiteSheet, number: int, base: MethodName | None) -> MethodRow:
+    """Compute a method's row: means, costs, and its difference to the baseline.
+
+    number: index of the method in the sheet; base: the baseline, None = without.  The row's p and
+    rank are None: they need all methods together.
+    """
     method, complete = sheet.arms[number], sheet.complete[number]
     difference = None
     if base is not None and method != base:
@@ -172,7 +178,10 @@ def _row(sheet: SuiteSheet, number: int, base: MethodName | None) -> MethodRow:
 
 
 def means_of(sheet: SuiteSheet, number: int, tasks: np.ndarray) -> Means:
-    """Return a method's means over some tasks, all of them complete.  tasks: (tasks,), bool."""
+    """Return a method's means over some tasks, all of them complete.  tasks: (tasks,), bool.
+
+    number: index of the method.
+    """
     accuracy = sheet.accuracy[number]
     names = [task.group for task, included in zip(sheet.tasks, tasks, strict=True) if included]
     own_accuracy = sheet.values("own_task_accuracy")[number]
@@ -194,7 +203,10 @@ def _every(scores: np.ndarray) -> bool:
 
 
 def _costs(sheet: SuiteSheet, number: int, tasks: np.ndarray) -> MeanCosts | None:
-    """Over some tasks: means over tasks of the means over seeds."""
+    """Return a method's costs: means over tasks of the means over seeds.
+
+    number: index of the method; tasks: (tasks,) bool, those to count.
+    """
 
     def mean(name: str) -> float | None:
         values = statistics.task_means(sheet.values(name)[number, tasks])

@@ -79,6 +79,7 @@ def difference_table(findings: Findings) -> Table | None:
 
 
 def _interval_meaning(sheet: SuiteSheet) -> str:
+    """Return the sentence on how intervals of differences were computed."""
     if len(sheet.tasks) == 1:
         return "Over the task's test pictures and the seeds together"
     return (
@@ -88,7 +89,7 @@ def _interval_meaning(sheet: SuiteSheet) -> str:
 
 
 def _missing(findings: Findings) -> list[str]:
-    """Why a difference on a single task has no interval."""
+    """Return the sentence on why a difference on a single task has no interval."""
     sheet, base = findings.sheet, findings.baseline
     if base is None or len(sheet.tasks) > 1:
         return []
@@ -146,6 +147,10 @@ def tables_of(findings: Findings) -> list[tuple[str, Table]]:
 def _table(
     findings: Findings, fields: Sequence[Field], caption: str, below: Iterable[str]
 ) -> Table:
+    """Build a table with a line for each method.
+
+    fields: its columns; below: notes under the table.
+    """
     columns = [_column(field, findings.rows) for field in fields]
     base = [row.method for row in findings.rows]
     return Table(
@@ -164,7 +169,10 @@ def _column(field: Field, rows: Sequence[MethodRow]) -> list[Entry]:
 
 
 def placed(cells: Sequence[Entry], shares: Sequence[float | None]) -> list[Entry]:
-    """Marks the best and the next best; what reads the same is as good."""
+    """Mark the best entry and the next best; entries that are displayed alike share a mark.
+
+    shares: the unrounded values, None = not compared.
+    """
     rounded = [None if share is None else round(100 * share, 1) for share in shares]
     distinct = sorted({value for value in rounded if value is not None}, reverse=True)
     if sum(value is not None for value in rounded) < 2:
@@ -184,6 +192,10 @@ def _line(head: Entry, spreads: Sequence[Spread | None]) -> tuple[Entry, ...]:
 def _task_line(
     sheet: SuiteSheet, methods: Sequence[MethodName], task: TaskName
 ) -> tuple[Entry, ...]:
+    """Return a task's line: its name, and each method's mean accuracy over seeds, best ones marked.
+
+    Means over fewer seeds than were begun are displayed, and not compared.
+    """
     column = sheet.tasks.index(task)
     cells: list[Entry] = []
     rated: list[float | None] = []  # a mean over fewer seeds is not held against the others
@@ -223,6 +235,12 @@ def _means(findings: Findings) -> list[Field]:
     titles = {kind: f"{kind.capitalize()} mean" for kind in meanings} | {"own": "Own task"}
 
     def field(kind: str, part: str, title: str, meaning: str) -> Field:
+        """Build the column of one kind of mean.
+
+        kind: "group" or "task", how tasks are averaged; part: "whole", over all tasks, or "shared",
+        over those that every method has; title, meaning: heading and explanation.
+        """
+
         def spread(row: MethodRow) -> Spread | None:
             return getattr(getattr(row, part), kind, None)
 
@@ -245,7 +263,10 @@ def _means(findings: Findings) -> list[Field]:
 
 
 def _beside(findings: Findings) -> list[Field]:
-    """Balanced accuracy, losses and calibration, which rank nobody; a column if any row has it."""
+    """Return the columns that do not rank: balanced accuracy, losses, calibration.
+
+    A column is there if any row has a value.
+    """
     scope = ", over the shared tasks" if findings.ragged else ""
 
     def balanced(row: MethodRow) -> Entry:
@@ -275,6 +296,7 @@ def _beside(findings: Findings) -> list[Field]:
 
 
 def _costs(findings: Findings) -> list[Field]:
+    """Build the columns of parameters, times and memory, without those that no run has measured."""
     scope = ", over the shared tasks" if findings.ragged else ""
 
     def field(title: str, meaning: str, render: Callable[[Any], Entry], name: str) -> Field:
@@ -321,10 +343,15 @@ def _size(n: int | None) -> Entry:
 
 
 def _difference(sheet: SuiteSheet, row: MethodRow) -> tuple[Entry, ...]:
+    """Return a method's line in the table of differences to the baseline.
+
+    The baseline's own line has no numbers.
+    """
     difference = row.difference
     rank = NONE if row.rank is None else Entry(f"{row.rank:.2f}")
     if difference is None:
         return (Entry(row.method.label), *[NONE] * 7, rank)
+    # tasks that both methods have completed
     compared = ~np.isnan(difference.by_task)
     names = [task.group for task, included in zip(sheet.tasks, compared, strict=True) if included]
     grouped = float(difference.by_task[compared] @ statistics.weights(names))

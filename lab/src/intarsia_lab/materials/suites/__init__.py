@@ -84,7 +84,7 @@ def published_task(spec: str) -> PublishedTask:
 
 
 def read(spec: str) -> dict[str, ImageSet]:
-    """The published parts of "suite/task", not decoded, with their numbers of images checked.
+    """Return the published parts of "suite/task", not decoded; numbers of images are checked.
 
     "@train+val" joins training and validation parts, as VTAB-1k does for the final run after a
     search on the validation part.
@@ -109,7 +109,7 @@ def published(spec: str, fraction: float) -> ImageSet | None:
 
 
 def describe(root: Path | None = None) -> list[dict[str, Any]]:
-    """JSON-ready list of suites, their tasks, and which of them are on disk.
+    """Return suites, their tasks, and which of them are on disk, ready for JSON.
 
     root: the folder with one folder per suite; None = `home()`. Only the files that a task needs
     are looked for. `read` also checks every picture.
@@ -118,6 +118,7 @@ def describe(root: Path | None = None) -> list[dict[str, Any]]:
 
 
 def _found(spec: str) -> tuple[Suite, SuiteTask]:
+    """Return a suite and a task by "suite/task".  Raises: UnknownName for another suite."""
     match = find(spec)
     if match is None:
         raise UnknownName("suite", spec.partition("/")[0], MODULES)
@@ -125,6 +126,7 @@ def _found(spec: str) -> tuple[Suite, SuiteTask]:
 
 
 def _loaded(name: str) -> Suite | ImportError:
+    """Return a suite, or the error if a library that it needs is missing."""
     try:
         return suite(name)
     except ImportError as error:
@@ -132,6 +134,10 @@ def _loaded(name: str) -> Suite | ImportError:
 
 
 def _suite_record(name: str, folder: Path) -> dict[str, Any]:
+    """Describe a suite and its tasks as JSON; "error" where a library is missing.
+
+    folder: of the suite's pictures.
+    """
     loaded = _loaded(name)
     if isinstance(loaded, ImportError):
         return {"suite": name, "root": str(folder), "error": str(loaded), "tasks": []}
@@ -147,6 +153,10 @@ def _suite_record(name: str, folder: Path) -> dict[str, Any]:
 
 
 def _task_record(owner: Suite, task: SuiteTask, folder: Path) -> dict[str, Any]:
+    """Describe a task of a suite as JSON, and which of its files are missing.
+
+    folder: of the suite's pictures.
+    """
     absent = [str(path) for path in reading.missing(task, folder)]
     obtained = owner.obtained(task.name)
     if task.synthetic and obtained is None and not task.needs:

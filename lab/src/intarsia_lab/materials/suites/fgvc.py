@@ -63,8 +63,9 @@ _SETS = {
 
 
 def read(name: str, root: Path) -> Parts:
-    """The three parts of a set below the suite's folder; labels count the sorted class ids from 0.
+    """Return the three parts of a set below a suite's folder; labels count sorted class ids from 0.
 
+    root: the suite's folder.
     Raises: DataError for a label file that is missing or damaged (see `read_json`), an id in
     val or test that is not in train, or a picture in two parts.
     """
@@ -110,6 +111,7 @@ def _folders(name: str) -> tuple[str, ...]:
 
 
 def _task(name: str, entry: _Set) -> SuiteTask:
+    """Build a task from its numbers of classes and images, and the files it needs."""
     needs = [f"{part}.json" for part in PARTS] + [entry.images] * (entry.images != ".")
     return SuiteTask(
         name=name,

@@ -48,6 +48,7 @@ def read(name: str, root: Path, *, download: bool = False) -> Parts:
 
 
 def _to_set(name: str, dataset: Any) -> ImageSet:
+    """Convert a data set of torchvision to our type.  name: of the task."""
     if name == "cifar100":
         pictures, labels = dataset.data, dataset.targets
     else:
@@ -57,6 +58,10 @@ def _to_set(name: str, dataset: Any) -> ImageSet:
 
 
 def _task(name: str, classes: int, counts: dict[str, int], needs: tuple[str, ...]) -> SuiteTask:
+    """Build a task that torchvision reads.
+
+    counts: images of each part; needs: files below the suite's folder.
+    """
     about = f"torchvision.datasets.{_OPENS[name]['train'].func.__name__}"
     return SuiteTask(
         name, "general", classes, counts, partial(read, name), needs=needs, about=about

@@ -21,7 +21,7 @@ def joint(tasks: Mapping[str, Parts]) -> Parts:
     """Join tasks in one label space whose classes are called "task/class".
 
     tasks: task -> parts. If some tasks have no validation part, the others' validation parts are
-    added to their training parts. `groups` gives the classes of each task.
+    added to their training parts.
     Raises: ConfigError for fewer than two tasks, or a task without train or test.
     """
     _check({name: tuple(parts) for name, parts in tasks.items()})
@@ -40,7 +40,7 @@ def joint(tasks: Mapping[str, Parts]) -> Parts:
 
 
 def groups(classes: Sequence[str]) -> dict[str, list[int]]:
-    """Task -> indices of its classes, from the class names of `joint`."""
+    """Return task -> indices of its classes, from the class names of `joint`."""
     indices: dict[str, list[int]] = {}
     for label, name in enumerate(classes):
         indices.setdefault(name.partition("/")[0], []).append(label)
@@ -75,6 +75,10 @@ def joint_task(
 
 
 def _check(parts: Mapping[str, Sequence[str]]) -> None:
+    """Check that there are two tasks or more, each with training and test parts.
+
+    parts: task -> names of its parts.  Raises: ConfigError.
+    """
     lacking = [name for name, names in parts.items() if not {"train", "test"} <= set(names)]
     if len(parts) < 2 or lacking:
         got = f"{' and '.join(lacking)} without train or test" if lacking else f"{len(parts)} task"
@@ -83,7 +87,10 @@ def _check(parts: Mapping[str, Sequence[str]]) -> None:
 
 
 def _sources(parts: Mapping[str, Sequence[str]]) -> dict[str, list[tuple[str, str]]]:
-    """Joint part -> the (task, part) pairs in it."""
+    """Return for each joint part the (task, part) pairs that it is made of.
+
+    parts: task -> names.
+    """
     all_validate = all("val" in names for names in parts.values())
     train = [
         (task, part)

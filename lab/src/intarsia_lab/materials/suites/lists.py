@@ -76,7 +76,10 @@ def check_apart(parts: Mapping[Path, Iterable[Row]]) -> None:
 
 
 def check_present(images: ImageSet, *, spec: str, fix: str) -> None:
-    """Raise DataError naming the first pictures whose files are missing."""
+    """Raise DataError naming the first pictures whose files are missing.
+
+    images: whose pictures are files; spec, fix: for the error.
+    """
     if not (len(images) and isinstance(images.images[0], Path)):
         return
     absent = [p for p in images.images if isinstance(p, Path) and not p.is_file()]
@@ -95,6 +98,7 @@ class _Pairs(list[tuple[str, object]]):
 
 
 def _text(file: Path) -> str:
+    """Read a text file.  Raises: DataError, by `_bad`."""
     try:
         return read_text(file, "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -109,7 +113,10 @@ def _checked(
     rows: Sequence[tuple[int, str, str, object]],
     ids: Container[int] | None,
 ) -> list[Row]:
-    """(path, class id) of the rows (number, text, path, label), all of them checked."""
+    """Return (path, class id) of each row (number, text, path, label) of a label file, all checked.
+
+    unit: what a row is called in errors; form: how it should look; ids: allowed class ids.
+    """
     if not rows:
         raise _bad(file, f"no {unit}", form)
     first: dict[str, int] = {}

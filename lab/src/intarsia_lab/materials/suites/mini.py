@@ -44,6 +44,7 @@ SIMULATED = frozenset({"textile"})  # according to its publisher
 def read_named(name: str, sizes: tuple[int, int, int], _: Path) -> Parts:
     """Return the parts of a task whose pictures come from a package.
 
+    sizes: number of images of each part; the last argument, a folder, is unused.
     Raises: AssetError when the package is not available.
     """
     full = sets.load(name)
@@ -81,7 +82,10 @@ def distinct(images: ImageSet) -> np.ndarray:
 def cut(
     images: ImageSet, train: np.ndarray, test: np.ndarray, *, sizes: tuple[int, int, int]
 ) -> Parts:
-    """Draw three parts in class proportions: test from `test`, the others from `train`."""
+    """Draw three parts in class proportions: test from `test`, the others from `train`.
+
+    images: to draw training and validation parts from; sizes: number of images of each part.
+    """
     n_train, n_val, n_test = sizes
     tested = _draw(images, test, n_test)
     rest = np.setdiff1d(train, tested)
@@ -100,7 +104,10 @@ def _draw(images: ImageSet, pool: np.ndarray, n: int) -> np.ndarray:
 def named(
     name: str, group: str, classes: int, sizes: tuple[int, int, int], *, synthetic: bool = False
 ) -> SuiteTask:
-    """Return a task whose pictures come from packages."""
+    """Return a task whose pictures come from packages.
+
+    sizes: number of images of each part; synthetic: the pictures are rendered.
+    """
     return SuiteTask(
         name,
         group,
@@ -113,6 +120,7 @@ def named(
 
 
 def _rendered(name: str) -> SuiteTask:
+    """Build a task whose pictures are rendered here."""
     task = structured.TASKS[name]
     return SuiteTask(
         name,

@@ -72,6 +72,7 @@ def read_published(suite: Suite, task: SuiteTask, folder: Path, fraction: float)
 
 
 def _check_needs(suite: Suite, task: SuiteTask, folder: Path) -> None:
+    """Check that all files of a task are in a folder.  Raises: DataError."""
     absent = missing(task, folder)
     if absent:
         got = "missing:" + "".join(f"\n  {path}" for path in absent) + "\n"

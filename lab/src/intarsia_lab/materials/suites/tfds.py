@@ -42,7 +42,10 @@ class Source:
     scale: int = 1
 
     def slices(self, images: int) -> dict[str, str]:
-        """TFDS slices of train800, val200 and test; images: the size of the TFDS part `train`."""
+        """Return the slices of train800, val200 and test in TFDS's notation.
+
+        images: number of images in TFDS's part `train`.
+        """
         val, test = self.val, self.test
         if self.cut:
             first = images * self.cut[0] // 100
@@ -122,6 +125,7 @@ def is_prepared(name: str, root: Path) -> bool:
 def read(name: str, root: Path, *, classes: int) -> Parts:
     """Return the three parts of a task; the encoded pictures are held in memory.
 
+    root: folder of the prepared data sets; classes: number of classes.
     Raises: MissingExtra without `tensorflow-datasets`; DataError when it cannot read the set.
     """
     try:
@@ -148,6 +152,10 @@ def read(name: str, root: Path, *, classes: int) -> Parts:
 
 
 def _to_set(name: str, examples: Iterable[Example], classes: int) -> ImageSet:
+    """Convert examples of tensorflow-datasets to our type.
+
+    name: of the task; classes: number of classes, which are named by their numbers.
+    """
     source = SOURCES[name]
     files, labels = [], []
     for example in examples:

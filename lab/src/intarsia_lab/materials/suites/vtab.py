@@ -71,6 +71,10 @@ def _has_list(folder: Path) -> bool:
 
 
 def _task(name: str, group: str, classes: int, test: int, aliases: tuple[str, ...]) -> SuiteTask:
+    """Build a task, whose pictures are in list files or in tensorflow-datasets.
+
+    test: number of test images; aliases: other names of its folder.
+    """
     either = tfds.mark(name)
     return SuiteTask(
         name=name,

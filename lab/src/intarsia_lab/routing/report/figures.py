@@ -40,7 +40,10 @@ def _curve(axis: str) -> Read:
 
 
 def _course(name: str) -> Read:
+    """Return a function that reads the course of a layer's measure `name` in training."""
+
     def read(row: Row) -> dict[int | None, Line]:
+        """Return the measure by step, for each layer and their mean (None)."""
         points = [point for point in row["curve"] if point["layers"]]
         lines: dict[int | None, Line] = {
             i: {point["step"]: point["layers"][i][name] for point in points}
@@ -67,7 +70,10 @@ def _specialisation(row: Row) -> dict[int | None, Line]:
 
 
 def _drops(name: str) -> Read:
+    """Return a function that reads the dropped pairs by quarter; name: of the layer's measure."""
+
     def read(row: Row) -> dict[int | None, Line]:
+        """Return percentages by quarter for each layer and their mean (None); {} without drops."""
         if not any(layer["dropped"] for layer in row["layers"]):
             return {}
         return _with_mean(
@@ -128,7 +134,10 @@ def drawings() -> tuple[LineFigure, ...]:
 
 
 def figures_of(sheets: Sequence[RouterSheet], number: int) -> dict[str, Figure]:
-    """Return the figures of lines that sheet `number` has, by the names of `drawings`."""
+    """Return the line figures of a sheet for which there are data: name of the drawing -> figure.
+
+    number: index of the sheet.
+    """
     figures: dict[str, Figure] = {}
     for drawing in drawings():
         if series := series_of(sheets, number, drawing):
@@ -137,7 +146,10 @@ def figures_of(sheets: Sequence[RouterSheet], number: int) -> dict[str, Figure]:
 
 
 def series_of(sheets: Sequence[RouterSheet], number: int, drawing: LineFigure) -> list[Series]:
-    """Return the lines of a figure: of each contender the mean over seeds, and each seed."""
+    """Return the lines of a figure: for each router the mean over seeds, and each seed.
+
+    number: index of the sheet; drawing: which measure.
+    """
     by_name = dict(zip(names_of(sheets), enumerate(looks(sheets)), strict=True))
     return [
         line
@@ -147,6 +159,10 @@ def series_of(sheets: Sequence[RouterSheet], number: int, drawing: LineFigure) -
 
 
 def _drawn(drawing: LineFigure, series: Sequence[Series], sheet: int) -> Figure:
+    """Build a figure of lines.
+
+    drawing: its title, axes and measure; sheet: number of the sheet for which the page displays it.
+    """
     x, y = drawing.x, drawing.y
     if drawing.name in ("agreement", "specialisation"):
         x = replace(x, names=tuple(dict.fromkeys(str(v) for line in series for v in line.x)))
@@ -160,6 +176,10 @@ def _drawn(drawing: LineFigure, series: Sequence[Series], sheet: int) -> Figure:
 
 
 def _of(contender: RouterResults, drawing: LineFigure, group: int, look: Look) -> Iterator[Series]:
+    """Yield a router's lines of a figure: for each layer the mean over seeds, and each seed.
+
+    drawing: which measure; group: the routers that are displayed together; look: colour and marker.
+    """
     read = {row["seed"]: drawing.read(row) for row in contender.rows}
     by_seed = {seed: layers for seed, layers in read.items() if layers}
     if not by_seed:
@@ -208,11 +228,17 @@ def maps(sheets: Sequence[RouterSheet]) -> list[Figure]:
 
 
 def _map(layer: Row, row: Row, conditions: dict[str, str | int]) -> Figure:
+    """Draw which share of each class's tokens goes to each expert.
+
+    layer: counts (experts + 1, classes) of a layer; row: the run, with the names of classes;
+    conditions: choices on the page for which the map is visible.
+    """
     counts: list[list[int]] = layer["table"]
     if not sum(counts[-1]):  # no token is without an expert
         counts = counts[:-1]
     places = [j for j in range(len(row["classes"])) if any(line[j] for line in counts)]
     total = {j: sum(line[j] for line in counts) for j in places}
+    # of each class's tokens, in percent
     shares = [[100 * line[j] / total[j] for j in places] for line in counts]
     columns = [short(row["classes"][j]) for j in places]
     rows = [*(str(i + 1) for i in range(layer["experts"])), "none"][: len(counts)]

@@ -15,6 +15,8 @@ Row = Mapping[str, Any]
 
 
 def _of_layers(name: str) -> Callable[[Row], float | None]:
+    """Return a function that averages a measure of layers over a run's layers."""
+
     def mean(row: Row) -> float | None:
         return fmean(layer[name] for layer in row["layers"]) if row["layers"] else None
 
@@ -138,6 +140,10 @@ def sheets_of(rows: Iterable[Row], baseline: str | None = None) -> list[RouterSh
 def _sheet(
     data: str, budget: str, by_name: Mapping[str, Mapping[int, Row]], baseline: str | None
 ) -> RouterSheet:
+    """Build the sheet of one material and budget.
+
+    by_name: router -> seed -> run; baseline: name of a router, None = the first one.
+    """
     contenders = tuple(
         RouterResults(name, tuple(by_seed[seed] for seed in sorted(by_seed)))
         for name, by_seed in by_name.items()
@@ -149,7 +155,7 @@ def _sheet(
 
 
 def tidy(sheets: Sequence[RouterSheet]) -> list[dict[str, Any]]:
-    """A flat row for each cell: who and on what, VALUES, and beside the baseline of its seed."""
+    """Return a flat row for each run: settings, VALUES, and differences to the baseline's run."""
     return [
         _flat(sheet, contender, row)
         for sheet in sheets
@@ -159,6 +165,7 @@ def tidy(sheets: Sequence[RouterSheet]) -> list[dict[str, Any]]:
 
 
 def _flat(sheet: RouterSheet, contender: RouterResults, row: Row) -> dict[str, Any]:
+    """Return a run as columns, with its differences to the baseline's run of the same seed."""
     seed, base = row["seed"], sheet.baseline
     theirs = next((r for r in base.rows if r["seed"] == seed), None) if base else None
     return {

@@ -62,7 +62,7 @@ def _table(sheet: RouterSheet, sheets: Sequence[RouterSheet]) -> Table:
 
 
 def _controls(sheets: Sequence[RouterSheet]) -> tuple[Block, ...]:
-    """Return the choices of sheet, contenders, layer and seeds, where there are several."""
+    """Return the page's choices of sheet, routers, layer and seeds, where there are several."""
     names, layers = figures.names_of(sheets), _layers(sheets)
     seeds = any(len(results.rows) > 1 for sheet in sheets for results in sheet.contenders)
     on = PageControl("sheet", "On", tuple((i, sheet.title) for i, sheet in enumerate(sheets)))
@@ -95,6 +95,7 @@ def _pair(drawn: Sequence[dict[str, Figure]], names: Sequence[str]) -> tuple[Blo
 
 
 def _test(drawn: Sequence[dict[str, Figure]]) -> tuple[Block, ...]:
+    """Build the page's section on the test part.  drawn: figures of each sheet, by name."""
     agreement = Note(
         "Agreement: how much the first experts of two consecutive layers know of each other, "
         "0 = nothing, 1 = one follows from the other. Specialisation: the same of a token's first "
@@ -135,6 +136,7 @@ def _rows(sheets: Sequence[RouterSheet]) -> Table:
 
 
 def _row(row: dict[str, Any]) -> list[str]:
+    """Format the columns of a run as texts.  row: see `findings`."""
     apart, ratio = row["loss_difference"], row["loss_ratio"]
     return [
         row["contender"],
@@ -152,7 +154,10 @@ def _row(row: dict[str, Any]) -> list[str]:
 
 
 def _shown(sheets: Sequence[RouterSheet], names: Sequence[str]) -> list[bool]:
-    """Choose the contenders shown at first: of many, those of lowest loss and the baseline."""
+    """Choose the routers that are visible at first: if there are many, those of lowest loss.
+
+    The baseline is always one of them.  names: of all routers.
+    """
     if len(names) <= figures.FEW:
         return [True] * len(names)
     names_shown = {sheet.baseline.name for sheet in sheets if sheet.baseline}

@@ -51,7 +51,7 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
 
 
 def table_of(sheet: RouterSheet) -> Table:
-    """Return a row for every contender: mean over its seeds, and beside the baseline."""
+    """Return the table of a sheet, with a line for every router: means over its seeds."""
     used = [column for column in COLUMNS if _is_shown(sheet, column[0])]
     columns = [
         Column("Contender", "The router, or what else is its own", numeric=False),
@@ -76,6 +76,7 @@ def table_of(sheet: RouterSheet) -> Table:
 
 
 def _is_shown(sheet: RouterSheet, name: str) -> bool:
+    """Return True if the table has a column for a measure: some run has a value of it."""
     if name == "accuracy":
         return not sheet.text
     values = [v for contender in sheet.contenders for v in contender.by_seed(name).values()]
@@ -83,6 +84,7 @@ def _is_shown(sheet: RouterSheet, name: str) -> bool:
 
 
 def _row(contender: RouterResults, sheet: RouterSheet, names: Sequence[str]) -> tuple[Entry, ...]:
+    """Return a router's line: name, loss, difference to the baseline, and the measures `names`."""
     base = sheet.baseline
     loss = contender.spread("loss")
     assert loss is not None
@@ -101,6 +103,7 @@ def _per_seed(contender: RouterResults) -> list[str]:
 
 
 def _difference(contender: RouterResults, base: RouterResults) -> Entry:
+    """Format a router's difference of loss to the baseline, paired by seed."""
     if contender is base:
         return Entry("baseline")
     difference = contender.difference(base)
@@ -116,6 +119,10 @@ def _difference(contender: RouterResults, base: RouterResults) -> Entry:
 
 
 def _cell(contender: RouterResults, base: RouterResults | None, name: str) -> Entry:
+    """Format a measure of a router, averaged over seeds; empty if no run has it.
+
+    base: the baseline, to which operations are a ratio; name: of the measure.
+    """
     spread = contender.spread(name)
     if spread is None:
         return Entry("")
@@ -144,6 +151,7 @@ def caption(sheet: RouterSheet) -> str:
 
 
 def _steps(sheet: RouterSheet) -> str:
+    """Return the number of training steps in words, as a range where runs differ."""
     steps = sorted({row["steps"] for contender in sheet.contenders for row in contender.rows})
     if len(steps) == 1:
         return numbers.plural(steps[0], "step")
