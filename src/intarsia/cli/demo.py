@@ -66,6 +66,7 @@ def demo(
         # Finished runs are kept, so the same command is the way to go on.
         raise KeyboardInterrupt("Call the same command again to go on.") from stop
     note("3/4  Table and page")
+    # The linear probe is the baseline: what is above it is what adapting gained.
     folders = [planned.folder for planned in contest]
     comparison = show_comparison(folders, out / "report.html", PROBE, as_json)
     note("4/4  The run that validation chose, as a stock timm model")

@@ -59,6 +59,7 @@ def merge(
     if as_json:
         show_json({"folder": str(out), **described, "results": results})
         return
+    # A part that the runs do not have, such as validation, has no row.
     rows = [
         (part, *(f"{results[part][name]:.4f}" for name in ("accuracy", "loss")))
         for part in ("val", "test")

@@ -26,6 +26,7 @@ def offload(
         fix = "Give the folder that holds config.json and *.safetensors."
         raise ConfigError(f"folder {model!r}", got="nothing there", want="a folder", fix=fix)
     out = target(out, "my-mixtral-experts")
+    # Torch is imported only once the names are known to be right.
     from ..hosts.offload.store import ExpertStore, pack_experts
     from ..reports.numbers import prefixed
 
@@ -37,4 +38,5 @@ def offload(
         show_json({"folder": str(out), "experts": count, "bytes of an expert": size})
         return
     say(f"{count} experts of {prefixed(size, 'B')} each\n{out}")
+    # A quarter of the experts fits most machines, and two are the fewest that a layer can use.
     say(f"Next:  intarsia.offload({str(out)!r}, slots={max(2, count // 4)})")

@@ -155,6 +155,7 @@ class Verbs(TyperGroup):
         ctx: unused; typer passes it.  Further commands come from installed packages.
         Raises: ConfigError for a command of the package intarsia-lab where that is not installed.
         """
+        # Import each command once: completion asks for the same one many times.
         if (command := self.commands.get(cmd_name)) is not None:
             return command
         if cmd_name in HOMES:
