@@ -240,7 +240,7 @@ class LtSft(Method):
         return delta_of(model, name)
 
     def _optimizer_of_cells(self, model: PeftModel, name: str, total: int, make: Make) -> Make:
-        """Make the optimiser of the cells' values, which are pulled to zero.
+        """Make the optimiser of an adapter's sparse changes, which are pulled to zero.
 
         total: number of weights to choose from; make: makes an optimiser of parameters.
         """

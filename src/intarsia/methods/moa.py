@@ -210,8 +210,7 @@ class SpanOptions:
         """Turn a choice of options into `Spans`.
 
         choice: (layers G,), the option of each head; method: for sink, block and longest text;
-          shape:
-        (layers, G); record: what a saved plan says of the search.
+        shape: (layers, G); record: what a saved plan says of the search.
         """
         alpha, beta = (
             coefficients[choice].view(shape).tolist() for coefficients in (self.alpha, self.beta)

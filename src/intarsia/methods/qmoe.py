@@ -209,10 +209,9 @@ class Qmoe(Change):
         """Round a stack of weights to its levels, with GPTQ's compensation unless start="rtn".
 
         weights: (E, out, in); statistics: of each expert's inputs, None = no row reached it;
-          levels:
-        (E out, 2), the lowest and highest of each row.  Returns (E, out, in) and for each expert a
-        text,
-        empty unless it was rounded without compensation.
+        levels: (E out, 2), the lowest and highest of each row.
+        Returns (E, out, in), and for each expert a text, empty unless it was rounded without
+        compensation.
         """
         if self.start == "rtn":
             return self._nearest(weights, levels), []

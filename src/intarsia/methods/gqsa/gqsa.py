@@ -256,7 +256,10 @@ def _block_generator(seed: int, number: int) -> torch.Generator:
 
 
 def linear_stops(host: nn.Module, layers: Sequence[str]) -> list[Stop]:
-    """Return the blocks of a model with only their linear layers.  Raises: as `matrices_of`."""
+    """Return the blocks of a model with their linear layers only, which GQSA compresses.
+
+    layers: patterns of the layers' paths.  Raises: as `matrices_of`.
+    """
     linear_layers = matrices_of(host, layers)
     return [
         replace(stop, layers={n: m for n, m in stop.layers.items() if n in linear_layers})

@@ -207,9 +207,10 @@ class Discrete(Truncated, abc.ABC):
         return linear_maximise(sums, before) | {"prior": share}
 
     def _code(self, params: Params, joint: Joint, q: Array, states: States) -> Array:
-        """Return the posterior mean <s> of each sample, (n, H).
+        """Return the posterior mean <s> of each sample's causes s, (n, H).
 
-        q: (n, S), posterior of the states.
+        params: only "W" (H, D) is read, for H; joint: what `_joint` returned for the samples; q:
+        (n, S), posterior of the states.
         """
         single, multi = _split_states(params, q, states)
         code = single @ states.values

@@ -130,6 +130,7 @@ class SparseIndex:
 
     @lexical.setter
     def lexical(self, settings: Lexical | None) -> None:
+        """Set how BM25 is joined with the learned scores in later searches; None = not at all."""
         present, wanted_language = (
             None if x is None else x.language for x in (self._lexical, settings)
         )
