@@ -124,6 +124,7 @@ def words_of(text: str) -> list[str]:
 def sentences(text: str) -> list[list[str]]:
     """The words of every line, heads of tables among them, but for the rows of tables."""
     lines = (line for line in text.splitlines() if not line.startswith((*"┏┡│├└╭╰", *OUTCOME)))
+    lines = (line for line in lines if "ahead in" not in line)  # of the method that is ahead
     return [words for words in map(words_of, lines) if len(words) > 3]  # no end of a long line
 
 

