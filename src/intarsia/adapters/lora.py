@@ -19,9 +19,10 @@ Linear = Callable[[Tensor], Tensor]
 class Lora(Method):
     """Low-rank adaptation, y = W x + (alpha / r) B A x (Hu et al. 2021, section 4.1).
 
-    rank: r; alpha: None = r, a scale of 1; dropout: of x in training.
-    roles: the host's layers: "qkv" (fused, or query, key and value), "qv" (query and value, also
-      inside a fused layer, with separate A and B as in the paper), "projection", "mlp_linear".
+    rank: r; alpha: None = r, a scale of 1; dropout: share of the inputs x that are zeroed in
+      training. roles: the host's layers: "qkv" (fused, or query, key and value), "qv" (query and
+      value, also inside a fused layer, with separate A and B as in the paper), "projection",
+      "mlp_linear".
 
     Raises: ConfigError on a rank below 1 or a dropout outside 0 <= p < 1.
     Not with a rank above the layer's width, which only wastes memory.
@@ -68,9 +69,9 @@ class LoraCell(Cell):
         nn.init.zeros_(self.up.weight)
 
     def sizes(self, rank: int, outputs: int) -> tuple[int, int]:
-        """Return the rows of A and the rows of B.
+        """Return how many rows the matrices A and B have.
 
-        rank: r; outputs: the width of the host's output.
+        rank: r; outputs: the width of the adapted layer's output.
         """
         return rank, outputs
 
@@ -116,10 +117,11 @@ class QueryValueCell(LoraCell):
     def compute(self, x: Tensor, down: Linear, up: Linear) -> Tensor:
         """Return the change of queries, keys (zero) and values.  x: (..., d_in) -> (..., 3 d).
 
-        down: d_in -> 2 r and up: r -> 2 d, in place of the cell's own.
+        down: a linear map d_in -> 2 r, and up: one r -> 2 d. They are this module's own A and B, or
+          what a caller has in their place, such as the weighted sum of several experts'.
         """
         rank = self.config.rank
-        # both rows pass through all of B, so that `up` can be any linear map; r is small
+        # A_q x and A_v x both pass through all of B, so that `up` can be any map; r is small
         y = up((self.scale * down(self.dropout(x))).unflatten(-1, (2, rank)))  # (..., 2, 2d)
         # of the four blocks, keep A_q x through B_q and A_v x through B_v
         query, value = y.unflatten(-1, (2, y.shape[-1] // 2)).diagonal(dim1=-3, dim2=-2).unbind(-1)

@@ -31,7 +31,8 @@ class Mos(Method):
       equivalent_rank: e; shards_per_vector: l, a divisor of all widths; private_rank: p, how many
       of the r vectors consist of shards that only this layer uses.
     dissociate: draw the shards of A and of B separately; otherwise use the same rows for both.
-    alpha: None = r, a scale of 1; dropout: of x in training; roles: as in Lora.
+    alpha: None = r, a scale of 1; dropout: share of the inputs x that are zeroed in
+      training; roles: as in Lora.
 
     Raises: ConfigError on impossible settings, or settings that need more shards than the pool has;
     ShapeError for a width that l does not divide.
@@ -103,11 +104,13 @@ class Pool(nn.Module):
     """The shards of one type of layer.  a: (n, d_in / l), b: (n, d_out / l)."""
 
     def __init__(self, config: Mos, sites: Sequence[Site], *, generator: torch.Generator) -> None:
-        """Allocate a pool's rows, the shards that the layers `sites`, all of one type, share.
+        """Allocate the pool from whose rows, the shards, all layers of one type build A and B.
 
-        config: rank r, equivalent rank e, l shards a vector and p private vectors, see `Mos`. With
-          L layers there are e l L rows of A and of B: the common ones first, then p l private ones
-          for each layer. B's are zero at first.
+        config: rank r, equivalent rank e (as many parameters as LoRA of rank e), l shards in each
+          of the r vectors of A or B, and p of these vectors from shards of one layer alone.
+        sites: the L layers of the type. The pool has e l L rows for A and for B: those that all
+          layers share, then p l of each layer. B's are zero at first.
+        generator: of A's first values.
         Raises: ConfigError for a rank that needs more rows than there are.
         """
         super().__init__()
@@ -216,7 +219,11 @@ class MosCell(Cell):
         self.register_buffer("b", b_rows)
 
     def sides(self) -> tuple[Tensor, Tensor]:
-        """Return A (r, d_in) and the transpose of B (r, d_out), read from the pools."""
+        """Return A (r, d_in) and the transpose of B (r, d_out), put together from shared rows.
+
+        A pool is a matrix of short rows, the shards; `self.a` and `self.b` are the numbers of the
+        rows of `pool.a` and `pool.b` that this layer uses.
+        """
         (pool,) = self._pool
         shards = (F.embedding(i.to(p.device), p) for i, p in ((self.a, pool.a), (self.b, pool.b)))
         # l shards in sequence make one vector of length d_in or d_out

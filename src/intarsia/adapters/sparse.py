@@ -64,9 +64,10 @@ class Sparse(Method):
         return counts
 
     def build(self, site: Site, *, generator: torch.Generator) -> SparseCell:
-        """Draw the places of a site's entries and return its cell, whose values begin at 0.
+        """Draw at random which entries of a layer's weight are trained; return their module.
 
-        site: the host's linear layer; D is (site.outputs, site.reads).
+        site: the adapted linear layer, whose change D is (site.outputs, site.reads) and has the
+          drawn entries alone, 0 at first; generator: of the random draws.
         Raises: ConfigError for more entries than the layer has weights.
         """
         weights = site.outputs * site.reads

@@ -35,8 +35,8 @@ WIDE = 64  # as published for AdaptFormer and MoSA beyond VTAB-1k
 class Choice:
     """A method with its settings, as a benchmark runs it.
 
-    method, settings, objective: as `intarsia fit` takes them.  lr: of the `honest` protocol;
-    conv_lr: in its place in a network with batch norms.
+    method, settings, objective: as `intarsia fit` takes them.  lr: rate of the `honest`
+    protocol; conv_lr: the rate in its place in a network with batch norms.
     half: each step looks at every image twice, so that the same time buys half of the epochs.
     recipe: values of `Recipe` by name, as ("ema", 0.99).
     """
@@ -148,10 +148,11 @@ EXTRA = (
 
 
 def arm(name: str) -> BenchArm:
-    """Return the arm of that name, or any other method of `intarsia fit` with its defaults.
+    """Return the arm (a method with its settings) of that name; other methods get defaults.
 
-    A change that freezes nothing gets the rate of full fine-tuning. A name with one of RECIPES
-    behind it is that method with this in its training.
+    name: an arm's name, or a method that `intarsia fit` knows; with " ema" or " smoothing" behind
+    it (see RECIPES), that addition is in its training. A method of the kind "change", which leaves
+    all weights trainable, gets the learning rate of full fine-tuning.
     Raises: UnknownName.
     """
     first, _, last = name.rpartition(" ")

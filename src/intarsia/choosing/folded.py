@@ -61,9 +61,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost in seconds: of a run beside its training, and of an image, once and in each epoch.
+    """The seconds that a run costs.
 
-    overhead: of a run.  once: of an image, for frozen blocks.  each: of an image in an epoch.
+    overhead: seconds of a run beside its training.  once: seconds of an image in the frozen blocks,
+    computed once.  each: seconds of an image in each epoch.
     """
 
     overhead: float
@@ -73,8 +74,8 @@ class Cost:
     def of(self, images: int, scored: int, epochs: int, *, fresh: bool = True) -> float:
         """Estimate the seconds of a run.
 
-        images: trained on.  scored: held out, which cost half as much.  epochs: of the training.
-        fresh: features of frozen blocks are not computed yet.
+        images: number trained on.  scored: number held out, which cost half as much.  epochs:
+        their number.  fresh: True if the frozen blocks' features are still to be computed.
         """
         training = (epochs * images + SCORING * scored) * self.each
         return self.overhead + training + fresh * (images + scored) * self.once
@@ -84,10 +85,10 @@ class Cost:
 class Folded:
     """Training pictures in folds, and the candidates' answers to them.
 
-    start: what all candidates share.  labels: of the training pictures.  test: number of test
-    pictures.  out: where all of it is kept, so that a search goes on.  running: of `Running`.
-    jobs: candidates that are trained at a time.  threads: of torch in each, where there are
-    several.  ray: on a Ray cluster.
+    start: the experiment that all candidates change.  labels: those of the training pictures.
+    test: number of test pictures.  out: folder that keeps everything, so that a search goes on.
+    running: settings of `Running` by name.  jobs: candidates that are trained at a time.
+    threads: torch's number in each job, where there are several.  ray: train on a Ray cluster.
     """
 
     start: Experiment
@@ -139,7 +140,10 @@ class Folded:
         return [self._answered(row) for row in rows]
 
     def _answered(self, row: Row) -> Row:
-        """Return a candidate with its stored answers to its next fold."""
+        """Return a candidate with the stored result of its next part (a fold with a seed).
+
+        row: the candidate so far. The time that was spent and the estimated costs are updated.
+        """
         record = self.store[self._next_key(row)]
         self.spent += record["elapsed"]
         self._record_cost(row, record)
@@ -185,9 +189,10 @@ class Folded:
         return replace(cost, each=max(scaled, default=cost.each))
 
     def time_sizes(self, arm: BenchArm, sizes: Sequence[int], limit: float) -> None:
-        """Train a pilot run at each size, while one is expected to take less than `limit` seconds.
+        """Measure what training costs at each picture size, by a short run, the pilot.
 
-        The smallest size is always tried.  arm: the method of the pilot.
+        arm: the method and settings of the pilot; sizes: px, rising, of which the first is always
+        tried; limit: seconds, a size that is expected to take longer ends the measuring.
         Raises: TrainingError if one fails.
         """
         # Enough pictures for each class to be in every fold.
@@ -208,8 +213,8 @@ class Folded:
             seconds_per_image = (
                 (record["trained"] - record["once"]) / (images - fold) / PILOT_EPOCHS
             )
-            # "once" is the time of the frozen blocks, computed for the first epoch alone; the time
-            # beside the training (overhead) does not depend on the size and is stored by itself
+            # "trained" is the seconds of the whole training; "once" is those of them for the frozen
+            # blocks, computed in the first epoch alone; overhead does not depend on the size
             self.costs[size] = Cost(0.0, record["once"] / (images - fold), seconds_per_image)
             self.overhead = record["seconds"] - record["trained"]
             pilot_seconds, previous_size = record["trained"], size

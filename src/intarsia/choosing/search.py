@@ -42,8 +42,8 @@ Move = tuple[Candidate, int]
 class Search:
     """Search for the best candidate within a time; a killed one goes on from its folder.
 
-    folded: trains candidates and stores their answers.  arms: the methods.  sizes: of pictures, px.
-    depth: blocks of the model.  seconds: of everything.
+    folded: trains candidates and stores their answers.  arms: the methods with their settings.
+    sizes: sides of pictures, px.  depth: blocks of the model.  seconds: time for the whole search.
     """
 
     folded: Folded
@@ -81,9 +81,10 @@ class Search:
         return ranked + [row for row in self.rows.values() if row not in ranked]
 
     def ranked(self) -> list[Row]:
-        """Return the candidates that have answered the same pictures, the best first.
+        """Return the candidates that can be compared, the best first; see `_comparable`.
 
-        Those with more answers, the finalists, come first and are judged by all of them.
+        Finalists, which alone were trained on more than `full` parts, come first, ranked by all of
+        their answers; the others follow, ranked by the pictures that all of them answered.
         """
         if self.order is None:
             base = self._comparable()
@@ -95,7 +96,11 @@ class Search:
         return self.order
 
     def _comparable(self) -> list[Row]:
-        """Return the candidates with as many answers as any has, up to `full` parts, ranked."""
+        """Return the candidates that can be compared, the best first.
+
+        A part is a fold of the training pictures, held out at one seed. The candidates are those
+        that answered as many parts as the one that has most, where more than `full` count as it.
+        """
         trained = [row for row in self.rows.values() if row.parts and not row.error]
         parts = min(self.full, max((row.parts for row in trained), default=0))
         level_rows = [row for row in trained if row.parts >= parts]
@@ -165,10 +170,11 @@ class Search:
                 yield row.name, experiment.changed(size=size)
 
     def _advance(self, moves: Iterable[Move], at_most: int | None = None) -> bool:
-        """Train candidates until each has answered so many parts; tell whether any was trained.
+        """Train candidates, as many at a time as there are jobs; tell whether any was trained.
 
-        As many at a time as there are jobs.  at_most: of candidates that are begun; None = all.
-        Not those for which there is no time, and none longer than it keeps up with the leader.
+        moves: each a candidate and the number of parts (folds with a seed) to train it for; one
+        that falls behind the leader ends early, and one for which there is no time is skipped.
+        at_most: how many candidates are begun; None = all.
         """
         waiting, working, begun = iter(moves), list[Move](), 0
         while True:
@@ -204,7 +210,11 @@ class Search:
         return None
 
     def _goes_on(self, candidate: Candidate, parts: int) -> bool:
-        """Decide whether a candidate is to be trained for its next part, of `parts` in all."""
+        """Decide whether a candidate is to be trained for its next part (a fold with a seed).
+
+        parts: number at which it has enough. The first `screen` parts are trained in any case; then
+        a candidate that is clearly behind the leader is given up.
+        """
         row = self._row_of(*candidate)
         if row.error or row.parts >= parts:
             return False

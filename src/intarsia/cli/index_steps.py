@@ -83,7 +83,8 @@ def _encoder(
     """Return the encoder; it gets inverse document frequencies from these documents if it has none.
 
     prune: share of a text's largest weight below which weights are left out; megabytes: memory for
-    a block of logits; begun: True if the index to go on with has the frequencies already.
+    a block of logits; begun: True if an index that was begun earlier is continued: it has stored
+    the frequencies, so that they are not counted again.
     """
     from ..models.retrieve.inference_free import InferenceFree
     from ..models.retrieve.max_logits import MEGABYTES

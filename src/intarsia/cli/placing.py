@@ -181,9 +181,11 @@ def _show_quality(qualities: dict[str, dict[str, dict[str, float]]]) -> None:
 def _judged(
     search: str, placed: Any, parts: dict[str, Any]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Measure a placement, and experts in order, on each part of a trace.
+    """Measure a placement of experts, and experts in order, on each part of a trace.
 
-    search: name of the search; parts: of the trace, by name.
+    search: name of the search that found `placed`, the `Placement` (which device keeps each
+    expert); parts: pieces of the recorded routing by name, such as "test".
+    Returns placement's name -> part's name -> measure -> value.
     """
     from ..placement.cost import quality
     from ..placement.placement import Placement

@@ -58,8 +58,10 @@ def write_report(
 
 
 def hit_rates(trace: Any, streams: int) -> dict[str, list[tuple[float, float]]]:
-    """Replay a cache of experts with every policy, at several sizes.
+    """Simulate a cache of experts with every policy that says which expert leaves, at each size.
 
+    trace: the recorded experts of each token in each layer; streams: how many sequences are decoded
+    at once, so that their experts are needed in the same step.
     Returns policy -> [(share of experts in memory, hit rate)].
     """
     from ..core.registry import card

@@ -131,7 +131,11 @@ def counts_blocks_in_any_order(card: Card) -> None:
 
 
 def leaves_its_teacher_alone(card: Card) -> None:
-    """Check that the objective's teacher evaluates, gets no gradient, and is unchanged after it."""
+    """Check that the objective computes its teacher in eval mode and leaves it as it was.
+
+    card: the objective's entry in the catalogue. The teacher gets no gradient and no new state, and
+    is in training mode again afterwards.
+    """
     # a teacher in training mode has dropout, so that its losses would differ
     student, teacher = net(0), net(1).train()
     before = {n: t.clone() for n, t in teacher.state_dict().items()}
@@ -144,6 +148,7 @@ def leaves_its_teacher_alone(card: Card) -> None:
     require(not learned, f"a teacher's gradients of {learned}", "none", fix)
     state = teacher.state_dict()
     changed = [n for n, t in before.items() if not torch.equal(t, state[n])]
+    # modules that the objective left in eval mode
     modes = [n for n, m in teacher.named_modules() if not m.training]
     require(not (changed or modes), f"changed {changed}, modes {modes}", "as before", "Undo it.")
 

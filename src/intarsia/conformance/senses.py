@@ -64,7 +64,10 @@ WORDS = ("red", "blue", "dark", "pale")
 
 
 def questions(count: int = 4) -> list[Question]:
-    """Return 3 * count questions: of pictures, of sounds and of words, which decide the answer."""
+    """Return 3 * count questions: a third are answered by a picture, by a sound and by a word.
+
+    count: number of questions of each kind.
+    """
     rows: list[Question] = []
     for i in range(count):
         word, next_word = WORDS[i % len(WORDS)], WORDS[(i + 1) % len(WORDS)]

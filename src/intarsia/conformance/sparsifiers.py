@@ -32,7 +32,7 @@ def rows() -> Tensor:
 def _edit(card: Card, statistics: Statistics | None = None, w: Tensor | None = None) -> Any:
     """Return mask and new weight of a layer that the card's config prunes.
 
-    statistics: of the layer's inputs, None = those of `rows()`; w: the weight, None = `weight()`.
+    statistics: those of the layer's inputs, None = of `rows()`; w: the weight, None = `weight()`.
     """
     config: Any = tiny(card)
     statistics = Statistics.of(rows(), needs=NEEDS) if statistics is None else statistics
@@ -61,7 +61,11 @@ def compensates_exactly_when_tagged(card: Card) -> None:
 
 
 def prunes_by_what_it_needs(card: Card) -> None:
-    """Check that the method reads no statistics outside `needs`."""
+    """Check that the method reads no statistics of the inputs but those that its `needs` names.
+
+    card: the method's entry in the catalogue; `needs` is an attribute of the method. The edited
+    weights must not change if only these statistics are collected.
+    """
     want = _edit(card)
     for got, expected in zip(
         _edit(card, Statistics.of(rows(), needs=tiny(card).needs)), want, strict=True

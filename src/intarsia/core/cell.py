@@ -164,10 +164,12 @@ class Method(MethodSettings, abc.ABC):
         layers: Sequence[int] | None = None,
         seed: int = 0,
     ) -> Method:
-        """Return the settings with what the method decides for a whole host.
+        """Return settings completed with what the method decides from the whole model; here, self.
 
-        batches: inputs to calibrate on; targets: names of the modules to adapt, None for the
-        method's own; layers: numbers of the blocks, None for all.
+        A method overrides it that, for example, spreads a budget over the layers of a model.
+        host: the model; batches: inputs to calibrate on; targets: names of the modules to adapt,
+        None for the method's own; layers: numbers of the blocks, None for all; seed: that of
+        random draws.
         """
         return self
 

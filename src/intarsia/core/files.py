@@ -98,7 +98,12 @@ def _finish(folder: Path, target: Path, spare: bool) -> None:
 
 
 def _put_in_place(folder: Path, target: Path, names: Iterable[str]) -> None:
-    """Give what is ready its names; repeated after a kill, it goes on where it was stopped."""
+    """Move finished files and folders from a scratch folder to their final names.
+
+    folder: the scratch folder; the file READY in it says that all is written. target: the path to
+    be written, beside which all go; names: those of what is moved. It can be called again after a
+    kill, and goes on where it was stopped. An old folder moves to BEFORE in the scratch folder.
+    """
     for name in names:
         place = target.with_name(name)
         if place.is_dir():

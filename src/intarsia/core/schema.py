@@ -74,7 +74,7 @@ class Setting:
     python: bool = False
 
     def check(self, name: str, value: Any, kind: Any) -> None:
-        """Refuse a value that its field cannot have.  name: of the setting, in the error.
+        """Refuse a value that its field cannot have.  name: the setting's, for the error.
 
         Raises: ConfigError for another type or a number out of range; UnknownName for a word that
         is none of the choices; what `test` raises.
@@ -277,9 +277,10 @@ def _is_a(value: object, kind: type) -> bool:
 
 
 def read(subject: str, text: str, kind: Any) -> Any:
-    """Return a text as a value of a type; an empty text is None where that is allowed.
+    """Parse a text as a value of a type; an empty text is None where that is allowed.
 
-    Raises: ConfigError.
+    subject: name of the setting, for the error; kind: the type, or a union of which the first
+    member that fits is taken. Raises: ConfigError for a text that is no such value.
     """
     for member in members(kind):
         value, valid = _read(text, member)

@@ -45,9 +45,10 @@ def read_parquet(
     """Read the events of Parquet files, in the order of the files: 28 bytes each in memory.
 
     columns: user, item, time and rating -> the names that each may have.  Times are seconds or
-    Parquet's timestamps.  item_ids, fields: of items that are known already.
-    Raises: MissingExtra without pyarrow; DataError for a file that is none, a column that is
-    missing, and a row without id or time, by its number.
+    Parquet's timestamps.  item_ids, fields: ids and features of items that are known already; ids
+    that are first met in the events get rows behind theirs.
+    Raises: MissingExtra without pyarrow; DataError for a file that is not Parquet, a column that
+    is missing, and a row without id or time, which is named by its number.
     """
     users, items = IdPlaces(), IdPlaces(item_ids)
     blocks: list[tuple[Array, ...]] = []

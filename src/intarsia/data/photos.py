@@ -23,7 +23,10 @@ LabelledSquare = tuple[Image.Image, int]
 
 
 def photo_origin(*folders: Path) -> Decoded:
-    """Cut 112 px squares, by photograph; left halves are for training, right ones for testing."""
+    """Make a data set of 112 px squares, whose class is the photograph that they were cut from.
+
+    folders: of photographs. Their left halves are for training, the right ones for testing.
+    """
     files = _photograph_files(folders)
     rows: list[LabelledSquare] = []
     for half in (0, 1):
@@ -39,7 +42,10 @@ def photo_origin(*folders: Path) -> Decoded:
 
 
 def photo_rotation(*folders: Path) -> Decoded:
-    """Cut 112 px squares, turned by 0, 90, 180 or 270 degrees; other photographs for testing."""
+    """Make a data set of 112 px squares, whose class is the angle by which they were turned.
+
+    folders: of photographs, of which some are for training and others for testing.
+    """
 
     def turned(square: Image.Image, number: int) -> LabelledSquare:
         return square.rotate(90 * (number % 4)), number % 4
@@ -48,7 +54,10 @@ def photo_rotation(*folders: Path) -> Decoded:
 
 
 def photo_blur(*folders: Path) -> Decoded:
-    """Cut 112 px squares, by the radius of their blur; other photographs for testing."""
+    """Make a data set of 112 px squares, whose class is the radius by which they were blurred.
+
+    folders: of photographs, of which some are for training and others for testing.
+    """
 
     def blurred(square: Image.Image, number: int) -> LabelledSquare:
         label = number % len(RADII)

@@ -69,13 +69,16 @@ def carry_out(
     fold: Fold | None = None,
     choice: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Train as the experiment says; `running.out` becomes a folder that can be resumed and read.
+    """Train as the experiment says; return the run with its results.
 
+    running: where and how it runs; its `out` is the folder to which the run is written, so that it
+    can be resumed and read; report: gets a line at a time of what is done.
     shared: where several runs keep what they have in common; the result is the same without it.
     score: False does not look at the test part, as a search must not.  untrimmed: True computes
-    all of the model in every step, see `once.trimmed`; for tests.  evaluate_every: as of `fit`.
-    temperature: of the `tempered_loss` of a run without a validation part.  search: how the rate
-    was found, for the record.  fold: of the training pictures, held out as the validation part.
+    all of the model in every step, see `once.trimmed`; for tests.  evaluate_every: epochs from
+    one validation to the next.  temperature: that of the `tempered_loss` of a run without a
+    validation part.  search: how the rate was found, for the record.  fold: which share of the
+    training pictures is held out as the validation part.
     choice: how all of the experiment was chosen, for the record, with the method's "label".
     Texts are carried out by `language`.
     Raises: what `load_data`, `backbone`, `apply` and `fit` raise; UnknownName for a method that is
@@ -171,10 +174,11 @@ def _on_pictures(
 
 
 def finished(run: Run, *, data: Splits, spent: Spent, temperature: float | None = None) -> Run:
-    """Add to a run what only its experiment knows, and write its mistakes into its folder.
+    """Complete a run's record with its task, times and temperature; save its test mistakes.
 
-    spent: time of what was computed once for several runs, which is added to this run's.
-    temperature: for a run without validation part; else it is fitted there.
+    run: as trained; data: the pictures it was trained and tested on; spent: time of what was
+    computed once for several runs, which is added to this run's. temperature: for a run without
+    validation part; else it is fitted there.
     """
     if run.out is not None and isinstance(metrics := run.test, Metrics):
         out, image = run.out, data.test.image

@@ -75,11 +75,11 @@ def unusable(scores: Mapping[str, Any], part: str) -> str:
 def scores_by(
     runs: Sequence[Experiment], ends: Sequence[Mapping[str, Any]], names: Iterable[str]
 ) -> dict[tuple[Any, ...], Score]:
-    """Return the mean score for each combination of values, and minus the mean loss behind it.
+    """Return, for each combination of settings, the mean validation score and minus the mean loss.
 
-    names: of the values, as ("lr",).  A run that failed counts as 0. Values of which every run
-    failed are left out.
-    ends: for each run its row as `row_of` returns it.
+    runs: the experiments; ends: the result of each, as `row_of` returns it; names: the settings to
+    group by, as ("lr",). A run that failed counts as score 0 and an infinite loss; a combination
+    whose runs all failed is left out.
     """
     # draws and tasks with the same values are one group
     ended: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}

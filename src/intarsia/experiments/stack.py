@@ -154,9 +154,10 @@ def stack_pairs(
     pairs: bool = True,
     report: Report = lambda _: None,
 ) -> StackTable:
-    """Return the model as it is, each entry alone, and, if asked for, all pairs.
+    """Measure the model as it is, with each entry (a way to compress it, as "prune") and each pair.
 
-    settings: entry -> value; calibration, rows: as of `stacked`; report: gets a line for each.
+    settings: entry -> value; calibration: batches for entries that need them; rows: batches to
+    measure on; pairs: False measures no pairs; report: gets a line for each measurement.
     """
     plan: list[tuple[str, ...]] = [(), *((name,) for name in settings)]
     plan += list(combinations(settings, 2)) if pairs else []

@@ -151,10 +151,11 @@ def _energy(text: str) -> float:
 
 
 def _low_rank(on: Stacked, text: str) -> None:
-    """Replace each expert's matrices by products of two factors of low rank, where that is smaller.
+    """Approximate each expert's matrices by U V of low rank, where the factors are smaller.
 
-    on: the model so far; text: the share of energy (of outputs on calibration tokens) that is to
-    stay.
+    on: the model so far, whose weights become the products; the factors are kept in `on.stored`,
+    to count their size. text: the share of the outputs' energy (their squares, on calibration
+    tokens) that is to stay, a number as a text.
     """
     energy = _energy(text)
     inputs, stock = expert_inputs(on.model, on.calibration), gated_experts(on.model)

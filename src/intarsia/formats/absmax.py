@@ -36,10 +36,13 @@ class Absmax(Format):
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Encode a weight as codes (ceil(n b / 8),) uint8 and scales (rows, groups) float16.
+        """Encode a weight as packed codes w / s, with a scale s = max |w| / (2^(b-1) - 1) a group.
 
-        weight: any shape of n entries. keep: must be None, this format stores no mask.
-        moments: unused; other formats need it. Raises: ConfigError for a mask.
+        Returns codes (ceil(n b / 8),) uint8, b bits each and stored with 2^(b-1) added so that none
+        is negative, and scales (R rows, G groups) float16.
+        weight: n entries of any shape, read as R rows of G groups of g each. keep: must be None,
+        this format stores no mask. moments: unused; other formats need it. Raises: ConfigError for
+        a mask.
         """
         if keep is not None:
             fix = "Use Bitmask, or encode the weight without a mask."

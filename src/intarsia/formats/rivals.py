@@ -58,8 +58,9 @@ class Rivals:
     def better(self, format: str) -> tuple[RuntimeFigures, RuntimeFigures] | None:
         """Return the fastest runtime of others that beats our format, and the format's own figures.
 
-        format: its name on the command line; of its rows the one with the best quality counts.
-        None where nothing beats it, or it was not measured.
+        format: its name on the command line. If it was measured at several settings, the figures
+        are those of the one with the best quality (`self.quality` names the measure; it may be a
+        loss). None where nothing beats it, or it was not measured.
         """
         sign = 1 if self.quality in LOWER else -1
         candidates = [c for c in self.choices if c.format == format]

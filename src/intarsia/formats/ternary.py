@@ -165,9 +165,9 @@ class Ternary(Format):
 
 
 def levels_of(rows: Tensor) -> Tensor:
-    """Return min(w, 0) and max(w, 0) of each row of a weight, rounded to bfloat16.
+    """Return each row's smallest and largest entry, rounded to bfloat16.  (R, C) -> (R, 2).
 
-    (R, C) -> (R, 2).
+    The smallest is at most 0 and the largest at least 0, as if each row had a 0 among its entries.
     """
     if not rows.shape[1]:
         return rows.new_zeros(len(rows), 2)

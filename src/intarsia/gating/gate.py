@@ -25,8 +25,8 @@ from .settings import RouterConfig
 class Terms:
     """The settings that gates share.
 
-    experts: E; active: k of them for a token; std: of the first weights; bias: whether there is
-    one; jitter: epsilon of the factors U(1 - epsilon, 1 + epsilon) on the input while training;
+    experts: E; active: k of them for a token; std: that of the first weights; bias: whether there
+    is one; jitter: epsilon of the factors U(1 - epsilon, 1 + epsilon) on the input while training;
     balance, z: coefficients of losses.
     Raises: ConfigError for one out of range.
     """
@@ -47,10 +47,10 @@ class Terms:
 
     @classmethod
     def of(cls, config: object) -> Terms:
-        """Read the settings that gates share from a router's settings, by field names.
+        """Copy from a router's settings those that all gates have (experts, std, jitter, ...).
 
-        config: a dataclass such as `TopK`; defaults where it lacks a field. Raises: ConfigError for
-          one out of range.
+        config: a router's dataclass, such as `TopK`; fields that it lacks keep their defaults.
+        Raises: ConfigError for a value out of range.
         """
         names = [f.name for f in fields(cls) if hasattr(config, f.name)]
         return cls(**{name: getattr(config, name) for name in names})
@@ -135,7 +135,8 @@ class GateRouter(ScoreRouter[C]):
     def __init__(self, config: C, width: int, *, generator: torch.Generator) -> None:
         """Draw W (E, width) from N(0, std) and set the bias, if there is one, to 0.
 
-        config: the router's settings, of which std and bias are read; width: of a token.
+        config: the router's settings, of which std and bias are read; width: the number of a
+        token's features.
         """
         super().__init__(config)
         self.weight = nn.Parameter(torch.empty(config.experts, width))
@@ -189,9 +190,10 @@ def uncast(device: torch.device) -> AbstractContextManager[object]:
 
 
 def room_for(factor: float, pairs: int, experts: int) -> int:
-    """Return how many pairs one expert may take, ceil(factor pairs / E).
+    """Return how many pairs, each a token that chose it, an expert takes: ceil(factor pairs / E).
 
-    factor: the capacity, 1 = just enough if all experts have equally many; pairs: of all experts.
+    factor: the capacity, 1 = just enough if all experts are chosen equally often; pairs: number
+    of (token, chosen expert) pairs in the batch, all experts together; experts: E.
     """
     # the product of floats may be a little above the whole number that it should be
     return math.ceil(factor * pairs / experts - 1e-9)

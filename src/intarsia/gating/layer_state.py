@@ -33,12 +33,14 @@ class PassesState(ReadsContext):
         self.thread, self.layer, self.joined = first.thread, layer, True
 
     def carried(self, rows: int) -> Tensor | None:
-        """Return the state that the layer before left, (rows, ...); None at the first layer.
+        """Return the state that the previous layer left, (rows, ...); None at the first layer.
 
-        rows: of this forward.  Raises: ShapeError for a state of another number of rows.
+        rows: number of tokens in this forward. The state, such as a hidden state of the router,
+        is kept in `self.thread`, which the model's layers share.
+        Raises: ShapeError for a state of another number of rows.
         """
         state = self.thread.before(self.layer)
-        # other rows come from a forward that was never started
+        # another number: `gating.start` was not called, so it is the state of an older forward
         if state is not None and len(state) != rows:
             name, got = "state of the layer before", f"{len(state)} rows"
             fix = "Call gating.start(model) before each forward; all layers see the same tokens."

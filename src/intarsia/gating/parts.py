@@ -66,8 +66,13 @@ class PartsRouter(Router):
         """
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
-        """Route rows (N, d) by the sum of the parts' gates.  valid: (N,) bool, False = padding."""
-        # padding would count in the mean entropy
+        """Weight each expert by the sum of k gates; an expert with weight 0 is not used.
+
+        rows: (N, d), tokens; valid: (N,) bool, False = padding, None = no padding. `self.parts`
+        computes the k gates, each a distribution over the E experts, and all losses together.
+        Losses are returned in training only.
+        """
+        # padding would count in the losses' mean entropy: the real rows are routed by themselves
         if valid is not None:
             return of_real(rows, valid, lambda real: self.route(real, None))
         parts, losses = self.parts(rows)

@@ -33,7 +33,12 @@ class Router(ReadsContext, abc.ABC):
     equal_counts: bool = False
 
     def __init__(self, experts: int) -> None:
-        """Begin with no load counted.  Raises: ConfigError for less than one expert."""
+        """Set the counts of the load to 0.
+
+        `received` (2, E) counts the tokens and sums the weights that each expert got; `served`
+        counts the tokens that got any expert.  experts: E.  Raises: ConfigError for less than one
+        expert.
+        """
         super().__init__()
         check_counts(experts)
         self.experts = experts
@@ -146,9 +151,9 @@ def aux_loss(model: nn.Module) -> Tensor:
 def before_step(model: nn.Module, step: int, steps: int) -> None:
     """Call `before_step(step, steps)` of every module that has it; step: 0 ... steps - 1.
 
-    steps: of the whole training. Modules that change during training define it: a temperature that
-      falls, a search that ends. `fit` calls it; a loop of your own has to. The step is put into
-      each `Context`, too.
+    steps: number of steps of the whole training. Modules that change during training define it: a
+      temperature that falls, a search that ends. `fit` calls it; a loop of your own has to. The
+      step is put into each `Context`, too.
     """
     for module in told_modules(model):
         if isinstance(module, ReadsContext):

@@ -123,7 +123,11 @@ class VptDeep(_PromptTuning):
 
 
 def _baseline_card(key: str, config: type, summary: str, paper: Paper, *names: str) -> Card:
-    """Make the card of a baseline; `names` are the method's other names."""
+    """Make a baseline's entry in the catalogue of methods.
+
+    key: its name there; config: the class of its settings; summary: one line for readers; paper:
+    where it is from; names: other names of the method.
+    """
     family = "prompts" if issubclass(config, _PromptTuning) else "part of the model"
     return Card(
         key,

@@ -55,8 +55,12 @@ class BiAdapter(OverMethod):
         return None if self.bits == FLOAT else Gaussian(self.bits, self.codebook)
 
     def build(self, site: Site, *, generator: torch.Generator) -> CodedCell:
-        """Build the adapter of a site with coded weight matrices."""
-        # The cell codes the adapter's own weights on the fly; its parameters stay floats.
+        """Build the inner adapter of a host module, with its weights rounded in each forward.
+
+        site: the host module and its widths. The rounding is to 2^b levels, see the class; the
+        parameters themselves stay floats.
+        """
+        # The module around the adapter rounds its weights on the fly; parameters stay floats.
         body = self.over.build(site, generator=generator)
         return CodedCell(
             body, self.format, biases=self.biases, start=self.start, generator=generator

@@ -121,9 +121,9 @@ class MoA(Change):
         return HeadSpans().apply(host, plan, name=name)
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """Refuse, as `HeadSpans` does.
+        """Refuse to write the change into the host's weights: no weights limit what a head sees.
 
-        Raises: FoldError.
+        host: the model whose heads attend to a part of the text. Raises: FoldError, always.
         """
         return HeadSpans().fold(host)
 

@@ -50,7 +50,7 @@ class Seuf:
       "npo", (2 / (beta T)) log(1 + (pi / pi_0)^beta), pi: of a whole row of T tokens, 0: before;
       "rmu", |h - steer u|^2 / d of the layer's output h, u a random unit vector.
     retain: lambda, of l_retain: CE on the text to keep; of "rmu" |h - h_0|^2 / d.
-    lr: of AdamW without weight decay.
+    lr: AdamW's rate, without weight decay.
 
     unlearn(model, Seuf("npo"), forget, keep, until=1.0)
     Raises: ConfigError for settings that cannot be.
@@ -179,10 +179,11 @@ class _Run:
         layers: Sequence[StockExperts],
         seed: int,
     ) -> None:
-        """Select the trained weights, and find the gate and block whose outputs the losses need.
+        """Select the trained weights, and the modules whose outputs the losses need.
 
         at: (layer, expert) to unlearn in, None = all weights of the model; layers: the model's
-        mixtures.
+        expert layers; seed: of random draws. Hooks keep the gate's newest probabilities p and the
+        surrounding block's newest output h; u is RMU's random direction for h, drawn at first use.
         """
         self.model, self.method, self.at = model, method, at
         self.device = next(model.parameters()).device
@@ -197,7 +198,7 @@ class _Run:
             self.gate = stock_gate(model, layer.path)
             self.block = _block_around(model, layer.path)
             parts = [(p, at[1]) for p in layer.module.parameters() if len(p) == layer.experts]
-            # Stacked weights are trained in one row, that of the expert; the gate is trained whole.
+            # Of weights stacked over experts only this expert's row is trained; the gate is whole.
             parts += [(p, None) for p in self.gate.parameters()]
             self.parts = WeightParts(model, parts)
         self.u: Tensor | None = None
@@ -267,15 +268,17 @@ class _Run:
         return tuple(path)
 
     def loss(self, forget: Batch, retain: Batch | None = None) -> Tensor:
-        """Compute the whole loss of a step (equation 4).
+        """Compute the loss of a step: l_forget + retain l_retain + anchor mean |p - onehot(e)|^2.
 
-        forget, retain: a batch of each.
+        forget: a batch of the text to unlearn; retain: one of the text to keep, None = no such
+        loss. It is equation 4 of the paper; the last term keeps the gate's p at expert e.
         """
+        # the batch to keep, and what the untrained model computes for the losses that compare
         method = self.method
         keeps = retain if method.keeps else None
         reference = self.reference(forget, keeps)
         total = self.forgetting(forget, reference)
-        # Without the anchor the router sends the text to other experts, which are then damaged.
+        # Without this term the router sends the text to other experts, which are then damaged.
         if self.at is not None and method.anchor:
             total = total + method.anchor * self.anchoring(forget)
         if keeps is not None:

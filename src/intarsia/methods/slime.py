@@ -295,7 +295,7 @@ class TiledView(Connector):
         """Return the mask of a picture's local vectors that are read, (n,) bool.
 
         local: (n, d), vectors of the tiles; question: token vectors of all questions, None = there
-        is none; number: of the picture.
+        is none; number: the picture's place in the batch.
         """
         if question is None:
             embeds = local.new_zeros(1, local.shape[1])
@@ -306,10 +306,12 @@ class TiledView(Connector):
         return select_largest(s.detach(), self.settings.top_p, capacity)
 
     def _hide(self, is_read: Tensor, selected: Tensor) -> None:
-        """Mask, in place, vectors of [whole | separator | local] that are not to be read.
+        """Clear, in `is_read`, the vectors of a picture that the language model must not read.
 
-        is_read: (vectors,) bool, changed in place; selected: (local vectors,) bool, those that are
-        read.
+        is_read: (vectors,) bool, in the order global view, separator, tiles; changed in place.
+        selected: (tiles' vectors,) bool, those that the question needs; with a budget the others
+        were left out already. A training stage (`self.stage`) other than "joint" reads the tiles
+        alone ("local") or the global view alone.
         """
         overview = self.settings.whole
         if self.budget is None:

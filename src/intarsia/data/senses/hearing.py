@@ -111,7 +111,11 @@ def pooled(frames: Tensor, seconds: float, rate: int) -> Tensor:
 
 
 def log_mel() -> Callable[[Sequence[np.ndarray]], Tensor]:
-    """Return a function from sounds to the log-mel bands of their 32 parts.  -> (N, 32, 80)."""
+    """Return an encoder: N sounds -> (N, 32, 80), 80 log-mel bands in 32 stretches of time.
+
+    Each stretch holds the mean over 1/32 of the sound's mel frames, of which there are 100 a
+    second.
+    """
 
     def encode(sounds: Sequence[np.ndarray]) -> Tensor:
         return torch.stack([pooled(mel(s).T, len(s) / RATE, 100) for s in sounds])

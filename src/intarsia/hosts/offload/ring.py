@@ -67,9 +67,10 @@ def ring_offload(
 ) -> nn.Module:
     """Write a model's blocks to files and keep `slots` of them in memory, in place.
 
-    Outputs are the same bits: the same products of the same weights. Memory of the blocks falls to
-    K / N; embeddings, head and norms outside them stay. Two places are enough to hide the shorter
-    of reading and computing; more hide no more on an even machine.
+    Outputs are the same bits: the same products of the same weights. Of N blocks K = `slots` are in
+    memory at a time; embeddings, head and norms outside them stay. With two, a block is read while
+    another is computed, so that the forward takes the longer of both times; more gain nothing on a
+    machine of even speed.
     folder: a new one, for one safetensors file of each block; read: the function that reads one,
     for tests and other stores.
     `ring_residency(model)` says how often it waited.

@@ -180,9 +180,10 @@ def _cut_rule(backend: Any, content: Mapping[str, Any]) -> str:
 
 
 def _space_before(content: Mapping[str, Any]) -> bool:
-    """Return True if SentencePiece's pairs put a space before the text.
+    """Return True if a tokenizer of the SentencePiece kind puts a space before the text.
 
-    Raises: ExportError for anything else that changes or cuts the text.
+    content: its tokenizer.json. Raises: ExportError for a normalizer or pre-tokenizer that changes
+    or cuts the text in any way but to write spaces as SPACE.
     """
     before = False
     for step in (*_steps(content["normalizer"]), *_steps(content["pre_tokenizer"])):

@@ -150,10 +150,11 @@ def rewritten(
     forms: Forms,
     batches: bool = False,
 ) -> ChwNet:
-    """Build a net in which clusters of layers are `ChwCluster`s; the rest is shared with `net`.
+    """Build a net in which one `ChwCluster` module computes each cluster of adjacent layers.
 
-    graph: of the traced net; clusters: layers that native kernels compute; forms: storage of each
-    layer; batches: sizes of batches.
+    net: the original, with which the rest is shared; graph: its trace by torch.fx; clusters: layers
+    that native kernels compute in one call; forms: layer's key -> how its weight is stored;
+    batches: True if the net is called with several pictures at a time, False if with one.
     """
     for number, cluster in enumerate(clusters):
         steps = [step_of(layer, forms.get(key_of(layer))) for layer in cluster.layers]

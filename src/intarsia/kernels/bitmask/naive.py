@@ -30,8 +30,9 @@ def bitmask_linear(x: Tensor, bits: Tensor, values: Tensor, scales: Tensor | Non
 
 
 def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Round x to int8: q = round(x / s), s = max |x| / 127 of each 64 inputs, NaN if not finite.
+    """Round x to int8 steps: q = round(x / s), with s = max |x| / 127 for each block of 64 inputs.
 
+    A block with an infinite or NaN input gets q = 0 and s = NaN; one of zeros q = 0 and s = 0.
     x: (batch, in). Returns q (batch, in) int64 and s (batch, ceil(in / 64)) float32.
     """
     padded = torch.nn.functional.pad(x.float(), (0, -x.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))

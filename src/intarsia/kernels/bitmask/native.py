@@ -50,10 +50,10 @@ def bound(
     width: int,
     max_rows: int,
 ) -> native.Bound | None:
-    """Return x W^T of a stored weight as a function of x; None without a kernel.
+    """Return a callable x -> x W^T, with the stored weight W built in; None without a kernel.
 
-    bits, values, offsets, scales: the weight, as `Bitmask` stores it; width: in; max_rows: rows of
-      x up to which it is to be used.
+    bits, values, offsets, scales: the weight, as `Bitmask` stores it; width: W's inputs; max_rows:
+      the caller uses the result for at most so many rows x, since decoding W is faster for more.
     """
     if values.dtype not in KINDS:
         return None

@@ -81,7 +81,12 @@ class NativeProgram:
             return [self.views[number].clone() for number in outputs]
 
     def _set_inputs(self, inputs: Sequence[Tensor]) -> None:
-        """Copy the inputs into memory, or write their own addresses into the table."""
+        """Copy each input into the program's memory, or let the kernels read it where it is.
+
+        inputs: tensors in the order of `self.inputs`. A row of `self.table` is a step of the
+        kernels; its column SRC is the address that the step reads. `self.direct` has, for an input
+        that need not be copied, the rows that read it.
+        """
         for number, x in zip(self.inputs, inputs, strict=True):
             if number in self.direct and x.is_contiguous():
                 for row in self.direct[number]:
@@ -108,7 +113,7 @@ class NativeProgram:
     def _view(self, number: int, padded: bool = False) -> Tensor:
         """Return a value in memory as a tensor, (channels, height, width) or (channels,).
 
-        number: of the value; padded: return (channels, floats of a channel) instead, with its
+        number: that of the value; padded: return (channels, floats of a channel) instead, with its
           padding.
         """
         shape = self.shapes[number]
@@ -244,8 +249,8 @@ def _lay_out(
 ) -> tuple[dict[int, int], int]:
     """Return where each value begins in memory, in floats, and the length of the memory.
 
-    shapes: of all values; keep: numbers of values that must not be overwritten. The memory of any
-      other value is used again after the last step that reads it.
+    shapes: those of all values; keep: numbers of values that must not be overwritten. The memory of
+      any other value is used again after the last step that reads it.
     """
     # the last step that reads each value
     last = {n: len(steps) for n in keep}

@@ -28,10 +28,11 @@ class Segments:
 
     @classmethod
     def of(cls, token: Tensor, expert: Tensor, tokens: int, length: int) -> Segments:
-        """Sort pairs into segments, one for each (sequence, expert) with pairs.
+        """Group N (token, expert) pairs by expert and sequence; the class says what is returned.
 
-        token, expert: (N,), of each pair; tokens: B times `length`, in the order of sequences;
-          length: of a sequence.
+        token, expert: (N,), the token's number and the expert's number of each pair; tokens: how
+          many there are in all B sequences, numbered one sequence after the other; length: tokens
+          of one sequence.
         """
         # by expert, then by position: pairs of one expert and sequence are consecutive
         order = (expert * tokens + token).argsort()

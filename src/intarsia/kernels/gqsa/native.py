@@ -45,8 +45,8 @@ def gqsa(
 def bound(parts: tuple[Tensor, ...], width: int, integers: bool, max_rows: int) -> Bound | None:
     """Return `gqsa` of one stored weight as a function of x; None without a kernel.
 
-    parts: offsets, columns, codes, scales, zeros; width: of the weight, whose last group may be
-      shorter; integers: round x to int8; max_rows: rows of x up to which it is to be used.
+    parts: offsets, columns, codes, scales, zeros; width: the weight's inputs, whose last group may
+      be shorter; integers: round x to int8; max_rows: rows of x up to which it is to be used.
     """
     if not all(t.is_contiguous() for t in parts):
         return None
@@ -58,8 +58,9 @@ def bound(parts: tuple[Tensor, ...], width: int, integers: bool, max_rows: int) 
 def check(x: Tensor, offsets: Tensor, *parts: Tensor) -> None:
     """Raise ShapeError for tensors that a kernel may not be given: it trusts their addresses.
 
-    x: (N, in); offsets, and parts (columns, codes, scales, zeros): the weight, as `GroupSparse`
-      stores it.
+    x: (N, in); offsets: (out + 1,), where each row's groups begin; parts: columns, codes, scales
+      and zeros of the n groups of 16 weights that `GroupSparse` keeps. A group has a column, 8
+      bytes of 4-bit codes, a scale and a 4-bit zero point, of which two share a byte.
     """
     count = len(parts[0])
     types = tuple(t.dtype for t in (x, offsets, *parts))

@@ -70,6 +70,10 @@ class S2ft(Method):
     position = "parallel"
 
     def __post_init__(self) -> None:
+        """Refuse settings that cannot be; `channels` are (layer's path, "3,7,9-12") pairs.
+
+        Raises: ConfigError, UnknownName.
+        """
         for name in ROLES:
             between(name, getattr(self, name), 0, 1, "Try 0.03.")
         if not self.shares:
@@ -81,7 +85,7 @@ class S2ft(Method):
             raise UnknownName("order", self.order, ORDERS)
         pairs = tuple((str(path), str(text)) for path, text in self.channels)
         for _, text in pairs:
-            read(text)
+            read(text)  # refuses a text that is no list of channels
         object.__setattr__(self, "channels", pairs)
 
     @property
