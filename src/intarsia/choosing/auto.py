@@ -121,9 +121,9 @@ def auto(
       on with the search in that folder, with its settings.
     methods: arms of `intarsia bench` or methods of `intarsia fit`; None = METHODS, or
       AMONG_BATCH_NORMS for a network with batch norms.
-    jobs: candidates that are trained at a time.  threads: of torch in each, where there are
-      several.  ray: on a Ray cluster, whose machines see the folders at the same paths; the choice
-      is trained on this machine.
+    jobs: candidates that are trained at a time.  threads: number of torch threads in each, where
+      there are several.  ray: on a Ray cluster, whose machines see the folders at the same paths;
+      the choice is trained on this machine.
     options: of an `Experiment` by name, as model, size (then no other is tried), images, test,
       batch_size, precision, class_weights.
     Raises: ConfigError for texts, fewer than ten training pictures, a folder in use, a setting that

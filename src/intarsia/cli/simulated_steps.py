@@ -28,7 +28,8 @@ def write_report(
     """Write the page of a batch by a plan, beside `ep` with the experts in order.
 
     links: the topology; devices_plan, line: the plan and its timeline; placement: file of experts'
-    devices, None for experts in order; size: of an expert; streams: sequences decoded at once.
+    devices, None for experts in order; size: (width, hidden units) of an expert, None = as
+    recorded; streams: sequences decoded at once.
     """
     from ..placement.cost import device_loads
     from ..placement.engines import ExpertSize, expert_parallel

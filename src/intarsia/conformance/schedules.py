@@ -87,7 +87,7 @@ def _differ(first: nn.Module, second: nn.Module) -> list[str]:
 
 
 def _require_same(first: nn.Module, second: nn.Module, name: str, fix: str) -> None:
-    """Require that two models have the same state.  name, fix: of an error."""
+    """Require that two models have the same state.  name, fix: text of an error."""
     differ = _differ(first, second)
     require(not differ, f"{name} that differ in {differ}", "the same", fix)
 

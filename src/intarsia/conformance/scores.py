@@ -38,7 +38,7 @@ def rows(count: int = ROWS) -> Tensor:
 def _scored(card: Card, w: Tensor, statistics: Statistics) -> Tensor:
     """Return the scores of the weight w (out, in) by the card's config, same shape.
 
-    statistics: of the layer's inputs.
+    statistics: those of the layer's inputs.
     """
     config: Any = tiny(card)
     return config.score(w, statistics)

@@ -118,17 +118,18 @@ def require(holds: bool, got: object, want: object, fix: str) -> None:
 
 
 def require_equal(got: object, want: object, fix: str) -> None:
-    """Require that two values, such as shapes, dtypes or names, are equal.  fix: of an error."""
+    """Require that two values, such as shapes, dtypes or names, are equal.  fix: text of an
+    error."""
     require(got == want, got, want, fix)
 
 
 def require_finite(values: Tensor, name: str, fix: str) -> None:
-    """Require that no value is infinite or NaN.  name, fix: of an error."""
+    """Require that no value is infinite or NaN.  name, fix: text of an error."""
     require(bool(values.isfinite().all()), f"{name} that are not finite", "numbers", fix)
 
 
 def require_refused(call: Callable[[], object], got: str, want: str, fix: str) -> None:
-    """Require that a call raises an error of this library.  got, want, fix: of an error."""
+    """Require that a call raises an error of this library.  got, want, fix: text of an error."""
     try:
         call()
     except IntarsiaError:
@@ -152,7 +153,7 @@ def require_tag(card: Card, tag: str, observed: bool, behaviour: str) -> None:
 def require_close(got: Tensor, want: Tensor, quantity: str, fix: str) -> None:
     """Require two tensors of one shape, dtype and device that are equal up to rounding.
 
-    quantity, fix: of an error.
+    quantity, fix: text of an error.
     """
     for name in ("shape", "dtype", "device"):
         ours, theirs = getattr(got, name), getattr(want, name)

@@ -168,7 +168,7 @@ class Method(MethodSettings, abc.ABC):
 
         A method overrides it that, for example, spreads a budget over the layers of a model.
         host: the model; batches: inputs to calibrate on; targets: names of the modules to adapt,
-        None for the method's own; layers: numbers of the blocks, None for all; seed: that of
+        None for the method's own; layers: numbers of the blocks, None for all; seed: it fixes
         random draws.
         """
         return self

@@ -32,7 +32,7 @@ def _quoted(got: object) -> object:
 def whole(subject: str, got: object, least: float = -math.inf, fix: str = "") -> None:
     """Check that `got` is a whole number, and got >= least.
 
-    subject, fix: of the error.
+    subject, fix: texts of the error.
     Raises: ConfigError.
     """
     # NumPy's integers count, 2.0 does not
@@ -45,7 +45,7 @@ def whole(subject: str, got: object, least: float = -math.inf, fix: str = "") ->
 def at_least(subject: str, got: float, least: float, fix: str = "") -> None:
     """Check that got >= least, which NaN and other types are not.
 
-    subject, fix: of the error.
+    subject, fix: texts of the error.
     Raises: ConfigError.
     """
     # the comparison is positive, so that NaN fails it

@@ -45,7 +45,7 @@ def writing(
     whom the umask lets. Inside, the target is `held`; what killed processes left goes.
 
     spare: a folder with files that the new one has not is no earlier one of its kind, and stays.
-    wait: as of `held`; caches, which each process writes alike, wait for each other.
+    wait: see `held`; caches, which each process writes alike, wait for each other.
     Raises: ConfigError for a file where a folder is, or the reverse, for what is spared, and for
     what another process writes; TrainingError if it cannot be written.
     """
@@ -195,7 +195,7 @@ def reserved(
 def check_target(target: Path, *, mark: str = "", own: Collection[str] = ()) -> None:
     """Check that nothing at a target would be lost.
 
-    mark, own: as of `reserved`.
+    mark, own: see `reserved`.
     Raises: ConfigError for a target with something in its place that would be lost.
     """
     if not target.exists():

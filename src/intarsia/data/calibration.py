@@ -56,7 +56,7 @@ def load_calibration(
     no more of a large text is read than is needed. `test`, that many rows, is of the end of each
     text, as large a part as its share of the rows; `train` of what is before, nine tenths at most.
     The corpora take turns.
-    tokenizer: of the model.  The record says how many rows are of what, and has their SHA-256.
+    tokenizer: that of the model.  The record says how many rows are of what, and has their SHA-256.
 
     Raises: as `load_texts`; DataError for a text that has fewer tokens than are wanted of it.
     """

@@ -14,7 +14,7 @@ Sample = str | list[dict[str, str]]  # a text, or the messages of a chat
 
 
 def parse_row(line: str, place: str) -> Mapping[str, Any]:
-    """Parse a line as a JSON object; place: of the line, for errors.  Raises: DataError."""
+    """Parse a line as a JSON object; place: where the line is, for errors.  Raises: DataError."""
     try:
         row = parse_json(line)
     except ValueError as error:
@@ -74,7 +74,7 @@ def prompt_of(sample: Sample) -> str:
 def sample_of(line: Mapping[str, Any], place: str) -> Sample:
     """Return the text or the messages of a line.
 
-    line: one JSON object; place: of the line, for errors.
+    line: one JSON object; place: where the line is, for errors.
     Raises: DataError.
     """
     if isinstance(text := line.get("text"), str):

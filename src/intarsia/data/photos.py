@@ -25,7 +25,7 @@ LabelledSquare = tuple[Image.Image, int]
 def photo_origin(*folders: Path) -> Decoded:
     """Make a data set of 112 px squares, whose class is the photograph that they were cut from.
 
-    folders: of photographs. Their left halves are for training, the right ones for testing.
+    folders: they hold photographs. Their left halves are for training, the right ones for testing.
     """
     files = _photograph_files(folders)
     rows: list[LabelledSquare] = []
@@ -44,7 +44,7 @@ def photo_origin(*folders: Path) -> Decoded:
 def photo_rotation(*folders: Path) -> Decoded:
     """Make a data set of 112 px squares, whose class is the angle by which they were turned.
 
-    folders: of photographs, of which some are for training and others for testing.
+    folders: they hold photographs, of which some are for training and others for testing.
     """
 
     def turned(square: Image.Image, number: int) -> LabelledSquare:
@@ -56,7 +56,7 @@ def photo_rotation(*folders: Path) -> Decoded:
 def photo_blur(*folders: Path) -> Decoded:
     """Make a data set of 112 px squares, whose class is the radius by which they were blurred.
 
-    folders: of photographs, of which some are for training and others for testing.
+    folders: they hold photographs, of which some are for training and others for testing.
     """
 
     def blurred(square: Image.Image, number: int) -> LabelledSquare:
@@ -105,8 +105,8 @@ def _squares_by_part(
 ) -> Iterator[LabelledSquare]:
     """Yield squares of every other photograph (training), then of those between (testing).
 
-    folders: with photographs; shrink: factor by which they are made smaller first; transform: makes
-    a labelled square of a square and its number.
+    folders: they hold photographs; shrink: factor by which they are made smaller first; transform:
+    makes a labelled square of a square and its number.
     """
     files = _photograph_files(folders)
     for part in (files[::2], files[1::2]):

@@ -185,7 +185,7 @@ def read_prompts(
 
 
 def _make_prompt(line: Mapping[str, Any], tokenizer: Any, place: str) -> Prompt:
-    """Return the prompt of a line without its answer; place: of the line, for errors."""
+    """Return the prompt of a line without its answer; place: where the line is, for errors."""
     if isinstance(text := line.get("text"), str):
         ids = tokenizer(text)["input_ids"]
     else:

@@ -177,8 +177,8 @@ def finished(run: Run, *, data: Splits, spent: Spent, temperature: float | None 
     """Complete a run's record with its task, times and temperature; save its test mistakes.
 
     run: as trained; data: the pictures it was trained and tested on; spent: time of what was
-    computed once for several runs, which is added to this run's. temperature: for a run without
-    validation part; else it is fitted there.
+    computed once for several runs, which is added to this run's. temperature: that of a run
+    without validation part; else it is fitted there.
     """
     if run.out is not None and isinstance(metrics := run.test, Metrics):
         out, image = run.out, data.test.image
@@ -397,6 +397,6 @@ def with_method(
     classes: tuple[str, ...],
     train: Any = None,
 ) -> nn.Module:
-    """Change the model by the method.  train: of which a pruner takes its calibration rows."""
+    """Change the model by the method.  train: a pruner's calibration rows are taken from it."""
     change = settings.change_of(method, experiment.adapted, classes)
     return apply(model, change, training_rows(change, train), seed=experiment.training.seed)

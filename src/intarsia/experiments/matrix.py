@@ -226,8 +226,8 @@ def run_all(
 ) -> None:
     """Run what is not finished yet; a run that was stopped goes on where it stood.
 
-    jobs: runs at a time.  threads: of torch in each.  running: other fields of `Running`.
-    ray: on a Ray cluster, whose machines see the folders at the same paths.
+    jobs: runs at a time.  threads: number of torch threads in each.  running: other fields of
+    `Running`. ray: on a Ray cluster, whose machines see the folders at the same paths.
     Raises: TrainingError when all have ended, if some failed; KeyboardInterrupt when one was
     stopped.
     """

@@ -39,8 +39,8 @@ class RateSearch:
     """The rates that every method of a comparison tries, and how the trials are carried out.
 
     rates: to begin with.  reach: the lowest and the highest rate that the grid may grow to.
-    jobs: trials at a time.  threads: of torch in each.  running: other fields of `Running`.
-    ray: on a Ray cluster.
+    jobs: trials at a time.  threads: number of torch threads in each.  running: other fields of
+    `Running`. ray: on a Ray cluster.
 
     Raises: ConfigError on a grid that cannot be.
     """

@@ -182,7 +182,8 @@ def stack_of(
 ) -> StackTable:
     """Return the model as it is, and with the entries one after the other, up to all of them.
 
-    settings: entry -> value; calibration, rows: as of `stacked`; report: gets a line for each.
+    settings: entry -> value; calibration: batches for entries that need them; rows: batches to
+    measure on; report: gets a line for each measurement.
     """
     names = tuple(settings)
     prefixes = [names[:count] for count in range(len(names) + 1)]

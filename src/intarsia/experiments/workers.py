@@ -53,7 +53,8 @@ class Here:
 class OwnProcess:
     """A process that takes one trial after another, so that what it holds in memory is shared.
 
-    It ends with the process that made it, however that ends.  threads: of torch in it.
+    It ends with the process that made it, however that ends.  threads: number of torch threads in
+    it.
     """
 
     def __init__(self, threads: int) -> None:
@@ -144,7 +145,7 @@ def _serve(pipe: Connection, threads: int, environment: Mapping[str, str]) -> No
     """Do work that comes through the pipe until it closes; exit at once when the parent has ended.
 
     environment: the parent's, which a server of forks knows as it was at its own start.
-    threads: of torch in this process.
+    threads: number of torch threads in this process.
     """
     os.environ.clear()
     os.environ.update(environment)

@@ -93,7 +93,7 @@ class NativeSampling:
 def _suits(model: Any, ids: Tensor, config: GenerationConfig, arguments: Mapping[str, Any]) -> bool:
     """Return True if native code can compute the logits of a call of `generate`.
 
-    ids: (B, n), prompts; config: of the generation.
+    ids: (B, n), prompts; config: that of the generation.
     arguments: those of the loop.
     """
     name = cache_name(model)

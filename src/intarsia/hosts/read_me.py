@@ -117,7 +117,7 @@ def train_gate(
 ) -> list[float]:
     """Train the gate on the targets of a dense model.  Returns the losses, means of the layers.
 
-    masks: path of an MLP -> (experts, hidden units) bool; steps: of AdamW at rate lr.
+    masks: path of an MLP -> (experts, hidden units) bool; steps: how many AdamW takes at rate lr.
     batches: of mixed domains, drawn by the seed. Targets of a batch are computed once. Padding does
     not count.
     """
@@ -149,8 +149,9 @@ def train_experts(
 ) -> list[float]:
     """Train a dense model's weights, each token with the units that the gate chooses for it.
 
-    masks: path of an MLP -> (experts, hidden units) bool; batches: of text; steps: of AdamW at rate
-    lr. The gate stays as it is. The loss is that of the next token; padding does not count.
+    masks: path of an MLP -> (experts, hidden units) bool; batches: of text; steps: how many AdamW
+    takes at rate lr. The gate stays as it is. The loss is that of the next token; padding does not
+    count.
     Returns the losses.
     """
 
@@ -182,7 +183,8 @@ def _train(
 ) -> list[float]:
     """Train weights by AdamW on batches that the seed draws, by their numbers.  Returns losses.
 
-    loss_of: number of a batch -> loss; batches: their number; steps: of AdamW at rate lr.
+    loss_of: number of a batch -> loss; batches: their number; steps: how many AdamW takes at rate
+    lr.
     """
     at_least("steps", steps, 1)
     draws = torch.Generator().manual_seed(seed)

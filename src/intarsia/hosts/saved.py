@@ -108,7 +108,7 @@ def load(
 
     folder: as `save`, PEFT's `save_pretrained` or `pack` wrote it, a run of `intarsia fit`, or the
       file of a `SparseDelta`.
-    name: of the adapter in the model, None = its own; of several in a folder, the one to load.
+    name: the adapter's in the model, None = its own; of several in a folder, the one to load.
     trainable: go on training an adapter; otherwise it is frozen and the model in evaluation mode.
     classes: if given, the names that an adapter's head must have been trained for, in their order,
       where the file knows them.

@@ -40,7 +40,7 @@ def apply(
       adapter, those of a router for `Upcycle(router)`, and a name, such as "lora", for its default
       settings.
     batches: for changes that look at calibration data, as the model takes them.
-    seed: of new weights and draws.  name: of the adapter, if it is one.
+    seed: of new weights and draws.  name: the adapter's, if it is one.
 
     Changes stack on one model, which keeps a list of them: `intarsia.save` writes it with the
     weights, and `intarsia.load` does the same to a pretrained model again.
@@ -90,7 +90,7 @@ def adapt(
     method: settings of an adapter, or the name of one with its default settings, as "lora"; see
       `intarsia list`. Places and norms that are left open are chosen by the host. Or a config of
       PEFT, as `peft.LoraConfig(r=8)`: PEFT's own adapter, as `get_peft_model` makes it.
-    name: of the adapter; call again with another name to add one, inactive, to an adapted model.
+    name: the adapter's; call again with another name to add one, inactive, to an adapted model.
     targets, layers, head, classes: see `Adapt`.
     seed: with each site's path, of the cells' first weights and draws, so that two methods at one
       seed start from the same projections.

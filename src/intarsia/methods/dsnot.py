@@ -86,7 +86,8 @@ class DSnoT(Pruner):
     def swapped(self, weight: Tensor, mask: Tensor, statistics: Statistics) -> Swapped:
         """Swap weights between kept and pruned, starting from the mask of the base method.
 
-        weight: (out, in); mask: (out, in) bool, True = kept; statistics: of the layer's inputs.
+        weight: (out, in); mask: (out, in) bool, True = kept; statistics: those of the layer's
+        inputs.
         """
         pattern = self.n_of_m
         # Within an N:M pattern the base's score picks the weight to prune, elsewhere Wanda's does.

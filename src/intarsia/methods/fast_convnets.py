@@ -113,7 +113,7 @@ class Chw(Change):
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
         """Return a new net, which shares the modules that stay in torch; `host` is unchanged.
 
-        plan: what `plan` decided; name: of the adapter.
+        plan: what `plan` decided; name: the adapter's.
         """
         decided = plan.decided
         # The graph is traced with the shape of the planned example, so that names are the same.

@@ -22,7 +22,7 @@ def to_lora(
 ) -> PeftModel:
     """Add the LoRA that evaluation uses for one task as an adapter of its own, and activate it.
 
-    It merges, folds and saves as any LoRA. name: of the new adapter, None = "task" and its number;
+    It merges, folds and saves as any LoRA. name: the new adapter's, None = "task" and its number;
     poly: of the Poly adapter, None = the only one. A trained head goes along.
     Raises: ConfigError for no such task or adapter, or a name in use.
     """

@@ -48,10 +48,10 @@ class MoA(Change):
     3. min sum_h L_N(h, c_h) with mean span at most density N at every length, two spans a layer at
        most; the other lengths' sums in each of 4 intervals between their extremes: a Pareto set.
     4. Of that, the spans with the least loss on other rows, at a length that was not profiled.
-    density: of keys and values that are kept.  lengths: N, profiled.  check: the unseen length.
-    extend: the longest text to use them for, None = the longest of these.  sink, block: tokens; one
-    is a multiple of the other.  step: of alpha, None = an eighth of the shortest length.
-    answer: tokens of the model's own that are judged, at the end of each row.
+    density: share of keys and values that are kept.  lengths: N, profiled.  check: the unseen
+    length. extend: the longest text to use them for, None = the longest of these.  sink, block:
+    tokens; one is a multiple of the other.  step: distance of alphas, None = an eighth of the
+    shortest length. answer: tokens of the model's own that are judged, at the end of each row.
 
     Raises: ConfigError for settings that cannot be, or a density with no room for sink and block;
     DataError for rows that are shorter than `check`, or fewer than two; TargetError for a model
@@ -140,7 +140,7 @@ def choose_spans(
 
     texts: rows of at least `method.check` tokens, such as load_texts(..., length=1536).train[:8];
     a quarter of them, one at least, validates. Cost: a forward and a backward pass of each row at
-    each length, then programmes of seconds.  seed: of which rows validate.
+    each length, then programmes of seconds.  seed: draws the rows that validate.
     progress: is given a line for each part.
 
     Raises: as `MoA`; TargetError for a model that has spans.
@@ -374,7 +374,7 @@ def _with_own_answers(model: nn.Module, ids: Tensor, answer: int) -> Tensor:
 def _validation_loss(model: nn.Module, spans: Spans, ids: Tensor, length: int) -> float:
     """Compute the loss of each row's last third with spans attached.
 
-    spans: of all heads; ids: (rows, tokens); length: tokens to which rows are cut.
+    spans: those of all heads; ids: (rows, tokens); length: tokens to which rows are cut.
     """
     attach_spans(model, spans, length=length)
     try:

@@ -96,7 +96,7 @@ class Qmoe(Change):
     ) -> Plan:
         """Round and encode all experts on a copy of the model; the host stays as it is.
 
-        batches: calibration data; seed: of random draws.
+        batches: calibration data; seed: it fixes the random draws.
         keeping: where finished blocks are written, so that an interrupted plan can go on.
         """
         expert_stops(host, self.layers)

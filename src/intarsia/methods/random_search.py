@@ -93,7 +93,7 @@ class RandomSearch(Change):
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
         """Search, and return a plan with the units that stay and their score.
 
-        batches: calibration data; seed: of random draws.
+        batches: calibration data; seed: it fixes the random draws.
         """
         best = search(host, self, batches, seed=seed)[self.rank]
         units_by_layer = {path: units.tolist() for path, units in best.units.items()}

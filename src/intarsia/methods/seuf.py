@@ -123,11 +123,11 @@ def unlearn(
 
     forget, retain: rows, as `load_texts(...).train`, or token ids (N, T). at: (layer, expert) in
     place of the one that is attributed; "all": every weight and no anchor, which is the plain
-    method.  steps: of AdamW, at most.  until: stop when the cross-entropy of the text to forget has
-    risen by so many nats.  judge: other rows of both texts to measure by, each `every` steps; the
-    first ones of those trained on if not given.  batch_size: rows of each text in a step.  seed: of
-    the order of rows, and of RMU's vector.  progress: is given a line for each measurement. The
-    model is as before where this raises, Ctrl-C included.
+    method.  steps: how many AdamW takes, at most.  until: stop when the cross-entropy of the text
+    to forget has risen by so many nats.  judge: other rows of both texts to measure by, each
+    `every` steps; the first ones of those trained on if not given.  batch_size: rows of each text
+    in a step.  seed: draws the order of rows, and of RMU's vector.  progress: is given a line for
+    each measurement. The model is as before where this raises, Ctrl-C included.
 
     Raises: TargetError for a model without stock experts, or with adapters; DataError for rows
     without tokens, texts that share rows, or no text to keep where the loss reads one; ConfigError
@@ -182,8 +182,9 @@ class _Run:
         """Select the trained weights, and the modules whose outputs the losses need.
 
         at: (layer, expert) to unlearn in, None = all weights of the model; layers: the model's
-        expert layers; seed: of random draws. Hooks keep the gate's newest probabilities p and the
-        surrounding block's newest output h; u is RMU's random direction for h, drawn at first use.
+        expert layers; seed: it fixes the random draws. Hooks keep the gate's newest probabilities p
+        and the surrounding block's newest output h; u is RMU's random direction for h, drawn at
+        first use.
         """
         self.model, self.method, self.at = model, method, at
         self.device = next(model.parameters()).device

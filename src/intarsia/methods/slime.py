@@ -47,13 +47,13 @@ class Slime(Senses):
     in the picture; while training, noise of .1 / T is added to the mean.
     [global | separator | kept] goes into the text.
 
-    image: the encoder; tiles: of a picture, at most; whole: vectors of the global view; queries: of
-    a tile.
+    image: the encoder; tiles: how many of a picture, at most; whole: vectors of the global view;
+    queries: vectors of a tile.
     budget: vectors of a picture, all parts and the separator counted; a small picture without tiles
       has `whole`.  None = by top_p: the largest s until their sum is above it. In training the
       others are masked, and in answers they are left out.
-    tau: of s; None = 1 / T, the released softmax of the sum over tokens, which is sharper the
-      longer a question is; a number makes `top_p` mean the same for every question.
+    tau: the one in s; None = 1 / T, the released softmax of the sum over tokens, which is sharper
+      the longer a question is; a number makes `top_p` mean the same for every question.
     over: LoRA of the decoder in the last stage, None = the decoder stays frozen. It is put in by
       intarsia.adapt(model, method.over, head=None), which `intarsia fit` does by itself.
 
@@ -187,7 +187,7 @@ class TiledView(Connector):
     ) -> None:
         """Build the modules that the class lists.
 
-        width: of the picture encoder; outputs: width of the language model; generator: of all
+        width: the picture encoder's; outputs: width of the language model; generator: of all
         draws.
         """
         super().__init__(width, outputs)

@@ -56,7 +56,7 @@ class SparseByteNn(Change):
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
         """Choose the order of each group of channels, and the layers to prune.
 
-        batches: unused, no data are needed; seed: of random draws.
+        batches: unused, no data are needed; seed: it fixes the random draws.
         """
         check_unadapted(host)
         channels = channels_of(host)

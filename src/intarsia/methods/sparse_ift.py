@@ -100,7 +100,7 @@ class SparseIft(Change):
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
         """Choose the layers, and how many weights each keeps.  Warns of rows with less than one.
 
-        batches: unused, no data are needed; seed: of random draws.
+        batches: unused, no data are needed; seed: it fixes the random draws.
         """
         check_unadapted(host)
         if "outputs" in self.preserves:

@@ -108,7 +108,7 @@ def read_questions(path: str | Path, *, answered: bool = True) -> list[Question]
 
 
 def _parse_question(line: str, path: Path, place: str, answered: bool) -> Question:
-    """Parse a line; place: of the line, for errors.  Raises: DataError."""
+    """Parse a line; place: where the line is, for errors.  Raises: DataError."""
     try:
         row = parse_json(line)
         if not isinstance(row, dict):
@@ -178,8 +178,8 @@ class QuestionRows(Dataset[Row]):
 class Processor:
     """Processor of questions: tokens, marks in the places of pictures and sounds, and features.
 
-    tokenizer: of the language model.  encoders: by modality.  counts: by modality, how many marks a
-    picture of so many views becomes.  tiles: of a picture, at most.
+    tokenizer: that of the language model.  encoders: by modality.  counts: by modality, how many
+    marks a picture of so many views becomes.  tiles: of a picture, at most.
     A row is "question, line end, answer, end token"; the answer alone has labels.
     """
 

@@ -83,7 +83,7 @@ class Constants:
     def give(self, number: int, compute: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the cached output of a module for as many rows as its input has.
 
-        number: of the module; compute: its own forward, for inputs without cached outputs; x: its
+        number: the module's; compute: its own forward, for inputs without cached outputs; x: its
         input. An output that only other cached modules read is not stored.
         """
         if self.now is None:
@@ -256,7 +256,7 @@ def _reaches_logits(model: nn.Module, constants: Constants, rows: Tensor, number
     """Return True if the model still reads a cached output, apart from other cached modules.
 
     The output is replaced by NaN, which spreads to the logits if anything reads it.
-    constants: the cached modules; rows: (B, n) with all outputs; number: of the module.
+    constants: the cached modules; rows: (B, n) with all outputs; number: the module's.
     """
     first = sum(constants.sizes[: number + 1])
     spoiled = rows.clone()

@@ -90,7 +90,7 @@ class Adapt(Change):
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
         """Decide the method's settings for the model, the modules it adapts, and paths of heads.
 
-        batches: calibration data; seed: of random draws.
+        batches: calibration data; seed: it fixes the random draws.
         """
         check_addable(host)
         host = base_of(host)
@@ -111,7 +111,7 @@ class Adapt(Change):
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> PeftModel:
         """Build a PEFT model; a model that is adapted already gets the adapter, inactive.
 
-        plan: what `plan` decided; name: of the adapter.
+        plan: what `plan` decided; name: the adapter's.
         """
         check_model(host, name)
         if self.recipe is not None:

@@ -27,7 +27,7 @@ def as_lora(model: nn.Module, name: str = "lora", *, of: str | None = None) -> P
     smaller rank are filled up with zeros. A trained head goes along. The first adapter stays in the
     model; `model.delete_adapter` removes it.
 
-    name: of the new adapter; of: the adapter, None = the active one.
+    name: the new adapter's; of: the adapter, None = the active one.
     Raises: ConfigError for no such adapter, cells that are no low-rank change beside a linear
     layer, or a name in use; FoldError for Poly with several tasks, see `methods.mhr.to_lora`.
     """

@@ -145,7 +145,7 @@ class IntarsiaConfig(PeftConfig):
     def build(self, site: Site, name: str, shared: Shared) -> Cell:
         """Build this adapter's cell, the trainable module, for one layer.
 
-        site: the layer with its widths; name: of the adapter; shared: what `share` returned.
+        site: the layer with its widths; name: the adapter's; shared: what `share` returned.
         """
         generator = self._generator(site.path, "" if self.init_weights else name)
         cell = shared.build(self.settings(), site, generator=generator)

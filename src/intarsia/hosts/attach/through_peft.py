@@ -118,7 +118,7 @@ class AdaptByPeft(Change):
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> PeftModel:
         """Build a PEFT model; one that has adapters of this type gets a further one, inactive.
 
-        plan: what `plan` decided; name: of the adapter.
+        plan: what `plan` decided; name: the adapter's.
         """
         check_name(host, name)
         config, kind = copy.deepcopy(self.config), self._kind

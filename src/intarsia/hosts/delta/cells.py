@@ -109,7 +109,7 @@ def cells_of(model: PeftModel, name: str) -> dict[str, SparseCell]:
 def delta_of(model: nn.Module, name: str | None = None) -> SparseDelta:
     """Return an adapter's change as sparse entries of the weights, with its trained heads.
 
-    name: of the adapter, None = the only one.  Its cells (added modules) must be linear in their
+    name: the adapter's, None = the only one.  Its cells (added modules) must be linear in their
     input.
     Raises: ConfigError for a model without that adapter; FoldError for a cell that is not linear.
     """

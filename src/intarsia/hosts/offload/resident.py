@@ -170,8 +170,8 @@ class _Foreseeing:
     def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Tell the cache which experts the tokens of this forward will probably need.
 
-        args, kwargs: of the model's forward, which has token ids or, without a prediction,
-        embeddings.
+        args, kwargs: arguments of the model's forward, which has token ids or, without a
+        prediction, embeddings.
         """
         ids = args[0] if args else kwargs.get("input_ids")
         if isinstance(ids, Tensor) and not ids.is_floating_point():

@@ -131,8 +131,8 @@ class Ring:
     def __init__(self, model_blocks: list[nn.Module], folder: Path, slots: int, read: Read) -> None:
         """Allocate the places, give up the blocks' own memory, and start the thread that reads.
 
-        model_blocks: of equal shapes; folder: with a file for each block; slots: number of places;
-        read: reads a block's file into tensors.
+        model_blocks: they have equal shapes; folder: it has a file for each block; slots: number of
+        places; read: reads a block's file into tensors.
         """
         self.blocks, self.folder, self.read = model_blocks, folder, read
         first = model_blocks[0].state_dict()

@@ -51,8 +51,8 @@ def export_timm(
     (None = seeded noise) too. An earlier export at `path` is replaced, anything else is not.
 
     classes: None = those that came with the folded adapter.
-    preprocessing: of the pictures in training; None = the model's own.  several_labels: outputs are
-      logits of labels that may apply together, for predict.py.
+    preprocessing: that of the pictures in training; None = the model's own.  several_labels:
+      outputs are logits of labels that may apply together, for predict.py.
     Raises: ExportError if no arguments of timm build the model (a widened ConvNeXt: its constructor
     knows no MLP ratio), or it comes back different; ConfigError for a model that is adapted, is not
     timm's, or for a path in use.

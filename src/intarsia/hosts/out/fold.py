@@ -51,7 +51,7 @@ def fold(
 
     name: the adapter; None = the active ones. inputs: what both models are compared on; None =
     seeded noise of the model's input size. uniform: pad all MLPs of one input width to one hidden
-    width, so that the stock constructor can build the model. tolerance: of the output difference,
+    width, so that the stock constructor can build the model. tolerance: largest output difference,
     relative to the largest output; None = by dtype (float32: 1e-4). keep_zeros: of a sparse weight
     (5 % of zeros and more): True, they stay, and the outputs change, which is reported; False, the
     adapter fills them; None = where it would, nothing is folded.

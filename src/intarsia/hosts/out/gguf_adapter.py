@@ -48,7 +48,7 @@ def export_gguf_adapter(
     over LoRA. llama.cpp adds it to a GGUF file of the same model: `llama-cli -m base.gguf --lora
     FILE`.
 
-    name: of the adapter; None = the active one.  quant: "f32" or "bf16".
+    name: the adapter's; None = the active one.  quant: "f32" or "bf16".
     Raises: ExportError for other adapters, a trained head, and a model that llama.cpp does not
     know; ConfigError for a path that is not *.gguf, or no such adapter; MissingExtra without
     intarsia[export].

@@ -49,10 +49,10 @@ PROBE = (
 class Vocabulary:
     """Vocabulary of a tokenizer as a GGUF file has it.
 
-    model: "gpt2" or "llama".  pre: llama.cpp's rule that cuts text.  tokens, types: of each id.
+    model: "gpt2" or "llama".  pre: llama.cpp's rule that cuts text.  tokens, types: each id's.
     order: the merges of "gpt2", as "a b"; the scores of "llama".  special: "bos", "eos", "unk",
     "pad" -> id.  added: whether "bos", "eos" and "space" (before the text) are added by themselves.
-    template: of chats; None = none.
+    template: text that chats are put into; None = none.
     """
 
     model: str

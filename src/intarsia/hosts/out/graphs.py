@@ -66,10 +66,10 @@ def export_onnx(
     that, with Pillow, numpy and onnxruntime. Weights of more than 2 GB go into a second file,
     PATH.data.
 
-    preprocessing: of the pictures in training; None = the model's own, if it has one.
+    preprocessing: that of the pictures in training; None = the model's own, if it has one.
     several_labels: outputs are logits of labels that may apply together, for predict.py.
     images: real, prepared ones are the honest check; None = seeded noise of the model's input size.
-    tolerance: of the output difference, relative to the largest output; None = by dtype.
+    tolerance: largest output difference, relative to the largest output; None = by dtype.
     Raises: MissingExtra without intarsia[export]; ExportError if torch cannot trace the model or
     onnxruntime says something else; ConfigError for a path that is not *.onnx.
     """

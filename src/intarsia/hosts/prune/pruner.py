@@ -115,7 +115,7 @@ class Pruner(Change):
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
         """Look up the layers and check the calibration rows; nothing is pruned.
 
-        batches: calibration data; seed: of random draws.
+        batches: calibration data; seed: it fixes the random draws.
         Raises: TargetError for a model with adapters, without blocks, or layers outside them;
         DataError for no rows where the method reads some, or too few; ShapeError for a pattern that
         does not divide a layer's inputs.
@@ -228,7 +228,7 @@ def _masked_only(
     """Return the weight with the mask alone, to compare errors with.
 
     That is without compensation or, for a method that swaps weights of a `base` mask, that mask.
-    part: the partition that the method chose; statistics: of the layer's inputs.
+    part: the partition that the method chose; statistics: those of the layer's inputs.
     """
     base = method.base if isinstance(method, Pruner) else None
     if base is not None and "hessian" not in base.needs:

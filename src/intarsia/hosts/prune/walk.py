@@ -186,7 +186,7 @@ class Chain:
     def through(self, number: int, observed: Any) -> Tensor | None:
         """Run one block on all batches, so that the inputs of its layers are observed.
 
-        number: of the block; observed: collects statistics, and gets each batch's mask.
+        number: the block's; observed: collects statistics, and gets each batch's mask.
         Returns the outputs of the first batch.
         """
         first: Tensor | None = None
@@ -199,7 +199,7 @@ class Chain:
     def onward(self, number: int, before: Tensor | None) -> float | None:
         """Make the edited block's outputs the next inputs; returns ||new - old|| / ||old||.
 
-        number: of the block; before: its outputs for the first batch before the edit.
+        number: the block's; before: its outputs for the first batch before the edit.
         """
         error: float | None = None
         last = number == len(self.stops) - 1  # nothing reads what it gives

@@ -199,7 +199,8 @@ class Sees:
     def __call__(self, host: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """Replace token ids by embeddings with the pictures' and sounds' vectors at their marks.
 
-        host: the decoder; args, kwargs: of its forward, from which pictures and sounds are removed.
+        host: the decoder; args, kwargs: arguments of its forward, from which pictures and sounds
+        are removed.
         Returns the new (args, kwargs).
         """
         if args:  # by name, in whatever order the host has them

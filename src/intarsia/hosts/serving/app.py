@@ -82,7 +82,7 @@ class Application:
     async def _routed(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer by the routes.  Raises: Refused for one that is not there, or by this method.
 
-        scope, receive, send: of ASGI.
+        scope, receive, send: what ASGI gives an application.
         """
         scope["app"] = self  # has the router raise its errors, and not answer in plain text
         try:

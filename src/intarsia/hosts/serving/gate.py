@@ -196,7 +196,7 @@ class RequestGate:
     async def _in_turn(self, scope: Any, receive: Any, send: Any) -> None:
         """Wait for a turn, then run the application.
 
-        scope, receive, send: of ASGI.
+        scope, receive, send: what ASGI gives an application.
         """
         self._has_room()  # others may have come in while this one was read
         self.waiting += 1

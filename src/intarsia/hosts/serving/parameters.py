@@ -90,7 +90,7 @@ def only(*values: object) -> Check:
 def stops(name: str, value: Any, limits: Limits) -> None:
     """Check stop texts: one, or a list of a few.  Raises: Refused.
 
-    name: of the parameter; value: from the request; limits: unused, other checks need them.
+    name: the parameter's; value: from the request; limits: unused, other checks need them.
     """
     words = [value] if isinstance(value, str) else value
     if not isinstance(words, list) or not all(isinstance(w, str) for w in words):
@@ -105,7 +105,7 @@ def stops(name: str, value: Any, limits: Limits) -> None:
 def bias(name: str, value: Any, limits: Limits) -> None:
     """Check biases of logits: {"token id": number from -100 to 100}.  Raises: Refused.
 
-    name: of the parameter; value: from the request; limits: unused, other checks need them.
+    name: the parameter's; value: from the request; limits: unused, other checks need them.
     """
     if not isinstance(value, dict):
         raise invalid_type(name, "an object", value)
@@ -120,7 +120,7 @@ def bias(name: str, value: Any, limits: Limits) -> None:
 def stream_options(name: str, value: Any, limits: Limits) -> None:
     """Check the options of a stream, an object of two switches.  Raises: Refused.
 
-    name: of the parameter; value: from the request; limits: unused, other checks need them.
+    name: the parameter's; value: from the request; limits: unused, other checks need them.
     """
     if not isinstance(value, dict):
         raise invalid_type(name, "an object", value)
@@ -133,7 +133,7 @@ def stream_options(name: str, value: Any, limits: Limits) -> None:
 def tools(name: str, value: Any, limits: Limits) -> None:
     """Check a list of functions that the model may call.  Raises: Refused.
 
-    name: of the parameter; value: from the request; limits: unused, other checks need them.
+    name: the parameter's; value: from the request; limits: unused, other checks need them.
     """
     if not isinstance(value, list):
         raise invalid_type(name, "an array of objects", value)
@@ -153,7 +153,7 @@ def tools(name: str, value: Any, limits: Limits) -> None:
 def template(name: str, value: Any, limits: Limits) -> None:
     """Check arguments of the chat template, which may not replace those that the server passes.
 
-    name: of the parameter; value: from the request; limits: unused, other checks need them.
+    name: the parameter's; value: from the request; limits: unused, other checks need them.
     Raises: Refused.
     """
     if not isinstance(value, dict):

@@ -35,7 +35,7 @@ class StockBatch:
     def __init__(self, served: ServedModel, limits: Limits, config: GenerationConfig) -> None:
         """Start transformers' continuous batching for a model.
 
-        limits: on requests at a time and tokens; config: of the model, for its end tokens.
+        limits: on requests at a time and tokens; config: that of the model, for its end tokens.
         """
         # settings of the whole batch; length and end tokens come with each request
         ends = config.eos_token_id

@@ -109,8 +109,8 @@ class RingCaches:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Give a forward that uses a cache one whose layers are ring buffers, if it is still empty.
 
-        body: the model without its head; args, kwargs: of its forward.  Returns the new (args,
-        kwargs).
+        body: the model without its head; args, kwargs: arguments of its forward.  Returns the new
+        (args, kwargs).
         """
         # the body may be called with a cache, without one, or with none wanted
         name = next((n for n in CACHES if kwargs.get(n) is not None), None)

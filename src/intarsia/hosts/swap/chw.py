@@ -57,8 +57,8 @@ def choose_forms(clusters: Iterable[Cluster], rows: int | None) -> Forms:
     """Choose the form of each 1x1 and k x k layer.
 
     clusters: layers that native kernels compute.
-    rows: of the blocks of all layers; None = the form that is fastest on this machine, for each
-    layer.
+    rows: height of the blocks of all layers; None = the form that is fastest on this machine, for
+    each layer.
     """
     forms: Forms = {}
     for cluster in clusters:

@@ -67,7 +67,7 @@ class PruneExperts(Change):
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
         """Decide which experts stay: path -> numbers.
 
-        batches: calibration data; seed: of random draws.
+        batches: calibration data; seed: it fixes the random draws.
         """
         done, _ = upcycled(host)
         if isinstance(self.keep, Mapping):
@@ -262,7 +262,7 @@ def _best_experts(
 def _scores(path: str, count: int, scores: Mapping[str, Tensor] | str | None, seed: int) -> Tensor:
     """Return one score for each expert of a layer: its load, or a random number.
 
-    path: of the layer; count: number of its experts; scores: loads by path of the router, or
+    path: the layer's; count: number of its experts; scores: loads by path of the router, or
     "random".
     """
     if scores == RANDOM:

@@ -109,7 +109,7 @@ class UnionOfExperts(Change):
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
         """Decide which attentions and MLPs are divided, path -> number of experts.
 
-        batches: unused, no data are needed; seed: of random draws.
+        batches: unused, no data are needed; seed: it fixes the random draws.
         """
         check_plain(host)
         check_whole(host)

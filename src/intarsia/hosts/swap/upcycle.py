@@ -114,7 +114,7 @@ class Upcycle(Change):
     ) -> Plan:
         """Decide which MLPs become mixtures, and how many experts each has.
 
-        batches: unused, no data are needed; seed: of random draws.
+        batches: unused, no data are needed; seed: it fixes the random draws.
         sees_later: acknowledges that in a decoder a router or policy by which a token's experts
         depend on later tokens lets it look ahead.
         """

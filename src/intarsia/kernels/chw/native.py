@@ -155,7 +155,7 @@ class NativeProgram:
     def _row(self, step: ProgramStep, kind: str, src: int = 0) -> None:
         """Append a step to the kernels' table: a row of addresses and sizes, as FIELDS says.
 
-        kind: of KINDS, may differ from the step's own. src: an address in place of the step's
+        kind: one of KINDS, may differ from the step's own. src: an address in place of the step's
           input's.
         """
         source, result = self.shapes[step.src], self.shapes[step.dst]

@@ -127,8 +127,8 @@ def by_rounding(
 ) -> CodedGroups:
     """Keep groups of the largest sums of W^2 mean x^2; round each weight to its nearest code.
 
-    weight: (out, in); statistics: of the layer's inputs; form: group size and bits; density: share
-    of groups that is kept; symmetric: codes without a zero point.
+    weight: (out, in); statistics: those of the layer's inputs; form: group size and bits; density:
+    share of groups that is kept; symmetric: codes without a zero point.
     """
     w = weight.detach().float()
     mask = kept_groups(wanda(w, statistics).square(), form, density)
@@ -147,7 +147,8 @@ def by_compensation(
 
     form: group size and bits; symmetric: codes without a zero point.
     Column by column, later columns make up for the error so far: SparseGPT and GPTQ at once.
-    weight: (out, in); statistics: of the layer's inputs; density: share of groups that is kept.
+    weight: (out, in); statistics: those of the layer's inputs; density: share of groups that is
+    kept.
     """
     w = weight.detach().float()
     mask = kept_groups(obs(w, statistics, DAMP), form, density)

@@ -107,7 +107,7 @@ class Gqsa(Change):
     ) -> Plan:
         """Prune, quantise and tune on a copy of the model; the host stays as it is.
 
-        batches: calibration data; seed: of random draws.
+        batches: calibration data; seed: it fixes the random draws.
         keeping: where finished blocks are written; the end-to-end stage starts anew.
         """
         rows = tuple(batches)
@@ -216,8 +216,8 @@ class Gqsa(Change):
     ) -> dict[str, Any]:
         """Choose a layer's codes, write the decoded weight, and return the layer's report row.
 
-        statistics: of the layer's inputs, None = no row reached it; coded_layers, dense: get the
-        layer's codes and, for BQPO, its weight before.
+        statistics: those of the layer's inputs, None = no row reached it; coded_layers, dense: get
+        the layer's codes and, for BQPO, its weight before.
         """
         weight = layer.read()
         row: dict[str, Any] = {"layer": name, "weights": weight.numel(), "density": 1.0}
