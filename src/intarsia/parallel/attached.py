@@ -57,9 +57,11 @@ class Attached(WholeModel):
                 self.names[f"{path}.{LOCAL}.{name}"] = full_path, part, name
 
     def pieces(self, state: Mapping[str, Tensor]) -> dict[str, Tensor | Piece]:
-        """Return a state dict with the names of one process; the rows of experts become a `Piece`.
+        """Return a state dict with the names that weights have in a model of a single process.
 
-        state: of the model in this process.
+        Weights of which this process has only some experts become a `Piece`, which says which rows
+        of the whole weight these are; all other weights stay tensors.
+        state: the state dict of the model in this process.
         """
         by_path: dict[str, Tensor | Piece] = {}
         for path, value in state.items():
@@ -71,7 +73,7 @@ class Attached(WholeModel):
     def piece(self, part: OwnExperts, name: str, value: Tensor) -> Piece:
         """Return this process's rows of a weight, with where they belong.
 
-        part: the experts that this process keeps; name: of their weight; value: the weight, or an
+        part: the experts that this process keeps; name: their weight's; value: the weight, or an
           optimiser's state of its shape.
         """
         units = units_of(part.local, name)

@@ -103,7 +103,7 @@ class NextUse(Policy):
     def __init__(self, layers: int, experts: int, decay: float) -> None:
         """Begin without any use.
 
-        layers: L; experts: E of each layer; decay: of the counts, for each step.
+        layers: L; experts: E of each layer; decay: factor of the counts for each step.
         """
         super().__init__(layers, experts)
         self.decay = decay
@@ -141,9 +141,11 @@ class NextUse(Policy):
         return min(1.0, self._decayed(key) / max(all_steps, 1.0))
 
     def expected(self, key: Key) -> float:
-        """Return the expected number of layers until the expert's next use, away + L (1 / p - 1).
+        """Return the expected number of layers to be computed until the expert's next use.
 
-        key: (layer, expert); away: layers until its layer comes; p: share of steps that use it.
+        It is away + L (1 / p - 1): away, number of layers until the expert's own layer is next
+        computed; L, layers of the model; p, share of steps that use the expert.
+        key: (layer, expert).
         """
         p = max(self.chance(key), 1e-9)
         return self.away(key) + self.layers * (1 / p - 1)

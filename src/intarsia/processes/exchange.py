@@ -23,7 +23,7 @@ class Meter:
     """Bytes that this process sent to each other one, by step; what stays here is not counted.
 
     seconds: that it was in exchanges with the CPU, the time in which it waited for others included.
-    clock: of them.
+    clock: returns the time in seconds.
     """
 
     def __init__(self, group: Group = None, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -54,9 +54,10 @@ class Meter:
         ]
 
     def gathered(self) -> dict[str, Tensor]:
-        """Collect the bytes from and to all D processes: step -> (D, D) int64, sender by receiver.
+        """Return name of an exchange -> bytes from each process to each other one, (D, D) int64.
 
-        Called by each of them, with the same steps.
+        Rows are senders, columns receivers. All D processes have to call this, after exchanges of
+        the same names: it gathers the counts of one name after the other.
         """
         count, device = dist.get_world_size(self.group), device_of(self.group)
         totals: dict[str, Tensor] = {}

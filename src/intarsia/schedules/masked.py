@@ -241,11 +241,13 @@ class Masking:
     def before(self, step: int, steps: int) -> None:
         """Change the masks before a step's forward, or prepare to collect its dense gradients.
 
-        step: from 0; steps: of the whole training.
+        A schedule that chooses by gradients changes masks after the backward instead (`replaces`);
+        one with a memory (a running mean of |gradient|) needs the gradients of every step.
+        step: counted from 0; steps: number of steps of the whole training.
         """
         due = self.schedule.due(step, steps)
         if self.schedule.reads_gradients and (due or self.memory):
-            self._collect_gradients({})
+            self._collect_gradients({})  # an empty dict, which the backward fills
         elif due:
             self._change({}, (step, steps))
 

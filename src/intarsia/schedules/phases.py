@@ -85,7 +85,10 @@ def hooked(make: Make, *, before: Hook | None = None, after: Hook | None = None)
     """
 
     def factory(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
-        """Make the optimiser and register the hooks."""
+        """Return the optimiser that `make` of `hooked` returns, with its hooks registered.
+
+        model: the module to train; lr: learning rate; weight_decay: the optimiser's.
+        """
         optimizer = make(model, lr, weight_decay)
         if before is not None:
             optimizer.register_step_pre_hook(before)

@@ -217,7 +217,12 @@ class Recombiner:
         return np.stack([coding.latents(self.prior, row, tiles) for row in indices])
 
     def _indices(self, data: bytes) -> tuple[irc.Header, Array]:
-        """Read the header and the indices (signals, groups) of a file.  Raises: CheckpointError."""
+        """Read a compressed file's header and its indices, int (signals, groups).
+
+        data: the file's bytes. Each signal was coded as one index for each group of weights: the
+          number of a sample of the prior, the distribution of weights learned in training.
+        Raises: CheckpointError for another prior, or a file whose length does not fit its sizes.
+        """
         header, payload = irc.read(data)
         if header.prior != self.prior.digest:
             raise CheckpointError(
