@@ -101,7 +101,7 @@ class Attached(WholeModel):
     def _mine(self, part: OwnExperts | None, name: str, value: Tensor | Stored) -> Tensor:
         """Return this process's part of a weight of all experts; all of it if `part` is None.
 
-        part: the experts that this process keeps; name: of their weight; value: (E, ...), a tensor
+        part: the experts that this process keeps; name: their weight's; value: (E, ...), a tensor
           or in a file. Raises: CheckpointError for a file of another number of experts.
         """
         if part is None:
@@ -227,7 +227,7 @@ class Attached(WholeModel):
     def gathered(self, part: OwnExperts, name: str, value: Tensor) -> Tensor:
         """Collect all experts' rows of a weight, or of an optimiser's state of its shape.
 
-        part: the experts that this process keeps; name: of the weight; value: its rows here.
+        part: the experts that this process keeps; name: the weight's; value: its rows here.
           Returns (E, ...).
         """
         shares = [part.lot(rank) for rank in range(self.world)]  # (experts, slice, slices)
@@ -248,7 +248,7 @@ class Attached(WholeModel):
     def norm(self, parameters: Sequence[nn.Parameter], meter: Meter | None = None) -> Tensor:
         """Return the norm of all gradients, other processes' experts included.
 
-        parameters: of this process; meter: counts the time in which other processes are waited for.
+        parameters: this process's; meter: counts the time in which other processes are waited for.
         """
         total_norm = torch.nn.utils.get_total_norm
         gradients = [(p.grad, id(p) in self.of) for p in parameters if p.grad is not None]
@@ -278,7 +278,7 @@ def attached(
 ) -> Iterator[WholeModel]:
     """Replace each layer's experts by this process's part inside the block, and put all back after.
 
-    model: with mixtures of ours, or a sparse model of transformers as it is.
+    model: one with mixtures of ours, or a sparse model of transformers as it is.
     strategy: how experts are shared out; None = not at all, as with one process. topology: of the
       links between the processes, None = as the strategy says. meter: counts what is sent, layer by
       layer. group: the processes, None = all of torch.distributed.

@@ -46,7 +46,7 @@ class Strategy(abc.ABC):
     ) -> DevicePlan:
         """Return what one batch with the trace's routing sends and computes.
 
-        trace: which experts each token has in each layer; size: that of one expert; topology: devices
+        trace: which experts each token has in each layer; size: one expert's; topology: devices
           and links; backward: True adds the steps of the gradients; past: (L, E) loads of the
           batches before, newest last, for strategies that look at them.
         """

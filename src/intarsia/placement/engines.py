@@ -155,7 +155,7 @@ def expert_parallel(
 ) -> DevicePlan:
     """Plan the transfers and products of one batch that has the trace's routing.
 
-    size: of every expert.  engine: "home" or "stay".  nodes: (D,), the node of each device, see
+    size: each expert's.  engine: "home" or "stay".  nodes: (D,), the node of each device, see
     `Topology.nodes`; all one node if None.  backward: add the steps of the gradients, which travel
     in the opposite direction.
     A device sends a row once to each other device that computes some of its experts, with (row,

@@ -103,7 +103,7 @@ class NextUse(Policy):
     def __init__(self, layers: int, experts: int, decay: float) -> None:
         """Begin without any use.
 
-        layers: L; experts: E of each layer; decay: factor of the counts for each step.
+        layers: L; experts: E in each layer; decay: factor of the counts for each step.
         """
         super().__init__(layers, experts)
         self.decay = decay
@@ -167,7 +167,7 @@ class Expected:
 
     Its use is expected in the layers until its layer comes + L (1 / p - 1) layers, p the decayed
     share of steps that used it.
-    decay: of that share, for each step.
+    decay: factor of that share for each step.
 
     Raises: ConfigError for a decay outside 0.5 ... 1.
     Not from a paper; a companion of ExpertFlow's caches, whose prediction is of the present step.
@@ -190,7 +190,7 @@ class Belady(Policy):
     """
 
     def __init__(self, layers: int, experts: int, demand: Sequence[Sequence[Key]]) -> None:
-        """Number the uses of each expert in `demand`.  layers: L; experts: E of each layer."""
+        """Number the uses of each expert in `demand`.  layers: L; experts: E in each layer."""
         super().__init__(layers, experts)
         self.uses: dict[Key, list[int]] = {}
         for number, key in enumerate(key for step in demand for key in step):

@@ -30,7 +30,7 @@ class Transport:
     experts: E; capacity: c; per: "expert", each takes at most k = ceil(c T / E) tokens; "token",
     each goes to at most k = ceil(c) experts, whose loads are then about equal;
     gamma: of the plan's quadratic term, larger = more pairs, up to k; iterations: of the solver;
-    std: of the gate's first weights; z: coefficient of the z-loss;
+    std: deviation of the gate's first weights; z: coefficient of the z-loss;
     cost: of a pair, "logits", -x W^T less each token's mean, in standard deviations of the batch,
       so that gamma means the same for every gate;
       "p", -p as in the paper: where the gate has become sure of itself costs are equal for many

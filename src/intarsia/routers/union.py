@@ -27,7 +27,7 @@ class UnionGate:
 
     experts: E; share: of the pairs; select, gate: see `UnionOfExperts`; always: how many tokens at
     the start of a sequence every expert takes; warmup: the share of the training in which the share
-    of the pairs falls from 1; std: of the gate's first weights.
+    of the pairs falls from 1; std: deviation of the gate's first weights.
 
     Raises: ConfigError for a setting out of range.
     """

@@ -82,7 +82,7 @@ class DropAndGrow(MaskSettings):
     def begin(self, weights: Weights, generator: torch.Generator) -> Partition:
         """Return random masks of the layers' densities; without a density, the model's zeros.
 
-        weights: by name; generator: of the draws.
+        weights: name -> tensor; generator: of the draws.
         """
         if self.density is None:
             return FixedMask().begin(weights, generator)
@@ -93,7 +93,7 @@ class DropAndGrow(MaskSettings):
     def due(self, step: int, steps: int) -> bool:
         """Return True at every `every`-th step until stop * steps; never for a dense model.
 
-        step: from 0; steps: of the whole training.
+        step: counted from 0; steps: number in the whole training.
         """
         return self.density != 1 and 0 < step < self.stop * steps and step % self.every == 0
 

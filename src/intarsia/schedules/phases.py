@@ -69,7 +69,7 @@ class Phased(Protocol):
     def phases(self, model: nn.Module, *, seed: int = 0) -> Generator[Phase, None, Any]:
         """Yield each phase when the model is ready for it; return the method's result.
 
-        seed: of the method's own random draws.
+        seed: for the method's own random draws.
         """
         ...
 

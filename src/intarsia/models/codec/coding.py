@@ -71,7 +71,7 @@ class GroupPosteriors:
 
         prior: trained `Prior`, whose decoder is copied and frozen; values: (signals, patches,
         points, channels) in [0, 1]; tiles: patches along each axis; weight: (patches, points), of a
-        point in the loss; seed: of the training samples.
+        point in the loss; seed: that of training samples.
         """
         self.prior, self.values, self.tiles, self.weight = prior, values, tuple(tiles), weight
         self.levels = levels_of(prior.settings, tiles)
@@ -140,7 +140,7 @@ class GroupPosteriors:
     def code(self, level: int, numbers: Sequence[int]) -> Array:
         """Choose candidates for some groups of a level, and fix their latents to these.
 
-        numbers: of the groups in the level.  Returns the indices, (signals, len(numbers)).
+        numbers: those of groups in the level.  Returns the indices, (signals, len(numbers)).
         """
         prior, columns = self.prior, self.columns[level]
         bits, key = prior.settings.bits, prior.key

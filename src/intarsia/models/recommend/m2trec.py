@@ -41,7 +41,7 @@ class M2TRec(Settings):
 
     tasks: names of fields, None = every field of words that the items have; weight: w.
     without: fields that are not read, as a year that gives away what is popular.
-    width, layers, dropout: of the Transformer; pool: "mean" or "last"; longest: items of a session.
+    width, layers, dropout: the Transformer's; pool: "mean" or "last"; longest: items of a session.
 
     model = M2TRec(tasks=("class",)).build(data)
     Raises: ConfigError for a setting out of range; in `build` DataError without fields,

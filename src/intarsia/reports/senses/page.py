@@ -108,7 +108,7 @@ def write_pictures(
 ) -> Path:
     """Write the page of a model's answers to pictures; it needs no other file.
 
-    pictures: as the model reads them, with its answers.  patches: of a union of experts, by the
+    pictures: those shown to the model, with its answers.  patches: of a union of experts, by the
     path of each part of the model, (pictures, experts, rows, columns) bool, of `taken_patches`.
     Raises: TrainingError if it cannot be written.
     """
