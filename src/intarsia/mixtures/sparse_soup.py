@@ -82,7 +82,7 @@ def greedy(
 def check_alike(states: Sequence[State], names: Sequence[str]) -> None:
     """Raise ConfigError unless there are several states, of one architecture, type and mask.
 
-    names: the candidates', for the error.
+    names: the candidates' names, for the error.
     """
     if len(states) < 2:
         got, fix = f"{len(states)} candidate", "Give two or more of one pruned model."

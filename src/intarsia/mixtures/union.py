@@ -218,7 +218,7 @@ class SelectiveAttention(UnionAttention):
         """Compute the same slowly: expert by expert, sequence by sequence.
 
         x: (B, T, d), same shape.
-        routing: that of the B T tokens.
+        routing: the experts of the B T tokens.
         """
         gates = routing.dense().view(*x.shape[:2], self.experts)
         selected = torch.zeros_like(gates, dtype=torch.bool).view(-1, self.experts)
@@ -365,7 +365,7 @@ class SelectiveQueries(UnionAttention):
     def naive(self, x: Tensor, routing: Routing, positions: tuple[Tensor, Tensor]) -> Tensor:
         """Compute the same slowly: every head on every token, times 0 where it was not chosen.
 
-        x: (B, T, d), same shape; routing: that of the B T tokens; positions: (cos, sin).
+        x: (B, T, d), same shape; routing: the experts of the B T tokens; positions: (cos, sin).
         """
         k, v = (t.repeat_interleave(self.pairs_of, 1) for t in self._keys(x, positions))
         q = F.linear(x, self.q_proj.weight, self.q_proj.bias)

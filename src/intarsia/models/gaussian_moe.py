@@ -214,7 +214,7 @@ class _Unit:
 def _pack(params: Parameters, learn: bool) -> Array:
     """Concatenate the free parameters: without the last gate, and without a fixed tau.
 
-    params: the mixture's; learn: tau is a free parameter.
+    params: the mixture's parameters; learn: tau is a free parameter.
     """
     tau = [np.atleast_1d(params.tau)] if learn else []
     free = [

@@ -227,7 +227,7 @@ class Attached(WholeModel):
     def gathered(self, part: OwnExperts, name: str, value: Tensor) -> Tensor:
         """Collect all experts' rows of a weight, or of an optimiser's state of its shape.
 
-        part: the experts that this process keeps; name: the weight's; value: its rows here.
+        part: the experts that this process keeps; name: the weight's name; value: its rows here.
           Returns (E, ...).
         """
         shares = [part.lot(rank) for rank in range(self.world)]  # (experts, slice, slices)

@@ -69,7 +69,7 @@ class Auto(Strategy):
     def chosen(self, experts: int, size: ExpertSize, topology: Topology) -> Strategy:
         """Return the strategy with the least time, forward and backward; the first of equals.
 
-        experts: E of a layer; size: one expert's; topology: devices and links.
+        experts: E of a layer; size: an expert's widths and bytes; topology: devices and links.
         """
         # A fixed seed: processes that choose on their own must simulate the same batch.
         draws = torch.Generator().manual_seed(0)

@@ -86,7 +86,7 @@ class Fssdp(Strategy):
         """Decide which devices hold copies of which experts of a layer (P1).  Returns (D, E) bool.
 
         past: loads (E,) of the batches before; load: (D, E), of this one; owner: (E,), the device
-          that keeps each expert; size: one expert's.
+          that keeps each expert; size: an expert's widths and bytes.
         """
         nodes = topology.nodes()
         copies = owner[None] == torch.arange(topology.devices)[:, None]

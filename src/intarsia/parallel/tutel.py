@@ -200,7 +200,7 @@ class Tutel(Strategy):
     ) -> float:
         """Return the simulated seconds of the forward of a layer with this degree.
 
-        experts: E; places: C; size: that of one expert.
+        experts: E; places: C; size: an expert's widths and bytes.
         """
         after: dict[str, tuple[str, ...]] = {}
         steps, _ = self._layer(0, degree, places, size, topology, experts, after)
@@ -210,7 +210,7 @@ class Tutel(Strategy):
     def tuned(cls, trace: Trace, size: ExpertSize, topology: Topology) -> Tutel:
         """Find the settings with the least simulated time for batches like the trace's.
 
-        size: that of one expert; topology: devices and links.
+        size: an expert's widths and bytes; topology: devices and links.
         """
         candidates = [
             cls(degree, chunks, exchange)

@@ -56,7 +56,7 @@ def keep_random(
 def entries(partition: Partition, part: int = 0) -> dict[str, Tensor]:
     """Return the flat places of the entries of a part in each parameter, (n,) int64, increasing.
 
-    partition: one of named weights; part: which of its parts.
+    partition: name -> part of each weight; part: which of its parts.
     """
     return {
         name: partition.mask(name, part).flatten().nonzero().flatten() for name in partition.label

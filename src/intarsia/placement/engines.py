@@ -204,7 +204,7 @@ def layer_steps(
     A row is the vector of a token, a pair one row and one of its k experts; a row is sent once to a
     device that computes several of its pairs.
     layer: its number; row_device: (N,), the device that has each row;  pair_device: (N, k), the
-      device that computes each pair, -1 = none;  size: one expert's;  devices: D.
+      device that computes each pair, -1 = none;  size: an expert's widths and bytes;  devices: D.
     """
     rows, pairs = rows_and_pairs(row_device, pair_device, devices)
     name, flops = f"{layer}.expert", pairs.sum(0).double() * size.flops

@@ -119,7 +119,7 @@ def is_lost(error: Exception) -> bool:
 def lost(subject: str, error: Exception, group: Group = None) -> TrainingError:
     """Return the error for a process that another one does not answer.
 
-    subject: what was being done; error: torch.distributed's.
+    subject: what was being done; error: what torch.distributed raised.
     """
     rank, text = dist.get_rank(group), str(error).splitlines()[0]
     # a slow process needs patience, a dead one a new start: two different fixes

@@ -338,7 +338,7 @@ def svg(width: float, height: float, label: str, parts: Sequence[str], style: st
 class Points:
     """A method in a chart of scores and costs: costs x and shares y of its runs, and y's spread.
 
-    names: the runs'.  when: the choices at which it is drawn.
+    names: the runs' names.  when: the choices at which it is drawn.
     """
 
     label: str

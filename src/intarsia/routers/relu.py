@@ -62,7 +62,7 @@ class ReMoeRouter(GateRouter[ReMoe], PassesState):
     def __init__(self, config: ReMoe, width: int, *, generator: torch.Generator) -> None:
         """Draw the gate's W (E, width); n and the counts of pairs and rows begin at 0.
 
-        width: a token's.
+        width: length of a token's vector.
         """
         super().__init__(config, width, generator=generator)
         self.layers = [self]  # of one model, whose sparsity is that of all together

@@ -82,7 +82,7 @@ class DropAndGrow(MaskSettings):
     def begin(self, weights: Weights, generator: torch.Generator) -> Partition:
         """Return random masks of the layers' densities; without a density, the model's zeros.
 
-        weights: name -> tensor; generator: of the draws.
+        weights: name -> tensor; generator: makes the draws.
         """
         if self.density is None:
             return FixedMask().begin(weights, generator)

@@ -37,7 +37,7 @@ class Header:
     """Header of a file, before its indices.
 
     prior: its digest, 8 bytes; kind: of signal; bits: of an index; sizes: along the axes of `kind`;
-    count: signals of that size; rate: of audio in Hz, 0 = not known; centre: a structure's.
+    count: signals of that size; rate: of audio in Hz, 0 = not known; centre: a structure's centre.
     """
 
     prior: bytes

@@ -92,7 +92,7 @@ class FieldVectors(nn.Module):
     ) -> None:
         """Build a table of vectors for each field, and the MLP over them; see the class.
 
-        width: an item vector's.
+        width: length of an item's vector.
         fields: name -> its values for all items; generator: draws the first weights.
         """
         super().__init__()

@@ -44,7 +44,7 @@ class InferenceFree:
     """Wrapper of a `SparseEncoder` whose query weights are a table, for indexes and engines.
 
     encoder: routes "query" to one weight for each token and "document" to a masked language model.
-    name: the model's, for display.
+    name: the model's name, for display.
     prune: weights below this share of a document's largest are left out, 0 = none.
     megabytes: size of logits in memory at a time, in encoding and in training.
     Raises: ConfigError for another kind of `SparseEncoder`.

@@ -156,7 +156,7 @@ def _curve(
 
 
 def confusions(confusion: Confusion, number: int) -> list[Figure]:
-    """Draw the counts of a method and their shares of each row; number: the method's."""
+    """Draw the counts of a method and their shares of each row; number: the method's index."""
     names = [short(name) for name in confusion.classes]
     hover = [
         [

@@ -23,7 +23,7 @@ _NUMBER = re.compile(r"\.(\d+)\.")
 def perplexity(models: Sequence[Any], names: Sequence[str], looks: Sequence[Look]) -> Figure | None:
     """Draw a line for each method, from the dense model on.
 
-    names: the methods'; looks: a colour and mark for each of them.
+    names: the methods' names; looks: a colour and mark for each of them.
     """
     series: list[Series] = []
     for group, name in enumerate(names):
