@@ -26,7 +26,7 @@ Groups = list[dict[str, Any]]
 def decay_groups(model: nn.Module, weight_decay: float, norm_decays: bool = False) -> Groups:
     """Return the trained parameters in two groups for an optimiser: with weight decay, and without.
 
-    weight_decay: of the first group. Without: biases (an expert's bias is one, though N of them
+    weight_decay: the first group's. Without: biases (an expert's bias is one, though N of them
       make a matrix) and every other vector, such as gains of norms and learned scales. norm_decays:
       decay the gains of norms as well, as MoSA's released code does with its adapter's.
     """

@@ -229,7 +229,7 @@ def hungarian(plan: Tensor) -> Tensor:
 def search_step(model: nn.Module, step: int, steps: int | None = None) -> None:
     """Move the permutation searches in a model on to a step.
 
-    step: counted from 0; steps: of the whole training, which the search does not use; None = step.
+    step: counted from 0; steps: in the whole training, which the search does not use; None = step.
     """
     for module in model.modules():
         if isinstance(module, PermutationRouter):

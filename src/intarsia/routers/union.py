@@ -25,7 +25,7 @@ LEAST = 1e-6  # size of an output, below which its logarithm says nothing
 class UnionGate:
     """The gate of a union of E experts, of whose pairs with tokens a share is kept.
 
-    experts: E; share: of the pairs; select, gate: see `UnionOfExperts`; always: how many tokens at
+    experts: E; share: pairs kept; select, gate: see `UnionOfExperts`; always: how many tokens at
     the start of a sequence every expert takes; warmup: the share of the training in which the share
     of the pairs falls from 1; std: deviation of the gate's first weights.
 

@@ -100,7 +100,7 @@ class DropAndGrow(MaskSettings):
     def share(self, step: int, steps: int) -> float:
         """Return drop / 2 (1 + cos(pi t / T_end)), the share of kept weights to exchange at step t.
 
-        step: t; steps: of the training; T_end = stop * steps.
+        step: t; steps: number in the training; T_end = stop * steps.
         """
         return self.drop / 2 * (1 + math.cos(math.pi * step / (self.stop * steps)))
 

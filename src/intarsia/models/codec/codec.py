@@ -132,7 +132,7 @@ class Recombiner:
     def encode(self, signal: Any, *, steps: int = 600, rate: int = 0, seed: int = 0) -> bytes:
         """Encode one signal as the bytes of an .irc file.
 
-        steps: of fitting before the first group is coded, and as many between groups. rate: of
+        steps: fitting steps before the first group is coded, and as many between groups. rate: of
         audio in Hz, recorded in the file. Warns of a signal so far from the prior that its groups
         would need more bits than they have.
         Raises: DataError for a signal of another form; ConfigError for steps or a rate out of
@@ -145,7 +145,7 @@ class Recombiner:
     ) -> bytes:
         """Encode a pack of signals of one size, which share a header and are fitted together.
 
-        data: signals of one kind; steps: of the fit; rate: of audio in Hz, recorded in the file.
+        data: signals of one kind; steps: fitting steps; rate: audio's, in Hz, recorded in the file.
         Raises: as `encode`.
         """
         at_least("steps", steps, 1)

@@ -32,7 +32,7 @@ LEAST_STEPS = 4  # of fitting between two rounds
 class SharedColumns:
     """Groups of a level's latents.
 
-    first: number of the level's first group among those of the signal;  rows: of the level;
+    first: number of the level's first group among those of the signal;  rows: the level's;
     groups_per_row: number of groups in each;  places: flat indices into (rows, columns) of the
     latents of each group.
     """
@@ -204,7 +204,7 @@ def encode(
 
     Fit, then code level by level from the widest: in each round the group of largest divergence of
     every row, after which the rest is fitted on.
-    values, tiles, weight: see `GroupPosteriors`; steps: of the first fit; tell: called with the
+    values, tiles, weight: see `GroupPosteriors`; steps: in the first fit; tell: called with the
     steps that are done and the PSNR.
     -> (signals, groups) int64, and the share of groups that needed far more bits than they have.
     """
