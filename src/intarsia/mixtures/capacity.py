@@ -31,8 +31,8 @@ class Capacity:
       "score", those of largest weight.
     With the latter two a token's fate depends on where later ones go; with "order" it does so only
     through N, if tokens have different numbers of experts.
-    least: of C; evaluation: c in evaluation, None = all stay. There the policy "random" is "order":
-    an answer is never a matter of luck.
+    least: the smallest C; evaluation: c in evaluation, None = all stay. There the policy "random"
+    is "order": an answer is never a matter of luck.
     A dropped token gets 0 from that expert; losses count it all the same.
 
     Raises: ConfigError on a setting that cannot be, such as no room at all.
@@ -44,6 +44,9 @@ class Capacity:
     evaluation: float | None = None
 
     def __post_init__(self) -> None:
+        """Check the settings: factors above 0, a known policy, `least` (pairs any expert may keep)
+        at least 1.  Raises: ConfigError.
+        """
         fix = "1 leaves room for uniform routing, E or more drops nothing."
         above("capacity factor", self.factor, 0, fix)
         above("capacity evaluation", 1 if self.evaluation is None else self.evaluation, 0, fix)
@@ -66,8 +69,8 @@ class Capacity:
     ) -> Routing:
         """Return the routing without the pairs (token, expert) that full experts drop.
 
-        training: as the module's. draws: the source of the random order, needed to train with the
-          policy "random". Raises: ConfigError without it.
+        training: whether the module is in training mode; draws: the source of the random order,
+          needed to train with the policy "random". Raises: ConfigError without it.
         """
         room = self.room(routing, training)
         if room is None:

@@ -127,7 +127,7 @@ class StackedExperts(Experts):
         """Draw the matrices of E experts; see the class for shapes.
 
         experts: E; width: d; hidden: h; outputs: None = d; act: an activation's name or a module;
-          gated: with a second matrix Wg; bias: with biases.
+          gated: add a second matrix Wg; bias: add biases.
         """
         super().__init__()
         outputs = width if outputs is None else outputs

@@ -65,7 +65,7 @@ def _read(path: str, module: Any) -> StockExperts:
 def arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     """Return (hidden (T, d), index (T, k), weights (T, k)) of a call of experts.
 
-    args, kwargs: of the call, which may name them or not.
+    args, kwargs: arguments of the call, which may name them or not.
     """
     values: Iterable[Any] = (*args, *kwargs.values())
     hidden, index, weights = list(values)[:3]

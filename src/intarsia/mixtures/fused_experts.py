@@ -83,7 +83,7 @@ class FusedExperts(Experts):
     def __deepcopy__(self, memo: dict[int, Any]) -> FusedExperts:
         """Copy the weights; share the shell, whose configuration is the model's and may change.
 
-        memo: of copy.deepcopy.
+        memo: the dict that copy.deepcopy passes.
         """
         duplicate = copy.copy(self)
         parameters = {name: copy.deepcopy(p, memo) for name, p in self._parameters.items()}

@@ -149,7 +149,7 @@ def undropped(model: nn.Module) -> Iterator[None]:
 def spread(routing: Routing, x: Tensor) -> Routing:
     """Return a routing of the rows of x, (B, ..., d); one of samples is repeated for their rows.
 
-    routing: of the rows, or of the B samples. Raises: ShapeError for a routing of neither.
+    routing: that of the rows, or of B samples. Raises: ShapeError for a routing of neither.
     """
     rows = x[..., 0].numel()
     if routing.tokens == rows:

@@ -62,9 +62,11 @@ class HeavyBall(Update):
         _momentum(self.mu)
 
     def step(self, f: F, x: Tensor, m: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return m_l twice: as what is added to x, and as the momentum for the next block.
+        """Return (m_l, m_l), the new momentum: it is added to x, and passed to the next block.
 
-        f: the block; x: (..., d), the stream; m: the momentum so far, None at the first block.
+        f: the block; x: (..., d), the residual stream; m: m_{l-1}, the previous block's momentum,
+          None at the first block. m_l = mu m + gamma f(x), with mu the share of m that
+          stays and gamma the weight of the block's output.
         """
         m = self.gamma * f(x) if m is None else self.mu * m + self.gamma * f(x)
         return m, m
@@ -172,9 +174,11 @@ class Robust(Update):
         return True
 
     def step(self, f: F, x: Tensor, m: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return m_l twice: as what is added to x, and as the momentum for the next block.
+        """Return (m_l, m_l), the new momentum: it is added to x, and passed to the next block.
 
-        f: the block; x: (..., d), the stream; m: the momentum so far, None at the first block.
+        f: the block; x: (..., d), the residual stream; m: m_{l-1}, the previous block's momentum,
+          None at the first block. m_l = mu m + gamma f(x + alpha m), with mu the share of m that
+          stays, gamma the weight of the block's output, alpha a step ahead.
         """
         gamma, mu, alpha = self.constants
         m = gamma * f(x) if m is None else mu * m + gamma * f(x + alpha * m)

@@ -48,10 +48,11 @@ class RoutedCell(Cell):
     def __init__(
         self, body: Cell, layers: dict[str, nn.Module], routers: dict[str, RandomRouter]
     ) -> None:
-        """Put layers with experts in the place of the body's projections.
+        """Put layers with experts in the place of a cell's down and up projections.
 
-        body: a cell with a down and an up projection; layers: "down" or "up" -> its new layer;
-          routers: side -> the router that draws experts for it.
+        body: the cell, i.e. the adapter of one layer of the model; it is changed in place.
+          layers: "down" or "up" -> the layer with experts that replaces this projection;
+          routers: "down" or "up" -> the router that draws experts for this layer.
         """
         super().__init__()
         self.body = body
@@ -108,7 +109,7 @@ def two_sided(body: Cell) -> Any:
 def check_gates(gates: Tensor, experts: int, rows: int) -> None:
     """Raise ShapeError unless gates are (G, experts) with G a divisor of the rows.
 
-    rows: of the input; each row of gates serves rows / G of them.
+    rows: number of rows of the input; each row of gates serves rows / G of them.
     """
     if gates.shape[1:] != (experts,) or not len(gates) or rows % len(gates):
         want = f"(G, {experts}) with G a divisor of the rows"

@@ -21,7 +21,7 @@ def mixed(
     """Return sum_i w_i theta_i, tensor by tensor; a weight that is 0 in one must be 0 in all.
 
     states: theta_i, state dicts of one architecture; weights: w_i, 0 or more, adding up to 1; None
-      = 1 / m each.  names: of the candidates, for errors.  Whole numbers (a batch norm's counter)
+      = 1 / m each.  names: the candidates', for errors.  Whole numbers (a batch norm's counter)
       are those of the first candidate.
     The mean is taken as theta_1 + sum w_i (theta_i - theta_1) in float64, so that candidates that
     are equal give their own bits, and zeros stay zeros. Statistics of batch norms do not average:
@@ -59,8 +59,8 @@ def greedy(
 ) -> GreedySoup:
     """Return the best candidate, averaged with each next one as long as the score does not fall.
 
-    states: state dicts of the candidates. score: of a state dict, on validation data; higher is
-      better. It is computed for every candidate, then for every average. names: of the candidates,
+    states: state dicts of the candidates. score: rates a state dict on validation data; higher is
+      better. It is computed for every candidate, then for every average. names: the candidates',
       for errors. Raises: as `mixed`; ConfigError for a score that is no number.
     """
     names = list(names) or [str(i + 1) for i in range(len(states))]
@@ -82,7 +82,7 @@ def greedy(
 def check_alike(states: Sequence[State], names: Sequence[str]) -> None:
     """Raise ConfigError unless there are several states, of one architecture, type and mask.
 
-    names: of the candidates, for the error.
+    names: the candidates' names, for the error.
     """
     if len(states) < 2:
         got, fix = f"{len(states)} candidate", "Give two or more of one pruned model."

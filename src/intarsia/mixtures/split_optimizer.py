@@ -26,7 +26,7 @@ Groups = list[dict[str, Any]]
 def decay_groups(model: nn.Module, weight_decay: float, norm_decays: bool = False) -> Groups:
     """Return the trained parameters in two groups for an optimiser: with weight decay, and without.
 
-    weight_decay: of the first group. Without: biases (an expert's bias is one, though N of them
+    weight_decay: the first group's. Without: biases (an expert's bias is one, though N of them
       make a matrix) and every other vector, such as gains of norms and learned scales. norm_decays:
       decay the gains of norms as well, as MoSA's released code does with its adapter's.
     """
@@ -168,7 +168,7 @@ class SplitAdamW(Optimizer):
     ) -> None:
         """Step a parameter of the `SplitLinear` `layer`, each expert at its own step number t.
 
-        drawn: for each expert, True if it had a gradient. group: the settings of the parameter.
+        drawn: for each expert, True if it had a gradient; group: the parameter's settings.
         """
         state = self._moments(parameter)
         before: list[int] = state["step"].tolist()
@@ -232,9 +232,11 @@ def _adamw(parameter: Tensor, state: dict[str, Any], rates: Iterable[Any], varia
 def split_adamw(
     model: nn.Module, lr: float, weight_decay: float, *, norm_decays: bool = False, **settings: Any
 ) -> SplitAdamW:
-    """Return SplitAdamW over a model's trained parameters, in the groups of `decay_groups`.
+    """Return an optimiser over a model's trained parameters, in the groups of `decay_groups`.
 
-    settings: further ones of SplitAdamW.
+    It is AdamW that steps each expert of a SplitLinear apart. lr: the learning rate; weight_decay:
+      that of matrices; norm_decays: True decays the gains of norms as well; settings: further
+      keyword arguments of SplitAdamW, such as betas.
     """
     groups = decay_groups(model, weight_decay, norm_decays)
     return SplitAdamW(groups, model, lr=lr, weight_decay=weight_decay, **settings)

@@ -107,7 +107,7 @@ class UnionAttention(nn.Module):
         """Remember the parts of the attention that both forms need.
 
         router: chooses experts, groups of heads, for each token; out: the weights of the output
-          layer W_o; heads: of the host; width: of a head; shell: the host's attention without its
+          layer W_o; heads: the host's; width: a head's; shell: the host's attention without its
           weights, which gets them back when the union is folded.
         """
         super().__init__()
@@ -151,7 +151,7 @@ class SelectiveAttention(UnionAttention):
     """Attention of every head over the tokens that it takes alone.  (B, T, d) -> (B, T, d).
 
     A token that a head does not take is neither query nor key there. qkv, proj: the host's layers,
-    of 3 H w and of d outputs; q_norm, k_norm: over the width w of a head; drop: of the shares while
+    of 3 H w and of d outputs; q_norm, k_norm: over the width w of a head; drop: on the shares while
     training; behind: what follows `proj`.
 
     Raises: ConfigError for a mask, and for causal attention.
@@ -171,7 +171,7 @@ class SelectiveAttention(UnionAttention):
     ) -> None:
         """Cut the host's attention into experts of heads / E heads.
 
-        qkv, proj: the host's layers; heads: H; norms: of queries and keys; drop: dropout of the
+        qkv, proj: the host's layers; heads: H; norms: for queries and keys; drop: dropout of the
           shares; behind: the module after `proj`; shell: the host's attention without its weights.
         """
         out = CutLinear(proj)
@@ -218,7 +218,7 @@ class SelectiveAttention(UnionAttention):
         """Compute the same slowly: expert by expert, sequence by sequence.
 
         x: (B, T, d), same shape.
-        routing: of the B T tokens.
+        routing: the experts of the B T tokens.
         """
         gates = routing.dense().view(*x.shape[:2], self.experts)
         selected = torch.zeros_like(gates, dtype=torch.bool).view(-1, self.experts)
@@ -247,7 +247,7 @@ class SelectiveQueries(UnionAttention):
     """A decoder's attention whose heads have queries for the tokens they take alone.  (B, T, d).
 
     Keys and values are those of all tokens, so that a cache works as it did, and several heads may
-    share them. q, k, v, o: the host's layers; norms: of queries and keys; layer: its number in the
+    share them. q, k, v, o: the host's layers; norms: for queries and keys; layer: its number in the
     cache.  Rotary positions as in Llama.
 
     Raises: ConfigError for a mask of another form than (B, 1, T, keys).
@@ -267,7 +267,7 @@ class SelectiveQueries(UnionAttention):
     ) -> None:
         """Cut the queries and the output layer of a decoder's attention into experts.
 
-        layers: q, k, v, o of the host; heads: of queries; norms: of queries and keys, None = none;
+        layers: q, k, v, o of the host; heads: of queries; norms: for queries and keys, None = none;
           scale: of the scores; drop: dropout of the shares; layer: its number in the cache; shell:
           the host's attention without its weights.
         """
@@ -365,7 +365,7 @@ class SelectiveQueries(UnionAttention):
     def naive(self, x: Tensor, routing: Routing, positions: tuple[Tensor, Tensor]) -> Tensor:
         """Compute the same slowly: every head on every token, times 0 where it was not chosen.
 
-        x: (B, T, d), same shape; routing: of the B T tokens; positions: (cos, sin).
+        x: (B, T, d), same shape; routing: the experts of the B T tokens; positions: (cos, sin).
         """
         k, v = (t.repeat_interleave(self.pairs_of, 1) for t in self._keys(x, positions))
         q = F.linear(x, self.q_proj.weight, self.q_proj.bias)

@@ -87,11 +87,13 @@ class ActivationL0(NamedTuple):
 
 @torch.no_grad()
 def activation_l0(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, ActivationL0]:
-    """Count the hidden units that are on in each mixture of a model, by path, in one forward.
+    """Return path of each mixture -> its mean numbers of active (non-zero) hidden units.
 
-    args, kwargs: of the model's forward, model(*args, **kwargs); a mixture by itself has path "".
-    Runs in the model's current mode: in training a capacity drops pairs. A router that draws draws
-    once more. Shared experts are not counted. NaN for a mixture that no token reached.
+    They are counted in one forward: `expert`, active units per pair of a token and an expert;
+    `wide`, active units per token. args, kwargs: arguments of the forward, model(*args, **kwargs).
+    A model that is a mixture has the path "". The model runs in its current mode: in training a
+    capacity drops pairs. The routing is computed twice, so that a random router draws twice. Shared
+    experts are not counted. NaN for a mixture that no token reached.
     Raises: ConfigError for a model without a mixture of stacked experts.
     """
     by_path: dict[str, list[Tensor]] = {}  # (units on, pairs, tokens), of each call
@@ -125,7 +127,7 @@ def activation_l0(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Acti
 def _counts(mixture: Mixture, x: Tensor) -> Tensor:
     """Count the units that are on, the pairs, and the tokens that have an expert, (3,) float64.
 
-    mixture: of stacked experts; x: (..., d), its input.
+    mixture: one with stacked experts; x: (..., d), its input.
     """
     experts, routing = _stacked(mixture), mixture.routing(x)
     has = routing.weight != 0

@@ -149,14 +149,15 @@ def check_prune(mixture: Mixture, experts: Sequence[int], subject: str = "expert
 
 
 def _settings(mixture: Mixture) -> Any:
-    """Return the settings of a mixture's router, or None."""
+    """Return the settings from which a mixture's router was built, None if it keeps none."""
     return vars(mixture.router).get("config")
 
 
 def _rows(mixture: Mixture) -> dict[str, Tensor]:
-    """Return the router's tensors that have a row for each expert, by name.
+    """Return the router's tensors that have a row for each expert, as name -> tensor (E, ...).
 
-    Raises: ConfigError for a router that cannot get or lose experts.
+    Raises: ConfigError for a router that cannot get or lose experts: one that does not name such
+      tensors in `by_expert`, or that has no settings from which to build it for another E.
     """
     router = mixture.router
     if not isinstance(router, Router) or router.by_expert is None or _settings(mixture) is None:
@@ -170,7 +171,7 @@ def _rows(mixture: Mixture) -> dict[str, Tensor]:
 def _set_rows(mixture: Mixture, rows: dict[str, Tensor]) -> None:
     """Give a mixture's router these tensors, after the number of its experts has changed.
 
-    rows: by name, as `_rows` returns them, each with a row for each expert.
+    rows: name -> tensor with a row for each expert, as `_rows` returns them.
     """
     router: Any = mixture.router
     for name, value in rows.items():

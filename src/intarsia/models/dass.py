@@ -90,7 +90,7 @@ class Zero(nn.Module):
 def operation(name: str, width: int, stride: int, affine: bool) -> nn.Module:
     """Build an operation by name.  (B, C, H, W) -> (B, C, H / stride, W / stride).
 
-    width: C; affine: of the batch norms.
+    width: C; affine: whether the batch norms have weights.
     """
     norm = partial(nn.BatchNorm2d, width, affine=affine)
     if name == "none":
@@ -293,8 +293,8 @@ class Supernet(Cells):
         """Build the net of all operations, and draw alpha near 0.
 
         val: (pictures, labels) that alpha learns from; train, xi: training pictures and step size
-        of the unrolled gradient, xi = 0 for the first order; lr: of Adam on alpha; batch_size: of
-        the batches of `val`; seed: of alpha and the batches.
+        of the unrolled gradient, xi = 0 for the first order; lr: Adam's, on alpha; batch_size: of
+        the batches of `val`; seed: for alpha and the batches.
         """
         super().__init__(sizes, lambda _: sizes.nodes)
         if xi and train is None:
@@ -348,7 +348,7 @@ class Supernet(Cells):
     def _adam(self, gradient: Tensor, betas: tuple[float, float] = (0.5, 0.999)) -> None:
         """Do a step of Adam on alpha, whose state is in buffers, to be saved with the run.
 
-        gradient: of the loss by alpha, in its shape; betas: decay of the two moments.
+        gradient: that of the loss by alpha, in its shape; betas: decay of the two moments.
         """
         state: Any = self
         gradient = gradient + 1e-3 * self.alpha

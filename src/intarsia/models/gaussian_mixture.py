@@ -76,7 +76,7 @@ def log_density(params: Parameters, gate: str, x: Array, y: Array) -> Array:
 def draw(params: Parameters, gate: str, x: Array, random: np.random.Generator) -> Array:
     """Sample y for each row of x.  (n, d) -> (n,).
 
-    params: of the mixture; gate: name of the gating function; x: (n, d).
+    params: the mixture's parameters; gate: name of the gating function; x: (n, d).
     """
     # an expert by inverse transform sampling, then a Gaussian around its mean
     uniform = random.random((len(x), 1))
@@ -88,7 +88,7 @@ def draw(params: Parameters, gate: str, x: Array, random: np.random.Generator) -
 def gradient(params: Parameters, gate: str, x: Array, y: Array) -> tuple[float, Parameters]:
     """Compute the mean of log p(y | x), and its derivatives in the fields of `Parameters`.
 
-    params: of the mixture; gate: name of the gating function; x: (n, d); y: (n,).
+    params: the mixture's parameters; gate: name of the gating function; x: (n, d); y: (n,).
     The derivatives are by gate, bias, log tau, slope, intercept and log variance. They include
     those by the last expert's gate and bias, although these stay at 0.
     """

@@ -40,7 +40,7 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
     activation gate); temperature: "learn" tau, or keep it "fixed"; tau: the initial or fixed value;
     n_init: number of random starts, of which the most likely result is kept; max_iter, tol: of
     L-BFGS, which stops when the gradient of the mean log-likelihood is at most tol, or a step gains
-    less than 1e-6 tol; random_state: of the starts.
+    less than 1e-6 tol; random_state: seed of the starts.
     The gate of the last expert is 0, so that a density has one set of parameters.
 
     Fitted: gate_ (k, d), bias_ (k,), tau_, coef_ (k, d), intercept_ (k,), variance_ (k,),
@@ -214,7 +214,7 @@ class _Unit:
 def _pack(params: Parameters, learn: bool) -> Array:
     """Concatenate the free parameters: without the last gate, and without a fixed tau.
 
-    params: of the mixture; learn: tau is a free parameter.
+    params: the mixture's parameters; learn: tau is a free parameter.
     """
     tau = [np.atleast_1d(params.tau)] if learn else []
     free = [

@@ -181,11 +181,11 @@ def _bytes(layer: LayerShape, pruned: Bdwp) -> int:
 
 
 def layer_shapes(model: nn.Module, *inputs: Any, batch: int = 1) -> tuple[LayerShape, ...]:
-    """List the linear maps and convolutions that a forward calls, in order.
+    """List the sizes of the linear maps and convolutions that a forward calls, in order.
 
-    Matrix products of attention are not among them.
-    inputs: of one sample, as the model takes them; batch: samples of a step. The first layer, the
-    last and grouped convolutions stay dense, as in the paper.
+    inputs: the model's arguments for one sample; batch: the number of samples of a step, by which
+      sizes are multiplied. Matrix products of attention are not listed. The first layer, the last
+      and grouped convolutions are marked as not to be pruned (prunes=False), as in the paper.
     """
     shapes: list[LayerShape] = []
 
@@ -198,7 +198,7 @@ def layer_shapes(model: nn.Module, *inputs: Any, batch: int = 1) -> tuple[LayerS
         taps = math.prod(layer.weight.shape[2:])
         if getattr(
             layer, "transposed", False
-        ):  # (in, out, ...): an input gives all taps of outputs
+        ):  # weight (in, out, ...): each input adds to outputs at all taps (kernel positions)
             sizes = second * taps, first // groups, 1, batch * args[0].numel() // first
         else:
             sizes = first // groups, second, taps, batch * y.numel() // first

@@ -57,9 +57,11 @@ class Attached(WholeModel):
                 self.names[f"{path}.{LOCAL}.{name}"] = full_path, part, name
 
     def pieces(self, state: Mapping[str, Tensor]) -> dict[str, Tensor | Piece]:
-        """Return a state dict with the names of one process; the rows of experts become a `Piece`.
+        """Return a state dict with the names that weights have in a model of a single process.
 
-        state: of the model in this process.
+        Weights of which this process has only some experts become a `Piece`, which says which rows
+        of the whole weight these are; all other weights stay tensors.
+        state: the state dict of the model in this process.
         """
         by_path: dict[str, Tensor | Piece] = {}
         for path, value in state.items():
@@ -71,7 +73,7 @@ class Attached(WholeModel):
     def piece(self, part: OwnExperts, name: str, value: Tensor) -> Piece:
         """Return this process's rows of a weight, with where they belong.
 
-        part: the experts that this process keeps; name: of their weight; value: the weight, or an
+        part: the experts that this process keeps; name: their weight's; value: the weight, or an
           optimiser's state of its shape.
         """
         units = units_of(part.local, name)
@@ -99,7 +101,7 @@ class Attached(WholeModel):
     def _mine(self, part: OwnExperts | None, name: str, value: Tensor | Stored) -> Tensor:
         """Return this process's part of a weight of all experts; all of it if `part` is None.
 
-        part: the experts that this process keeps; name: of their weight; value: (E, ...), a tensor
+        part: the experts that this process keeps; name: their weight's; value: (E, ...), a tensor
           or in a file. Raises: CheckpointError for a file of another number of experts.
         """
         if part is None:
@@ -225,7 +227,7 @@ class Attached(WholeModel):
     def gathered(self, part: OwnExperts, name: str, value: Tensor) -> Tensor:
         """Collect all experts' rows of a weight, or of an optimiser's state of its shape.
 
-        part: the experts that this process keeps; name: of the weight; value: its rows here.
+        part: the experts that this process keeps; name: the weight's name; value: its rows here.
           Returns (E, ...).
         """
         shares = [part.lot(rank) for rank in range(self.world)]  # (experts, slice, slices)
@@ -246,7 +248,7 @@ class Attached(WholeModel):
     def norm(self, parameters: Sequence[nn.Parameter], meter: Meter | None = None) -> Tensor:
         """Return the norm of all gradients, other processes' experts included.
 
-        parameters: of this process; meter: counts the time in which other processes are waited for.
+        parameters: this process's; meter: counts the time in which other processes are waited for.
         """
         total_norm = torch.nn.utils.get_total_norm
         gradients = [(p.grad, id(p) in self.of) for p in parameters if p.grad is not None]
@@ -276,7 +278,7 @@ def attached(
 ) -> Iterator[WholeModel]:
     """Replace each layer's experts by this process's part inside the block, and put all back after.
 
-    model: with mixtures of ours, or a sparse model of transformers as it is.
+    model: one with mixtures of ours, or a sparse model of transformers as it is.
     strategy: how experts are shared out; None = not at all, as with one process. topology: of the
       links between the processes, None = as the strategy says. meter: counts what is sent, layer by
       layer. group: the processes, None = all of torch.distributed.

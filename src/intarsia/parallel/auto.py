@@ -59,8 +59,8 @@ class Auto(Strategy):
     ) -> DevicePlan:
         """Return the plan of the fastest strategy for the trace's experts.
 
-        trace: which experts each token has; size: of an expert; topology: devices and links;
-          backward: with the steps of the gradients; past: loads (L, E) of the batches before,
+        trace: which experts each token has; size: one expert's; topology: devices and links;
+          backward: add the steps of the gradients; past: loads (L, E) of the batches before,
           newest last.
         """
         best = self.chosen(trace.experts, size, topology)
@@ -69,7 +69,7 @@ class Auto(Strategy):
     def chosen(self, experts: int, size: ExpertSize, topology: Topology) -> Strategy:
         """Return the strategy with the least time, forward and backward; the first of equals.
 
-        experts: E of a layer; size: of an expert; topology: devices and links.
+        experts: E of a layer; size: an expert's widths and bytes; topology: devices and links.
         """
         # A fixed seed: processes that choose on their own must simulate the same batch.
         draws = torch.Generator().manual_seed(0)

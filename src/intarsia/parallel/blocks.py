@@ -306,9 +306,10 @@ def join(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
 
 
 def alike(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
-    """Return weights of which every member of a group has a copy; their gradients are added up.
+    """Return `rows` unchanged; in the backward, add up their gradients over a group's members.
 
-    rows: the weights, returned as they are; swap: the group; wire, phase: see `Swap.run`.
+    rows: weights of which every member of the group has a copy; swap: the exchange of this group,
+      which lists its members; wire: sends the exchanges; phase: names them in the byte counts.
     """
     return cast(Tensor, _Alike.apply(rows, swap, wire, phase))
 

@@ -123,8 +123,8 @@ class DeepSpeed(Strategy):
     ) -> DevicePlan:
         """Return what one batch sends and computes, as steps.
 
-        trace: which experts each token has; size: of an expert; topology: devices and links;
-          backward: with the steps of the gradients; past: unused.
+        trace: which experts each token has; size: one expert's; topology: devices and links;
+          backward: add the steps of the gradients; past: unused.
         """
         devices, experts = topology.devices, trace.experts
         groups, rows = self.groups(experts, topology), self.rows(trace, devices)

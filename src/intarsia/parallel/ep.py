@@ -42,8 +42,8 @@ class ExpertParallel(Strategy):
     ) -> DevicePlan:
         """Return what one batch sends and computes, as steps.
 
-        trace: which experts each token has; size: of an expert; topology: devices and links;
-          backward: with the steps of the gradients; past: unused.
+        trace: which experts each token has; size: one expert's; topology: devices and links;
+          backward: add the steps of the gradients; past: unused.
         """
         placed = Placement.contiguous(trace.layers, trace.experts, topology.devices)
         return expert_parallel(trace, placed, size, nodes=topology.nodes(), backward=backward)

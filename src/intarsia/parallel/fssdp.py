@@ -86,7 +86,7 @@ class Fssdp(Strategy):
         """Decide which devices hold copies of which experts of a layer (P1).  Returns (D, E) bool.
 
         past: loads (E,) of the batches before; load: (D, E), of this one; owner: (E,), the device
-          that keeps each expert; size: of an expert.
+          that keeps each expert; size: an expert's widths and bytes.
         """
         nodes = topology.nodes()
         copies = owner[None] == torch.arange(topology.devices)[:, None]
@@ -126,8 +126,8 @@ class Fssdp(Strategy):
     ) -> DevicePlan:
         """Return what one batch sends and computes, as steps.
 
-        trace: which experts each token has; size: of an expert; topology: devices and links;
-          backward: with the steps of the gradients; past: loads (L, E) of the batches before;
+        trace: which experts each token has; size: one expert's; topology: devices and links;
+          backward: add the steps of the gradients; past: loads (L, E) of the batches before;
           owner: (L, E), the device that keeps each expert, in order if not given.
         """
         devices, nodes = topology.devices, topology.nodes()

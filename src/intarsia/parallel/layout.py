@@ -92,7 +92,7 @@ STACKED: Mapping[str, UnitAxes] = {
 def units_of(experts: nn.Module, name: str) -> UnitAxes | None:
     """Return the axes of a weight that run over hidden units, or None if it has none.
 
-    name: of the weight.
+    name: the weight's name.
     """
     if not isinstance(experts, FusedExperts):
         return STACKED.get(name)
@@ -235,7 +235,7 @@ def joined(slices: Sequence[Mapping[str, Tensor]], like: Cuttable) -> dict[str, 
 def having(like: Cuttable, weights: Mapping[str, Tensor], experts: int) -> Cuttable:
     """Return experts that compute with these weights, pass gradients to them, and own none.
 
-    like: experts of the same kind; weights: by name; experts: how many they are of.
+    like: experts of the same kind; weights: name -> tensor; experts: how many the weights hold.
     """
     copied = copy.copy(like)
     # plain attributes, found before parameters, of which there are none

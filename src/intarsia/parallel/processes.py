@@ -36,7 +36,7 @@ class Processes:
     def __init__(self, count: int, seconds: float = 600.0) -> None:
         """Remember the settings; processes start with the first job.
 
-        count: of processes; seconds: that a job may take.
+        count: number of processes; seconds: how long a job may take.
         """
         at_least("count", count, 1)
         self.count, self.seconds = count, seconds

@@ -73,8 +73,11 @@ class SeMoe(Strategy):
     ) -> DevicePlan:
         """Return what one batch sends, loads and computes, as steps.
 
-        trace: which experts each token has; size: of an expert; topology: devices and links;
-          backward: with the steps of the gradients; past: unused.
+        They are DeepSpeed's steps, and before the experts of each layer a load of their weights
+        from host memory and a gather of the layer's dense weights, where these are modelled.
+
+        trace: which experts each token has; size: that of one expert; topology: devices and
+          links; backward: True adds the steps of the gradients; past: unused.
         """
         inner = DeepSpeed(1, self.exchange).plan(trace, size, topology, backward=backward)
         devices, experts = topology.devices, trace.experts
@@ -85,7 +88,7 @@ class SeMoe(Strategy):
         # up to whole bytes.
         part = torch.full((devices, devices), -(-self.dense // devices)).fill_diagonal_(0)
         steps: list[PlanStep] = []
-        began = [""]  # the step before each layer's first
+        began = [""]  # began[i]: name of the step after which layer i begins, "" for the first
 
         # A step that brings weights in: from host memory (load) or over the links (gather).
         def fetch_step(kind: str, layer: int, before: str) -> PlanStep:
@@ -95,7 +98,7 @@ class SeMoe(Strategy):
 
         for step in inner.steps:
             name, layer = step.name, step.layer
-            if step.phase == "counts":
+            if step.phase == "counts":  # the first exchange of a layer: numbers of rows to come
                 # 1D prefetch: the load of layer i starts as soon as layer i - 1 begins, not when
                 # layer i does.
                 early = layer and self.prefetch != "none"

@@ -46,18 +46,19 @@ class Strategy(abc.ABC):
     ) -> DevicePlan:
         """Return what one batch with the trace's routing sends and computes.
 
-        trace: which experts each token has in each layer; size: of an expert; topology: devices and
-          links; backward: with the steps of the gradients. past: (L, E) loads of the batches
-          before, newest last, for strategies that look at them.
+        trace: which experts each token has in each layer; size: one expert's; topology: devices
+          and links; backward: True adds the steps of the gradients; past: (L, E) loads of the
+          batches before, newest last, for strategies that look at them.
         """
 
     @abc.abstractmethod
     def shard(
         self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1
     ) -> OwnExperts:
-        """Return this process's part of a layer's experts, which stay whole.
+        """Return a module with a copy of the experts (or slices of them) that this process keeps.
 
-        wire: the layer's exchanges; topology: devices and links; layers: how many layers there are.
+        experts: all experts of a layer, which are not changed; wire: sends and counts the layer's
+          exchanges between processes; topology: devices and links; layers: number of such layers.
         """
 
     def links(self, world: int, group: Group = None) -> Topology:

@@ -98,8 +98,8 @@ class Tutel(Strategy):
     ) -> DevicePlan:
         """Return what one batch sends and computes, as steps.
 
-        trace: which experts each token has; size: of an expert; topology: devices and links;
-          backward: with the steps of the gradients; past: unused.
+        trace: which experts each token has; size: that of one expert; topology: devices and
+          links; backward: True adds the steps of the gradients; past: unused.
         """
         devices, experts = topology.devices, trace.experts
         slices = slices_of(experts, devices)
@@ -177,7 +177,7 @@ class Tutel(Strategy):
     def chosen(self, experts: int, places: int, size: ExpertSize, topology: Topology) -> int:
         """Return the degree r for tables of C places.
 
-        experts: E; places: C; size: of an expert. Raises: ConfigError for a setting that is no
+        experts: E; places: C; size: an expert's. Raises: ConfigError for a setting that is no
           degree.
         """
         devices = topology.devices
@@ -200,7 +200,7 @@ class Tutel(Strategy):
     ) -> float:
         """Return the simulated seconds of the forward of a layer with this degree.
 
-        experts: E; places: C; size: of an expert.
+        experts: E; places: C; size: an expert's widths and bytes.
         """
         after: dict[str, tuple[str, ...]] = {}
         steps, _ = self._layer(0, degree, places, size, topology, experts, after)
@@ -210,7 +210,7 @@ class Tutel(Strategy):
     def tuned(cls, trace: Trace, size: ExpertSize, topology: Topology) -> Tutel:
         """Find the settings with the least simulated time for batches like the trace's.
 
-        size: of an expert; topology: devices and links.
+        size: an expert's widths and bytes; topology: devices and links.
         """
         candidates = [
             cls(degree, chunks, exchange)
@@ -281,7 +281,11 @@ class TutelExperts(OwnExperts):
         return table.combine(torch.cat(outputs, 1))
 
     def _degree(self, places: int) -> int:
-        """Return the degree r for tables of C = `places` places, chosen once for each C."""
+        """Return the degree r, into how many slices of hidden units each expert is divided.
+
+        r = 0 gathers the weights of experts instead of sending rows. places: C, the rows that each
+          expert has room for in a device's table; r is chosen once for each C and then kept.
+        """
         if places not in self.degrees:
             size = _size(self.local, self.slices)
             self.degrees[places] = self.settings.chosen(self.experts, places, size, self.topology)

@@ -49,7 +49,9 @@ def random_disjoint(
 def _deal(shape: tuple[int, ...], parts: int, unit: str, generator: torch.Generator) -> Tensor:
     """Return a label 0 ... parts - 1 for each weight of a parameter, at random and evenly.
 
-    shape: of the parameter; unit: what gets one label, see `random_disjoint`.
+    shape: the parameter's; parts: how many labels. unit: "element", single weights over the whole
+      parameter; "row", "column", single weights, evenly in each row (column); "whole_row",
+      "whole_column", one label for a whole row (column). Returns int64 labels of this shape.
     """
     # the parts that get one weight more are random
     names = torch.randperm(parts, generator=generator)

@@ -57,7 +57,7 @@ def kept_of(width: int, density: float) -> int:
 def keep_blocks(scores: Mapping[str, Tensor], count: int, blocks: Blocks) -> Partition:
     """Select the `count` blocks of the largest sums of scores over all tensors.
 
-    scores: by tensor; blocks: the shape of a block. Of equal ones the first.
+    scores: tensor's name -> scores; blocks: the shape of a block. Of equal ones the first.
     Raises: ConfigError for more blocks than there are, or a NaN; ShapeError for a tensor that the
     blocks do not tile.
     """

@@ -34,9 +34,9 @@ def keep_row_blocks(
 ) -> Partition:
     """Select the round(density * blocks) blocks of the largest mean scores of each tensor.
 
-    scores, densities: by tensor. A block is `rows` consecutive outputs x one input x its whole
-      kernel; of one row and a linear map or a 1x1 convolution it is a weight. Of equal ones the
-      first.
+    scores: name -> score of each weight, (out, in, ...); densities: name -> share of blocks to
+      keep; rows: consecutive outputs of a block, which has one input and its whole kernel. With
+      rows=1 a block of a linear map is a single weight. Among equal means the first are kept.
     Raises: ConfigError for a density outside 0 ... 1, rows below 1, or a NaN.
     Source: SparseByteNN (arXiv:2310.19509); 1xN pruning (arXiv:2105.14713).
     """
@@ -55,7 +55,7 @@ def keep_row_blocks(
 def kept_in_blocks(weights: Sequence[Tensor], order: Tensor, rows: int, density: float) -> float:
     """Return the sum of the weights that the best blocks keep if rows are put into `order`.
 
-    weights: (out, in) each, >= 0; order: (out,) int64; rows: of a block; density: share of blocks.
+    weights: (out, in) each, >= 0; order: (out,) int64; rows: per block; density: share of blocks.
     """
     total = 0.0
     for weight, block_mask in zip(
@@ -68,7 +68,7 @@ def kept_in_blocks(weights: Sequence[Tensor], order: Tensor, rows: int, density:
 def row_order(weights: Sequence[Tensor], rows: int, density: float, rounds: int = 3) -> Tensor:
     """Return an order of the rows that some weights share, in which blocks of rows keep more.
 
-    weights: (out, in) each, >= 0; rows: of a block; density: the share of blocks that is kept.
+    weights: (out, in) each, >= 0; rows: per block; density: the share of blocks that is kept.
     First greedy: a block begins with the strongest free row and takes the rows - 1 that have most
       in common with it, sum_j min(w_a, w_b) over its largest columns. Then, `rounds` times, columns
       are chosen for the blocks, and rows assigned to them anew (Hungarian method), which never
@@ -87,7 +87,7 @@ def _column_masks(
 ) -> list[Tensor]:
     """Return which columns each block of rows keeps, (blocks, in) bool for each weight.
 
-    weights: (out, in) each; order: of the rows; rows: of a block; density: the share kept.
+    weights: (out, in) each; order: (out,) of rows; rows: per block; density: the share kept.
     """
     block_masks: list[Tensor] = []
     for weight in weights:
@@ -99,7 +99,7 @@ def _column_masks(
 def _greedy_order(weights: Sequence[Tensor], rows: int, density: float) -> Tensor:
     """Return an order of the rows, (out,) int64, built one block after the other.
 
-    weights: (out, in) each, >= 0; rows: of a block; density: the share of columns that is kept.
+    weights: (out, in) each, >= 0; rows: per block; density: the share of columns that is kept.
     """
     wide = torch.cat(list(weights), 1)  # (out, sum of in)
     free = torch.ones(len(wide), dtype=torch.bool)
@@ -124,7 +124,7 @@ def _refine(
 ) -> Tensor:
     """Improve an order `rounds` times: choose columns for the blocks, then rows for the blocks.
 
-    weights: (out, in) each, >= 0; order: (out,) int64; rows: of a block; density: the share kept.
+    weights: (out, in) each, >= 0; order: (out,) int64; rows: per block; density: the share kept.
     """
     best, best_norm = order, kept_in_blocks(weights, order, rows, density)
     slot = torch.arange(len(order)) // rows

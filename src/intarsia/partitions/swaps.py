@@ -92,9 +92,10 @@ def swap(
 
 
 def _same_group(place: Tensor, width: int, pattern: NofM) -> Tensor:
-    """Return the mask of the weights in the same group of m as a row's place.
+    """Return, for one column of each row, the mask of the columns in the same n:m group as it.
 
-    place: (rows,) int64, a column of each row; width: columns. Returns (rows, width) bool.
+    The columns of a row are divided into groups of m consecutive ones. place: (rows,) int64, the
+      column of each row; width: number of columns; pattern: has m. Returns (rows, width) bool.
     """
     group = torch.arange(width, device=place.device) // pattern.m
     return group[None, :] == (place // pattern.m)[:, None]

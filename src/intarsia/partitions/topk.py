@@ -56,7 +56,7 @@ def keep_random(
 def entries(partition: Partition, part: int = 0) -> dict[str, Tensor]:
     """Return the flat places of the entries of a part in each parameter, (n,) int64, increasing.
 
-    partition: of weights by name; part: which of its parts.
+    partition: name -> part of each weight; part: which of its parts.
     """
     return {
         name: partition.mask(name, part).flatten().nonzero().flatten() for name in partition.label
@@ -79,18 +79,19 @@ def _threshold(scores: Mapping[str, Tensor], count: int) -> tuple[int, int]:
 
 
 def _bin(histogram: Tensor, count: int) -> tuple[int, int]:
-    """Return the bin of the count-th largest, and the number of scores in the bins above it.
+    """Return the bin of the count-th largest score, and how many scores are in higher bins.
 
-    histogram: (HALF,) numbers of scores.
+    histogram: (HALF,) int64, number of scores in each of the 2^16 bins, bins of low scores first;
+      count: from 1.
     """
-    reached = histogram.flip(0).cumsum(0)  # number of scores in the last bins
+    reached = histogram.flip(0).cumsum(0)  # [i]: scores in the i + 1 highest bins
     place = int((reached < count).sum())
     above = int(reached[place - 1]) if place else 0
     return HALF - 1 - place, above
 
 
 def _histogram(parts: Iterator[Tensor]) -> Tensor:
-    """Count numbers 0 ... HALF - 1 over several tensors.  Returns (HALF,) int64."""
+    """Count how often each number 0 ... HALF - 1 occurs in several tensors.  (HALF,) int64."""
     total = torch.zeros(HALF, dtype=torch.int64)
     for part in parts:
         total += torch.bincount(part, minlength=HALF).cpu()

@@ -24,7 +24,7 @@ LEVELS = ("aware", "fifo")
 class QueuedRequest:
     """Request whose next token is to be computed.
 
-    name: of the request; expert: of its next token; since: the round in which it was queued;
+    name: the request's; expert: of its next token; since: the round in which it was queued;
     place: its number in the order of arrival, over all rounds.
     """
 
@@ -213,7 +213,7 @@ class LookAhead(NextUse):
     ) -> None:
         """Number the uses of each expert in `demand`, the (layer, expert) of all steps.
 
-        layers: L; experts: E of each layer; window: steps ahead that are known; decay: of the
+        layers: L; experts: E in each layer; window: steps ahead that are known; decay: of the
           counts beyond them.
         """
         super().__init__(layers, experts, decay)

@@ -23,12 +23,12 @@ class Policy(abc.ABC):
     """Eviction policy: chooses the expert that gives up its slot.
 
     Layers ask in a circle, one step (a forward of the model) after another.
-    layers: L, experts: E of each layer;  layer: the one that asked last;  steps, takes: counts of
+    layers: L, experts: E in each layer;  layer: the one that asked last;  steps, takes: counts of
     steps begun and experts used;  chances: (L, E) prediction for the present step, or None.
     """
 
     def __init__(self, layers: int, experts: int) -> None:
-        """Begin at step 0.  layers: L; experts: E of each layer."""
+        """Begin at step 0.  layers: L; experts: E in each layer."""
         self.layers, self.experts, self.layer = layers, experts, 0
         self.steps = self.takes = 0
         self.chances: Tensor | None = None
@@ -233,7 +233,7 @@ def replay(
     """Simulate a cache on recorded steps and return its hits, loads and bytes.
 
     demand: for each step the (layer, expert) in order, see `describe.demand`. policy: chooses what
-      is evicted. slots: of the cache. start: experts resident at first.  expert_bytes: size of one
+      is evicted. slots: the cache's. start: experts resident at first.  expert_bytes: size of one
       expert.  foreseen: predicted chances (L, E) of each step, see `expertflow.predicted_steps`;
       empty: no prediction.
     """

@@ -155,7 +155,7 @@ def expert_parallel(
 ) -> DevicePlan:
     """Plan the transfers and products of one batch that has the trace's routing.
 
-    size: of every expert.  engine: "home" or "stay".  nodes: (D,), the node of each device, see
+    size: each expert's.  engine: "home" or "stay".  nodes: (D,), the node of each device, see
     `Topology.nodes`; all one node if None.  backward: add the steps of the gradients, which travel
     in the opposite direction.
     A device sends a row once to each other device that computes some of its experts, with (row,
@@ -197,11 +197,14 @@ def expert_parallel(
 def layer_steps(
     layer: int, row_device: Tensor, pair_device: Tensor, size: ExpertSize, devices: int
 ) -> tuple[list[PlanStep], list[PlanStep]]:
-    """Return the steps of a layer and those of its gradients, each in their order of time.
+    """Return the steps of a layer's forward and those of its backward, in their order of time.
 
-    The steps are counts, dispatch, expert and combine; backwards combine, expert and dispatch.
-    layer: its number; row_device: (N,), the device of each row;  pair_device: (N, k), the device of
-      each pair, -1 = none;  size: of an expert;  devices: D.
+    Forward: counts (devices tell each other how many rows and pairs will come), dispatch (rows are
+    sent), expert (computation), combine (outputs return); backward: combine, expert, dispatch.
+    A row is the vector of a token, a pair one row and one of its k experts; a row is sent once to a
+    device that computes several of its pairs.
+    layer: its number; row_device: (N,), the device that has each row;  pair_device: (N, k), the
+      device that computes each pair, -1 = none;  size: an expert's widths and bytes;  devices: D.
     """
     rows, pairs = rows_and_pairs(row_device, pair_device, devices)
     name, flops = f"{layer}.expert", pairs.sum(0).double() * size.flops

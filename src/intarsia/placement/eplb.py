@@ -113,7 +113,7 @@ def replicate(load: list[float], redundant: int, limit: int) -> list[int]:
 def pack(load: list[float], kind: list[int], packs: int, room: int) -> list[int]:
     """Choose a pack for each item, largest load first: the lightest pack without one of its kind.
 
-    load: of each item; kind: of each item, experts' numbers, so that two copies of one expert are
+    load: each item's; kind: each item's expert number, so that two copies of one expert are
     kept apart where possible, or all 0 if any two may be together; packs: how many; room: items
     that each takes.  Returns the pack of each item.
     """

@@ -242,7 +242,7 @@ def active(routes: Tensor, batches: Sequence[Sequence[int]]) -> int:
 def predicted_steps(trace: Trace, predictor: Predictor, streams: int) -> list[Tensor]:
     """Return the predicted chances (L, E) of each decode step, for `replay`.
 
-    trace: with token ids; streams: sequences decoded at once, see `Trace.steps`.
+    trace: one with token ids; streams: sequences decoded at once, see `Trace.steps`.
     """
     assert trace.token is not None
     return [predictor.chances(trace.token[rows]) for rows in trace.steps(streams)]

@@ -54,10 +54,12 @@ class MoeTuner:
         at_least("sweeps", self.sweeps, 1)
 
     def place(self, trace: Trace, topology: Topology) -> Placement:
-        """Place every expert once, E / D on each device: clusters first, then their devices.
+        """Place every expert once, E / D on each device.
 
-        trace: recorded routing, whose loads and traffic decide; topology: D devices and their
-          links.
+        Programme (optimisation problem) 1 divides each layer's experts into D clusters of even
+        load (pairs of tokens and experts); programme 2 chooses the device of each cluster, so that
+        few tokens cross slow links from layer to layer (traffic).
+        trace: recorded routing, which gives loads and traffic; topology: D devices, their links.
         """
         devices = topology.devices
         check_divides(trace.experts, devices)

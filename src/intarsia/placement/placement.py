@@ -104,10 +104,11 @@ class Placement:
         )
 
     def relabelling(self) -> Tensor:
-        """Return a renumbering of experts with which an engine's order is this placement.
+        """Return new numbers of the experts, for engines that can only place them in order.
 
-        Entry [l, i] is the present number of the expert that becomes number i of layer l, (L, E)
-        int64. Stock engines give device d the experts d E / D ... (d + 1) E / D - 1.
+        Such an engine gives device d of D the experts d E / D ... (d + 1) E / D - 1; with the new
+        numbers these are the experts that this placement gives to d. Returns (L, E) int64: entry
+        [l, i] is the present number of the expert that becomes number i of layer l.
         Raises: ConfigError for copies, or devices that have different numbers of experts.
         """
         sizes = self.sizes()

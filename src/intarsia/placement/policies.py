@@ -103,7 +103,7 @@ class NextUse(Policy):
     def __init__(self, layers: int, experts: int, decay: float) -> None:
         """Begin without any use.
 
-        layers: L; experts: E of each layer; decay: of the counts, for each step.
+        layers: L; experts: E in each layer; decay: factor of the counts for each step.
         """
         super().__init__(layers, experts)
         self.decay = decay
@@ -141,9 +141,11 @@ class NextUse(Policy):
         return min(1.0, self._decayed(key) / max(all_steps, 1.0))
 
     def expected(self, key: Key) -> float:
-        """Return the expected number of layers until the expert's next use, away + L (1 / p - 1).
+        """Return the expected number of layers to be computed until the expert's next use.
 
-        key: (layer, expert); away: layers until its layer comes; p: share of steps that use it.
+        It is away + L (1 / p - 1): away, number of layers until the expert's own layer is next
+        computed; L, layers of the model; p, share of steps that use the expert.
+        key: (layer, expert).
         """
         p = max(self.chance(key), 1e-9)
         return self.away(key) + self.layers * (1 / p - 1)
@@ -165,7 +167,7 @@ class Expected:
 
     Its use is expected in the layers until its layer comes + L (1 / p - 1) layers, p the decayed
     share of steps that used it.
-    decay: of that share, for each step.
+    decay: factor of that share for each step.
 
     Raises: ConfigError for a decay outside 0.5 ... 1.
     Not from a paper; a companion of ExpertFlow's caches, whose prediction is of the present step.
@@ -188,7 +190,7 @@ class Belady(Policy):
     """
 
     def __init__(self, layers: int, experts: int, demand: Sequence[Sequence[Key]]) -> None:
-        """Number the uses of each expert in `demand`.  layers: L; experts: E of each layer."""
+        """Number the uses of each expert in `demand`.  layers: L; experts: E in each layer."""
         super().__init__(layers, experts)
         self.uses: dict[Key, list[int]] = {}
         for number, key in enumerate(key for step in demand for key in step):

@@ -167,7 +167,7 @@ class Trace:
     def split(self, share: float = 0.5, seed: int = 0) -> tuple[Trace, Trace]:
         """Split whole sequences at random into two traces: a share of them, and the rest.
 
-        seed: of the draw. Raises: ConfigError where one of them would be empty.
+        seed: for the random draw. Raises: ConfigError where one of them would be empty.
         """
         names = self.sequence.unique()
         count = round(share * len(names))

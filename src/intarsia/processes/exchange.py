@@ -23,7 +23,7 @@ class Meter:
     """Bytes that this process sent to each other one, by step; what stays here is not counted.
 
     seconds: that it was in exchanges with the CPU, the time in which it waited for others included.
-    clock: of them.
+    clock: returns the time in seconds.
     """
 
     def __init__(self, group: Group = None, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -54,9 +54,10 @@ class Meter:
         ]
 
     def gathered(self) -> dict[str, Tensor]:
-        """Collect the bytes from and to all D processes: step -> (D, D) int64, sender by receiver.
+        """Return name of an exchange -> bytes from each process to each other one, (D, D) int64.
 
-        Called by each of them, with the same steps.
+        Rows are senders, columns receivers. All D processes have to call this, after exchanges of
+        the same names: it gathers the counts of one name after the other.
         """
         count, device = dist.get_world_size(self.group), device_of(self.group)
         totals: dict[str, Tensor] = {}
@@ -118,7 +119,7 @@ def is_lost(error: Exception) -> bool:
 def lost(subject: str, error: Exception, group: Group = None) -> TrainingError:
     """Return the error for a process that another one does not answer.
 
-    subject: what was being done; error: of torch.distributed.
+    subject: what was being done; error: what torch.distributed raised.
     """
     rank, text = dist.get_rank(group), str(error).splitlines()[0]
     # a slow process needs patience, a dead one a new start: two different fixes

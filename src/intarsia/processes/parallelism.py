@@ -55,7 +55,7 @@ class WholeModel:
     ) -> dict[str, Any]:
         """Return the part of an optimiser's state_dict that this process keeps; here all of it.
 
-        state: with tensors, or `Stored` in files; parameters: the optimiser's, in its order.
+        state: holds tensors, or `Stored` in files; parameters: the optimiser's, in its order.
         """
         rows = {
             # an optimiser's state counts its parameters instead of naming them

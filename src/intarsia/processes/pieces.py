@@ -89,9 +89,11 @@ def _sha256(tensor: Tensor) -> str:
 
 
 def _units(piece: Mapping[str, Any]) -> UnitAxes | None:
-    """Read where hidden units stand in a weight, from the manifest; None where it has none.
+    """Return along which axis of a weight an expert's hidden units lie; None for no such axis.
 
-    piece: the weight's entry. Raises: ValueError for axes that cannot be.
+    piece: the weight's entry in the manifest, with "units": None or [axis, runs, width]: runs, how
+      often all units follow each other along the axis (2: gates, then values); width, numbers of
+      one unit side by side. Raises: ValueError for an impossible entry.
     """
     if piece["units"] is None:
         return None
@@ -112,7 +114,7 @@ class Pieces:
     def __init__(self, folder: Path, manifests: Sequence[Mapping[str, Any]]) -> None:
         """Read the manifests and check that all files and experts are there.
 
-        folder: of the files; manifests: entries that `write_file` returned in each process, by
+        folder: that of the files; manifests: entries that `write_file` returned in each process, by
           rank.
         """
         self.folder = folder

@@ -91,7 +91,7 @@ def _result_or_error(job: Callable[[], Any], target: Path) -> Any:
 def _gather_reports(report: Any, target: Path, group: Group) -> list[Any]:
     """Gather the reports of all processes, by rank.  Raises: the first error among them, in each.
 
-    report: of this process, or its error; target: the folder that is written, for an error.
+    report: this process's result or error; target: the folder that is written, for an error.
     """
     reports: list[Any] = [None] * dist.get_world_size(group)
     with answered(lambda: f"writing {target}", group):

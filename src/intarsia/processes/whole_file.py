@@ -141,11 +141,12 @@ def _header(
 
 
 def _put_rows(handle: int, piece: Piece, start: int) -> None:
-    """Write the rows of a piece's experts into a file, each at its place.
+    """Write the part of a weight that this process has into the file of the whole weight.
 
-    handle: of the open file; start: byte at which the whole weight begins. A slice of hidden units
-      is not in one place: a row is a sequence of lines, each with the units of all slices, side by
-      side.
+    handle: the open file's descriptor; piece: rows of some experts, or a slice of their hidden
+      units; start: byte at which the whole weight begins in the file.
+    An expert's bytes are a sequence of equal lines. Each line has one contiguous part of every
+    slice, in the slices' order, so a slice is written in as many parts as there are lines.
     """
     units, shape = _units(piece), _shape(piece)
     if units is None and piece.part:
@@ -171,7 +172,7 @@ def _bytes(tensor: Tensor) -> memoryview:
 def _put(handle: int, raw: memoryview, offset: int) -> None:
     """Write all bytes of `raw` at an offset, even if the system takes only some at once.
 
-    handle: of the open file.
+    handle: the open file's descriptor; raw: what to write; offset: byte of the file.
     """
     done = 0
     while done < len(raw):

@@ -207,7 +207,7 @@ def _axis_lines(
 ) -> list[str]:
     """Draw grid lines, ticks and the title of an axis.
 
-    values: all that are drawn along it; place: from a value to px; box: left, top, right and bottom
+    values: all numbers drawn along it; place: from a value to px; box: left, top, right and bottom
     of the plot in px; across: True for the horizontal axis.
     """
     start, top, right, bottom = box
@@ -338,7 +338,7 @@ def svg(width: float, height: float, label: str, parts: Sequence[str], style: st
 class Points:
     """A method in a chart of scores and costs: costs x and shares y of its runs, and y's spread.
 
-    names: of the runs.  when: the choices at which it is drawn.
+    names: the runs' names.  when: the choices at which it is drawn.
     """
 
     label: str

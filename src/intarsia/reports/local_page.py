@@ -183,7 +183,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, status: int, body: bytes, kind: str) -> None:
         """Send a response that browsers neither cache nor show inside other pages.
 
-        status: of HTTP; kind: its Content-Type.
+        status: the HTTP status code; kind: its Content-Type.
         """
         self.send_response(status)
         for name, value in (

@@ -26,8 +26,8 @@ RESOURCES = ("compute", "link", "load")
 class Simulated:
     """Contents of the page of a simulation.
 
-    plan: its name; tokens: of the batch; before, after: bytes (D, D) with the experts
-    in order, and by the plan; line: of the plan; loads: EXPERTS, IN_ORDER and, of a placement,
+    plan: its name; tokens: number in the batch; before, after: bytes (D, D) with the experts
+    in order, and by the plan; line: the plan's; loads: EXPERTS, IN_ORDER and, of a placement,
     PLACED -> pairs (L, D or E) of each layer;
     hits: policy -> (share of the experts in memory, hit rate).
     """
@@ -132,7 +132,7 @@ def _map(name: str, title: str, caption: str, sent: Tensor, top: float, unit: st
     """Draw what devices send each other.
 
     sent: (D, D) in `unit`; top: the end of the colours.
-    title, caption: of the figure; unit: of `sent`.
+    title, caption: the figure's; unit: unit of `sent`.
     """
     values = sent.tolist()
     places = [str(i) for i in range(len(values))]

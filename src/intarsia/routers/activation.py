@@ -68,9 +68,10 @@ class ActivationRouter(GateRouter[ActivationGate]):
     normalised = equal_counts = True
 
     def __init__(self, config: ActivationGate, width: int, *, generator: torch.Generator) -> None:
-        """Draw the gate's W (E, width) and b; the temperature begins at config.tau.
+        """Add the trained log of the temperature, which begins at config.tau.
 
-        width: of a token.
+        The base class draws the gate's W (E, width) and b. config: the settings; width: length of a
+          token's vector; generator: source of the random weights.
         """
         super().__init__(config, width, generator=generator)
         self.log_tau = nn.Parameter(torch.tensor(math.log(config.tau)))

@@ -60,7 +60,7 @@ class CometRouter(PartsRouter):
     normalised = True
 
     def __init__(self, config: Comet, width: int, *, generator: torch.Generator) -> None:
-        """Draw the splits and leaves of the k trees as the class says.  width: of a token."""
+        """Draw the splits and leaves of the k trees as the class says.  width: a token's."""
         super().__init__(config.experts, config.active)
         self.config = config
         # a binary tree of E leaves has E - 1 inner nodes

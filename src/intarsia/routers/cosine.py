@@ -61,7 +61,7 @@ class CosineRouter(ScoreRouter[Cosine]):
     def __init__(self, config: Cosine, width: int, *, generator: torch.Generator) -> None:
         """Draw P, b and the directions s; the temperature begins at config.tau.
 
-        width: of a token.
+        width: length of a token's vector.
         """
         super().__init__(config)
         self.normalised = config.active > 1 or config.experts == 1

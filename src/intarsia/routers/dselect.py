@@ -58,7 +58,7 @@ class DSelectKRouter(PartsRouter):
     """
 
     def __init__(self, config: DSelectK, width: int, *, generator: torch.Generator) -> None:
-        """Draw W of the bits and V of the mixing weights as the class says.  width: of a token."""
+        """Draw W of the bits and V of the mixing weights as the class says.  width: a token's."""
         super().__init__(config.experts, config.active)
         self.config = config
         self.width = (config.experts - 1).bit_length()  # m

@@ -98,7 +98,7 @@ class EvoMoeRouter(Router):
     by_expert = ("weight",)
 
     def __init__(self, config: EvoMoe, width: int, *, generator: torch.Generator) -> None:
-        """Draw W from N(0, 0.02); the clock begins at step 0.  width: of a token."""
+        """Draw W from N(0, 0.02); the clock begins at step 0.  width: a token's."""
         super().__init__(config.experts)
         self.config, self.normalised = config, config.weights == "renormalised"
         self.weight = nn.Parameter(torch.empty(config.experts, width))

@@ -59,7 +59,7 @@ class MoeX:
     def build(self, width: int, *, generator: torch.Generator) -> MoeXRouter:
         """Return a router without experts yet; `Mixture` calls its `see` with the experts.
 
-        width: of a token. generator: unused, because the router has no weights of its own.
+        width: a token's. generator: unused, because the router has no weights of its own.
         """
         return MoeXRouter(self, width)
 
@@ -82,7 +82,7 @@ class MoeXRouter(ScoreRouter[MoeX], ReadsExperts):
     normalised = equal_counts = True
 
     def __init__(self, config: MoeX, width: int) -> None:
-        """Prepare the temperature; experts come later, by `see`.  width: of a token."""
+        """Prepare the temperature; experts come later, by `see`.  width: a token's."""
         super().__init__(config)
         self.width = width
         start = torch.tensor(math.log(config.tau))

@@ -61,7 +61,7 @@ class NoisyTopKRouter(Router):
     normalised = equal_counts = True
 
     def __init__(self, config: NoisyTopK, width: int, *, generator: torch.Generator) -> None:
-        """Draw W_g from N(0, std); W_n begins at 0.  width: of a token."""
+        """Draw W_g from N(0, std); W_n begins at 0.  width: length of a token's vector."""
         super().__init__(config.experts)
         self.config = config
         self.gate = nn.Parameter(torch.empty(config.experts, width))

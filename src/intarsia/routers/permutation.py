@@ -191,9 +191,11 @@ class PermutationRouter(Router):
     def _with_losses(
         self, routing: Routing, losses: Mapping[str, Tensor], plan: Tensor | None
     ) -> Routing:
-        """Return the routing with the gate's losses and, in training, the entropy of P as a loss.
+        """Return the routing with the gate's losses and, in training, one for the permutations.
 
-        losses: the gate's, by name. plan: P (k, E, E) during the search; None = it has ended.
+        It is the entropy of the rows and columns of P, times its coefficient: small where P is
+        nearly a permutation. losses: name -> loss of the gate. plan: P (k, E, E), k soft
+          permutations of the E experts that are searched for; None = the search has ended.
         """
         if not self.training:
             return replace(routing, losses=losses)
@@ -227,7 +229,7 @@ def hungarian(plan: Tensor) -> Tensor:
 def search_step(model: nn.Module, step: int, steps: int | None = None) -> None:
     """Move the permutation searches in a model on to a step.
 
-    step: counted from 0; steps: of the whole training, which the search does not use; None = step.
+    step: counted from 0; steps: in the whole training, which the search does not use; None = step.
     """
     for module in model.modules():
         if isinstance(module, PermutationRouter):

@@ -26,7 +26,7 @@ class PreGate:
     """logits = W norm(z), z a causal transformer of one block over the embeddings of token ids.
 
     experts: E; active: k, of weight 1 each (released code: 1; text: 2); vocabulary: of the
-    tokenizer; width: of the embedding; heads: of the attention.
+    tokenizer; width: the embedding's; heads: the attention's.
 
     Raises: ConfigError for settings that cannot be.
     Not for models without token ids.

@@ -66,7 +66,7 @@ class RecurrentRouter(GateRouter[Recurrent], PassesState):
     def __init__(self, config: Recurrent, width: int, *, generator: torch.Generator) -> None:
         """Draw W1, W2 and a GRU cell, which `join` replaces by the first layer's.
 
-        width: of a token.
+        width: length of a token's vector.
         """
         super().__init__(config, config.hidden, generator=generator)  # W2
         self.down = nn.Parameter(torch.empty(config.hidden, width))  # W1

@@ -21,7 +21,7 @@ class ReMoe:
 
     experts: E; active: k, the experts of a token on average, to which an L1 loss drives the router;
     coefficient: lambda_0 of that loss; factor: alpha, by which lambda grows while tokens have more
-      than k experts and shrinks while they have fewer; std: of the gate's first weights.
+      than k experts and shrinks while they have fewer; std: deviation of the gate's first weights.
 
     The loss is lambda / T sum_t sum_e f_e R(x_t)_e, f_e = E / (k T) times the tokens of expert e:
     experts of many tokens are pushed down harder. lambda_i = lambda_{i-1} alpha^sign(S_target - S),
@@ -62,7 +62,7 @@ class ReMoeRouter(GateRouter[ReMoe], PassesState):
     def __init__(self, config: ReMoe, width: int, *, generator: torch.Generator) -> None:
         """Draw the gate's W (E, width); n and the counts of pairs and rows begin at 0.
 
-        width: of a token.
+        width: length of a token's vector.
         """
         super().__init__(config, width, generator=generator)
         self.layers = [self]  # of one model, whose sparsity is that of all together

@@ -136,9 +136,11 @@ class TaskRouter(Router):
         return ids
 
     def _without_ids(self, rows: int) -> Tensor | None:
-        """Return the tasks without task ids: 0 if there is one task, or None, the mean over all.
+        """Return the task ids (rows,) of a batch for which the caller set none.
 
-        rows: how many ids to return. Raises: ConfigError where ids are required.
+        With a single task they are 0. Otherwise return None in evaluation with unknown="mean": the
+        router then takes the mean over all tasks. rows: number of rows of the batch.
+        Raises: ConfigError where ids are required: in training, or with unknown="error".
         """
         if self.tasks == 1:
             return torch.zeros(rows, dtype=torch.int64)

@@ -65,7 +65,7 @@ class TopKRouter(GateRouter[TopK]):
     equal_counts = True
 
     def __init__(self, config: TopK, width: int, *, generator: torch.Generator) -> None:
-        """Draw the gate's W (E, width) from N(0, std).  width: of a token."""
+        """Draw the gate's W (E, width) from N(0, std).  width: length of a token's vector."""
         super().__init__(config, width, generator=generator)
         # a weight that is always 1 has no gradient for the router, but sums to 1
         single = config.active == 1 and config.scale == "none"

@@ -30,7 +30,7 @@ class Transport:
     experts: E; capacity: c; per: "expert", each takes at most k = ceil(c T / E) tokens; "token",
     each goes to at most k = ceil(c) experts, whose loads are then about equal;
     gamma: of the plan's quadratic term, larger = more pairs, up to k; iterations: of the solver;
-    std: of the gate's first weights; z: coefficient of the z-loss;
+    std: deviation of the gate's first weights; z: coefficient of the z-loss;
     cost: of a pair, "logits", -x W^T less each token's mean, in standard deviations of the batch,
       so that gamma means the same for every gate;
       "p", -p as in the paper: where the gate has become sure of itself costs are equal for many
@@ -125,14 +125,15 @@ def warn_of_uncovered(share: float) -> None:
 def k_sparse_ot(
     cost: Tensor, a: Tensor, b: Tensor, k: int, *, gamma: float = 1.0, iterations: int = 200
 ) -> Tensor:
-    """Solve argmin_T <T, C> + gamma/2 |T|^2, T >= 0, T 1 = a, T' 1 = b, k entries per column.
+    """Return the transport plan T (..., n, m) of least cost with at most k entries per column.
 
+    T minimises <T, C> + gamma/2 |T|^2 over T >= 0 with row sums a and column sums b.
     cost: C (..., n, m); a: (..., n), b: (..., m), masses of rows and columns, above 0 and of equal
-      sums; gamma: larger = more entries, up to k; iterations: of the solver. Returns T (..., n, m).
-    The solver maximises the semi-dual a'alpha - sum_j b_j M_j(alpha - C_j), concave in alpha (n,).
-    M_j(s) is the maximum over p of <s, p> - gamma b_j / 2 |p|^2, for p >= 0 of sum 1 with at most k
-    entries. It is Adam with a step that falls to 0, from Sinkhorn's alpha; step and temperature are
-    in standard deviations of the cost.
+      sums; gamma: larger = more entries, up to k; iterations: steps of the solver.
+    The solver maximises the semi-dual a'alpha - sum_j b_j M_j(alpha - C_j), which is concave in the
+    rows' potentials alpha (n,); C_j is column j. M_j(s) is the maximum of <s, p> -
+    gamma b_j / 2 |p|^2 over p >= 0 (n,) of sum 1 with at most k entries. It runs Adam with a step
+    size that falls to 0, and starts from the alpha that Sinkhorn's iterations give.
     Columns always sum to b and have at most k entries. Rows sum to a only at the maximum, and not
     always there: where k m < n, the entries cannot cover all rows.
     Raises: ConfigError for k < 1; ShapeError for marginals that do not fit the cost.

@@ -25,9 +25,9 @@ LEAST = 1e-6  # size of an output, below which its logarithm says nothing
 class UnionGate:
     """The gate of a union of E experts, of whose pairs with tokens a share is kept.
 
-    experts: E; share: of the pairs; select, gate: see `UnionOfExperts`; always: how many tokens at
+    experts: E; share: pairs kept; select, gate: see `UnionOfExperts`; always: how many tokens at
     the start of a sequence every expert takes; warmup: the share of the training in which the share
-    of the pairs falls from 1; std: of the gate's first weights.
+    of the pairs falls from 1; std: deviation of the gate's first weights.
 
     Raises: ConfigError for a setting out of range.
     """
@@ -73,7 +73,7 @@ class UnionRouter(Router):
     def __init__(self, config: UnionGate, width: int, *, generator: torch.Generator) -> None:
         """Draw the gate's W (E, width) from N(0, std) and set its b to 0; "frozen" trains neither.
 
-        width: of a token.
+        width: length of a token's vector.
         """
         super().__init__(config.experts)
         self.config, self.warm = config, config.share
@@ -99,9 +99,10 @@ class UnionRouter(Router):
         return self.training and self.config.gate == "sizes" and torch.is_grad_enabled()
 
     def before_step(self, step: int, steps: int) -> None:
-        """Let the share of pairs fall linearly from 1 to the settings' during the warmup.
+        """Set the share of pairs (token, expert) that are kept in this training step.
 
-        step: from 0; steps: of the whole training.
+        During the warmup it falls linearly from 1 to `share` of the router's settings.
+        step: counted from 0; steps: number of steps of the whole training.
         """
         done = 1.0 if not self.config.warmup else min(1, step / (self.config.warmup * steps))
         self.warm = 1 - done * (1 - self.config.share)

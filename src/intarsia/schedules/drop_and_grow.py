@@ -82,7 +82,7 @@ class DropAndGrow(MaskSettings):
     def begin(self, weights: Weights, generator: torch.Generator) -> Partition:
         """Return random masks of the layers' densities; without a density, the model's zeros.
 
-        weights: by name; generator: of the draws.
+        weights: name -> tensor; generator: makes the draws.
         """
         if self.density is None:
             return FixedMask().begin(weights, generator)
@@ -93,14 +93,14 @@ class DropAndGrow(MaskSettings):
     def due(self, step: int, steps: int) -> bool:
         """Return True at every `every`-th step until stop * steps; never for a dense model.
 
-        step: from 0; steps: of the whole training.
+        step: counted from 0; steps: number in the whole training.
         """
         return self.density != 1 and 0 < step < self.stop * steps and step % self.every == 0
 
     def share(self, step: int, steps: int) -> float:
         """Return drop / 2 (1 + cos(pi t / T_end)), the share of kept weights to exchange at step t.
 
-        step: t; steps: of the training; T_end = stop * steps.
+        step: t; steps: number in the training; T_end = stop * steps.
         """
         return self.drop / 2 * (1 + math.cos(math.pi * step / (self.stop * steps)))
 

@@ -52,7 +52,7 @@ class Dsl(DropAndGrow):
     def share(self, step: int, steps: int) -> float:
         """Return rho, the share of kept weights to exchange: half a cosine from `drop` to LAST.
 
-        step: from 0; steps: of the training; LAST is reached at the share `stop` of the steps.
+        step: from 0; steps: in the training; LAST is reached at the share `stop` of the steps.
         """
         # every table keeps an exchange of LAST until the stop, unless `drop` is smaller still
         last = min(LAST, self.drop)

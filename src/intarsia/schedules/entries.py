@@ -70,8 +70,10 @@ class Entries:
 
     @contextmanager
     def training(self) -> Iterator[Entries]:
-        """Gather the parameters' gradients into the short trained vectors inside the `with`
-        block.
+        """Yield self; inside the `with` block each backward fills the gradients of `vectors`.
+
+        `vectors` has for each parameter a short one of its trained entries alone, which the
+        optimiser moves; the gradient of the whole parameter is not kept.
         """
         for parameter in self.index:
             # flat views need contiguous memory

@@ -29,7 +29,7 @@ class OnceFitted:
     """k = N until an epoch's training accuracy is `share`, and k = `active` from the next one on.
 
     fit(model, train, schedule=OnceFitted(1)): an adapter that never comes to fit stays whole.
-    active: k; share: of the training samples that are right, mean over the epoch's batches.
+    active: k; share: training samples that are right, mean over the epoch's batches.
     Splitting regularises, which has nothing to give before the adapter fits.
 
     Raises: ConfigError on a share that is none, k < 1; when it is followed, what `set_active` does.

@@ -36,7 +36,7 @@ class MaskSettings(SparseSchedule):
     def begin(self, weights: Weights, generator: torch.Generator) -> Partition:
         """Return the masks of the weights that are not 0; those of a dense model are all True.
 
-        weights: by name; generator: unused here; other schedules draw.
+        weights: name -> tensor; generator: unused here; other schedules draw.
         """
         return Partition.from_masks({name: w.detach() != 0 for name, w in weights.items()})
 

@@ -216,7 +216,7 @@ class Masking:
     def __init__(self, schedule: SparseSchedule, model: nn.Module, seed: int) -> None:
         """Choose the first masks of a model's weights, and set the others to 0.
 
-        schedule: says which weights, and when masks change; seed: of its random draws.
+        schedule: says which weights, and when masks change; seed: for its random draws.
         """
         self.schedule = schedule
         self.generator = torch.Generator().manual_seed(seed)
@@ -241,18 +241,20 @@ class Masking:
     def before(self, step: int, steps: int) -> None:
         """Change the masks before a step's forward, or prepare to collect its dense gradients.
 
-        step: from 0; steps: of the whole training.
+        A schedule that chooses by gradients changes masks after the backward instead (`regrow`);
+        one with a memory (a running mean of |gradient|) needs the gradients of every step.
+        step: counted from 0; steps: number of steps of the whole training.
         """
         due = self.schedule.due(step, steps)
         if self.schedule.reads_gradients and (due or self.memory):
-            self._collect_gradients({})
+            self._collect_gradients({})  # an empty dict, which the backward fills
         elif due:
             self._change({}, (step, steps))
 
     def replaces(self, step: int, steps: int) -> bool:
         """Mask the gradients after a step's backward; return True if `regrow` replaces the update.
 
-        step: from 0; steps: of the training. With True the masks are due to change, so that the
+        step: from 0; steps: the training's. With True the masks are due to change, so that the
           loop calls `regrow` in place of the optimiser. The running means of |g|, of a schedule
           with a memory, are updated first.
         """

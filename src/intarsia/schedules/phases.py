@@ -69,7 +69,7 @@ class Phased(Protocol):
     def phases(self, model: nn.Module, *, seed: int = 0) -> Generator[Phase, None, Any]:
         """Yield each phase when the model is ready for it; return the method's result.
 
-        seed: of the method's own random draws.
+        seed: for the method's own random draws.
         """
         ...
 
@@ -85,7 +85,10 @@ def hooked(make: Make, *, before: Hook | None = None, after: Hook | None = None)
     """
 
     def factory(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
-        """Make the optimiser and register the hooks."""
+        """Return the optimiser that `make` of `hooked` returns, with its hooks registered.
+
+        model: the module to train; lr: learning rate; weight_decay: the optimiser's.
+        """
         optimizer = make(model, lr, weight_decay)
         if before is not None:
             optimizer.register_step_pre_hook(before)

@@ -65,7 +65,7 @@ class Retrain:
 def _warm(step: int, steps: int, *, after: Factor, share: float) -> float:
     """Rise along half a cosine from 0 to the first value of `after`, then follow `after`.
 
-    after: f(step, steps) -> multiple of lr; share: of the steps in which it rises.
+    after: f(step, steps) -> multiple of lr; share: part of the steps in which it rises.
     """
     # the rest of the schedule is stretched over the steps that the warm-up leaves
     rise = int(share * steps)

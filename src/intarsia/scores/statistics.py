@@ -42,17 +42,18 @@ class Statistics:
     def none(
         cls, width: int, *, hessian: bool = False, needs: Collection[str] = SUMS
     ) -> Statistics:
-        """Return the statistics of no rows, of `width` channels.  needs, hessian: see `of`."""
+        """Return the statistics of no rows, of `width` channels.  needs, hessian: as in `of`."""
         return cls.of(torch.zeros(0, width), hessian=hessian, needs=needs)
 
     @classmethod
     def of(
         cls, rows: Tensor, *, hessian: bool = False, needs: Collection[str] = SUMS
     ) -> Statistics:
-        """Return the statistics of one batch.  rows: (N, d).
+        """Return the statistics of one batch.  rows: (N, d), N vectors of d channels.
 
-        needs: names among "mean" (with the variance), "square" and "hessian" (second moments);
-          hessian: True adds "hessian".
+        needs: which sums to collect, names among "mean" (the sum, and the squared deviations for
+          the variance), "square" (sum of squares) and "hessian" (sum of x x^T); the default has no
+          "hessian"; hessian: True adds it.
         Squares and products are float32 for float32 rows, 1,024 of them at a time.
         """
         x = rows.detach()
@@ -85,7 +86,7 @@ class Statistics:
     def __add__(self, other: Statistics) -> Statistics:
         """Return the statistics of the rows of both.  Raises: ShapeError if they do not match.
 
-        other: of the same layer, with the same sums collected.
+        other: those of other rows of the same layer, with the same sums collected.
         """
         if self.width != other.width or self.collected != other.collected:
             raise ShapeError(
@@ -219,7 +220,7 @@ def observing(
 def of_all_processes(statistics: Mapping[str, Statistics]) -> dict[str, Statistics]:
     """Add up the statistics of all processes, layer by layer; the result is equal on all.
 
-    statistics: of this process, by layer.
+    statistics: name of a layer -> this process's statistics.
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return dict(statistics)

@@ -19,7 +19,7 @@ def magnitude(weight: Tensor, statistics: Statistics | None = None) -> Tensor:
 def wanda(weight: Tensor, statistics: Statistics) -> Tensor:
     """Return |W_ij| sqrt(mean x_j^2), x_j the input of column j.  (out, in) -> (out, in).
 
-    statistics: of the layer's inputs, with "square" collected. The paper has the norm of x_j over
+    statistics: the layer's inputs', with "square" collected. The paper has the norm of x_j over
       all tokens, which is the same but for one factor.
     Source: Wanda (arXiv:2306.11695), equation 1.
     """
@@ -28,11 +28,12 @@ def wanda(weight: Tensor, statistics: Statistics) -> Tensor:
 
 
 def obs(weight: Tensor, statistics: Statistics, damp: float = 0.01) -> Tensor:
-    """Return W_ij^2 / U_jj^2: the error of dropping W_ij alone.  (out, in) -> (out, in).
+    """Return the error that remains if one weight W_ij is set to 0: W_ij^2 / U_jj^2, (out, in).
 
-    statistics: of the layer's inputs, with "hessian" collected; U (in, in) is their
-      `inverse_factor` with damping `damp`. The columns before j are fixed, and those behind it make
-      up for the error, so that it depends on the order of the columns.
+    The other weights of row i in columns after j are then changed so as to reduce the error, those
+    before j are not; so it depends on the order of the columns. weight: W (out, in); statistics:
+      those of the layer's inputs, with "hessian" collected; U (in, in) is their `inverse_factor`
+      (upper Cholesky factor of the inverse) with damping `damp`.
     Source: SparseGPT (arXiv:2301.00774), equation 5.  Raises: as `inverse_factor`.
     """
     factor = inverse_factor(statistics.second_moment, damp).to(weight)

@@ -32,7 +32,7 @@ def distill(
     in evaluation mode, without a gradient, and its mixtures drop no token; it is moved to the
     batch's device, and is otherwise as before.
 
-    teacher: with the model's classes or vocabulary, as given to `intarsia.experts.student_of`;
+    teacher: has the model's classes or vocabulary, as given to `intarsia.experts.student_of`;
     beta: 0 or more; temperature: T above 0.
     Costs one forward of the teacher more than `plain`. Not for labels that a teacher never saw.
     Raises: ConfigError for settings that cannot be, and a teacher with logits of another shape.

@@ -209,7 +209,7 @@ class Learner:
     def _update(self, loss: float, step: int, steps: int) -> None:
         """Take one optimiser step with the gradients that were added up, then clear them.
 
-        loss: of the step; step: its number from 0; steps: of the whole training.
+        loss: the step's loss; step: its number from 0; steps: number in the whole training.
         Raises: NotFinite for a loss or gradient norm that is not finite.
         """
         if not math.isfinite(loss):

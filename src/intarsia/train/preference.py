@@ -114,16 +114,18 @@ class PreferenceRounds:
         """Compute L = L_next + weight * L_preference.
 
         L_next: the task's loss on the batch. L_preference: the preference loss of `pairs` random
-        pairs (best and worst session of a history), against log-probabilities of the reference
-        model.
+        pairs: for a history, the sampled sessions of largest and smallest reward, against their
+        log-probabilities before this round. In evaluation: L_next alone.
+        model: the model in training; x: inputs of the batch; loss_of: outputs -> the task's loss.
         """
-        # L_next on the batch, then L_preference on pairs of the round
+        # self.found: the histories, sessions and log-probabilities of this round
         next_ = own_losses(model, x, loss_of)
         if not model.training:
             return next_
         place = torch.randint(len(self.found[0]), (self.pairs,))
         history, best, worst, ref_best, ref_worst = (part[place] for part in self.found)
-        with evaluating(model):  # without dropout: the reference had none
+        # without dropout, as the reference had none; gradients do flow
+        with evaluating(model):
             logp = [model(history, session, per_session=True) for session in (best, worst)]
         prefer = preference_loss(logp[0], logp[1], ref_best, ref_worst, self.beta)
         loss = next_.loss + self.weight * prefer

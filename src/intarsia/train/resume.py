@@ -89,7 +89,7 @@ def capture(
     """Return the whole state of a run.
 
     Every process calls this: each has its own generators.
-    learner: with optimiser and masks; position: step, scores and seconds so far; ranks: the
+    learner: has optimiser and masks; position: step, scores and seconds so far; ranks: the
     processes.
     """
     # a state for each process, by rank

@@ -132,7 +132,7 @@ class Recombiner:
     def encode(self, signal: Any, *, steps: int = 600, rate: int = 0, seed: int = 0) -> bytes:
         """Encode one signal as the bytes of an .irc file.
 
-        steps: of fitting before the first group is coded, and as many between groups. rate: of
+        steps: fitting steps before the first group is coded, and as many between groups. rate: of
         audio in Hz, recorded in the file. Warns of a signal so far from the prior that its groups
         would need more bits than they have.
         Raises: DataError for a signal of another form; ConfigError for steps or a rate out of
@@ -145,7 +145,7 @@ class Recombiner:
     ) -> bytes:
         """Encode a pack of signals of one size, which share a header and are fitted together.
 
-        data: signals of one kind; steps: of the fit; rate: of audio in Hz, recorded in the file.
+        data: signals of one kind; steps: fitting steps; rate: audio's, in Hz, recorded in the file.
         Raises: as `encode`.
         """
         at_least("steps", steps, 1)
@@ -217,7 +217,12 @@ class Recombiner:
         return np.stack([coding.latents(self.prior, row, tiles) for row in indices])
 
     def _indices(self, data: bytes) -> tuple[irc.Header, Array]:
-        """Read the header and the indices (signals, groups) of a file.  Raises: CheckpointError."""
+        """Read a compressed file's header and its indices, int (signals, groups).
+
+        data: the file's bytes. Each signal was coded as one index for each group of weights: the
+          number of a sample of the prior, the distribution of weights learned in training.
+        Raises: CheckpointError for another prior, or a file whose length does not fit its sizes.
+        """
         header, payload = irc.read(data)
         if header.prior != self.prior.digest:
             raise CheckpointError(

@@ -32,7 +32,7 @@ LEAST_STEPS = 4  # of fitting between two rounds
 class SharedColumns:
     """Groups of a level's latents.
 
-    first: number of the level's first group among those of the signal;  rows: of the level;
+    first: number of the level's first group among those of the signal;  rows: the level's;
     groups_per_row: number of groups in each;  places: flat indices into (rows, columns) of the
     latents of each group.
     """
@@ -71,7 +71,7 @@ class GroupPosteriors:
 
         prior: trained `Prior`, whose decoder is copied and frozen; values: (signals, patches,
         points, channels) in [0, 1]; tiles: patches along each axis; weight: (patches, points), of a
-        point in the loss; seed: of the training samples.
+        point in the loss; seed: that of training samples.
         """
         self.prior, self.values, self.tiles, self.weight = prior, values, tuple(tiles), weight
         self.levels = levels_of(prior.settings, tiles)
@@ -140,7 +140,7 @@ class GroupPosteriors:
     def code(self, level: int, numbers: Sequence[int]) -> Array:
         """Choose candidates for some groups of a level, and fix their latents to these.
 
-        numbers: of the groups in the level.  Returns the indices, (signals, len(numbers)).
+        numbers: those of groups in the level.  Returns the indices, (signals, len(numbers)).
         """
         prior, columns = self.prior, self.columns[level]
         bits, key = prior.settings.bits, prior.key
@@ -204,7 +204,7 @@ def encode(
 
     Fit, then code level by level from the widest: in each round the group of largest divergence of
     every row, after which the rest is fitted on.
-    values, tiles, weight: see `GroupPosteriors`; steps: of the first fit; tell: called with the
+    values, tiles, weight: see `GroupPosteriors`; steps: in the first fit; tell: called with the
     steps that are done and the PSNR.
     -> (signals, groups) int64, and the share of groups that needed far more bits than they have.
     """

@@ -36,8 +36,8 @@ LARGEST = 1 << 32  # of a number in a header
 class Header:
     """Header of a file, before its indices.
 
-    prior: its digest, 8 bytes; kind: of signal; bits: of an index; sizes: along the axes of `kind`;
-    count: signals of that size; rate: of audio in Hz, 0 = not known; centre: of a structure.
+    prior: its digest, 8 bytes; kind: signal's; bits: an index's; sizes: along the axes of `kind`;
+    count: signals of that size; rate: audio's, in Hz, 0 = not known; centre: a structure's centre.
     """
 
     prior: bytes

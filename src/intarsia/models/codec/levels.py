@@ -58,7 +58,7 @@ def number_groups(groups: Array, rows: int, key: int, level: int) -> Array:
 
     Each column is rotated by a random number of rows, so that a group's latents come from several
     rows, which thereby share their budgets.
-    groups: (columns,), the group of each column; key: of the prior; level: its index.
+    groups: (columns,), the group of each column; key: the prior's random key; level: its index.
     -> (rows, columns).
     """
     turns = words(key, np.array([level]), len(groups), 0, domain=3)[0].astype(np.int64) % rows

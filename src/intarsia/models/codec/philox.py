@@ -82,7 +82,7 @@ def quantiles() -> Array:
 def normals(key: int, samples: Array, width: int, group: int) -> Array:
     """Draw normal deviates in units of 1 / UNIT, two from each word.  -> (n, width) int32.
 
-    key: of the generator; samples: (n,), numbers of samples; width: deviates of each; group: number
+    key: the generator's; samples: (n,), numbers of samples; width: deviates of each; group: number
     of a group, whose draws are independent of those of others.
     """
     drawn = words(key, samples, -(-width // 2), group, domain=0)

@@ -49,7 +49,7 @@ def choose_naive(log_ratio: Array, order: Array) -> int:
 def candidates(key: int, group: int, width: int, bits: int) -> Array:
     """Draw the 2^bits candidates of a group: rows of normal deviates.  -> (2^bits, width) int32.
 
-    key: of the prior; width: latents of the group; units of 1 / UNIT.
+    key: the prior's random key; width: latents of the group; units of 1 / UNIT.
     """
     return normals(key, np.arange(1 << bits), width, group)
 

@@ -27,7 +27,7 @@ FORMS = {
 
 @dataclass(frozen=True)
 class Signal:
-    """Signal as values (*sizes, channels) float64 in [0, 1].  centre: of a structure, angstroms."""
+    """Signal as values (*sizes, channels) float64 in [0, 1].  centre: a structure's, angstroms."""
 
     values: Array
     centre: tuple[float, ...] = ()

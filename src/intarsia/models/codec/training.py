@@ -69,7 +69,7 @@ class PriorTraining:
         """Build the decoder, the first posteriors and prior, and their optimisers.
 
         values: (signals, patches, points, channels) in [0, 1]; tiles: patches along each axis;
-        payload: bits of a patch; steps: of the whole training; batch: signals in a step; start:
+        payload: bits of a patch; steps: their number in all; batch: signals in a step; start:
         "shared", all signals begin at one mu, or "own", each at another.
         """
         generator = torch.Generator().manual_seed(mix(seed, 0))

@@ -234,7 +234,7 @@ class BSC(Discrete):
     steps; temperature: T at the start, which divides the log-likelihood and falls to 1 in the first
     80 % of the steps; data_cut: in the last third leave out samples that more than gamma causes
     explain; reseed: restart a component that no sample uses at the sample explained worst;
-    random_state: of the start; noise_from: the components from whose residuals sigma^2 is
+    random_state: seed of the start; noise_from: the components from whose residuals sigma^2 is
     computed, "new", which is the maximum of the M-step, or "old", those before the step, as in the
     released code.
 

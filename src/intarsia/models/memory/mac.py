@@ -54,7 +54,7 @@ def subtract_baseline(evidence: Array, baseline: float) -> Array:
 def draw(evidence: Array, expansion: tuple[float, float], floor: float, seed: list[int]) -> Array:
     """Draw the winning unit of each module for a new item, with probability psi / sum psi.
 
-    evidence: V of each unit, (Q, K); expansion: (a, b); floor: see `Mac`; seed: of this draw ->
+    evidence: V of each unit, (Q, K); expansion: (a, b); floor: see `Mac`; seed: for this draw ->
     (Q,).
     """
     a, b = expansion

@@ -88,9 +88,13 @@ class SparseyNet(LearnedNet, ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         return sum(side * side for side in self.grid) * self.n_modules * self.n_units
 
     def _codes_of(self, row: Array, learn: bool) -> list[Array]:
-        """Compute the codes of one picture by level, (macs, Q), -1 where a mac is inactive.
+        """Compute the codes of one picture: for each level (macs, Q) int, the number of each
+        winner.
 
-        row: the picture's bits; learn: draw winners and store them, else retrieve.
+        A mac (macrocolumn) sees one part of the level below and has Q groups of units, with one
+        winner each; its code is -1 where too little input makes it inactive.
+        row: the picture's bits, (pixels,) bool; learn: True draws winners at random by their
+          evidence and stores them, False takes those of most evidence.
         """
         levels, below = [], row
         for level in range(len(self.grid)):

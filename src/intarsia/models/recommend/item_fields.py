@@ -26,7 +26,7 @@ Array = np.ndarray[Any, Any]
 class FieldCoding:
     """Coding of a metadata field's values as whole numbers; 0 = not known.
 
-    name: of the field;  kind: "words", indices into `words`; "text", hashes of words and of pairs
+    name: the field's;  kind: "words", indices into `words`; "text", hashes of words and of pairs
     of neighbours; "number", the bucket between `edges`, quantiles of the training items.
     """
 
@@ -92,8 +92,8 @@ class FieldVectors(nn.Module):
     ) -> None:
         """Build a table of vectors for each field, and the MLP over them; see the class.
 
-        width: of an item's vector.
-        fields: name -> its values for all items; generator: of the first weights.
+        width: length of an item's vector.
+        fields: name -> its values for all items; generator: draws the first weights.
         """
         super().__init__()
         if not fields:

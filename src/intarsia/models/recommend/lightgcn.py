@@ -25,7 +25,7 @@ class LightGcn(Settings):
     Bayesian personalised ranking: softplus(s_neg - s_pos) for a random item the user has not
     taken, + reg ||E^0 of the batch||^2 / 2B.  A is the graph of the training events.
 
-    width: of the vectors; layers: K; reg: as above.
+    width: length of the vectors; layers: K; reg: as above.
 
     model = LightGcn().build(train)
     fit(model, *model.sets(train, val, test)[:2], task=model.task, objective=own_losses)

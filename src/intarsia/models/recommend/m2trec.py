@@ -41,7 +41,7 @@ class M2TRec(Settings):
 
     tasks: names of fields, None = every field of words that the items have; weight: w.
     without: fields that are not read, as a year that gives away what is popular.
-    width, layers, dropout: of the Transformer; pool: "mean" or "last"; longest: items of a session.
+    width, layers, dropout: the Transformer's; pool: "mean" or "last"; longest: items of a session.
 
     model = M2TRec(tasks=("class",)).build(data)
     Raises: ConfigError for a setting out of range; in `build` DataError without fields,
@@ -163,7 +163,7 @@ class M2TRecModel(Recommender):
     def states(self, x: Tensor, vectors: Tensor, places: Tensor | None = None) -> Tensor:
         """Return the session's state h after every place, (B, n, d).
 
-        x: (B, n), places of items;  vectors: of all items, or of the sorted `places` alone.
+        x: (B, n), places of items;  vectors: those of all items, or of sorted `places` alone.
         """
         rows = x if places is None else torch.searchsorted(places, x)
         present = x > 0
@@ -219,7 +219,7 @@ class M2TRecModel(Recommender):
     def _of_field(self, name: str, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of a head for a field of the next item.
 
-        name: of the field;  logits: (N, codes);  target: (N,), places of the next items.
+        name: the field's name;  logits: (N, codes);  target: (N,), places of the next items.
         """
         vectors: Any = self.items
         place = next(i for i, c in enumerate(vectors.coding) if c.name == name)
@@ -259,16 +259,21 @@ class M2TRecModel(Recommender):
         self._set_chance()
 
     def explain(self, query: str | int | Sequence[str], item: str) -> dict[str, float]:
-        """Return what each field adds to an item's score: the score less that without the field.
+        """Return field -> what it adds to an item's score, the largest first.
 
-        query: see `recommend`.  Sorted, largest first.  Raises: DataError for an unknown item.
+        That is the item's score minus its score when this field is left out of the item.
+        query: the session or user, see `recommend`; item: its name.  Raises: DataError for an
+          unknown item.
         """
         return self.reasons(query, [item])[0]
 
     def reasons(
         self, query: str | int | Sequence[str], items: Sequence[str]
     ) -> list[dict[str, float]]:
-        """Return `explain` for several items, reading the session once."""
+        """Return `explain` of each of several items; the session is encoded only once.
+
+        query: see `recommend`; items: their names.
+        """
         if not isinstance(self.items, FieldVectors):
             fix = "Ask a model of fields."
             raise ConfigError("explain", got="a model of ids", want="one of fields", fix=fix)

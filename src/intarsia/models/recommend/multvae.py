@@ -27,7 +27,7 @@ class MultVae(Settings):
     over users; beta rises from 0 to its value over the first fifth of the steps.  The first and the
     last layer are tables with a row for each item, which `Dsl` makes sparse.
 
-    width: of the hidden layers; code: of z; dropout: of x; beta: of the KL.
+    width: units of the hidden layers; code: width of z; dropout: rate on x; beta: weight of the KL.
 
     Raises: ConfigError for a setting out of range.
     It scores new users by their history, without training again.

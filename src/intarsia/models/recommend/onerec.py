@@ -165,7 +165,7 @@ class OneRecModel(Recommender):
     ) -> None:
         """Build vocabulary, encoder of histories and decoder of sessions.
 
-        ids: fitted semantic ids, a tuple of L tokens for each item; generator: of the first
+        ids: fitted semantic ids, a tuple of L tokens for each item; generator: draws the first
         weights.
         """
         super().__init__(settings, events)

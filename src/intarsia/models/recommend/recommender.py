@@ -184,7 +184,7 @@ def with_new_items(
 ) -> Interactions:
     """Return the events with more items, of which there are no events.
 
-    ids, fields: of the new items.
+    ids, fields: those of the new items.
     Raises: DataError for an id that exists, a field that is missing or of another length.
     """
     existing = set(events.item_ids)

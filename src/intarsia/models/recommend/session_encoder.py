@@ -22,7 +22,7 @@ class Attention(nn.Module):
     """
 
     def __init__(self, width: int, dropout: float = 0.0) -> None:
-        """Build the projections; dropout: of the attention weights.
+        """Build the projections; dropout: rate on the attention weights.
 
         Raises: ConfigError for a width that heads of 16 do not divide.
         """
@@ -100,7 +100,7 @@ class SessionEncoder(nn.Module):
     ) -> None:
         """Build the position vectors and blocks; see the class for `longest` and `causal`.
 
-        width: of an item's vector; longest: number of positions; causal: a place attends to itself
+        width: an item vector's; longest: number of positions; causal: a place attends to itself
         and those before it.
         """
         super().__init__()

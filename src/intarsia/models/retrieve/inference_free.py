@@ -44,9 +44,9 @@ class InferenceFree:
     """Wrapper of a `SparseEncoder` whose query weights are a table, for indexes and engines.
 
     encoder: routes "query" to one weight for each token and "document" to a masked language model.
-    name: of the model, for display.
+    name: the model's name, for display.
     prune: weights below this share of a document's largest are left out, 0 = none.
-    megabytes: of logits in memory at a time, in encoding and in training.
+    megabytes: size of logits in memory at a time, in encoding and in training.
     Raises: ConfigError for another kind of `SparseEncoder`.
     """
 
@@ -56,7 +56,7 @@ class InferenceFree:
         """Take tokenizer and query weights from the encoder.
 
         encoder: a `SparseEncoder` with a table of query weights; prune: weights below this share of
-        a document's largest are left out; megabytes: of logits in memory at a time.
+        a document's largest are left out; megabytes: size of logits in memory at a time.
         """
         between("prune", prune, 0, 1, fix="Try 0.1; 0 keeps all.")
         at_least("megabytes", megabytes, 1, fix=f"Try {MEGABYTES}.")

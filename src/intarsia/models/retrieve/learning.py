@@ -40,7 +40,7 @@ class LearnedRetrieval:
     over a query's answer and `negatives` candidates of BM25; s_T: the ensemble of the teachers;
     d_qp: the document at place p of query q, the answer at place 0.
     Without teachers the target is the answer, against all documents of the batch (InfoNCE).
-    steps of `batch` queries; lr: of AdamW, after a warm-up over a tenth of the steps.
+    steps of `batch` queries; lr: AdamW's learning rate, after a warm-up over a tenth of the steps.
     The ramp (t / T)^2 lasts a third of the steps. penalty: "flops", w = 1; or "idf", w_j ~
     1 / idf_j^2 with mean 1, which thins out common tokens.
     Source: arXiv:2411.04403; the rates are ours. Not for documents that no query resembles: the

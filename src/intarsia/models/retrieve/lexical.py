@@ -198,7 +198,7 @@ def _bm25_lists(part: Stems, settings: Lexical, mean: float) -> Postings:
     """Replace counts by tf / (tf + k1 (1 - b + b |d| / mean)), and shift documents by their number.
 
     part: stems of a segment, with the counts tf; settings: k1 and b of BM25.
-    mean: of the lengths |d| over the whole collection.
+    mean: that of the lengths |d| over the whole collection.
     """
     lists = part.counts
     # length normalisation of each document

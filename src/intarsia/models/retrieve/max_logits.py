@@ -56,7 +56,11 @@ class MaxLogits(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
-        """Return the gradients by hidden, weight and bias, of the non-zero entries of grads[0]."""
+        """Return the gradients with respect to hidden, weight, bias and size (None).
+
+        grads: one tensor (texts, V), the gradient of the maxima; only its non-zero entries are
+          computed. ctx: keeps hidden, weight and the position t of each maximum, (texts, V).
+        """
         hidden, weight, place = ctx.saved_tensors
         (grad,) = grads  # (texts, V)
         text, token = grad.nonzero(as_tuple=True)  # few: relu has no gradient below 0

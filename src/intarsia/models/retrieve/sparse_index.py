@@ -34,7 +34,7 @@ DEFAULT = Lexical()
 class DocumentEncoder(Protocol):
     """Protocol of a model that encodes documents for an index.
 
-    name: of the model, for display; digest: of its weights; queries: tokens and their weights.
+    name: the model's name, for display; digest: its weights'; queries: tokens and their weights.
     """
 
     name: str

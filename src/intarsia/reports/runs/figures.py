@@ -65,7 +65,7 @@ def by_time(comparison: Comparison) -> Figure:
 def _points(comparison: Comparison, cost: Callable[[FinishedRun], float]) -> list[charts.Points]:
     """Return the points of a scatter chart: for each method its runs, accuracy over a cost.
 
-    cost: of a run, the value along the horizontal axis.
+    cost: function of a run, the value along the horizontal axis.
     """
     return [
         charts.Points(
@@ -133,7 +133,7 @@ def _curve(
 ) -> charts.Series:
     """Return one curve as a series.
 
-    line: epoch -> value; name: in the legend; look: colour and mark.
+    line: epoch -> value; name: text in the legend; look: colour and mark.
     choices: the group, split and seed for which the page shows it.
     """
     # shares are drawn in percent
@@ -156,7 +156,7 @@ def _curve(
 
 
 def confusions(confusion: Confusion, number: int) -> list[Figure]:
-    """Draw the counts of a method and their shares of each row; number: of the method."""
+    """Draw the counts of a method and their shares of each row; number: the method's index."""
     names = [short(name) for name in confusion.classes]
     hover = [
         [

@@ -84,9 +84,10 @@ class RunGroup(BySeed):
     def interval(
         self, baseline: RunGroup, score: str | None = None
     ) -> tuple[PairedInterval | None, str]:
-        """Return the interval of a score minus the other's, or what is missing for it.
+        """Return (interval, ""), of this group's score minus the baseline's on the same test items.
 
-        score: None = the one that decides.
+        Where there can be none: (None, text that says what is missing). baseline: the group that is
+          compared with; score: its name, None = the measure by which the task ranks runs.
         """
         ours, theirs = ({run.seed: run.items for run in g.runs} for g in (self, baseline))
         return interval_of(ours, theirs, score or self.runs[0].scores.measure)

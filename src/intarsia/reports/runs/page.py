@@ -59,7 +59,7 @@ def write_report(
     """Read run folders and write their page to `out`; returns its path.
 
     folders: run folders, or folders that hold some.  baseline: label of the method the others are
-    held against, None = the first.  heading: of the page, None = the methods and the data set.
+    held against, None = the first.  heading: the page's title, None = the methods and the data set.
     others: candidates that were not chosen, below the results.
     The same runs give the same bytes.
     Raises: DataError, CheckpointError and UnknownName as `gather` and `comparison_of` do;
@@ -279,7 +279,7 @@ def _picture(path: Path) -> Image.Image:
 def _thumbnail(mistake: Mistake, address: str) -> Thumbnail:
     """Return the small picture of a mistake, with what was predicted and what it is.
 
-    address: of the picture's data, for the page.
+    address: where the picture's data is, for the page.
     """
     return Thumbnail(
         address,

@@ -66,7 +66,7 @@ def _line(
 
     before: words before x in a tooltip, for example "step ".
     number: the group's index, by which the page shows and hides it; looks: colour and mark of every
-    group; points: (x, y); unit: of y.
+    group; points: (x, y); unit: unit of y.
     """
     hover = [f"{y:.4g} {unit}".strip() + f" at {before}{x:g}" for x, y in points]
     xs, ys = [x for x, _ in points], [y for _, y in points]

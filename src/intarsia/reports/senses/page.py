@@ -82,7 +82,12 @@ def seen_report(
 
 
 def _question(number: int, q: Shown, picture: str | None) -> Container:
-    """Return a question's picture beside its answer."""
+    """Return a block of the page: a question's picture beside its answer.
+
+    number: the question's; picture: the file to show, None = only text. q: the question; of its
+      fields right is the wanted answer, told the picture in words, and chosen which vectors of its
+      tiles (parts of the picture) the model read, drawn bright.
+    """
     facts = [("Question", q.question or "(a description)"), ("Answer", q.answer or "(nothing)")]
     facts += [("Wanted", q.right)] if q.right is not None else []
     facts += [("Picture", q.told)] if q.told else []
@@ -103,7 +108,7 @@ def write_pictures(
 ) -> Path:
     """Write the page of a model's answers to pictures; it needs no other file.
 
-    pictures: as the model reads them, with its answers.  patches: of a union of experts, by the
+    pictures: those shown to the model, with its answers.  patches: of a union of experts, by the
     path of each part of the model, (pictures, experts, rows, columns) bool, of `taken_patches`.
     Raises: TrainingError if it cannot be written.
     """
@@ -149,8 +154,10 @@ def _views(
 ) -> Iterator[Image.Image]:
     """Yield a small picture for each expert, in which the patches that it processes are bright.
 
-    number: of the picture; patches: part of the model -> (pictures, experts, rows, columns).
+    picture: the whole picture, never None here; number: its index in `patches`; patches: name of a
+      layer with experts -> (pictures, experts, rows, columns) bool, which patches an expert gets.
     """
+    # only questions with a picture come here; the check is for the type
     assert picture is not None
     small = picture.resize((PATCHED, PATCHED), Image.Resampling.BICUBIC)
     for parts in patches.values():

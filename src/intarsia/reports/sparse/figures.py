@@ -23,7 +23,7 @@ _NUMBER = re.compile(r"\.(\d+)\.")
 def perplexity(models: Sequence[Any], names: Sequence[str], looks: Sequence[Look]) -> Figure | None:
     """Draw a line for each method, from the dense model on.
 
-    names: of the methods; looks: a colour and mark for each of them.
+    names: the methods' names; looks: a colour and mark for each of them.
     """
     series: list[Series] = []
     for group, name in enumerate(names):
@@ -45,7 +45,11 @@ def perplexity(models: Sequence[Any], names: Sequence[str], looks: Sequence[Look
 
 
 def sizes(models: Sequence[Any]) -> Figure | None:
-    """Draw a stack for each folder: kept values, bitmasks, what is left out, the rest."""
+    """Draw a stacked bar of the bytes of each model's file; None if no record lists its parts.
+
+    models: sparse models, whose record["parts"] is name of a part -> bytes: kept values, bitmasks,
+      zeros left out, the rest.
+    """
     parts = [model.record.get("parts") or {} for model in models]
     names = list(dict.fromkeys(name for part in parts for name in part))
     if not names:

@@ -56,10 +56,11 @@ def chosen(
     recipe: Recipe,
     classes: Sequence[str] | None = None,
 ) -> Task:
-    """Return the task asked for, or the dataset's own with the recipe's settings for labels.
+    """Return `task`, or for None the dataset's default task.
 
-    classes: their names, where the dataset does not know them.
-    Raises: ConfigError where the recipe has a setting that the task has not.
+    A default task is made with the recipe's settings for labels (class weights, smoothing ...).
+    recipe: settings of the training; classes: names of the classes, None = the dataset has them.
+    Raises: ConfigError where the recipe has such a setting and the task cannot use it.
     """
     settings = {name: value for name in OF_LABELS if (value := getattr(recipe, name))}
     resolved = task or task_of(dataset)
