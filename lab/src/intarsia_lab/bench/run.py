@@ -80,10 +80,11 @@ def _search(
     report: Report,
     work: Work,
 ) -> dict[Slot, tuple[list[Experiment], list[Mapping[str, Any]]]]:
-    """Do the runs of all searches; return for each place the runs and their results.
+    """Run the searches for settings; return for each slot its runs and their results.
 
-    places: (task, method, seed) each; searches: file of results, of which finished runs are not
-    done again; out: folder of the runs; work: does one run.
+    places: slots, a task, a method and a seed each; searches: file of results, of which
+    finished runs are not done again; out: folder of the runs; execution: jobs, threads and
+    whether failed runs are repeated; work: does one run.
     """
     runs = {place: plan.search(place) for place in places}
     trials: dict[str, Trial] = {}
@@ -116,7 +117,13 @@ def _finish(
     report: Report,
     work: Work,
 ) -> list[records.RunResult]:
-    """Do the plan's runs that have no row yet, by `work`, and return all results."""
+    """Do the plan's final runs that have no result yet, append each to the file, and return all.
+
+    places: slots (task, method, seed); searched: the runs of each slot's search and their
+    results; out: folder; execution: jobs and threads; work: does one run. `_settled` returns a
+    slot's final run (None if its search failed), a record of its settings and its softmax
+    temperature.
+    """
     file = out / RESULTS
     have = {r.key: r for r in records.read(file)} if file.exists() else {}
     finals: dict[Slot, tuple[str, Experiment | None, records.Setup, float | None]] = {}

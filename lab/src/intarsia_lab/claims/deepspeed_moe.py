@@ -77,6 +77,7 @@ def ratio(
 
 
 def _row(name: str, cells: Sequence[Cell]) -> dict[str, Any]:
+    """Return a model's row of the table. cells: its results, one of each seed."""
     parameters = cells[0]["parameters"]
     return {
         "model": name,
@@ -127,6 +128,7 @@ def students(
     data_set = material(data, text)
 
     def run(seed: int) -> dict[str, float]:
+        """Return the test loss of a teacher and of its students, which have fewer blocks."""
         # step 1: the teacher, a mixture of its own
         teacher = with_mixtures(dense(ONE, data_set, text, seed), ONE, seed)
         losses = {"teacher": train(teacher, data_set, text, steps[0], seed, plain)}

@@ -41,6 +41,10 @@ def slopes(
 
 
 def _row(gate: str, name: str, studies: Sequence[dict[str, Convergence]]) -> dict[str, Any]:
+    """Return a gate's row: how fast the error of a kind of parameter falls with n samples.
+
+    name: key of NAMES, the kind of parameter; studies: for each seed, its results by gate.
+    """
     slopes_of_seeds = [study_of_seed[gate].slope(name) for study_of_seed in studies]
     # medians: a search that got stuck would carry a mean away
     middle = (

@@ -137,6 +137,10 @@ def tuned_bm25() -> dict[str, Any]:
         scores: dict[tuple[float, float], float] = {}
 
         def run(part: Collection, k1: float, b: float) -> Array:
+            """Return the measure of each query of a part, with documents ranked by BM25.
+
+            k1, b: BM25's saturation of term counts and its length normalisation.
+            """
             numbers, values = Bm25(texts, k1=k1, b=b).retrieve(list(part.queries.values()), 10)
             rows = zip(part.queries, numbers, values, strict=True)
             ranked = {

@@ -103,6 +103,7 @@ def rows(name: str, part: str) -> list[Row]:
 
 
 def options(seed: int, rate: float, times: int = 1) -> dict[str, Any]:
+    """Return the options of `fit`. rate: learning rate; times: factor on the number of epochs."""
     return {
         "epochs": EPOCHS * times,
         "batch_size": BATCH,

@@ -127,6 +127,10 @@ def judged(model: Any, questions: Questions, cold: np.ndarray[Any, Any]) -> HitR
 def trained(
     settings: M2TRec, train: Interactions, seed: int, *, ids: bool = False, **overrides: Any
 ) -> M2TRecModel:
+    """Train the recommender and return it.
+
+    ids: give each film a learned vector instead of its metadata; overrides: options of `fit`.
+    """
     model = settings.build(train, seed=seed)
     if ids:
         generator = torch.Generator().manual_seed(seed)
@@ -159,6 +163,10 @@ def found_of(arm: str, seed: int) -> HitRates:
 
 
 def scored(arm: str, seed: int) -> HitRates:
+    """Return the hit rates of an arm on all films and on cold ones, which training never saw.
+
+    arm: a baseline (POPULAR, KNN) or a form of the model, which is trained here.
+    """
     train, questions, cold = parts(seed)
     if arm == POPULAR:
         return judged(popular(train, (), {}, seed), questions, cold)
@@ -213,6 +221,11 @@ def compared(
     figure: Any,
     over: Callable[[Sequence[float]], float] = statistics.mean,
 ) -> Result:
+    """Compare all arms, each trained once for a seed.
+
+    figure: the results of one seed by arm -> the number to judge; over: joins those of the
+    seeds.
+    """
     # one recipe for all arms, which differ in what stands for a film
     rates = by_arm(ARMS, seeds, found_of, report)
     chance = statistics.mean(hit_rates.chance for hit_rates in rates[FIELDS])

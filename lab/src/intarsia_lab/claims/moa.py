@@ -150,6 +150,10 @@ def _ids(row: Any) -> Tensor:
 
 
 def _loss(model: nn.Module, spans: Spans | None, ids: Tensor) -> float:
+    """Return the loss at the end of the texts `ids`, with attention limited to `spans`.
+
+    spans: how far back each head looks; None for full attention.
+    """
     if spans is not None:
         attach_spans(model, spans, length=CHECK)
     try:
@@ -235,6 +239,7 @@ def of_gap(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def _table(cells: dict[tuple[float, int], dict[str, float]], seeds: Sequence[int]) -> Any:
+    """Yield the rows of the table. cells: (density, seed) -> loss by kind of span."""
     for density in DENSITIES:
         for arm in ("dense", "moa", "uniform", "random"):
             losses = [cells[density, s][arm] for s in seeds]

@@ -77,6 +77,7 @@ def on_text(
 
 
 def _row(name: str, cells: Sequence[Cell]) -> dict[str, Any]:
+    """Return a router's row of the table. cells: its results, one of each seed."""
     return {
         "router": name,
         "units on": shown([mean_of(c, "hidden_units") for c in cells], ".1f"),

@@ -76,6 +76,11 @@ def seen_by(
     judge_: SessionReward,
     windows_and_targets: tuple[Tensor, Tensor],
 ) -> Aligned:
+    """Measure the lists that a model draws: two rewards, recall and how varied they are.
+
+    reward: what the model was trained on; judge_: a reward model that training never saw;
+    windows_and_targets: item numbers of the histories and of the films that users took next.
+    """
     histories, logged = windows_and_targets
     drawn = torch.cat(
         [

@@ -83,6 +83,10 @@ class TaskKinds:
     """
 
     def __init__(self, seed: int, part: str = "test") -> None:
+        """Split the tasks into known and held-out ones by the seed, and load a base model.
+
+        part: of the data that the test rows come from.
+        """
         glosses = by_kind()
         order = torch.randperm(len(glosses), generator=torch.Generator().manual_seed(0)).tolist()
         names = [list(glosses)[i] for i in order]
@@ -160,6 +164,7 @@ def adapted(base: nn.Module, method: Method, seed: int) -> PeftModel:
 def train(
     model: nn.Module, rows: Sequence[Row], epochs: int, batch: int, *, lr: float, seed: int
 ) -> None:
+    """Train a model on rows of sentences by `fit`. batch: rows a step; lr: learning rate."""
     fit(
         model,
         rows,  # pyright: ignore
@@ -209,6 +214,10 @@ def rates(report: Report) -> tuple[ArmRate, ...]:
 
 
 def _run(seed: int, rate_by_arm: Mapping[str, float], report: Report) -> Cell:
+    """Return the errors in percent of all arms on known and on later tasks, for one seed.
+
+    rate_by_arm: learning rate of each arm.
+    """
     kinds = TaskKinds(seed)
     models: dict[str, PeftModel] = {}
     errors_known: dict[str, float] = {"no adapter": error(kinds.base, kinds.mixed(kinds.test))}

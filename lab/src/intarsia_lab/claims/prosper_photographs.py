@@ -49,6 +49,7 @@ def densities(seeds: Sequence[int], report: Report) -> Result:
     """Return the smaller of GSC less BSC and BSC less FactorAnalysis, in nats a held-out patch."""
 
     def make(seed: int) -> dict[str, float]:
+        """Return the held-out score of each model, fitted to patches of photographs."""
         train, test = natural(seed)
         common = {"n_candidates": 8, "n_iter": 60, "data_cut": False, "random_state": seed}
         models = {
@@ -81,7 +82,10 @@ SIGMA, SIDE, CROP = 25.0, 8, 160
 
 
 def denoised(seed: int) -> dict[str, Any]:
-    """Return PSNR and CPU seconds of each method on the middle of the photograph of that number."""
+    """Return PSNR and CPU seconds of each denoiser on the middle of one photograph with noise.
+
+    seed: draws the noise, and seed modulo 3 picks the photograph.
+    """
     random = np.random.default_rng(seed)
     names = ("china", "greentock_by_Peter_Nerlich", "TwoWings")
     clean = grey(next(p for p in photographs(shrink=4) if p.name == names[seed % 3]).pixels)

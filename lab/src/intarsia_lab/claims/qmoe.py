@@ -75,6 +75,10 @@ def of_size(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def _sized(title: str, digits: Tensor, stored: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return a row on the size of coded ternary weights.
+
+    digits: the ternary values, 0 among them; stored: the tensors that a file would hold.
+    """
     share = float((digits == 0).float().mean())
     codes = 16 * len(stored["codes"]) / digits.numel()
     return {

@@ -194,6 +194,7 @@ def correlations(searches: Sequence[SearchedNet], name: str) -> tuple[float, flo
 
 
 def _in_words(searches: Sequence[SearchedNet]) -> str:
+    """Return the correlations of accuracy with an early loss as a sentence, with intervals."""
     ends = (correlations(searches, name) for name in ("first", "epoch"))
     before, after = (f"{rho:+.2f} ({low:+.3f} to {high:+.3f})" for rho, low, high in ends)
     return (
@@ -257,6 +258,11 @@ LEARNED = above("Parents are above chance, 10 %, by 40 points.", "parent", 50)
 def _study(
     key: str, sentence: str, baseline: str, sense: str, target: float, figure: Any, **names: Any
 ) -> Study:
+    """Return a claim about one random search of nets; all claims here share the remaining settings.
+
+    sense: whether the figure must be above or below `target`; figure: gets the number to judge;
+    names: further fields of Study, as the paper's.
+    """
     return Study(
         key,
         sentence=f"{sentence} {SCALE}.",

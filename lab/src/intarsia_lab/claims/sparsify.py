@@ -88,6 +88,11 @@ class PrunedCells:
         return Pruned(*stored("sparsify", inputs, lambda: self._run(arm, *task, seed)))
 
     def _run(self, arm: str, text: str, density: float, seed: int) -> Pruned:
+        """Prune a language model by one arm and return its loss on held-out text and the CPU time.
+
+        arm: "dense", a base method, or "METHOD + swaps" for DSnoT after it; text: name of
+        the text; density: the share of weights that stay.
+        """
         if self.model is None:
             self.model, self.tokenizer = language_model("smollm2", progress=lambda _: None)
             self.dense = {n: t.clone() for n, t in self.model.state_dict().items()}

@@ -51,6 +51,11 @@ class SinkhornRouter(TransportRouter):
     """`TransportRouter` with Sinkhorn's plan, cut off at C, in place of the sparse one."""
 
     def plan(self, score: Tensor) -> Tensor:
+        """Return a sparse transport plan of tokens to experts (T, E) by Sinkhorn's scaling.
+
+        score: (T, E), affinities of T tokens and E experts; each expert takes its strongest
+        tokens.
+        """
         plan, share = (score / EPS).softmax(-1), len(score) / self.experts
         # alternate scaling: columns to T / E, rows to 1, the dense plan's two constraints
         for _ in range(ROUNDS):

@@ -130,6 +130,10 @@ def times_as_fast(
 def _seconds(
     product: Callable[[Tensor, Routing, int], Tensor], x: Tensor, routing: Routing, places: int
 ) -> float:
+    """Return the median seconds of seven calls of `product`.
+
+    x: (tokens, width); places: tokens that an expert has room for.
+    """
     durations: list[float] = []
     for _ in range(7):
         begun = time.perf_counter()

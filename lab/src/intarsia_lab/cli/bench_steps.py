@@ -246,6 +246,10 @@ def carry(
 
 
 def _baseline(plan: BenchPlan, baseline: str | None) -> str:
+    """Return the name of the method that others are compared with.
+
+    baseline: the name asked for, if any. Raises: UnknownName if the plan has no such method.
+    """
     # Without a baseline named: the benchmark's own if it is in the plan, else the first method.
     names = [c.name for c in plan.arms]
     if baseline is not None and baseline not in names:

@@ -17,7 +17,7 @@ from .words import NAMES
 
 
 def names() -> Mapping[str, Iterable[str]]:
-    """Return the words of every list."""
+    """Return the names that the command line completes or checks, by kind: claims, suites and so on."""
     return {
         "claim": sorted(claim.key for claim in claims()),
         "suite": (*suites.MODULES, "sparse"),

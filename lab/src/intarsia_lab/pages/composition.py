@@ -102,7 +102,11 @@ def trait(card: Card) -> Trait:
 
 
 def by_trait(adapters: Iterable[Card]) -> dict[Trait, list[Card]]:
-    """The cards of each trait, the one that stands for it first: that of the oldest paper."""
+    """Return the adapters of each trait, that of the oldest paper first.
+
+    A trait is the set of properties that decide what an adapter combines with (see Trait); the
+    first adapter of a trait is tried in its place.
+    """
     groups: dict[Trait, list[Card]] = {}
     for card in sorted(adapters, key=lambda c: (c.paper.arxiv, c.key)):
         groups.setdefault(trait(card), []).append(card)
@@ -205,7 +209,11 @@ def _made_of(methods: Iterable[Card], pair: Pair) -> list[str]:
 
 
 def page(report: Callable[[str], None] = lambda _: None) -> str:
-    """Return the page; trials whose code has not changed are read back.  report: gets the rest."""
+    """Return the text of docs/composition.md: which adapters can be combined, by trials.
+
+    Trials: `beside` (two on one model), `after` (one on the other's folded model), `sums`
+    (merged). Those whose code has not changed are read back; report: is told of the others.
+    """
     adapters, trials = cards("adapter"), Trials(__file__, report)
 
     def pair(trial: Callable[[Card, Card], Any], first: Card, second: Card) -> Any:

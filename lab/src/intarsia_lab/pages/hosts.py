@@ -143,7 +143,11 @@ def _column(trial: Callable[[str], str]) -> dict[str, str]:
 
 
 def _answer(trial: Callable[[str], str], name: str) -> str:
-    """Return "yes" or "folds", or the reason why a model of this name is refused."""
+    """Return what `trial` found for a model, or the reason why it is refused.
+
+    trial: model name -> "yes" (an adapter trains, saves and loads on it) or "folds" (and it
+    folds into the weights); name: of the model.
+    """
     try:
         return trial(name)
     except IntarsiaError as error:
