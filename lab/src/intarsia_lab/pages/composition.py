@@ -211,8 +211,9 @@ def _made_of(methods: Iterable[Card], pair: Pair) -> list[str]:
 def page(report: Callable[[str], None] = lambda _: None) -> str:
     """Return the text of docs/composition.md: which adapters can be combined, by trials.
 
-    Trials: `beside` (two on one model), `after` (one on the other's folded model), `sums`
-    (merged). Those whose code has not changed are read back; report: is told of the others.
+    Trials: `beside` (two adapters on one model), `after` (one applied to a model that the other
+    has changed), `sums` (their mean). Those whose code has not changed are read back; report:
+    is told of the others.
     """
     adapters, trials = cards("adapter"), Trials(__file__, report)
 

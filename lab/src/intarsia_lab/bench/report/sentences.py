@@ -107,8 +107,8 @@ def notes(findings: Findings) -> list[str]:
     """Return the sentences that limit a comparison of methods.
 
     They tell missing results (`ragged`: some method lacks a task), unequal numbers of seeds and
-    of tried settings, and the time of the searches. sheet.begun: (methods, tasks), counts of
-    runs.
+    of tried settings, and the time of the searches. sheet.begun: (methods, seeds), True where a
+    method has runs of that seed.
     """
     sheet = findings.sheet
     lines = []
