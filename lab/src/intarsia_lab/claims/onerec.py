@@ -78,8 +78,9 @@ def seen_by(
 ) -> Aligned:
     """Measure the lists that a model draws: two rewards, recall and how varied they are.
 
-    reward: what the model was trained on; judge_: a reward model that training never saw;
-    windows_and_targets: item numbers of the histories and of the films that users took next.
+    reward: what the model was trained on; judge_: a reward model of other users, which only
+    judges; windows_and_targets: item numbers of the histories and of the films that users took
+    next.
     """
     histories, logged = windows_and_targets
     drawn = torch.cat(

@@ -22,7 +22,7 @@ FORMS: Mapping[str, Format] = {"bitmask bf16": Bitmask("bf16"), "bitmask int8": 
 
 
 def bar(wide: float, narrow: float) -> float:
-    """Return the bar of this machine's instruction set."""
+    """Return the target speedup for this machine: `wide` with WIDE instructions, else `narrow`."""
     return wide if native.instructions() == WIDE else narrow
 
 

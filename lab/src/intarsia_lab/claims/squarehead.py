@@ -143,7 +143,7 @@ def closing_of(bench: SparseCells, densities: tuple[float, ...]) -> Callable[...
     """
 
     def run(seeds: tuple[int, ...], report: Report) -> Result:
-        """Compare the objectives by the share of the pruning gap that each closes, at each density."""
+        """Compare the objectives by the share of the pruning gap that each closes."""
         arms = [Arm(n, n) for n in OBJECTIVES]
         sheet = each(arms, seeds, bench.cell, report, tasks=densities)
         by_arm = {

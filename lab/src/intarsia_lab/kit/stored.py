@@ -84,8 +84,8 @@ class StoredResults:
 
         @functools.wraps(function)
         def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-            """Return the function's result for these arguments, kept in the file or computed now."""
-            # by the names of arguments, so that how it is called makes no other cell
+            """Return the function's result for these arguments, stored or computed now."""
+            # stored by argument names: positional and keyword calls find the same result
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             inputs = dict(bound.arguments)
