@@ -25,7 +25,7 @@ def studied(seed: int, report: Report) -> dict[str, Convergence]:
 def slopes(
     seeds: Sequence[int], report: Report, *, figure: Callable[[dict[str, Convergence]], float]
 ) -> Result:
-    """Return a figure of the slopes, the median of the seeds."""
+    """Return the slope of log error against log n that `figure` picks, the median of the seeds."""
     # all four claims read the same fits
     studies = [studied(seed, report) for seed in seeds]
     values = tuple(figure(study_of_seed) for study_of_seed in studies)

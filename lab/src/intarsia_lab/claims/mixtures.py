@@ -99,7 +99,7 @@ def bench() -> LanguageRows:
 
 
 def rows(domain: str, part: str) -> list[Row]:
-    """part: "train", "test", or "val", which no claim is judged by."""
+    """Return the rows of a domain. part: "train", "test", or "val", which no claim is judged by."""
     domain_rows = bench().rows[domain]
     return {
         "test": domain_rows[:TEST],

@@ -34,7 +34,10 @@ Array = np.ndarray
 
 
 def bars(signed: Array | None = None) -> Array:
-    """Ten bars of 5 x 5 px, 10 bright.  -> (10, 25)."""
+    """Return ten images of one bar each in 5 x 5 pixels, of brightness 10, as (10, 25).
+
+    signed: a factor for each bar; None = 1.
+    """
     images = np.zeros((10, 5, 5))
     for i in range(5):
         images[i, i] = images[5 + i, :, i] = 10.0

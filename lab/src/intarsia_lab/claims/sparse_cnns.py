@@ -113,7 +113,7 @@ def parts(name: str, seed: int, part: str = "test") -> tuple[TensorDataset, Tens
 
 @lru_cache(maxsize=1)
 def tuned(name: str, seed: int) -> nn.Module:
-    """Lite0 fine-tuned on a set, dense; for all arms of a seed."""
+    """Return EfficientNet-Lite0, fine-tuned dense on a set; all arms of a seed begin with it."""
     net = backbone("efficientnet-lite0", classes=pictures(name)[4], size=SIDE, seed=seed)
     fit(net, parts(name, seed)[0], **options(seed, DENSE_RATE))
     return net.eval()

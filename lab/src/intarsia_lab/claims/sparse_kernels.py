@@ -29,7 +29,7 @@ def bar(wide: float, narrow: float) -> float:
 @lru_cache
 @threads(1)
 def timed(seed: int) -> tuple[dict[str, tuple[float, int]], float]:
-    """Milliseconds and bytes of each product, and the bytes/s of reads before and after them."""
+    """Return milliseconds and bytes of each product, and bytes/s of reads around them."""
     native.require()
     generator = torch.Generator().manual_seed(seed)
     # random weights and places: time depends on their number alone

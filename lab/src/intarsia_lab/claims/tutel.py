@@ -41,8 +41,11 @@ def drawn(tokens: int, seed: int) -> Trace:
 
 
 def adaptive(seeds: tuple[int, ...], report: Report) -> Result:
-    """Time of the best single degree over that of a degree for each point, geometric mean of the
-    topologies; beside it the same with the degree chosen by bytes."""
+    """Return how much faster a degree of parallelism for each point is than the best single one.
+
+    The figure is the geometric mean over topologies; the table also has degrees chosen by
+    bytes.
+    """
     values: list[float] = []
     rows: list[dict[str, str]] = []
     for seed in seeds:
@@ -63,7 +66,10 @@ def adaptive(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def _mean_seconds(settings: Tutel, seed: int, links: Topology) -> float:
-    """Geometric mean over numbers of tokens and hidden units."""
+    """Return the geometric mean of simulated seconds over numbers of tokens and hidden units.
+
+    settings: the plan to simulate; links: how the devices are connected.
+    """
     return statistics.geometric_mean(
         simulate(settings.plan(drawn(tokens, seed), ExpertSize(1024, h), links), links).seconds
         for tokens in TOKENS

@@ -84,8 +84,9 @@ class Rates:
     ) -> ArmRate:
         """Return the best learning rate of a grid for an arm; of equal rates, an inner one.
 
-        scores: rate -> the pair by which `best_of` compares; `scaled` turns a rate into the
-        arm's own.
+        scores: rate -> (validation score, minus the loss): the higher pair wins, in this
+        order. `scaled` turns a rate of the grid into the arm's own. Returns also the steps
+        and the whole grid.
         """
         # among equals an inner rate is the choice
         edges_last = sorted(grid, key=lambda rate: (rate in (grid[0], grid[-1]), rate))
