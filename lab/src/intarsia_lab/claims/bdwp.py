@@ -58,7 +58,7 @@ def accuracy(arm: str, seed: int) -> float:
 
 
 def against(rival: str) -> Any:
-    """BDWP's accuracy minus another arm's, in points, over the seeds."""
+    """Return the measure of a claim: BDWP's accuracy minus that of arm `rival`, in points."""
 
     def judged(seeds: tuple[int, ...], report: Report) -> Result:
         """Return test accuracy of training with BDWP (arm BOTH) minus that of `rival`, in points.

@@ -218,7 +218,7 @@ def nonzeros(tries_by_gate: Tries) -> tuple[float, ...]:
 
 
 def saved(tries_by_gate: Tries) -> tuple[float, ...]:
-    """1 for a seed in which the search does as well in 2 draws as the gate alone in 6, else 0."""
+    """Return 1 for a seed whose search does as well in 2 draws as the gate alone in 6, else 0."""
     return tuple(
         float(best_of(tries_by_gate["top-k+"][s], 2) <= best_of(tries_by_gate["top-k"][s], 6))
         for s in tries_by_gate["top-k"]

@@ -123,7 +123,10 @@ def students(
     steps: tuple[int, int] = (TEACHER, STUDENT),
     layers: Sequence[int] = LAYERS,
 ) -> Result:
-    """Mean loss with staged distillation over the smaller of those with none and to the end."""
+    """Return the loss with staged distillation over the smaller of the two without stages.
+
+    Those two are trained with no distillation and with distillation to the end.
+    """
     data, text = bench.corpus, bench.scale
     data_set = material(data, text)
 

@@ -129,7 +129,7 @@ def figures(arm: str, seed: int, terms: float | None = None) -> dict[str, Any]:
 
 
 def tuned_bm25() -> dict[str, Any]:
-    """nDCG@10 of each test topic by BM25, whose k1 and b are the best on validation topics."""
+    """Return nDCG@10 of each test topic by BM25, whose k1 and b are the best on validation topics."""
 
     def make() -> dict[str, Any]:
         val, test = load_collection(PART, "val"), load_collection(PART)
@@ -198,7 +198,7 @@ def over_bm25(seeds: Sequence[int], report: Report) -> Result:
 
 
 def ensemble_over_single(seeds: Sequence[int], report: Report) -> Result:
-    """nDCG@10 by which the ensemble is at least the best single teacher - 0.002, and InfoNCE."""
+    """Return the margin of the ensemble teacher over the best single one and InfoNCE, in nDCG@10."""
     values, rows = [], []
     for seed in seeds:
         means = {a: float(np.mean(figures(a, seed)["values"])) for a in ARMS if a != FLAT}
@@ -213,7 +213,7 @@ def ensemble_over_single(seeds: Sequence[int], report: Report) -> Result:
 
 
 def query_time(seeds: Sequence[int], report: Report) -> Result:
-    """CPU seconds of all test queries over those of bm25s, medians of five interleaved runs."""
+    """Return CPU seconds of all test queries over those of bm25s, medians of five runs in turns."""
     collection = load_collection(PART)
     texts, queries = list(collection.docs.values()), list(collection.queries.values())
     model = InferenceFree.from_pretrained("splade-tiny", texts)

@@ -80,7 +80,7 @@ def films() -> Interactions:
 
 
 def parts(seed: int, part: str = "test") -> tuple[Interactions, Questions, np.ndarray[Any, Any]]:
-    """Training events without the cold films, a part's questions, and which films are cold."""
+    """Return training events without the cold films, a part's questions, and which films are cold."""
     data = films()
     # by time, as a shop would: what is asked comes after all that is learned
     train, val, test = data.split_by_time(0.8, 0.9)
@@ -106,7 +106,7 @@ def hits(scores: Tensor, after: Tensor, k: int) -> Tensor:
 
 
 def judged(model: Any, questions: Questions, cold: np.ndarray[Any, Any]) -> HitRates:
-    """model: histories (B, n) -> scores (B, n + 1)."""
+    """Return the hit rates of a model. model: histories (B, n) -> scores of films (B, n + 1)."""
     away = torch.from_numpy(np.append(False, cold))
     warm, among_all, among_cold = [], [], []
     for first in range(0, len(questions.after), 256):
@@ -149,7 +149,7 @@ def nearest(x: Tensor, vectors: Tensor) -> Tensor:
 
 
 def words() -> Tensor:
-    """TF-IDF of each film's title, year and genres, rows of length 1; no film is 0."""
+    """Return TF-IDF of each film's title, year and genres, in rows of length 1, none of them 0."""
     fields = films().fields.values()
     texts = [" ".join(w for f in fields for w in f.values[i]) for i in range(len(films().item_ids))]
     rows: Any = TfidfVectorizer(token_pattern=r"\S+").fit_transform(texts)
@@ -180,7 +180,7 @@ def scored(arm: str, seed: int) -> HitRates:
 
 
 def fields(train: Interactions, spans: Spans, settings: Settings, seed: int) -> Scorer:
-    """M2TRec as one of the methods that are tuned; it cuts sessions itself."""
+    """Return M2TRec as one of the methods that are tuned; it cuts sessions itself."""
     configured = replace(SETTINGS, dropout=settings["dropout"])
     model = trained(configured, train, seed, lr=settings["lr"])
 

@@ -261,7 +261,7 @@ NOTE = (
 
 
 def shared_mlp(seed: int) -> tuple[OutputExperts, nn.Module, Tensor, Routing]:
-    """MixLoRA's published cell on an MLP of SmolLM2-135M's shape with random weights."""
+    """Return MixLoRA's published adapter on an MLP of SmolLM2-135M's shape with random weights."""
     width, hidden = SHAPE["width"], SHAPE["hidden"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -296,7 +296,10 @@ def naive(cell: OutputExperts, mlp: nn.Module, x: Tensor, routing: Routing) -> T
 
 @torch.no_grad()
 def time_shared(seeds: Sequence[int], report: Report, reps: int = 15) -> Result:
-    """Wall time of the shared forward over the naive one, medians of interleaved calls."""
+    """Return wall time of the shared forward over the naive one, medians of calls in turns.
+
+    reps: number of calls.
+    """
     values: list[float] = []
     table: list[Mapping[str, Any]] = []
     with threads(1):

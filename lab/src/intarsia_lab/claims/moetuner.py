@@ -124,7 +124,11 @@ PAPER = "(arXiv:2502.06643, abstract): "
 
 
 def study(key: str, sentence: str, target: float, figure: Of, **overrides: Any) -> Study:
-    """more: arm, kinds and over of `run`, and what else a Study has."""
+    """Return a claim on placements of experts.
+
+    figure: the results of one seed -> the number to judge; more: arm, kinds and over of `run`,
+    and what else a Study has.
+    """
     options = {"kinds": ("balanced",), "arm": STAY}
     options |= {name: overrides.pop(name) for name in ("kinds", "arm", "over") if name in overrides}
     judged: Any = partial(run, figure=figure, **options)

@@ -176,9 +176,10 @@ def trained(settings: OneRec, train: Interactions, steps: int, seed: int) -> One
 
 
 def one_by_one(model: OneRecModel, x: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Sessions drawn item by item, each of which is read with the history before the next.
+    """Draw sessions item by item, each of which is read with the history before the next.
 
-    model: of sessions of one item.  x: (B, n) -> (B, count, 5); no item twice.
+    model: of sessions of one item; x: histories (B, n) -> sessions (B, count, 5); no item
+    twice.
     """
     rows = x.repeat_interleave(count, 0)
     drawn = rows.new_zeros(len(rows), 0)

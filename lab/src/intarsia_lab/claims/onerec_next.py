@@ -69,7 +69,7 @@ def early_and_late(train: Interactions) -> tuple[Interactions, Interactions]:
 
 
 def questions(events: Interactions, before: Interactions) -> tuple[Tensor, Tensor]:
-    """Histories (N, 20) and the next film (N,), every fifth event of a user that has a history.
+    """Return histories (N, 20) and the next film (N,), for every fifth event of a user.
 
     before: earlier events of the same users, which are in the histories.
     """

@@ -142,7 +142,10 @@ def told(rows: Sequence[Row], number: int) -> list[Row]:
 
 @torch.no_grad()
 def set_head(model: SentenceTail, rows: Sequence[Row]) -> None:
-    """Ridge regression of the labels on the features that the model has without adapters."""
+    """Set the head by ridge regression of the labels on the features without adapters.
+
+    rows: training rows; the weights are set in place.
+    """
     features: list[Tensor] = []
     for first in range(0, len(rows), 128):
         batch: Any = padded(rows[first : first + 128])[0]

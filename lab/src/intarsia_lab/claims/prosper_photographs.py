@@ -29,9 +29,10 @@ Array = np.ndarray
 def natural(
     seed: int, train: int = 6000, test: int = 3000, components: int = 40
 ) -> tuple[Array, Array]:
-    """8 x 8 patches less their mean, whitened to 40 principal components of the training part.
+    """Return training and test patches of 8 x 8 less their mean, whitened by the training part.
 
-    The test part is of 6 photographs that the training part does not see.
+    train, test: numbers of patches; components: principal components that stay. The test part
+    is of 6 photographs that the training part does not see.
     """
     random = np.random.default_rng(seed)
     pictures = [grey(p.pixels) for p in photographs(shrink=4)]
@@ -118,7 +119,10 @@ def _by_gsc(some: Array, x: Array, seed: int) -> Array:
 
 
 def _by_dictionary(some: Array, x: Array, seed: int) -> Array:
-    """OMP until the residual is that of the noise, C = 1.15."""
+    """Denoise patches `x` by OMP in a dictionary learned from `some`.
+
+    It stops once the residual is as large as the noise, times C = 1.15.
+    """
     learner = MiniBatchDictionaryLearning(64, max_iter=20, batch_size=256, random_state=seed)
     w = learner.fit(some / SIGMA).components_
     w = w / np.linalg.norm(w, axis=1, keepdims=True)
@@ -141,7 +145,10 @@ def _by_wiener(some: Array, x: Array, seed: int) -> Array:
 
 
 def _by_ica(some: Array, x: Array, seed: int) -> Array:
-    """Sparse code shrinkage in the orthogonal basis that is nearest to the components."""
+    """Denoise patches `x` by sparse code shrinkage in the basis of an ICA of `some`.
+
+    The basis is the orthogonal one that is nearest to the components.
+    """
     ica = FastICA(SIDE**2 - 1, whiten="unit-variance", max_iter=400, tol=1e-3, random_state=seed)
     left_vectors, _, right = np.linalg.svd(ica.fit(some).components_, full_matrices=False)
     basis = left_vectors @ right

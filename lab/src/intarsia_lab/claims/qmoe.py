@@ -38,7 +38,7 @@ EXPERTS, EVERY = 8, 5  # of each mixture; blocks from one mixture to the next
 
 
 def drawn(seed: int, side: int = SIDE) -> tuple[Tensor, Tensor]:
-    """Digits that are 0 with probability .885, and levels."""
+    """Return random digits that are 0 with probability .885, and levels."""
     draw = torch.Generator().manual_seed(seed)
     # ternary digits as in the paper's models: most of them 0, the others even
     odds = torch.tensor([ZEROS, (1 - ZEROS) / 2, (1 - ZEROS) / 2])
@@ -127,7 +127,7 @@ def _packed(form: Ternary, stored: Mapping[str, Tensor], x: Tensor) -> Callable[
 
 
 def of_experts_of(seeds: tuple[int, ...], report: Report) -> Result:
-    """Output error of rounding over that of GPTQ, mean over layers; the least of the draws."""
+    """Return the output error of rounding over that of GPTQ, mean over layers; the least draw."""
     draws: list[dict[str, Any]] = []
     for seed in seeds:
         inputs = {"seed": seed}
@@ -149,7 +149,7 @@ def of_experts_of(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def _mixture(seed: int) -> dict[str, Any]:
-    """Errors and losses of one draw."""
+    """Return the errors and losses of quantised experts for one draw of calibration rows."""
     model, tokenizer = language_model("smollm2", progress=lambda _: None)
     blocks = range(EVERY - 1, len(model.model.layers), EVERY)  # pyright: ignore
     mixed: Any = upcycle(model, TopK(EXPERTS), layers=list(blocks), seed=seed)

@@ -52,7 +52,7 @@ class SearchedNet(NamedTuple):
 
 
 def mlp(seed: int) -> nn.Module:
-    """784-256-256-10."""
+    """Return an MLP with layers of 784, 256, 256 and 10 units."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layers = [nn.Linear(784, UNITS), nn.Linear(UNITS, UNITS), nn.Linear(UNITS, 10)]
@@ -149,7 +149,7 @@ Ends = tuple[float, float] | None  # of an interval over nets; None = over seeds
 
 
 def interval(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
-    """Spearman's rank correlation, and the ends of its 95 % interval by Fisher's transform."""
+    """Return Spearman's rank correlation, and the ends of its 95 % interval by Fisher's transform."""
     correlation: Any = spearmanr(first, second)
     rho = float(correlation.statistic)
     z, half = np.arctanh(np.clip(rho, -0.999, 0.999)), 1.96 / math.sqrt(max(1, len(first) - 3))

@@ -141,7 +141,7 @@ def model_side(
 
 
 def worst_gain(extraction: Cell) -> float:
-    """Loss under the own mask less that under a random one, the text for which it is largest."""
+    """Return the loss under a text's own mask less that under a random one, the largest over texts."""
     return max(
         text_losses["own mask"] - text_losses["random mask"]
         for text_losses in extraction["losses"].values()

@@ -86,7 +86,7 @@ class CodedPack(NamedTuple):
 
 @cache
 def pictures(count: int) -> tuple[list[Array], list[Array]]:
-    """Photographs for the prior, and crops of others for the test."""
+    """Return photographs for the prior, and crops of others for the test."""
     images = [photograph.pixels for photograph in photographs(shrink=SHRINK)]
     # crops of photographs of which the prior has seen nothing
     test, random = images[::HELD_OUT], np.random.default_rng(0)
@@ -161,7 +161,7 @@ def by_coin(size: Size, arm: str, rate: float, seed: int, folder: Path) -> Coded
 
 
 def classical(size: Size) -> list[dict[str, Any]]:
-    """JPEG, WebP and AVIF at some qualities: rows of a table, bits of whole files and less headers.
+    """Return table rows of JPEG, WebP and AVIF at some qualities, with and without headers.
 
     A header is the file of a flat picture of the same size.
     """
@@ -213,7 +213,7 @@ def speed(size: Size, packs: Sequence[CodedPack]) -> str:
 
 
 def ablation(seeds: tuple[int, ...], report: Report) -> Result:
-    """RECOMBINER minus the best of what lacks a part, at equal bytes."""
+    """Return PSNR of RECOMBINER minus the best of those that lack a part, at equal bytes."""
     sheet = each(
         [Arm(name, name) for name in ARMS],
         seeds,

@@ -214,7 +214,7 @@ def retention(seeds: Sequence[int], report: Report) -> Result:
 
 
 def in_domain(seeds: Sequence[int], report: Report) -> Result:
-    """Final target accuracy of S2FT minus LoRA's, the mean over the tasks, one value per seed."""
+    """Return the final target accuracy of S2FT minus LoRA's, mean over tasks, one value a seed."""
     end = {run: track.target[-1] for run, track in tracks(seeds, report).items()}
     values = tuple(
         statistics.mean(end[task_tracks.OURS, t, s] - end[task_tracks.LORA, t, s] for t in TARGETS)

@@ -69,7 +69,7 @@ def texts() -> dict[str, list[QuestionAnswer]]:
 
 @lru_cache(maxsize=1)
 def glosses() -> Glosses:
-    """Made once: what the frozen blocks say of every row."""
+    """Return what the frozen blocks compute of every row; it is made once."""
     language_rows = LanguageRows({"glosses": kinds()[: POOL + VAL + TEST], **texts()})
     rows = language_rows.rows["glosses"]
     parts = rows[:POOL], rows[POOL : POOL + VAL], rows[POOL + VAL :]

@@ -155,9 +155,10 @@ def damage(cell: Cell, target: float = 1.0) -> float:
 
 
 def against_random(by_arm: Mapping[str, Cell], attributed: str) -> float:
-    """Damage of an attributed expert over the mean of random ones of its layer, worse target.
+    """Return damage of an attributed expert over the mean of random ones, for the worse text.
 
-    Random ones in which the text never rises so far are left out; 1 where all are.
+    attributed: the arm. Random ones are of the same layer; those in which the text never rises
+    so far are left out; the result is 1 where all are.
     """
     ratios: list[float] = []
     for target in TARGETS:

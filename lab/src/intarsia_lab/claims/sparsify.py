@@ -134,7 +134,7 @@ def table(sheet: Any, densities: Sequence[float], seeds: Sequence[int]) -> list[
 
 
 def of_methods(seeds: tuple[int, ...], report: Report) -> Result:
-    """Wanda's loss at density .5 minus SparseGPT's; the worse text's mean over draws."""
+    """Return Wanda's loss at density .5 minus SparseGPT's; the worse text's mean over draws."""
     names = ["dense", *(f"{b}{s}" for b in BASES for s in ("", " + dsnot"))]
     sheet = ran(names, DENSITIES[:4], seeds, report)
     # SparseGPT's compensation must pay, or the pruners of this library are wrong

@@ -127,7 +127,7 @@ def small() -> tuple[nn.Module, Any, Any]:
 
 
 def smollm2() -> tuple[nn.Module, Any, Any]:
-    """SmolLM2, fine-tuned on WordNet's definitions."""
+    """Return SmolLM2, fine-tuned on WordNet's definitions."""
     model, tokenizer = language_model("smollm2", progress=lambda _: None)
     rows = STEPS * BATCH
     loaded = load_texts(

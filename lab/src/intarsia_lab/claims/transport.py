@@ -106,9 +106,10 @@ class Last:
 
 
 def with_experts(model: nn.Module, router: RouterConfig, seed: int) -> nn.Module:
-    """Experts beside the MLP of the last block, E equal parts of its pretrained hidden units.
+    """Put experts beside the MLP of the last block: E equal parts of its pretrained hidden units.
 
-    However many there are, they have as many weights. They, their router and the head are trained.
+    However many there are, they have as many weights. They, their router and the head are
+    trained.
     """
     upcycle(model, router, how="slices", residual="sum", layers=[-1], seed=seed)
     model.requires_grad_(False)
@@ -175,7 +176,7 @@ def unbalanced(seeds: Sequence[int], report: Report) -> Result:
 
 
 def against(seeds: Sequence[int], report: Report, rivals: Sequence[str] = RIVALS) -> Result:
-    """Loss of the plan over that of the best rival, at the number of experts where it is worst."""
+    """Return the plan's loss over that of the best rival, at the worst number of experts."""
     sheet = measure(seeds, report)
     losses = {name: sheet.of(name, "loss") for name in sheet.arms}  # (numbers, seeds)
     values: list[list[float]] = []

@@ -85,7 +85,7 @@ NOTE = (
 
 
 def one_hot(x: Tensor, routing: Routing, places: int) -> Tensor:
-    """Dispatch and combine as products with a mask (T, E, C), as GShard has them."""
+    """Dispatch and combine by products with a mask (tokens, experts, capacity), as GShard does."""
     table = PairTable.of(routing, places)
     mask = x.new_zeros(routing.tokens, routing.experts * places)
     mask[routing.token, table.place] = 1

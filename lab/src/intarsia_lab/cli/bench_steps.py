@@ -112,7 +112,10 @@ def methods_of(base: Profile, rules: Protocol) -> tuple[str, ...]:
 
 
 def _calibrated(rules: Protocol) -> Protocol:
-    """Raises: ConfigError for a protocol that has a temperature without, or can have none."""
+    """Return the protocol with a softmax temperature that is fitted on validation data.
+
+    Raises: ConfigError for one that fits a temperature anyway or keeps no validation part.
+    """
     if rules.grid or rules.only:
         got = f"--protocol {rules.name}"
         want = "honest: the others fit a temperature in their search, or keep no validation part"

@@ -67,7 +67,10 @@ def by_arm(
 def by_seed(
     seeds: Sequence[int], work: Callable[[int], Mapping[str, R]], report: Report
 ) -> dict[str, list[R]]:
-    """`by_arm` of arms that depend on each other.  work: a seed -> what came out of each arm."""
+    """Return the results by arm, as `by_arm`, of arms that depend on each other.
+
+    work: a seed -> the result of each arm.
+    """
     results = by_arm({"": work}, seeds, lambda run, seed: run(seed), report)[""]
     return {name: [arms[name] for arms in results] for name in results[0]}
 

@@ -127,7 +127,7 @@ def _survives(model: PeftModel, names: list[str]) -> bool:
 
 
 def beside(first_card: Card, second_card: Card) -> str:
-    """ "yes", "blocks" or "no": are both active in one model, saved and loaded?"""
+    """Return "yes", "blocks" or "no": are both active in one model, saved and loaded?"""
     for places in ((None, None), ((0,), (1,))):
         try:
             model: Any = adapt(vit(), tiny(first_card), name="one", head=None, layers=places[0])
@@ -155,7 +155,10 @@ def over(outer: Card, inner: Card) -> bool:
 
 
 def after(first: Card, then: Card) -> str:
-    """ "yes", "refused" or "no": are both in one model, saved and loaded?"""
+    """Return "yes", "refused" or "no": are both in one model, saved and loaded?
+
+    first: the adapter that changes the model first; then: the one that changes it after that.
+    """
     try:
         model = changed(changed(vit(), change_of(first)), change_of(then))
     except IntarsiaError:

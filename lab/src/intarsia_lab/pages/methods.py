@@ -159,7 +159,10 @@ def page(
 
 
 def reference(text: str) -> str:
-    """docs/reference.md with its table of methods as the index has them."""
+    """Return docs/reference.md with its table of methods as the index has them.
+
+    text: the old one.
+    """
     before, heading, rest = text.partition(REFERENCE)
     if not heading:
         raise DataError(

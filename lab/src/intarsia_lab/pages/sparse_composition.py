@@ -83,7 +83,11 @@ def zeros_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def on_sparse_trunk(card: Card) -> list[str]:
-    """stays, fold, keep_zeros, soup: see INTRO."""
+    """Return an adapter's row of answers on a pruned model: stays, fold, keep_zeros and soup.
+
+    In turn: do pruned weights stay 0 in training; do they after a fold; after one with
+    keep_zeros; what is a mean of two such models (see `_soup`).
+    """
     model = adapt(trunk(), tiny(card), name="one", head=None)
     before = zeros_of(model)
     moved(model)
@@ -108,7 +112,7 @@ def _folded(model: Any, keep_zeros: bool | None, count: int) -> str:
 
 
 def _soup(card: Card) -> str:
-    """ "of changes", "of tensors" or "no": what an average of adapted models is."""
+    """Return "of changes", "of tensors" or "no": what an average of adapted models is."""
     start: Any = adapt(trunk(), tiny(card), name="one", head=None)
     first, second = (moved(copy.deepcopy(start), seed=seed) for seed in (2, 3))
     try:
