@@ -140,7 +140,7 @@ def of_half(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def of_static(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return NDCG at density .2 minus the better of a fixed mask's and a narrow model's, in points."""
+    """Return NDCG at density .2 minus the better of a fixed mask and a narrow model, in points."""
     results = by_arm({n: n for n in ARMS}, seeds, cell, report)
     return table_of(
         results,

@@ -100,7 +100,7 @@ def hits(
 
 
 def regrouped(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return active experts with batches regrouped by predicted routes, over those as they arrive."""
+    """Return active experts with batches regrouped by predicted routes, over those without."""
     values: list[float] = []
     rows: list[dict[str, Any]] = []
     for seed in seeds:

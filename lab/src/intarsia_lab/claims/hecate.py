@@ -126,7 +126,7 @@ def repeated(batch: Trace, times: int) -> Trace:
 def faster(
     seeds: tuple[int, ...], report: Report, *, size: ExpertSize = SIZE, times: int = 1
 ) -> Result:
-    """Return the simulated time of a batch with gradients, plain over Hecate, mean of the batches."""
+    """Return the simulated time of a batch with gradients, plain over Hecate, mean of batches."""
     values: list[float] = []
     for seed in seeds:
         trace = traces(seed, report)["balanced"]

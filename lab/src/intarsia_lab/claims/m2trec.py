@@ -80,7 +80,7 @@ def films() -> Interactions:
 
 
 def parts(seed: int, part: str = "test") -> tuple[Interactions, Questions, np.ndarray[Any, Any]]:
-    """Return training events without the cold films, a part's questions, and which films are cold."""
+    """Return training events without the cold films, a part's questions, and the cold films."""
     data = films()
     # by time, as a shop would: what is asked comes after all that is learned
     train, val, test = data.split_by_time(0.8, 0.9)

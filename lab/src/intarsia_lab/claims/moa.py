@@ -226,7 +226,10 @@ def of_losses(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def of_gap(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return the share of the uniform window's gap to dense that MoA closes; the lower density's."""
+    """Return the share of the uniform window's gap to dense that MoA closes.
+
+    It is that of the lower density.
+    """
     cells = {(d, s): CELLS.losses(d, s, report) for d in DENSITIES for s in seeds}
     closed = {
         d: [

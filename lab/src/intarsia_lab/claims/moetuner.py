@@ -126,8 +126,8 @@ PAPER = "(arXiv:2502.06643, abstract): "
 def study(key: str, sentence: str, target: float, figure: Of, **overrides: Any) -> Study:
     """Return a claim on placements of experts.
 
-    figure: the results of one seed -> the number to judge; more: arm, kinds and over of `run`,
-    and what else a Study has.
+    figure: the results of one seed -> the number to judge; overrides: arm, kinds and over of
+    `run`, and other fields of Study.
     """
     options = {"kinds": ("balanced",), "arm": STAY}
     options |= {name: overrides.pop(name) for name in ("kinds", "arm", "over") if name in overrides}

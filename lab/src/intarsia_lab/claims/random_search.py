@@ -149,7 +149,7 @@ Ends = tuple[float, float] | None  # of an interval over nets; None = over seeds
 
 
 def interval(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
-    """Return Spearman's rank correlation, and the ends of its 95 % interval by Fisher's transform."""
+    """Return Spearman's rank correlation and its 95 % interval by Fisher's transform."""
     correlation: Any = spearmanr(first, second)
     rho = float(correlation.statistic)
     z, half = np.arctanh(np.clip(rho, -0.999, 0.999)), 1.96 / math.sqrt(max(1, len(first) - 3))

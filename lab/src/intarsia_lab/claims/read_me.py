@@ -141,7 +141,7 @@ def model_side(
 
 
 def worst_gain(extraction: Cell) -> float:
-    """Return the loss under a text's own mask less that under a random one, the largest over texts."""
+    """Return the loss under a text's own mask less that under a random one, the largest."""
     return max(
         text_losses["own mask"] - text_losses["random mask"]
         for text_losses in extraction["losses"].values()

@@ -26,7 +26,7 @@ REACHED = 0.95  # of the bits, up to which a memory is said to hold
 
 
 def digits(seed: int) -> tuple[Array, Array, Array]:
-    """Return thinned digits, whole ones in grey, and their classes; those for training come first."""
+    """Return thinned digits, whole ones in grey, and their classes; training ones come first."""
     data = sets.load("mnist")
     picked = np.random.default_rng(seed).permutation(len(data))[: TRAIN + TEST]
     grey = np.stack([np.asarray(data.images)[i] for i in picked])

@@ -224,7 +224,7 @@ def trained(arm: str, _: str, seed: int) -> float:
 
 
 def of_equal_time(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return accuracy of the wide sparse net minus that of the dense net of equal time, in points."""
+    """Return accuracy of the wide sparse net minus that of a dense one of equal time, in points."""
     native.require()
     width, spent = chosen()
     sheet = each([Arm("sparse", "sparse"), Arm("dense", "dense")], seeds, trained, report)

@@ -44,10 +44,10 @@ def one_step(model: nn.Module, batch: Batch) -> None:
 
 
 def works(card: Card, name: str) -> str:
-    """Return "folds" if an adapter trains, saves, loads and folds on this model, "yes" without folds.
+    """Return "folds" if an adapter trains, saves, loads and folds on a model, else "yes".
 
-    card: of the adapter, with its defaults; name: of the model. Raises: what refuses it;
-    AssertionError where it does something else than it should.
+    card: of the adapter, with its defaults; name: of the model; "yes" is all of it but the
+    fold. Raises: what refuses it; AssertionError where it does something else than it should.
     """
     batch, model = HOSTS[name].batch(), host(name)
     before = said(model, batch)

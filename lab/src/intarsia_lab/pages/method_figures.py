@@ -152,7 +152,7 @@ _DRAWINGS: Mapping[str, Callable[[str, set[str]], tuple[Lines, int, str]]] = {
 
 
 def when(card: Mapping[str, Any]) -> str:
-    """Return when to use a method, by its kind and tags, and when not, in the words of its class."""
+    """Return when to use a method, by kind and tags, and when not, in its class's words."""
     tags, use = set(card["tags"]), ""
     if card["kind"] == "adapter":
         use = "a pretrained model whose weights stay frozen"
