@@ -48,10 +48,10 @@ def measured_costs(
 def _measured(
     plan: BenchPlan, out: Path, execution: How, report: Callable[[str], None], work: Work
 ) -> dict[str, Costs]:
-    """Return `measured_costs` by each of CLOCKS.
+    """Return the costs of each method by clock: those in wall time and those in CPU time.
 
-    out: folder that caches timings; execution: jobs and threads; work: does one training.
-    CPU time is among them only if every short run has recorded it.
+    out: folder that caches timings; execution: jobs and threads; work: does one training. CPU
+    time is among them only if every short run has recorded it.
     """
     check(plan, out, lambda _: None)  # the runner itself says what is missing
     with opened(out, plan.asked):

@@ -80,6 +80,8 @@ def unfinished(plan: BenchPlan, out: Path) -> list[str]:
 def check_model(plan: BenchPlan) -> nn.Module | None:
     """Check that the plan's model exists and that its last blocks can be trained alone, if asked.
 
+    With `frozen_once` the frozen first blocks run once and their outputs are kept, which needs
+    a model of SPLITTABLE; a linear probe does not.
     Returns the model on the meta device, None for one on a hub.
     Raises: UnknownName, ConfigError and AssetError, as `check` does.
     """

@@ -80,10 +80,11 @@ def _search(
     report: Report,
     work: Work,
 ) -> dict[Slot, tuple[list[Experiment], list[Mapping[str, Any]]]]:
-    """Do the runs of all searches; return for each place the runs and their results.
+    """Run the searches for settings; return for each slot its runs and their results.
 
-    places: (task, method, seed) each; searches: file of results, of which finished runs are not
-    done again; out: folder of the runs; work: does one run.
+    places: slots, a task, a method and a seed each; searches: file of results, of which
+    finished runs are not done again; out: folder of the runs; execution: jobs, threads and
+    whether failed runs are repeated; work: does one run.
     """
     runs = {place: plan.search(place) for place in places}
     trials: dict[str, Trial] = {}
@@ -116,9 +117,13 @@ def _finish(
     report: Report,
     work: Work,
 ) -> list[records.RunResult]:
-    """Do the plan's runs that have no row yet, by `work`, and return all results."""
+    """Do the plan's final runs that have no result yet, append each to the file, and return all.
+
+    searched: the runs of each slot's search and their results; work: does one run.
+    """
     file = out / RESULTS
     have = {r.key: r for r in records.read(file)} if file.exists() else {}
+    # key, run (None if its search failed), record of its settings, softmax temperature
     finals: dict[Slot, tuple[str, Experiment | None, records.Setup, float | None]] = {}
     for place in places:
         settled = _settled(plan, place, *searched[place])
@@ -126,10 +131,7 @@ def _finish(
     place_of = {key: place for place, (key, *_) in finals.items()}
 
     def keep(key: str, outcome: records.Done | records.Failed, origin: records.Origin) -> None:
-        """Append a run's outcome to the results file.
-
-        key: of the run; origin: machine and versions.
-        """
+        """Append the outcome of a run to the file. origin: the machine and the versions."""
         place = place_of[key]
         folder, task, name = _folder(place, key).as_posix(), place.task, place.arm.name
         task_id = records.TaskName(plan.suite.name, task.group, task.name, task.synthetic)
@@ -166,7 +168,7 @@ def _finish(
         if len(trials) > 1:
             report(f"Seeds {', '.join(map(str, _parts(plan.seeds)[number]))}:")
         _run(part, execution, report, work, done)
-    # one that another plan ran, as a probe for other last blocks, is this plan's as well
+    # a result may come from another plan with the same run, so that its setup is this plan's
     return [replace(have[key], setup=setup) for key, _, setup, _ in finals.values()]
 
 

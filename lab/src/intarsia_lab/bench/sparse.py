@@ -254,7 +254,9 @@ def _error(output: Tensor, want: Tensor) -> float:
 def _dense(weight: Tensor, x: Tensor, copies: int) -> Iterable[Contender]:
     """Yield the products with a dense weight: torch in float32 and bfloat16, and dense formats.
 
-    weight: (out, in); x: (1, in); copies: of the weight, used by turns, so that caches hold none.
+    weight: (out, in); x: (1, in); copies: how many copies of the weight take turns, so that
+    none is still in a cache. WHOLE: our dense formats; `_error`: relative to the float32
+    product.
     """
     half, want = weight.bfloat16(), x @ weight.T
     for name, w, inputs in (("torch fp32", weight, x), ("torch bf16", half, x.bfloat16())):

@@ -58,9 +58,14 @@ def accuracy(arm: str, seed: int) -> float:
 
 
 def against(rival: str) -> Any:
-    """BDWP's accuracy minus another arm's, in points, over the seeds."""
+    """Return the measure of a claim: BDWP's accuracy minus that of arm `rival`, in points."""
 
     def judged(seeds: tuple[int, ...], report: Report) -> Result:
+        """Return test accuracy of training with BDWP (arm BOTH) minus that of `rival`, in points.
+
+        BDWP prunes weights to N of every M in the forward and in the backward pass; rival:
+        key of ARMS, of the enclosing function.
+        """
         accuracies = by_arm({n: n for n in ARMS}, seeds, accuracy, report)
         # pairs by seed: both nets have the same start and the same order of batches
         ends = t_interval([a - b for a, b in zip(accuracies[BOTH], accuracies[rival], strict=True)])

@@ -99,7 +99,11 @@ def draws(seed: int, count: int) -> list[Drawn]:
 
 
 def trained(router: RouterConfig, drawn: Drawn, seed: int, epochs: int) -> Watcher:
-    """Return the model of a gate, at the epoch that is best on the pairs kept from training."""
+    """Train a recommender whose mixture has the given router; return it at its best epoch.
+
+    drawn: settings of one draw of the random search, of which the learning rate is used here.
+    The best epoch is that on the (user, film) pairs kept from training.
+    """
     model = watcher(router, seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)  # the table says so
@@ -166,6 +170,10 @@ def tried(seeds: Sequence[int], report: Report, length: Length, gates: Sequence[
 def _one(
     store: Store, router: RouterConfig, drawn: Drawn, seed: int, epochs: int
 ) -> Mapping[str, float]:
+    """Return the scores and CPU seconds of one training, kept in `store` or computed now.
+
+    router: the gate's settings; drawn: the settings of this draw of the random search.
+    """
     inputs = {
         "router": method_to_dict(cast(Any, router)),
         "lr": drawn.lr,
@@ -210,7 +218,7 @@ def nonzeros(tries_by_gate: Tries) -> tuple[float, ...]:
 
 
 def saved(tries_by_gate: Tries) -> tuple[float, ...]:
-    """1 for a seed in which the search does as well in 2 draws as the gate alone in 6, else 0."""
+    """Return 1 for a seed whose search does as well in 2 draws as the gate alone in 6, else 0."""
     return tuple(
         float(best_of(tries_by_gate["top-k+"][s], 2) <= best_of(tries_by_gate["top-k"][s], 6))
         for s in tries_by_gate["top-k"]
@@ -254,6 +262,10 @@ def _minutes(tries_by_gate: Tries) -> float:
 
 
 def _row(name: str, of_seeds: Mapping[int, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
+    """Return a gate's row: the best of b random draws, and means of the draws chosen per seed.
+
+    of_seeds: the seed -> the scores of each of its draws.
+    """
     tries = list(of_seeds.values())
     count = len(tries[0])
     line: dict[str, Any] = {"gate": name}

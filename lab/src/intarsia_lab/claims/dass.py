@@ -77,7 +77,10 @@ def chosen(arm: str, seed: int, number: int) -> Genotype:
 
 
 def retrained(cells: Genotype, seed: int) -> ChosenCells:
-    """A net of these cells with as many weights as every other, trained in DASS's three steps."""
+    """Return a trained net of these cells, with as many weights as every other.
+
+    It is trained in DASS's three steps.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = ChosenNet(cells, SIZES)

@@ -77,6 +77,7 @@ def ratio(
 
 
 def _row(name: str, cells: Sequence[Cell]) -> dict[str, Any]:
+    """Return a model's row of the table. cells: its results, one of each seed."""
     parameters = cells[0]["parameters"]
     return {
         "model": name,
@@ -122,11 +123,15 @@ def students(
     steps: tuple[int, int] = (TEACHER, STUDENT),
     layers: Sequence[int] = LAYERS,
 ) -> Result:
-    """Mean loss with staged distillation over the smaller of those with none and to the end."""
+    """Return the loss with staged distillation over the smaller of the two without stages.
+
+    Those two are trained with no distillation and with distillation to the end.
+    """
     data, text = bench.corpus, bench.scale
     data_set = material(data, text)
 
     def run(seed: int) -> dict[str, float]:
+        """Return the test loss of a teacher and of its students, which have fewer blocks."""
         # step 1: the teacher, a mixture of its own
         teacher = with_mixtures(dense(ONE, data_set, text, seed), ONE, seed)
         losses = {"teacher": train(teacher, data_set, text, steps[0], seed, plain)}

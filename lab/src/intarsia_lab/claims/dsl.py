@@ -65,7 +65,7 @@ class Films(NamedTuple):
 
 @lru_cache
 def films() -> Films:
-    """MovieLens-100k, each user's films in the order of time."""
+    """Return MovieLens-100k, each user's films in the order of time."""
     data = load_interactions("ml-100k")
     names = [int(name) for name in data.item_ids]
     rows = [
@@ -140,7 +140,7 @@ def of_half(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def of_static(seeds: tuple[int, ...], report: Report) -> Result:
-    """NDCG of density .2 minus the better of a fixed mask's and a narrow model's, in points."""
+    """Return NDCG at density .2 minus the better of a fixed mask and a narrow model, in points."""
     results = by_arm({n: n for n in ARMS}, seeds, cell, report)
     return table_of(
         results,

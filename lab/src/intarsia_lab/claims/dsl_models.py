@@ -82,6 +82,10 @@ def ranked(arm: tuple[str, str], seed: int) -> Ranked:
 
 
 def compared(seeds: tuple[int, ...], report: Report, *, model: str, figure: Any) -> Result:
+    """Compare the schedules of table sizes on one model, which all train alike.
+
+    model: key of EPOCHS; figure: the results of one seed by schedule -> the number to judge.
+    """
     results = by_arm({n: (model, n) for n in SCHEDULES}, seeds, ranked, report)
     columns = {
         "NDCG@20, %": ("ndcg", ".2f"),

@@ -45,7 +45,10 @@ class Perfect:
 
 @lru_cache
 def rates(seed: int, streams: int, report: Report) -> dict[str, float]:
-    """Hit rates on the second half of the balanced trace, warm from the first unless cold."""
+    """Return hit rates on the second half of the balanced trace.
+
+    Caches are warm from the first half unless they are to start cold.
+    """
     full_trace = traces(seed, report)["balanced"]
     # one half fills the cache, the other half judges
     before, trace = full_trace.split(seed=seed)
@@ -97,7 +100,7 @@ def hits(
 
 
 def regrouped(seeds: tuple[int, ...], report: Report) -> Result:
-    """Active experts after regrouping by predicted routes, over those in the order of arrival."""
+    """Return active experts with batches regrouped by predicted routes, over those without."""
     values: list[float] = []
     rows: list[dict[str, Any]] = []
     for seed in seeds:

@@ -25,7 +25,7 @@ def studied(seed: int, report: Report) -> dict[str, Convergence]:
 def slopes(
     seeds: Sequence[int], report: Report, *, figure: Callable[[dict[str, Convergence]], float]
 ) -> Result:
-    """Return a figure of the slopes, the median of the seeds."""
+    """Return the slope of log error against log n that `figure` picks, the median of the seeds."""
     # all four claims read the same fits
     studies = [studied(seed, report) for seed in seeds]
     values = tuple(figure(study_of_seed) for study_of_seed in studies)
@@ -41,6 +41,10 @@ def slopes(
 
 
 def _row(gate: str, name: str, studies: Sequence[dict[str, Convergence]]) -> dict[str, Any]:
+    """Return a gate's row: how fast the error of a kind of parameter falls with n samples.
+
+    name: key of NAMES, the kind of parameter; studies: for each seed, its results by gate.
+    """
     slopes_of_seeds = [study_of_seed[gate].slope(name) for study_of_seed in studies]
     # medians: a search that got stuck would carry a mean away
     middle = (

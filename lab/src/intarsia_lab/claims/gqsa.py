@@ -74,6 +74,11 @@ class GqsaCells:
         return CodeScore(*stored("gqsa", inputs, lambda: self._run(ARMS[arm], text, seed)))
 
     def _run(self, method: Any, text: str, seed: int) -> CodeScore:
+        """Compress a language model and return its loss on held-out text and its bits a weight.
+
+        method: None for the dense model; text: name of the text; seed: draws the
+        calibration rows.
+        """
         if self.model is None:
             self.model, self.tokenizer = language_model("smollm2", progress=lambda _: None)
             self.model.requires_grad_(False).eval()
@@ -110,6 +115,7 @@ def of_order(seeds: tuple[int, ...], report: Report) -> Result:
     sheet = each([Arm(n, n) for n in ARMS], seeds, cells.cell, report, tasks=TEXTS)
 
     def gap(first_arm: str, second_arm: str) -> dict[str, list[float]]:
+        """Return the loss of the first arm minus that of the second: text -> one number a seed."""
         return {
             text: [
                 sheet.results[first_arm, text, s].nll - sheet.results[second_arm, text, s].nll
@@ -200,6 +206,8 @@ def of_speed(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def _dense(weight: Tensor, x: Tensor) -> Callable[[], Callable[[], object]]:
+    """Return a maker of calls x weight^T, each on a copy of its own. weight: (out, in)."""
+
     def make() -> Callable[[], object]:
         copied = weight.clone()
         return lambda: torch.nn.functional.linear(x, copied)

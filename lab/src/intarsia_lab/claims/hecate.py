@@ -38,9 +38,11 @@ EP, EPLB, HECATE, TOLD = "plain", "EPLB of the first batches", "Hecate", "Hecate
 def excess(
     kind: str, seed: int, report: Report, size: ExpertSize = SIZE, times: int = 1
 ) -> dict[str, float]:
-    """Largest load of a device over the mean, less 1: mean of layers and of the batches after the
-    first five. Sequences come in the order of their kinds, so that loads drift. times: rows that
-    each measured one stands for."""
+    """Return the largest load of a device over the mean, less 1.
+
+    It is the mean of layers and of the batches after the first five. Sequences come in the
+    order of their kinds, so that loads drift. times: rows that each measured one stands for.
+    """
     trace = traces(seed, report)[kind]
     batches = [
         trace.rows(slice(index, index + TOKENS)) for index in range(0, len(trace) - TOKENS, TOKENS)
@@ -124,7 +126,7 @@ def repeated(batch: Trace, times: int) -> Trace:
 def faster(
     seeds: tuple[int, ...], report: Report, *, size: ExpertSize = SIZE, times: int = 1
 ) -> Result:
-    """Simulated time of a batch with gradients, plain over Hecate, mean of the batches."""
+    """Return the simulated time of a batch with gradients, plain over Hecate, mean of batches."""
     values: list[float] = []
     for seed in seeds:
         trace = traces(seed, report)["balanced"]

@@ -129,7 +129,10 @@ def figures(arm: str, seed: int, terms: float | None = None) -> dict[str, Any]:
 
 
 def tuned_bm25() -> dict[str, Any]:
-    """nDCG@10 of each test topic by BM25, whose k1 and b are the best on validation topics."""
+    """Return nDCG@10 of each test topic by BM25.
+
+    Its k1 and b are the best on validation topics.
+    """
 
     def make() -> dict[str, Any]:
         val, test = load_collection(PART, "val"), load_collection(PART)
@@ -137,6 +140,10 @@ def tuned_bm25() -> dict[str, Any]:
         scores: dict[tuple[float, float], float] = {}
 
         def run(part: Collection, k1: float, b: float) -> Array:
+            """Return the measure of each query of a part, with documents ranked by BM25.
+
+            k1, b: BM25's saturation of term counts and its length normalisation.
+            """
             numbers, values = Bm25(texts, k1=k1, b=b).retrieve(list(part.queries.values()), 10)
             rows = zip(part.queries, numbers, values, strict=True)
             ranked = {
@@ -194,7 +201,10 @@ def over_bm25(seeds: Sequence[int], report: Report) -> Result:
 
 
 def ensemble_over_single(seeds: Sequence[int], report: Report) -> Result:
-    """nDCG@10 by which the ensemble is at least the best single teacher - 0.002, and InfoNCE."""
+    """Return the smaller of two gains of the ensemble teacher, in nDCG@10.
+
+    They are over the best single teacher, less 0.002, and over training without a teacher.
+    """
     values, rows = [], []
     for seed in seeds:
         means = {a: float(np.mean(figures(a, seed)["values"])) for a in ARMS if a != FLAT}
@@ -209,7 +219,7 @@ def ensemble_over_single(seeds: Sequence[int], report: Report) -> Result:
 
 
 def query_time(seeds: Sequence[int], report: Report) -> Result:
-    """CPU seconds of all test queries over those of bm25s, medians of five interleaved runs."""
+    """Return CPU seconds of all test queries over those of bm25s, medians of five runs in turns."""
     collection = load_collection(PART)
     texts, queries = list(collection.docs.values()), list(collection.queries.values())
     model = InferenceFree.from_pretrained("splade-tiny", texts)

@@ -91,7 +91,7 @@ def bench() -> LanguageRows:
 
 
 def rows(name: str, part: str) -> list[Row]:
-    """part: "train", "test", or "val", which no claim is judged by."""
+    """Return the rows of a part. part: "train", "test", or "val", which no claim is judged by."""
     all_rows = bench().rows[name]
     if name == DOMAIN:
         return all_rows
@@ -103,6 +103,7 @@ def rows(name: str, part: str) -> list[Row]:
 
 
 def options(seed: int, rate: float, times: int = 1) -> dict[str, Any]:
+    """Return the options of `fit`. rate: learning rate; times: factor on the number of epochs."""
     return {
         "epochs": EPOCHS * times,
         "batch_size": BATCH,
@@ -175,7 +176,10 @@ def cell(arm: str, lr: float, task: str, seed: int, report: Report) -> float:
 
 
 def sums(arm: str, lr: float, seed: int, report: Report) -> Mapping[str, float]:
-    """Right answers of a task's delta, a domain's and their sum; run once and kept."""
+    """Return the right answers with a task's delta, with a domain's and with their sum.
+
+    It is run once and kept. lr: learning rate.
+    """
 
     def run() -> Mapping[str, float]:
         with threads(1):
@@ -233,7 +237,7 @@ def of_places(seeds: Sequence[int], report: Report, *, over: Sequence[str]) -> R
 
 
 def compose(seeds: Sequence[int], report: Report, *, over: tuple[str, str]) -> Result:
-    """Points by which the sum at drifted places beats another arm's, or one of its own parts."""
+    """Return the points by which the sum of sparse deltas beats another arm's or its own parts."""
     arm_rates = rates(report)
     by_arm = {
         rate.arm: [sums(rate.arm, rate.rate, seed, report) for seed in seeds]

@@ -80,7 +80,7 @@ def films() -> Interactions:
 
 
 def parts(seed: int, part: str = "test") -> tuple[Interactions, Questions, np.ndarray[Any, Any]]:
-    """Training events without the cold films, a part's questions, and which films are cold."""
+    """Return training events without the cold films, a part's questions, and the cold films."""
     data = films()
     # by time, as a shop would: what is asked comes after all that is learned
     train, val, test = data.split_by_time(0.8, 0.9)
@@ -106,7 +106,7 @@ def hits(scores: Tensor, after: Tensor, k: int) -> Tensor:
 
 
 def judged(model: Any, questions: Questions, cold: np.ndarray[Any, Any]) -> HitRates:
-    """model: histories (B, n) -> scores (B, n + 1)."""
+    """Return the hit rates of a model. model: histories (B, n) -> scores of films (B, n + 1)."""
     away = torch.from_numpy(np.append(False, cold))
     warm, among_all, among_cold = [], [], []
     for first in range(0, len(questions.after), 256):
@@ -127,6 +127,10 @@ def judged(model: Any, questions: Questions, cold: np.ndarray[Any, Any]) -> HitR
 def trained(
     settings: M2TRec, train: Interactions, seed: int, *, ids: bool = False, **overrides: Any
 ) -> M2TRecModel:
+    """Train the recommender and return it.
+
+    ids: give each film a learned vector instead of its metadata; overrides: options of `fit`.
+    """
     model = settings.build(train, seed=seed)
     if ids:
         generator = torch.Generator().manual_seed(seed)
@@ -145,7 +149,7 @@ def nearest(x: Tensor, vectors: Tensor) -> Tensor:
 
 
 def words() -> Tensor:
-    """TF-IDF of each film's title, year and genres, rows of length 1; no film is 0."""
+    """Return TF-IDF of each film's title, year and genres, in rows of length 1, none of them 0."""
     fields = films().fields.values()
     texts = [" ".join(w for f in fields for w in f.values[i]) for i in range(len(films().item_ids))]
     rows: Any = TfidfVectorizer(token_pattern=r"\S+").fit_transform(texts)
@@ -159,6 +163,10 @@ def found_of(arm: str, seed: int) -> HitRates:
 
 
 def scored(arm: str, seed: int) -> HitRates:
+    """Return the hit rates of an arm on all films and on cold ones, which training never saw.
+
+    arm: a baseline (POPULAR, KNN) or a form of the model, which is trained here.
+    """
     train, questions, cold = parts(seed)
     if arm == POPULAR:
         return judged(popular(train, (), {}, seed), questions, cold)
@@ -172,7 +180,7 @@ def scored(arm: str, seed: int) -> HitRates:
 
 
 def fields(train: Interactions, spans: Spans, settings: Settings, seed: int) -> Scorer:
-    """M2TRec as one of the methods that are tuned; it cuts sessions itself."""
+    """Return M2TRec as one of the methods that are tuned; it cuts sessions itself."""
     configured = replace(SETTINGS, dropout=settings["dropout"])
     model = trained(configured, train, seed, lr=settings["lr"])
 
@@ -213,6 +221,11 @@ def compared(
     figure: Any,
     over: Callable[[Sequence[float]], float] = statistics.mean,
 ) -> Result:
+    """Compare all arms, each trained once for a seed.
+
+    figure: the results of one seed by arm -> the number to judge; over: joins those of the
+    seeds.
+    """
     # one recipe for all arms, which differ in what stands for a film
     rates = by_arm(ARMS, seeds, found_of, report)
     chance = statistics.mean(hit_rates.chance for hit_rates in rates[FIELDS])

@@ -99,7 +99,7 @@ def bench() -> LanguageRows:
 
 
 def rows(domain: str, part: str) -> list[Row]:
-    """part: "train", "test", or "val", which no claim is judged by."""
+    """Return the rows of a domain. part: "train", "test", or "val", which no claim is judged by."""
     domain_rows = bench().rows[domain]
     return {
         "test": domain_rows[:TEST],
@@ -127,6 +127,7 @@ def train(arm: Trained, domains: Sequence[str], lr: float, seed: int) -> nn.Modu
 
 
 def losses(model: nn.Module, domains: Sequence[str], part: str) -> Losses:
+    """Return (loss, exact match) of a model on each domain. part: which rows, as "test"."""
     by_domain: dict[str, tuple[float, float]] = {}
     for domain in domains:
         data: Any = rows(domain, part)
@@ -223,6 +224,7 @@ def closed(seeds: Sequence[int], report: Report) -> Result:
 def cells(
     arm_rates: Sequence[ArmRate], seeds: Sequence[int], report: Report
 ) -> dict[str, list[dict[str, Any]]]:
+    """Return each arm's results, one of each seed, trained at the rate that the arm chose."""
     return {
         rate.arm: [cell(rate.arm, rate.rate, seed, report) for seed in seeds] for rate in arm_rates
     }
@@ -259,7 +261,7 @@ NOTE = (
 
 
 def shared_mlp(seed: int) -> tuple[OutputExperts, nn.Module, Tensor, Routing]:
-    """MixLoRA's published cell on an MLP of SmolLM2-135M's shape with random weights."""
+    """Return MixLoRA's published adapter on an MLP of SmolLM2-135M's shape with random weights."""
     width, hidden = SHAPE["width"], SHAPE["hidden"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -294,7 +296,10 @@ def naive(cell: OutputExperts, mlp: nn.Module, x: Tensor, routing: Routing) -> T
 
 @torch.no_grad()
 def time_shared(seeds: Sequence[int], report: Report, reps: int = 15) -> Result:
-    """Wall time of the shared forward over the naive one, medians of interleaved calls."""
+    """Return wall time of the shared forward over the naive one, medians of calls in turns.
+
+    reps: number of calls.
+    """
     values: list[float] = []
     table: list[Mapping[str, Any]] = []
     with threads(1):

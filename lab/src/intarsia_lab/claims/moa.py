@@ -64,7 +64,7 @@ class SpanCells:
         return {"density": density, "seed": seed, "sizes": sizes, **extra}
 
     def chosen(self, density: float, seed: int, report: Report) -> dict[str, Any]:
-        """Spans from other rows at each seed."""
+        """Return the spans that MoA chooses for a density, from other rows at each seed."""
 
         def run() -> dict[str, Any]:
             model, _, texts = self.model()
@@ -128,7 +128,7 @@ def rivals(spans: Spans, seed: int) -> dict[str, Spans | None]:
 
 
 def random_spans(shape: tuple[int, int], mean: float, seed: int, sink: int) -> Tensor:
-    """Spans of heads, drawn evenly and stretched until their mean is a given one, in blocks."""
+    """Return spans of heads, drawn evenly and stretched until their mean is `mean`, in blocks."""
     draw = torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     low, high = sink + BLOCK, CHECK
 
@@ -150,6 +150,10 @@ def _ids(row: Any) -> Tensor:
 
 
 def _loss(model: nn.Module, spans: Spans | None, ids: Tensor) -> float:
+    """Return the loss at the end of the texts `ids`, with attention limited to `spans`.
+
+    spans: how far back each head looks; None for full attention.
+    """
     if spans is not None:
         attach_spans(model, spans, length=CHECK)
     try:
@@ -159,7 +163,10 @@ def _loss(model: nn.Module, spans: Spans | None, ids: Tensor) -> float:
 
 
 def line_prompts(tokenizer: Any, count: int, lines: int, seed: int) -> list[tuple[Tensor, int]]:
-    """Lists of numbered lines and a question about one; token ids, and how many are the answer."""
+    """Return lists of numbered lines, each with a question about one of them.
+
+    Each is token ids and how many of them, at the end, are the answer.
+    """
     draw = torch.Generator().manual_seed(1000 + seed)
     prompts: list[tuple[Tensor, int]] = []
     for _ in range(count):
@@ -199,7 +206,7 @@ def retrieved(
 
 
 def of_losses(seeds: tuple[int, ...], report: Report) -> Result:
-    """MoA's loss minus the uniform window's; the largest upper end over densities."""
+    """Return MoA's loss minus the uniform window's; the largest upper end over densities."""
     cells = {(d, s): CELLS.losses(d, s, report) for d in DENSITIES for s in seeds}
     over: dict[float, list[float]] = {
         d: [cells[d, s]["moa"] - cells[d, s]["uniform"] for s in seeds] for d in DENSITIES
@@ -219,7 +226,10 @@ def of_losses(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def of_gap(seeds: tuple[int, ...], report: Report) -> Result:
-    """The share of the uniform window's gap to dense that MoA closes; the lower density's."""
+    """Return the share of the uniform window's gap to dense that MoA closes.
+
+    It is that of the lower density.
+    """
     cells = {(d, s): CELLS.losses(d, s, report) for d in DENSITIES for s in seeds}
     closed = {
         d: [
@@ -235,6 +245,7 @@ def of_gap(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def _table(cells: dict[tuple[float, int], dict[str, float]], seeds: Sequence[int]) -> Any:
+    """Yield the rows of the table. cells: (density, seed) -> loss by kind of span."""
     for density in DENSITIES:
         for arm in ("dense", "moa", "uniform", "random"):
             losses = [cells[density, s][arm] for s in seeds]
@@ -257,7 +268,7 @@ def of_lines(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def of_bytes(seeds: tuple[int, ...], report: Report) -> Result:
-    """Blocks by which the bytes that are kept differ from density x all; the most."""
+    """Return how far the bytes that are kept differ from density x all, in blocks; the most."""
     model, _, _ = CELLS.model()
     rows: list[dict[str, Any]] = []
     off: list[float] = []

@@ -77,6 +77,7 @@ def on_text(
 
 
 def _row(name: str, cells: Sequence[Cell]) -> dict[str, Any]:
+    """Return a router's row of the table. cells: its results, one of each seed."""
     return {
         "router": name,
         "units on": shown([mean_of(c, "hidden_units") for c in cells], ".1f"),
@@ -224,7 +225,10 @@ def _f1_of(on: np.ndarray, truth: np.ndarray) -> float:
 
 
 def probed(seed: int, steps: int) -> dict[str, Probed]:
-    """Models of code under each router, read at equal units on.  Run once and kept."""
+    """Return models of code under each router, read at equal numbers of active units.
+
+    They are run once and kept.
+    """
 
     def run() -> dict[str, Any]:
         data, nets = code(), dict[str, nn.Module]()

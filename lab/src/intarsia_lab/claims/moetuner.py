@@ -97,6 +97,10 @@ def run(
 
 
 def _row(kind: str, name: str, placements: Sequence[Mapping[str, Placed]]) -> dict[str, Any]:
+    """Return a row on one placement of experts; its time is relative to that of PLAIN.
+
+    kind: of the trace; name: of the placement; placements: of each seed, by name.
+    """
     columns = {"imbalance": imbalance, "cross": cross, "destinations": destinations}
     columns_shown = {
         title: shown([read(by_name[name]) for by_name in placements], ".3f")
@@ -120,7 +124,11 @@ PAPER = "(arXiv:2502.06643, abstract): "
 
 
 def study(key: str, sentence: str, target: float, figure: Of, **overrides: Any) -> Study:
-    """more: arm, kinds and over of `run`, and what else a Study has."""
+    """Return a claim on placements of experts.
+
+    figure: the results of one seed -> the number to judge; overrides: arm, kinds and over of
+    `run`, and other fields of Study.
+    """
     options = {"kinds": ("balanced",), "arm": STAY}
     options |= {name: overrides.pop(name) for name in ("kinds", "arm", "over") if name in overrides}
     judged: Any = partial(run, figure=figure, **options)

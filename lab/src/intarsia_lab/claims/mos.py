@@ -59,9 +59,10 @@ def errors(sheet: Found) -> dict[str, np.ndarray]:
 
 
 def matching_rank(error: float, ranks: Sequence[int], errors: Sequence[float]) -> float:
-    """The LoRA rank of that error, linear in log rank between those measured; else the nearest.
+    """Return the LoRA rank that has this error, linear in log rank between those measured.
 
-    ranks rise; where errors do not fall, the first crossing counts.
+    Beyond them it is the nearest. ranks rise; where errors do not fall, the first crossing
+    counts.
     """
     # errors should fall with the rank; where they do not, the first crossing counts
     points = list(zip(ranks, errors, strict=True))

@@ -147,7 +147,11 @@ def interval(gained: Differences) -> str:
 
 
 def cost(cells: PictureCells, sheets: Mapping[str, Sheet[str, str, StudyScore]]) -> str:
-    """Return the time that training took, and how many runs are of an earlier time."""
+    """Return a sentence on the CPU hours of all training runs and how many of them were reused.
+
+    cells: the store of runs; sheets: the results. Reused runs count with the time they once
+    took.
+    """
     seconds = [score.cpu for sheet in sheets.values() for score in sheet.results.values()]
     words = f"{sum(seconds) / 3600:.1f} CPU hours of training in {len(seconds)} runs."
     if cells.kept:

@@ -76,6 +76,12 @@ def seen_by(
     judge_: SessionReward,
     windows_and_targets: tuple[Tensor, Tensor],
 ) -> Aligned:
+    """Measure the lists that a model draws: two rewards, recall and how varied they are.
+
+    reward: what the model was trained on; judge_: a reward model of other users, which only
+    judges; windows_and_targets: item numbers of the histories and of the films that users took
+    next.
+    """
     histories, logged = windows_and_targets
     drawn = torch.cat(
         [
@@ -170,9 +176,10 @@ def trained(settings: OneRec, train: Interactions, steps: int, seed: int) -> One
 
 
 def one_by_one(model: OneRecModel, x: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Sessions drawn item by item, each of which is read with the history before the next.
+    """Draw sessions item by item, each of which is read with the history before the next.
 
-    model: of sessions of one item.  x: (B, n) -> (B, count, 5); no item twice.
+    model: of sessions of one item; x: histories (B, n) -> sessions (B, count, 5); no item
+    twice.
     """
     rows = x.repeat_interleave(count, 0)
     drawn = rows.new_zeros(len(rows), 0)

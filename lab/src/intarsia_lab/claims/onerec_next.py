@@ -69,7 +69,7 @@ def early_and_late(train: Interactions) -> tuple[Interactions, Interactions]:
 
 
 def questions(events: Interactions, before: Interactions) -> tuple[Tensor, Tensor]:
-    """Histories (N, 20) and the next film (N,), every fifth event of a user that has a history.
+    """Return histories (N, 20) and the next film (N,), for every fifth event of a user.
 
     before: earlier events of the same users, which are in the histories.
     """
@@ -124,6 +124,7 @@ def onerec(train: Interactions, settings: Settings, seed: int) -> Rank:
 
 
 def made(arm: str, train: Interactions, settings: Settings, seed: int) -> Rank:
+    """Train an arm and return its ranking function. settings: the arm's, as they were chosen."""
     if arm == ONEREC:
         return onerec(train, settings, seed)
     # baselines learn from whole histories, which they are given in the test
@@ -143,6 +144,8 @@ def compared(seeds: tuple[int, ...], report: Report, *, figure: Any) -> Result:
     best, arm_rates = tuned("onerec", inputs, GRIDS, RATES, validated)
 
     def work(arm: str, seed: int) -> NextFound:
+        """Return an arm's test results for a seed, kept from an earlier run or computed now."""
+
         def run() -> list[float]:
             return list(ranked(made(arm, train, best[arm], seed), *questions(test, train)))
 

@@ -83,6 +83,10 @@ class TaskKinds:
     """
 
     def __init__(self, seed: int, part: str = "test") -> None:
+        """Split the tasks into known and held-out ones by the seed, and load a base model.
+
+        part: of the data that the test rows come from.
+        """
         glosses = by_kind()
         order = torch.randperm(len(glosses), generator=torch.Generator().manual_seed(0)).tolist()
         names = [list(glosses)[i] for i in order]
@@ -138,7 +142,10 @@ def told(rows: Sequence[Row], number: int) -> list[Row]:
 
 @torch.no_grad()
 def set_head(model: SentenceTail, rows: Sequence[Row]) -> None:
-    """Ridge regression of the labels on the features that the model has without adapters."""
+    """Set the head by ridge regression of the labels on the features without adapters.
+
+    rows: training rows; the weights are set in place.
+    """
     features: list[Tensor] = []
     for first in range(0, len(rows), 128):
         batch: Any = padded(rows[first : first + 128])[0]
@@ -160,6 +167,7 @@ def adapted(base: nn.Module, method: Method, seed: int) -> PeftModel:
 def train(
     model: nn.Module, rows: Sequence[Row], epochs: int, batch: int, *, lr: float, seed: int
 ) -> None:
+    """Train a model on rows of sentences by `fit`. batch: rows a step; lr: learning rate."""
     fit(
         model,
         rows,  # pyright: ignore
@@ -209,6 +217,10 @@ def rates(report: Report) -> tuple[ArmRate, ...]:
 
 
 def _run(seed: int, rate_by_arm: Mapping[str, float], report: Report) -> Cell:
+    """Return the errors in percent of all arms on known and on later tasks, for one seed.
+
+    rate_by_arm: learning rate of each arm.
+    """
     kinds = TaskKinds(seed)
     models: dict[str, PeftModel] = {}
     errors_known: dict[str, float] = {"no adapter": error(kinds.base, kinds.mixed(kinds.test))}

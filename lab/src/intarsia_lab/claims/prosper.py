@@ -34,7 +34,10 @@ Array = np.ndarray
 
 
 def bars(signed: Array | None = None) -> Array:
-    """Ten bars of 5 x 5 px, 10 bright.  -> (10, 25)."""
+    """Return ten images of one bar each in 5 x 5 pixels, of brightness 10, as (10, 25).
+
+    signed: a factor for each bar; None = 1.
+    """
     images = np.zeros((10, 5, 5))
     for i in range(5):
         images[i, i] = images[5 + i, :, i] = 10.0
@@ -42,7 +45,10 @@ def bars(signed: Array | None = None) -> Array:
 
 
 def bar_data(kind: str, seed: int) -> tuple[Array, Array]:
-    """1,000 samples of a model's own kind with noise of 2, and the bars; each is on at 0.2."""
+    """Return 1,000 samples of a model's own kind with noise of 2, and the bars that made them.
+
+    Each bar is on with probability 0.2. kind: of the model, as "MCA".
+    """
     random = np.random.default_rng(seed)
     # two bars a sample in the mean
     on = random.random((SAMPLES, 10)) < 0.2
@@ -72,7 +78,7 @@ def bars_in(components: Array, truth: Array) -> int:
 
 
 def learned(kind: str, data: str, seed: int) -> dict[str, float]:
-    """Bars that a model finds in data of a kind, and CPU seconds."""
+    """Return how many bars a model finds in data of a kind, and CPU seconds."""
 
     def make() -> dict[str, float]:
         x, truth = bar_data(data, seed)
@@ -92,7 +98,7 @@ def learned(kind: str, data: str, seed: int) -> dict[str, float]:
 
 
 def find_bars(seeds: Sequence[int], report: Report) -> Result:
-    """Seeds with nine bars or more, of the model that has the fewest."""
+    """Return in how many seeds nine bars or more were found, of the model that finds the fewest."""
     rows, least, of_seed = [], len(seeds), {seed: 10.0 for seed in seeds}
     for kind in KINDS:
         for name in (kind, "DictionaryLearning", "FastICA"):
@@ -125,7 +131,7 @@ def find_bars(seeds: Sequence[int], report: Report) -> Result:
 
 
 def masked_bars(seeds: Sequence[int], report: Report) -> Result:
-    """Bars that MCA finds beyond those of BSC where bars hide each other."""
+    """Return how many bars MCA finds beyond those of BSC, where bars hide each other."""
     counts = {kind: [learned(kind, "MCA", s)["bars"] for s in seeds] for kind in ("MCA", "BSC")}
     report(str(counts))
     values = [a - b for a, b in zip(counts["MCA"], counts["BSC"], strict=True)]

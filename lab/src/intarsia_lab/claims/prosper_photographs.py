@@ -29,9 +29,10 @@ Array = np.ndarray
 def natural(
     seed: int, train: int = 6000, test: int = 3000, components: int = 40
 ) -> tuple[Array, Array]:
-    """8 x 8 patches less their mean, whitened to 40 principal components of the training part.
+    """Return training and test patches of 8 x 8 less their mean, whitened by the training part.
 
-    The test part is of 6 photographs that the training part does not see.
+    train, test: numbers of patches; components: principal components that stay. The test part
+    is of 6 photographs that the training part does not see.
     """
     random = np.random.default_rng(seed)
     pictures = [grey(p.pixels) for p in photographs(shrink=4)]
@@ -49,6 +50,7 @@ def densities(seeds: Sequence[int], report: Report) -> Result:
     """Return the smaller of GSC less BSC and BSC less FactorAnalysis, in nats a held-out patch."""
 
     def make(seed: int) -> dict[str, float]:
+        """Return the held-out score of each model, fitted to patches of photographs."""
         train, test = natural(seed)
         common = {"n_candidates": 8, "n_iter": 60, "data_cut": False, "random_state": seed}
         models = {
@@ -81,7 +83,10 @@ SIGMA, SIDE, CROP = 25.0, 8, 160
 
 
 def denoised(seed: int) -> dict[str, Any]:
-    """Return PSNR and CPU seconds of each method on the middle of the photograph of that number."""
+    """Return PSNR and CPU seconds of each denoiser on the middle of one photograph with noise.
+
+    seed: draws the noise, and seed modulo 3 picks the photograph.
+    """
     random = np.random.default_rng(seed)
     names = ("china", "greentock_by_Peter_Nerlich", "TwoWings")
     clean = grey(next(p for p in photographs(shrink=4) if p.name == names[seed % 3]).pixels)
@@ -114,7 +119,10 @@ def _by_gsc(some: Array, x: Array, seed: int) -> Array:
 
 
 def _by_dictionary(some: Array, x: Array, seed: int) -> Array:
-    """OMP until the residual is that of the noise, C = 1.15."""
+    """Denoise patches `x` by OMP in a dictionary learned from `some`.
+
+    It stops once the residual is as large as the noise, times C = 1.15.
+    """
     learner = MiniBatchDictionaryLearning(64, max_iter=20, batch_size=256, random_state=seed)
     w = learner.fit(some / SIGMA).components_
     w = w / np.linalg.norm(w, axis=1, keepdims=True)
@@ -137,7 +145,10 @@ def _by_wiener(some: Array, x: Array, seed: int) -> Array:
 
 
 def _by_ica(some: Array, x: Array, seed: int) -> Array:
-    """Sparse code shrinkage in the orthogonal basis that is nearest to the components."""
+    """Denoise patches `x` by sparse code shrinkage in the basis of an ICA of `some`.
+
+    The basis is the orthogonal one that is nearest to the components.
+    """
     ica = FastICA(SIDE**2 - 1, whiten="unit-variance", max_iter=400, tol=1e-3, random_state=seed)
     left_vectors, _, right = np.linalg.svd(ica.fit(some).components_, full_matrices=False)
     basis = left_vectors @ right

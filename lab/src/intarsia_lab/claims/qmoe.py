@@ -38,7 +38,7 @@ EXPERTS, EVERY = 8, 5  # of each mixture; blocks from one mixture to the next
 
 
 def drawn(seed: int, side: int = SIDE) -> tuple[Tensor, Tensor]:
-    """Digits that are 0 with probability .885, and levels."""
+    """Return random digits that are 0 with probability .885, and levels."""
     draw = torch.Generator().manual_seed(seed)
     # ternary digits as in the paper's models: most of them 0, the others even
     odds = torch.tensor([ZEROS, (1 - ZEROS) / 2, (1 - ZEROS) / 2])
@@ -75,6 +75,10 @@ def of_size(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def _sized(title: str, digits: Tensor, stored: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return a row on the size of coded ternary weights.
+
+    digits: the ternary values, 0 among them; stored: the tensors that a file would hold.
+    """
     share = float((digits == 0).float().mean())
     codes = 16 * len(stored["codes"]) / digits.numel()
     return {
@@ -123,7 +127,7 @@ def _packed(form: Ternary, stored: Mapping[str, Tensor], x: Tensor) -> Callable[
 
 
 def of_experts_of(seeds: tuple[int, ...], report: Report) -> Result:
-    """Output error of rounding over that of GPTQ, mean over layers; the least of the draws."""
+    """Return the output error of rounding over that of GPTQ, mean over layers; the least draw."""
     draws: list[dict[str, Any]] = []
     for seed in seeds:
         inputs = {"seed": seed}
@@ -145,7 +149,7 @@ def of_experts_of(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def _mixture(seed: int) -> dict[str, Any]:
-    """Errors and losses of one draw."""
+    """Return the errors and losses of quantised experts for one draw of calibration rows."""
     model, tokenizer = language_model("smollm2", progress=lambda _: None)
     blocks = range(EVERY - 1, len(model.model.layers), EVERY)  # pyright: ignore
     mixed: Any = upcycle(model, TopK(EXPERTS), layers=list(blocks), seed=seed)

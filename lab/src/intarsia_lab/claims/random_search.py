@@ -52,7 +52,7 @@ class SearchedNet(NamedTuple):
 
 
 def mlp(seed: int) -> nn.Module:
-    """784-256-256-10."""
+    """Return an MLP with layers of 784, 256, 256 and 10 units."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layers = [nn.Linear(784, UNITS), nn.Linear(UNITS, UNITS), nn.Linear(UNITS, 10)]
@@ -149,7 +149,7 @@ Ends = tuple[float, float] | None  # of an interval over nets; None = over seeds
 
 
 def interval(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
-    """Spearman's rank correlation, and the ends of its 95 % interval by Fisher's transform."""
+    """Return Spearman's rank correlation and its 95 % interval by Fisher's transform."""
     correlation: Any = spearmanr(first, second)
     rho = float(correlation.statistic)
     z, half = np.arctanh(np.clip(rho, -0.999, 0.999)), 1.96 / math.sqrt(max(1, len(first) - 3))
@@ -194,6 +194,7 @@ def correlations(searches: Sequence[SearchedNet], name: str) -> tuple[float, flo
 
 
 def _in_words(searches: Sequence[SearchedNet]) -> str:
+    """Return the correlations of accuracy with an early loss as a sentence, with intervals."""
     ends = (correlations(searches, name) for name in ("first", "epoch"))
     before, after = (f"{rho:+.2f} ({low:+.3f} to {high:+.3f})" for rho, low, high in ends)
     return (
@@ -257,6 +258,11 @@ LEARNED = above("Parents are above chance, 10 %, by 40 points.", "parent", 50)
 def _study(
     key: str, sentence: str, baseline: str, sense: str, target: float, figure: Any, **names: Any
 ) -> Study:
+    """Return a claim about one random search of nets; all claims here share the remaining settings.
+
+    sense: whether the figure must be above or below `target`; figure: gets the number to judge;
+    names: further fields of Study, as the paper's.
+    """
     return Study(
         key,
         sentence=f"{sentence} {SCALE}.",

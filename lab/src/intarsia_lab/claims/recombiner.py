@@ -86,7 +86,7 @@ class CodedPack(NamedTuple):
 
 @cache
 def pictures(count: int) -> tuple[list[Array], list[Array]]:
-    """Photographs for the prior, and crops of others for the test."""
+    """Return photographs for the prior, and crops of others for the test."""
     images = [photograph.pixels for photograph in photographs(shrink=SHRINK)]
     # crops of photographs of which the prior has seen nothing
     test, random = images[::HELD_OUT], np.random.default_rng(0)
@@ -105,7 +105,12 @@ def psnr(a: Array, b: Array) -> float:
 
 
 def coded(size: Size, arm: str, rate: float, seed: int) -> CodedPack:
-    """Return a cell from the file, or by running it; a training that was killed goes on."""
+    """Return an arm's result at one bit rate, kept in a file from an earlier run or computed now.
+
+    size: counts of crops and steps; arm: "COIN" (a network for each crop) or a key of ARMS (a
+    learned prior over networks); rate: bits a pixel. CodedPack: PSNR of each test crop, payload
+    in bytes and CPU seconds. A training that was killed goes on.
+    """
     inputs = {"size": list(size), "arm": arm, "rate": rate, "seed": seed}
     run = by_coin if arm == "COIN" else by_prior
     folder = packages.cache_dir() / "claims" / key_of(inputs)
@@ -114,6 +119,11 @@ def coded(size: Size, arm: str, rate: float, seed: int) -> CodedPack:
 
 
 def by_prior(size: Size, arm: str, rate: float, seed: int, folder: Path) -> CodedPack:
+    """Train a RECOMBINER codec, code the test crops by it and measure the decoded ones.
+
+    size: counts of crops and steps; arm: key of ARMS; rate: bits a pixel; folder: keeps the
+    state.
+    """
     train, test = pictures(size.pictures)
     settings = RecombinerSettings(**{**size.network, **ARMS[arm]})
     clock = [time.process_time()]
@@ -132,6 +142,10 @@ def by_prior(size: Size, arm: str, rate: float, seed: int, folder: Path) -> Code
 
 
 def by_coin(size: Size, arm: str, rate: float, seed: int, folder: Path) -> CodedPack:
+    """Fit one small network to each test crop (COIN), whose weights are the code; measure it.
+
+    rate: bits a pixel, which give the width; arm, folder: unused, `by_prior` needs them.
+    """
     _, test = pictures(size.pictures)
     width = coin_width(round(rate * SIDE * SIDE / 8), 2, 2, 3)
     sizes = [2, width, width, 3]
@@ -147,7 +161,7 @@ def by_coin(size: Size, arm: str, rate: float, seed: int, folder: Path) -> Coded
 
 
 def classical(size: Size) -> list[dict[str, Any]]:
-    """JPEG, WebP and AVIF at some qualities: rows of a table, bits of whole files and less headers.
+    """Return table rows of JPEG, WebP and AVIF at some qualities, with and without headers.
 
     A header is the file of a flat picture of the same size.
     """
@@ -199,7 +213,7 @@ def speed(size: Size, packs: Sequence[CodedPack]) -> str:
 
 
 def ablation(seeds: tuple[int, ...], report: Report) -> Result:
-    """RECOMBINER minus the best of what lacks a part, at equal bytes."""
+    """Return PSNR of RECOMBINER minus the best of those that lack a part, at equal bytes."""
     sheet = each(
         [Arm(name, name) for name in ARMS],
         seeds,
@@ -225,6 +239,7 @@ def rate_distortion(size: Size) -> Callable[..., Result]:
     """Return the least lower end of the paired intervals over COIN and COMBINER, of all rates."""
 
     def run(seeds: tuple[int, ...], report: Report) -> Result:
+        """Compare RECOMBINER with COMBINER and COIN at each bit rate, by PSNR of the test crops."""
         names = "RECOMBINER", "COMBINER", "COIN"
         sheet = each(
             [Arm(name, name) for name in names],

@@ -138,6 +138,7 @@ def train(arm: str, task: str, seed: int) -> task_tracks.Track:
         x, y = pictures(task).test.tensors
 
         def look(model: nn.Module, step: int, steps: int) -> None:
+            """Record accuracy on the new and the old task, at every EVERY-th of `steps` steps."""
             # the whole curve: new task and old, every 20 steps
             if step % EVERY == 0 or step == steps:
                 model.eval()
@@ -213,7 +214,7 @@ def retention(seeds: Sequence[int], report: Report) -> Result:
 
 
 def in_domain(seeds: Sequence[int], report: Report) -> Result:
-    """Final target accuracy of S2FT minus LoRA's, the mean over the tasks, one value per seed."""
+    """Return the final target accuracy of S2FT minus LoRA's, mean over tasks, one value a seed."""
     end = {run: track.target[-1] for run, track in tracks(seeds, report).items()}
     values = tuple(
         statistics.mean(end[task_tracks.OURS, t, s] - end[task_tracks.LORA, t, s] for t in TARGETS)

@@ -69,7 +69,7 @@ def texts() -> dict[str, list[QuestionAnswer]]:
 
 @lru_cache(maxsize=1)
 def glosses() -> Glosses:
-    """Made once: what the frozen blocks say of every row."""
+    """Return what the frozen blocks compute of every row; it is made once."""
     language_rows = LanguageRows({"glosses": kinds()[: POOL + VAL + TEST], **texts()})
     rows = language_rows.rows["glosses"]
     parts = rows[:POOL], rows[POOL : POOL + VAL], rows[POOL + VAL :]
@@ -125,6 +125,7 @@ def train(arm: str, seed: int) -> dict[str, Track]:
         data, curves = glosses(), {name: list[float]() for name in ("target", *HELD)}
 
         def look(model: nn.Module, step: int, steps: int) -> None:
+            """Record scores on the new and on the old texts, at every EVERY-th of `steps` steps."""
             if step % EVERY == 0 or step == steps:
                 curves["target"].append(float(scores(model, data.test).accuracy))
                 # minus the loss, so that more is better, as for the target

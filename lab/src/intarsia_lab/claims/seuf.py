@@ -58,6 +58,10 @@ def cells(kind: str, seed: int, report: Report) -> dict[str, Cell]:
 def _cell(
     kind: str, seed: int, arm: str, report: Report, site: tuple[int, int] | None = None
 ) -> Cell:
+    """Return the result of one unlearning, kept from an earlier run or computed now.
+
+    kind: of the text to forget; site: (layer, expert) to train, None where the arm chooses it.
+    """
     inputs = {"kind": kind, "seed": seed, "arm": arm, "at": site}
     inputs |= {
         "steps": STEPS,
@@ -83,6 +87,10 @@ def _cell(
 
 
 def _run(kind: str, seed: int, arm: str, site: tuple[int, int] | None, report: Report) -> Unlearned:
+    """Make a mixture model forget one kind of text, and return the course of its losses.
+
+    kind: of the text; arm: how the expert is chosen; site: (layer, expert), None to choose it.
+    """
     from transformers import MixtralForCausalLM
 
     model: Any = MixtralForCausalLM.from_pretrained(made(seed, report), dtype=torch.float32)
@@ -147,9 +155,10 @@ def damage(cell: Cell, target: float = 1.0) -> float:
 
 
 def against_random(by_arm: Mapping[str, Cell], attributed: str) -> float:
-    """Damage of an attributed expert over the mean of random ones of its layer, worse target.
+    """Return damage of an attributed expert over the mean of random ones, for the worse text.
 
-    Random ones in which the text never rises so far are left out; 1 where all are.
+    attributed: the arm. Random ones are of the same layer; those in which the text never rises
+    so far are left out; the result is 1 where all are.
     """
     ratios: list[float] = []
     for target in TARGETS:
@@ -178,6 +187,7 @@ def run(
 
 
 def _rows(seed: int, by_kind: ByKind) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one seed. by_kind: kind of text -> arm -> result."""
     for kind, by_arm in by_kind.items():
         for arm in (TOP, FREE, LIFT, ALL):
             yield _row(seed, kind, arm, by_arm[arm])
@@ -187,6 +197,10 @@ def _rows(seed: int, by_kind: ByKind) -> Iterator[dict[str, Any]]:
 
 
 def _row(seed: int, kind: str, arm: str, cell: Cell) -> dict[str, Any]:
+    """Return an arm's row: damage to other text once the text to forget has lost t nats.
+
+    kind: the text to forget; cell: the arm's result.
+    """
     before, after = cell["share"]
     share = "" if before is None else f"{before:.2f} -> {after:.2f}"
     location = "" if cell["at"] is None else "{}, {}".format(*cell["at"])
@@ -195,6 +209,10 @@ def _row(seed: int, kind: str, arm: str, cell: Cell) -> dict[str, Any]:
 
 
 def _mean_row(seed: int, kind: str, attributed: str, rivals: list[Cell]) -> dict[str, Any]:
+    """Return the mean row of randomly chosen experts in the layer of the attributed one.
+
+    kind: the text to forget; attributed: the arm whose layer it is; rivals: their results.
+    """
     arm = f"{RANDOM} random of the layer of {attributed}"
     damages = {f"at +{t}": f"{statistics.mean(damage(c, t) for c in rivals):.3f}" for t in TARGETS}
     return (

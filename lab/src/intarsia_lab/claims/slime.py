@@ -101,6 +101,10 @@ def cell(arm: str, seed: int, report: Report) -> Cell:
 
 
 def _run(arm: str, seed: int, report: Report) -> Cell:
+    """Train one arm on questions about pictures and return its shares of right answers.
+
+    arm: key of ARMS.
+    """
     model, words = trunk(TEXTS, LAYERS)
     method = ARMS[arm]
     model = apply(model, method, seed=seed)
@@ -169,6 +173,7 @@ def enough(by_arm: Mapping[str, Cell]) -> float:
 
 
 def _rows(seed: int, by_arm: Mapping[str, Cell]) -> Iterator[dict[str, Any]]:
+    """Yield a table row for each arm of a seed, and one with local vectors drawn at random."""
     for arm, result in by_arm.items():
         row = {"seed": seed, "arm": arm, "local vectors": f"{result['local']:.0f}"}
         yield row | {"right": f"{result['right']:.3f}", "on train": f"{result['train']:.3f}"}

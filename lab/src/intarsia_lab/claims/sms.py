@@ -79,6 +79,10 @@ class DenseNets:
         return Souped(*stored("sms", inputs, lambda: self._run(arm, density, seed)))
 
     def _run(self, arm: str, density: float, seed: int) -> Souped:
+        """Prune and train a net by one arm, and return its accuracy and that of its candidates.
+
+        density: the share of weights that stay.
+        """
         if arm.startswith("independent"):
             return self._independent(density, seed, again=arm.endswith("again"))
         model = self.start(seed)

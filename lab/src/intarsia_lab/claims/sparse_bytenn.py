@@ -26,7 +26,7 @@ PICTURES, SIDE, ROWS, DENSITY = 16, 224, 4, 0.7
 
 
 def crops(seed: int) -> Tensor:
-    """Squares of photographs as Lite0 reads them.  (PICTURES, 3, SIDE, SIDE)"""
+    """Return squares of photographs as Lite0 reads them, (PICTURES, 3, SIDE, SIDE)."""
     draw = torch.Generator().manual_seed(seed)
     large_enough = [p for p in photographs() if min(p.pixels.shape[:2]) >= SIDE]
     squares: list[Tensor] = []
@@ -52,7 +52,10 @@ def layer_scores(
     scores: dict[str, tuple[float, float]] = {}
 
     def hook(path: str) -> Any:
+        """Return a forward hook that measures the layer at `path`."""
+
         def measure(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            """Add to `scores` the share of weight that pruning keeps, and the output's error."""
             weight = layer.weight.detach()
             mask = keep_row_blocks({"w": weight.abs()}, {"w": DENSITY}, ROWS).mask("w", 0)
             # what the removed blocks contributed to the output, in its own energy
@@ -83,7 +86,10 @@ def nets() -> tuple[nn.Module, nn.Module]:
 
 
 def rearranged(seeds: tuple[int, ...], report: Report) -> Result:
-    """The share of layers in which blocks keep more L1 and err less once rows are rearranged."""
+    """Return the share of layers that block pruning hurts less once rows are rearranged.
+
+    There, blocks keep more of the L1 norm and the output error is lower.
+    """
     plain, moved = nets()
     paths = channels_of(plain).layers
     values: list[float] = []

@@ -113,13 +113,14 @@ def parts(name: str, seed: int, part: str = "test") -> tuple[TensorDataset, Tens
 
 @lru_cache(maxsize=1)
 def tuned(name: str, seed: int) -> nn.Module:
-    """Lite0 fine-tuned on a set, dense; for all arms of a seed."""
+    """Return EfficientNet-Lite0, fine-tuned dense on a set; all arms of a seed begin with it."""
     net = backbone("efficientnet-lite0", classes=pictures(name)[4], size=SIDE, seed=seed)
     fit(net, parts(name, seed)[0], **options(seed, DENSE_RATE))
     return net.eval()
 
 
 def options(seed: int, lr: float) -> dict[str, Any]:
+    """Return the options of `fit`. lr: learning rate."""
     return OPTIONS | {
         "epochs": EPOCHS,
         "seed": seed,
@@ -129,7 +130,12 @@ def options(seed: int, lr: float) -> dict[str, Any]:
 
 
 def schedule_of(arm: str, density: float, net: nn.Module) -> Gradual | None:
-    """Return the schedule by which an arm is pruned; None = it is not."""
+    """Return the pruning schedule of an arm, None for one that is not pruned.
+
+    arm: DENSE, AGAIN (dense, trained once more), PLAIN (blocks of rows), MOVED (blocks of
+    rearranged channels), FREE (single weights), FILTERS or POINTWISE. density: the share of
+    weights that stay; POINTWISE prunes 1x1 layers alone and has its published 0.2.
+    """
     if arm in (DENSE, AGAIN):
         return None
     # Fast Sparse ConvNets: 1x1 layers alone, unstructured

@@ -36,7 +36,7 @@ Times = Callable[[nn.Module, Tensor], list[float]]
 
 
 def arms() -> Iterator[tuple[str, nn.Module, Any]]:
-    """SmolLM2 as it is, in two precisions, and pruned and packed; the tokenizer with each."""
+    """Return SmolLM2 in two precisions and pruned and packed, with the tokenizer of each."""
     model, tokenizer = language_model("smollm2", progress=lambda _: None)
     yield "dense, fp32, torch's product", model, tokenizer
     # the dense rival in the width that its product is fastest in

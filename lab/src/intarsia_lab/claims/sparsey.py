@@ -23,7 +23,10 @@ JUDGED = 25  # items, up to which the memory is said to hold
 
 
 def family_items(n: int, seed: int) -> thin_digits.Array:
-    """Items of 12 of 144 bits: members of five families, who share 1 ... 12 bits with its head."""
+    """Return items of 12 of 144 bits in five families; each shares 1 to 12 bits with its head.
+
+    n: number of items. A head is the pattern that a family's items are drawn from.
+    """
     random = np.random.default_rng(seed)
     heads = [random.choice(SIZE, ACTIVE, replace=False) for _ in range(FAMILIES)]
     items = np.zeros((n, SIZE))
@@ -91,7 +94,10 @@ def _each(seeds: Sequence[int]) -> range:
 
 
 def timed(seeds: Sequence[int], report: Report) -> Result:
-    """CPU seconds of the 2,000th hundred of items over those of the 200th, both stored and read."""
+    """Return CPU seconds for the 2,000th hundred of items over those for the 200th.
+
+    The items are both stored and read.
+    """
     values, rows = [], []
     for seed in seeds:
         x = family_items(2000, seed)

@@ -26,7 +26,7 @@ REACHED = 0.95  # of the bits, up to which a memory is said to hold
 
 
 def digits(seed: int) -> tuple[Array, Array, Array]:
-    """Thinned digits, whole ones in grey, and their classes; those for training come first."""
+    """Return thinned digits, whole ones in grey, and their classes; training ones come first."""
     data = sets.load("mnist")
     picked = np.random.default_rng(seed).permutation(len(data))[: TRAIN + TEST]
     grey = np.stack([np.asarray(data.images)[i] for i in picked])
@@ -35,7 +35,10 @@ def digits(seed: int) -> tuple[Array, Array, Array]:
 
 
 def read_digits(seeds: Sequence[int], report: Report) -> Result:
-    """Accuracy of a ridge readout of the codes of two levels, in points, beside its baselines."""
+    """Return the accuracy of a ridge readout of the codes of two levels, in points.
+
+    Its baselines stand in the table.
+    """
     accuracies: dict[str, list[float]] = {}
     for seed in seeds:
         lines, grey, labels = digits(seed)
@@ -65,7 +68,7 @@ def read_digits(seeds: Sequence[int], report: Report) -> Result:
 
 
 def items_of(n: int, seed: int) -> tuple[Array, Array]:
-    """Random items of 12 of 144 bits, and the same with three active bits missing."""
+    """Return random items of 12 of 144 bits, and the same with three active bits missing."""
     random = np.random.default_rng(seed)
     items = np.zeros((n, SIZE))
     for row in items:
@@ -86,7 +89,7 @@ def strongest(field: Array) -> Array:
 
 
 def by_mac(items: Array, cues: Array, seed: int) -> Array:
-    """18 modules of 8 units: 18 x 8 x 144 = 144^2 bits."""
+    """Recall items from cues by 18 modules of 8 units: 18 x 8 x 144 = 144^2 bits."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         mac = Mac(n_modules=18, n_units=8, random_state=seed).fit(items)
@@ -94,7 +97,10 @@ def by_mac(items: Array, cues: Array, seed: int) -> Array:
 
 
 def by_willshaw(items: Array, cues: Array, seed: int) -> Array:
-    """Willshaw's matrix W = max_i x_i x_i^T, 144^2 bits, read once and then from its answer."""
+    """Recall items by Willshaw's matrix W = max_i x_i x_i^T of 144^2 bits, x_i an item.
+
+    It is read once with the cue and then with its answer.
+    """
     # Willshaw's binary matrix: the strong simple memory of sparse items
     weights = (items.T @ items > 0).astype(float)
     answer = strongest(cues @ weights + 0.5 * cues)
@@ -102,7 +108,7 @@ def by_willshaw(items: Array, cues: Array, seed: int) -> Array:
 
 
 def by_hopfield(items: Array, cues: Array, seed: int) -> Array:
-    """Covariances of pairs at 2 bits, 144 x 143 / 2 pairs: as many bits; ten rounds."""
+    """Recall items by a Hopfield net: covariances of 144 x 143 / 2 pairs at 2 bits, ten rounds."""
     share = ACTIVE / SIZE
     weights = (items - share).T @ (items - share)
     np.fill_diagonal(weights, 0)

@@ -88,6 +88,11 @@ class PrunedCells:
         return Pruned(*stored("sparsify", inputs, lambda: self._run(arm, *task, seed)))
 
     def _run(self, arm: str, text: str, density: float, seed: int) -> Pruned:
+        """Prune a language model by one arm and return its loss on held-out text and the CPU time.
+
+        arm: "dense", a base method, or "METHOD + swaps" for DSnoT after it; text: name of
+        the text; density: the share of weights that stay.
+        """
         if self.model is None:
             self.model, self.tokenizer = language_model("smollm2", progress=lambda _: None)
             self.dense = {n: t.clone() for n, t in self.model.state_dict().items()}
@@ -129,7 +134,7 @@ def table(sheet: Any, densities: Sequence[float], seeds: Sequence[int]) -> list[
 
 
 def of_methods(seeds: tuple[int, ...], report: Report) -> Result:
-    """Wanda's loss at density .5 minus SparseGPT's; the worse text's mean over draws."""
+    """Return Wanda's loss at density .5 minus SparseGPT's; the worse text's mean over draws."""
     names = ["dense", *(f"{b}{s}" for b in BASES for s in ("", " + dsnot"))]
     sheet = ran(names, DENSITIES[:4], seeds, report)
     # SparseGPT's compensation must pay, or the pruners of this library are wrong

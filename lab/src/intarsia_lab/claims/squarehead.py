@@ -79,6 +79,12 @@ class SparseCells:
         return Closed(*stored("squarehead", inputs, lambda: self._run(arm, density, seed)))
 
     def _run(self, arm: str, density: float, seed: int) -> Closed:
+        """Prune a student and train it by one objective; return its test losses before and after.
+
+        arm: key of OBJECTIVES; density: the share of weights that stay. Closed holds the
+        losses of the dense model, the pruned and the trained student, and how many pruned
+        weights are no longer 0. zeros=True: pruned weights stay 0 while training.
+        """
         self.made = self.made or self.make()
         dense, train, test = self.made
         draw = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -121,7 +127,7 @@ def small() -> tuple[nn.Module, Any, Any]:
 
 
 def smollm2() -> tuple[nn.Module, Any, Any]:
-    """SmolLM2, fine-tuned on WordNet's definitions."""
+    """Return SmolLM2, fine-tuned on WordNet's definitions."""
     model, tokenizer = language_model("smollm2", progress=lambda _: None)
     rows = STEPS * BATCH
     loaded = load_texts(
@@ -137,6 +143,7 @@ def closing_of(bench: SparseCells, densities: tuple[float, ...]) -> Callable[...
     """
 
     def run(seeds: tuple[int, ...], report: Report) -> Result:
+        """Compare the objectives by the share of the pruning gap that each closes."""
         arms = [Arm(n, n) for n in OBJECTIVES]
         sheet = each(arms, seeds, bench.cell, report, tasks=densities)
         by_arm = {

@@ -51,6 +51,7 @@ def run(seeds: tuple[int, ...], report: Report, *, figure: Callable[[StackTable]
 
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a table row of text from the numbers that were measured on one stack of methods."""
     line = {
         "entries": row["entries"] + (" *" if row["front"] else ""),
         "nats": f"{row['cross_entropy']:.4f}",
@@ -73,7 +74,11 @@ def failures(stack_table: StackTable) -> float:
 
 
 def product_error(stack_table: StackTable) -> float:
-    """Percent by which the bytes of pairs differ from the product of their shares, the largest."""
+    """Return how far the bytes of two methods together are from the product of each one's share.
+
+    A share is the bytes with a method over those of the plain model. The result is the largest
+    relative difference of the pairs in PRODUCT, in percent.
+    """
     plain_bytes = stack_table.found[()].bytes
     apart: list[float] = []
     for a, b in PRODUCT:

@@ -51,6 +51,11 @@ class SinkhornRouter(TransportRouter):
     """`TransportRouter` with Sinkhorn's plan, cut off at C, in place of the sparse one."""
 
     def plan(self, score: Tensor) -> Tensor:
+        """Return a sparse transport plan of tokens to experts (T, E) by Sinkhorn's scaling.
+
+        score: (T, E), affinities of T tokens and E experts; each expert takes its strongest
+        tokens.
+        """
         plan, share = (score / EPS).softmax(-1), len(score) / self.experts
         # alternate scaling: columns to T / E, rows to 1, the dense plan's two constraints
         for _ in range(ROUNDS):
@@ -101,9 +106,10 @@ class Last:
 
 
 def with_experts(model: nn.Module, router: RouterConfig, seed: int) -> nn.Module:
-    """Experts beside the MLP of the last block, E equal parts of its pretrained hidden units.
+    """Put experts beside the MLP of the last block: E equal parts of its pretrained hidden units.
 
-    However many there are, they have as many weights. They, their router and the head are trained.
+    However many there are, they have as many weights. They, their router and the head are
+    trained.
     """
     upcycle(model, router, how="slices", residual="sum", layers=[-1], seed=seed)
     model.requires_grad_(False)
@@ -170,7 +176,7 @@ def unbalanced(seeds: Sequence[int], report: Report) -> Result:
 
 
 def against(seeds: Sequence[int], report: Report, rivals: Sequence[str] = RIVALS) -> Result:
-    """Loss of the plan over that of the best rival, at the number of experts where it is worst."""
+    """Return the plan's loss over that of the best rival, at the worst number of experts."""
     sheet = measure(seeds, report)
     losses = {name: sheet.of(name, "loss") for name in sheet.arms}  # (numbers, seeds)
     values: list[list[float]] = []

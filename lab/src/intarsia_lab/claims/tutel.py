@@ -41,8 +41,11 @@ def drawn(tokens: int, seed: int) -> Trace:
 
 
 def adaptive(seeds: tuple[int, ...], report: Report) -> Result:
-    """Time of the best single degree over that of a degree for each point, geometric mean of the
-    topologies; beside it the same with the degree chosen by bytes."""
+    """Return how much faster a degree of parallelism for each point is than the best single one.
+
+    The figure is the geometric mean over topologies; the table also has degrees chosen by
+    bytes.
+    """
     values: list[float] = []
     rows: list[dict[str, str]] = []
     for seed in seeds:
@@ -63,7 +66,10 @@ def adaptive(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def _mean_seconds(settings: Tutel, seed: int, links: Topology) -> float:
-    """Geometric mean over numbers of tokens and hidden units."""
+    """Return the geometric mean of simulated seconds over numbers of tokens and hidden units.
+
+    settings: the plan to simulate; links: how the devices are connected.
+    """
     return statistics.geometric_mean(
         simulate(settings.plan(drawn(tokens, seed), ExpertSize(1024, h), links), links).seconds
         for tokens in TOKENS
@@ -79,7 +85,7 @@ NOTE = (
 
 
 def one_hot(x: Tensor, routing: Routing, places: int) -> Tensor:
-    """Dispatch and combine as products with a mask (T, E, C), as GShard has them."""
+    """Dispatch and combine by products with a mask (tokens, experts, capacity), as GShard does."""
     table = PairTable.of(routing, places)
     mask = x.new_zeros(routing.tokens, routing.experts * places)
     mask[routing.token, table.place] = 1
@@ -130,6 +136,10 @@ def times_as_fast(
 def _seconds(
     product: Callable[[Tensor, Routing, int], Tensor], x: Tensor, routing: Routing, places: int
 ) -> float:
+    """Return the median seconds of seven calls of `product`.
+
+    x: (tokens, width); places: tokens that an expert has room for.
+    """
     durations: list[float] = []
     for _ in range(7):
         begun = time.perf_counter()

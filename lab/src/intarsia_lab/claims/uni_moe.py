@@ -96,6 +96,7 @@ def cell(arm: str, seed: int, report: Report) -> Cell:
 
 
 def _run(arm: str, seed: int, report: Report) -> Cell:
+    """Train one arm on questions about pictures and sounds; return right shares by modality."""
     early, late = questions()
     texts = [t for q in (*early, *late) for t in (q.question, "\n", q.answer or "")]
     model, words = trunk(texts, LAYERS)

@@ -62,6 +62,7 @@ def drop_patches(model: Any, start: int, keep: int) -> nn.Module:
     block = model.blocks[start]
 
     def drop(_block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Keep the patches that the class token attends to most. args[0]: tokens (B, T, d)."""
         x: Tensor = args[0]  # (B, T, d)
         heads = block.attn.num_heads
         q, k, _ = block.attn.qkv(block.norm1(x)).unflatten(-1, (3, heads, -1)).unbind(2)
@@ -82,6 +83,11 @@ def gates(seed: int, report: Report) -> Found:
 
 
 def _gate_cell(name: str, seed: int, report: Report) -> Cell:
+    """Return a picture model's accuracy and cost with one gate, kept or computed now.
+
+    name: key of GATES.
+    """
+
     def run() -> Cell:
         train = sets.load(SET, part="train").subset(IMAGES, seed=seed)
         test = sets.load(SET, part="test").subset(TEST, seed=0)
@@ -106,6 +112,11 @@ def tuned(seed: int, report: Report) -> Found:
 
 
 def _tuned_cell(name: str, seed: int, report: Report) -> Cell:
+    """Return accuracy and cost of a fine-tuned picture model, kept or computed now.
+
+    name: key of TUNED.
+    """
+
     def run() -> Cell:
         parts = load_data(SOLAR, seed=0, test=SOLAR_TEST)
         train = parts.train.subset(SOLAR_IMAGES, seed=seed)

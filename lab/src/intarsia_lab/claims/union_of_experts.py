@@ -38,6 +38,11 @@ def pictures(seed: int, report: Report) -> union_arms.Found:
 
 
 def _picture_cell(name: str, seed: int, report: Report) -> union_arms.Cell:
+    """Return a picture model's accuracy and cost, kept or computed now.
+
+    name: key of PICTURES.
+    """
+
     def run() -> union_arms.Cell:
         train = sets.load(union_arms.SET, part="train").subset(union_arms.IMAGES, seed=seed)
         test = sets.load(union_arms.SET, part="test").subset(union_arms.TEST, seed=0)
@@ -99,6 +104,11 @@ def text(seed: int, report: Report) -> union_arms.Found:
 
 
 def _text_cell(name: str, seed: int, report: Report) -> union_arms.Cell:
+    """Return a language model's loss and cost, kept from earlier or computed now.
+
+    name: key of TEXTS.
+    """
+
     def run() -> union_arms.Cell:
         model, tokenizer = language_model("smollm2", progress=report)
         train, test = rows(tokenizer, seed)

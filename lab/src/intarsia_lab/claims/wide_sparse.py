@@ -48,7 +48,7 @@ NET_EPOCHS = 8
 
 
 def lite0() -> nn.Module:
-    """Lite0 with the classifier of its 1,000 classes."""
+    """Return EfficientNet-Lite0 with the classifier of its 1,000 classes."""
     net = backbone(LITE0, classes=1000, progress=lambda _: None)
     # a thousand classes: agreement on ten would say little
     head = efficientnet_lite0_head(obtain(PACKAGED[LITE0].package))
@@ -57,9 +57,9 @@ def lite0() -> nn.Module:
 
 
 def crops(pixels: Sequence[Tensor], count: int, draw: torch.Generator) -> Tensor:
-    """Squares at random places, of a random part of the shorter side, as Lite0 reads them.
+    """Return squares at random places, of a random part of the shorter side, as Lite0 reads them.
 
-    pixels: (3, H, W) each, 0 ... 255 -> (count, 3, SIDE, SIDE)
+    pixels: (3, H, W) each, 0 ... 255 -> (count, 3, SIDE, SIDE); draw: the random numbers.
     """
     squares: list[Tensor] = []
     for _ in range(count):
@@ -142,7 +142,10 @@ def of_agreement(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def mobilenet(width: float, seed: int) -> nn.Module:
-    """Depthwise and 1x1 layers on grey pictures of 28 x 28, so many times the plan's channels."""
+    """Build a net of depthwise and 1x1 layers for grey pictures of 28 x 28.
+
+    width: factor on the plan's channels.
+    """
 
     def layer(ins: int, outs: int, size: int, stride: int, groups: int = 1) -> list[nn.Module]:
         conv = nn.Conv2d(ins, outs, size, stride, size // 2, groups=groups, bias=False)
@@ -161,8 +164,11 @@ def mobilenet(width: float, seed: int) -> nn.Module:
 
 @threads(1)
 def milliseconds() -> dict[str, float]:
-    """CPU milliseconds of a picture: the wide sparse net, and dense ones by width in the fastest
-    of onnxruntime, OpenVINO and our own kernels, all in float32 and in turns."""
+    """Return CPU milliseconds of a picture: of the wide sparse net, and of dense ones by width.
+
+    Dense ones run in the fastest of onnxruntime, OpenVINO and our own kernels, all in float32
+    and in turns.
+    """
     picture = torch.randn(1, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     wide = mobilenet(WIDE, 0).eval()
     for weight in masked_weights(wide, POINTWISE).values():
@@ -218,7 +224,7 @@ def trained(arm: str, _: str, seed: int) -> float:
 
 
 def of_equal_time(seeds: tuple[int, ...], report: Report) -> Result:
-    """Accuracy of the wide sparse net minus that of the dense net of equal time, in points."""
+    """Return accuracy of the wide sparse net minus that of a dense one of equal time, in points."""
     native.require()
     width, spent = chosen()
     sheet = each([Arm("sparse", "sparse"), Arm("dense", "dense")], seeds, trained, report)

@@ -124,7 +124,7 @@ def parents(texts: TextKinds, seed: int, steps: int) -> tuple[nn.Module, nn.Modu
 
 
 def merging(seeds: Sequence[int], report: Report, *, steps: int = PARENT) -> Result:
-    """Loss of the merged model over the mean of its parents', after the same further steps."""
+    """Return loss of the merged model over its parents' mean, after the same further steps."""
 
     def run(seed: int) -> dict[str, Further]:
         return {name: Further(*pair) for name, pair in family(seed, steps)["further"].items()}

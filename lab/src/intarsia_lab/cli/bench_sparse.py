@@ -39,6 +39,10 @@ def bench_sparse(shapes: str | None, density: str | None, model: str | None, as_
 
 
 def _densities(text: str) -> tuple[float, ...]:
+    """Return the densities of an option's text, as "0.5,0.3".
+
+    Raises: ConfigError unless each is a number from 0.001 to 1.
+    """
     try:
         densities = tuple(float(part) for part in text.split(","))
     except ValueError as error:
@@ -70,6 +74,10 @@ def _of_model(name: str) -> tuple[dict[tuple[int, int], int], tuple[float, ...]]
 
 
 def _show(table: Any, shapes: Any, layers: dict[tuple[int, int], int]) -> None:
+    """Print a table for each weight shape, and how fast memory and products can be at best.
+
+    table: the timings; shapes: (out, in) each; layers: how many layers of a model have a shape.
+    """
     from intarsia.formats.rivals import advice
 
     from ..bench.sparse import DENSE, verdict

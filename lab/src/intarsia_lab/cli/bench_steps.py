@@ -112,7 +112,10 @@ def methods_of(base: Profile, rules: Protocol) -> tuple[str, ...]:
 
 
 def _calibrated(rules: Protocol) -> Protocol:
-    """Raises: ConfigError for a protocol that has a temperature without, or can have none."""
+    """Return the protocol with a softmax temperature that is fitted on validation data.
+
+    Raises: ConfigError for one that fits a temperature anyway or keeps no validation part.
+    """
     if rules.grid or rules.only:
         got = f"--protocol {rules.name}"
         want = "honest: the others fit a temperature in their search, or keep no validation part"
@@ -246,6 +249,10 @@ def carry(
 
 
 def _baseline(plan: BenchPlan, baseline: str | None) -> str:
+    """Return the name of the method that others are compared with.
+
+    baseline: the name asked for, if any. Raises: UnknownName if the plan has no such method.
+    """
     # Without a baseline named: the benchmark's own if it is in the plan, else the first method.
     names = [c.name for c in plan.arms]
     if baseline is not None and baseline not in names:

@@ -205,6 +205,7 @@ def bench(
 
 
 def _show_list(listing: dict[str, Any], as_json: bool) -> None:
+    """Print suites, methods and protocols as tables. as_json: print the listing as JSON."""
     if as_json:
         show_json(listing)
         return
@@ -238,6 +239,7 @@ def _grid(grid: dict[str, list[float]], *, relative: bool) -> str:
 
 
 def _show(summary: dict[str, Any]) -> None:
+    """Print a benchmark's failures, cuts, table and path. summary: what `bench` returned."""
     for row in summary["failed"]:
         warn(f"FAILED  {row}")
     for cut in summary["plan"]["cut"]:

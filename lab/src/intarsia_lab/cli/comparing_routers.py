@@ -81,6 +81,7 @@ def compare_routers(
 
 
 def _show(sheets: Sequence[RouterSheet], page: str) -> None:
+    """Print the table of each sheet of results. page: the report's path."""
     from intarsia.reports.terminal import Terminal
 
     from ..routing.report.tables import table_of

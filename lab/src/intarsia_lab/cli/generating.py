@@ -8,7 +8,10 @@ DOCS = Path("docs")
 
 
 def main() -> None:
-    """Write the card index and the names first: the modules of what follows read them."""
+    """Write the generated pages of docs/, and the modules that list the keys of cards and names.
+
+    The lists are written first, since the modules imported later read them.
+    """
     from ..pages import methods
 
     methods.write_all(DOCS)

@@ -17,7 +17,7 @@ from .words import NAMES
 
 
 def names() -> Mapping[str, Iterable[str]]:
-    """Return the words of every list."""
+    """Return the words that names.txt lists for the command line, by kind, as "claim"."""
     return {
         "claim": sorted(claim.key for claim in claims()),
         "suite": (*suites.MODULES, "sparse"),

@@ -17,7 +17,10 @@ from ..routing.table import chosen
 
 
 def ask(arguments: Mapping[str, Any]) -> Contest:
-    """Return the contest of the command line; `carry` refuses what it cannot be."""
+    """Return the comparison of routers that the command's arguments ask for.
+
+    Unknown names are refused later, by `carry`, which runs it.
+    """
     names = _names(arguments["routers"])
     budget = arguments["budget"]
     seeds: tuple[int, ...] = read("--seeds", arguments["seeds"], tuple[int, ...])
@@ -33,9 +36,10 @@ def ask(arguments: Mapping[str, Any]) -> Contest:
 def carry(
     contest: Contest, arguments: Mapping[str, Any], report: Callable[[str], None]
 ) -> tuple[list[RouterSheet], dict[str, Any]]:
-    """Run the cells that are not kept and write the files; the sheets, and all of it as JSON.
+    """Run what has no stored result, write tables and page; return the sheets, and both as JSON.
 
-    Raises: UnknownName and ConfigError for what cannot be, before a cell runs.
+    contest: the data, routers, seeds and budgets; arguments: of the command line. Raises:
+    UnknownName for an unknown name and ConfigError for wrong options, before any run.
     """
     # Raises before any run if a name does not exist.
     trials = contest.asked()

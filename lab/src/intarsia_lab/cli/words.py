@@ -29,6 +29,10 @@ def router_names(text: str, report: Callable[[str], None]) -> str:
 
 
 def _router_name(name: str, report: Callable[[str], None]) -> str:
+    """Return a router's key for a name in any spelling; "" and "all" stay.
+
+    report: is told the key if it differs. Raises: UnknownName for any other name.
+    """
     if name in ("", "all", *ROUTERS):
         return name
     key = next((k for k in ROUTERS if k in index() and spelled(name) in _spellings(k)), None)

@@ -67,7 +67,10 @@ def by_arm(
 def by_seed(
     seeds: Sequence[int], work: Callable[[int], Mapping[str, R]], report: Report
 ) -> dict[str, list[R]]:
-    """`by_arm` of arms that depend on each other.  work: a seed -> what came out of each arm."""
+    """Return the results by arm, as `by_arm`, of arms that depend on each other.
+
+    work: a seed -> the result of each arm.
+    """
     results = by_arm({"": work}, seeds, lambda run, seed: run(seed), report)[""]
     return {name: [arms[name] for arms in results] for name in results[0]}
 
@@ -103,6 +106,7 @@ def row_of(head: str, columns: Mapping[str, tuple[str, str]]) -> Callable[..., d
     """
 
     def row(name: str, results: Sequence[Any]) -> dict[str, Any]:
+        """Return an arm's table row. results: one of each seed; columns come from `columns`."""
         values = {
             title: shown(
                 [getattr(result, attribute) if attribute else result for result in results], form
@@ -137,6 +141,10 @@ def each(
     results: dict[tuple[str, T, int], R] = {}
 
     def run(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Run one arm on one task and seed, and keep its result in `results`.
+
+        inputs: "arm", "task" and "seed". Returns only the words to report.
+        """
         arm, task, seed = inputs["arm"], inputs["task"], inputs["seed"]
         with threads(1):  # tiny batches: two threads cost more than they give
             # kept as it is; the pool's result is only what is said of it

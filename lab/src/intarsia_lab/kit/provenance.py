@@ -94,7 +94,11 @@ def _code(path: Path) -> str:
 
 @functools.cache
 def _named(path: Path) -> tuple[Path, ...]:
-    """Return the files of both packages that one file names: by imports, and by keys of cards."""
+    """Return the source files that one file names by imports, or by keys of methods.
+
+    A key counts where it is the first argument of one of CARDS, as `card("lora")`. The files
+    are of intarsia and intarsia_lab; `_home` finds the file that defines an imported name.
+    """
     if path.suffix != ".py":
         return ()
     files: list[Path] = []

@@ -82,6 +82,12 @@ class Rates:
     def _chosen(
         self, arm: str, grid: Sequence[float], scores: Mapping[float, tuple[float, float]]
     ) -> ArmRate:
+        """Return the best learning rate of a grid for an arm; of equal rates, an inner one.
+
+        scores: rate -> (validation score, minus the loss): the higher pair wins, in this
+        order. `scaled` turns a rate of the grid into the arm's own. Returns also the steps
+        and the whole grid.
+        """
         # among equals an inner rate is the choice
         edges_last = sorted(grid, key=lambda rate: (rate in (grid[0], grid[-1]), rate))
         best = best_of({rate: scores[rate] for rate in edges_last})
@@ -135,6 +141,7 @@ class FixedRate:
 
 
 def _check_steps(steps: Mapping[str, int]) -> None:
+    """Refuse training lengths that are missing or below one step. steps: by the arm's name."""
     if not steps or min(steps.values()) < 1:
         fix = "Name every arm with the optimiser steps of its training."
         raise ConfigError(

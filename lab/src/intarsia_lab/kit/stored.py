@@ -54,12 +54,16 @@ class StoredResults:
         score: Callable[[str, float], float],
         report: Callable[[str], None],
     ) -> tuple[ArmRate, ...]:
-        """Return the rate that each arm chooses; each score is computed once and kept.
+        """Return the learning rate that each arm chooses; each score is computed once and kept.
 
-        score: an arm and a rate -> what is highest at the best rate, on validation data.
+        name: of the file of results; rates: the arms and their grids; inputs: what else a
+        score depends on; score: (arm, rate) -> a validation score, of which the highest
+        wins; report: gets each score.
         """
 
         def stored_score(arm: str, rate: float) -> float:
+            """Return an arm's validation score at a learning rate, kept or computed now."""
+
             def run() -> float:
                 with threads(1):
                     return score(arm, rate)
@@ -80,7 +84,8 @@ class StoredResults:
 
         @functools.wraps(function)
         def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-            # by the names of arguments, so that how it is called makes no other cell
+            """Return the function's result for these arguments, stored or computed now."""
+            # stored by argument names: positional and keyword calls find the same result
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             inputs = dict(bound.arguments)

@@ -140,10 +140,11 @@ class Study:
     def judge(self, result: Result) -> Verdict:
         """Return the verdict on a result: the one rule for all claims.
 
-        A failed control makes it *void*, and so do rates that are no fair choice. It *holds* if the
-        whole 95 % interval is on the target's side, and *fails* if the whole interval is on the
-        other side; the figure itself must agree, where it is the worst of several and no mean.
-        Otherwise it is *not decided*.
+        A failed control makes it *void*, and so do learning rates that were chosen unfairly
+        (see `failure` of the rates). It *holds* if the whole 95 % interval is on the
+        target's side, and *fails* if the whole interval is on the other side; `got` must
+        lie on the same side, since it may be the worst of several figures, outside the
+        interval of their mean. Otherwise it is *not decided*.
         """
         assert self.control is not None
         # step 1: a figure that is no number says nothing

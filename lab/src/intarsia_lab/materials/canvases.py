@@ -51,9 +51,10 @@ def asks_for(kind: int) -> str:
 
 
 def canvas_questions(count: int, seed: int, *, test: bool = False) -> list[Question]:
-    """Return four questions for each of `count` pictures: the colour of each kind that occurs once.
+    """Return ONCE (4) questions for each of `count` pictures, on the colours of garments.
 
-    test: take items of the publisher's test part.
+    Each asks for the colour of a kind that occurs once in the picture. test: take the garments
+    from Fashion-MNIST's test part.
     """
     images, of_kind = _items()[0], _of_kind(test)
     draws, colours = np.random.default_rng([seed, int(test)]), list(COLOURS)

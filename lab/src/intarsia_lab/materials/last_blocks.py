@@ -178,9 +178,10 @@ def cut(model: Any) -> Iterator[Any]:
 
 @torch.no_grad()
 def _decoded(prefix: Any, texts: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Compute the states of texts, a batch at a time, by the frozen blocks of a causal model.
+    """Run the frozen first blocks of a causal model on texts, a batch at a time.
 
-    prefix: those blocks; texts: token ids.  Returns (tokens, width) for each text.
+    prefix: those blocks; texts: token ids. Returns hidden states, (tokens, width) for each
+    text.
     """
     outputs: list[Tensor] = []
     for first in range(0, len(texts), AT_ONCE):

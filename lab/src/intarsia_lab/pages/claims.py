@@ -68,7 +68,11 @@ def write_page(folder: Path, page: Path) -> None:
 
 
 def by_paper(studies: Sequence[Study]) -> dict[str, list[Study]]:
-    """Return the claims of each paper, its headline first; those of no paper come last."""
+    """Return the claims of each paper, sorted by its name; those of no paper come last.
+
+    The first of a paper is its headline, the one claim that has `system`, the paper's name;
+    `paper_of` finds the headline that another claim belongs to, None if none.
+    """
     papers: dict[str, list[Study]] = {study.system: [study] for study in studies if study.system}
     papers = {name: papers[name] for name in sorted(papers, key=str.casefold)}
     of_no_paper: list[Study] = []
@@ -149,6 +153,7 @@ def _counts(studies: Sequence[Study], records: Mapping[str, Record]) -> list[str
 
 
 def _plotted(study: Study, record: Record | None) -> EvidenceRow:
+    """Return a claim's row of the evidence plot. record: the claim's own run, None if not run."""
     effect = study.effect if isinstance(study.effect, Effect) else None
     return EvidenceRow(
         study.system,

@@ -102,7 +102,11 @@ def trait(card: Card) -> Trait:
 
 
 def by_trait(adapters: Iterable[Card]) -> dict[Trait, list[Card]]:
-    """The cards of each trait, the one that stands for it first: that of the oldest paper."""
+    """Return the adapters of each trait, that of the oldest paper first.
+
+    A trait is the set of properties that decide what an adapter combines with (see Trait); the
+    first adapter of a trait is tried in its place.
+    """
     groups: dict[Trait, list[Card]] = {}
     for card in sorted(adapters, key=lambda c: (c.paper.arxiv, c.key)):
         groups.setdefault(trait(card), []).append(card)
@@ -123,7 +127,7 @@ def _survives(model: PeftModel, names: list[str]) -> bool:
 
 
 def beside(first_card: Card, second_card: Card) -> str:
-    """ "yes", "blocks" or "no": are both active in one model, saved and loaded?"""
+    """Return "yes", "blocks" or "no": are both active in one model, saved and loaded?"""
     for places in ((None, None), ((0,), (1,))):
         try:
             model: Any = adapt(vit(), tiny(first_card), name="one", head=None, layers=places[0])
@@ -151,7 +155,10 @@ def over(outer: Card, inner: Card) -> bool:
 
 
 def after(first: Card, then: Card) -> str:
-    """ "yes", "refused" or "no": are both in one model, saved and loaded?"""
+    """Return "yes", "refused" or "no": are both in one model, saved and loaded?
+
+    first: the adapter that changes the model first; then: the one that changes it after that.
+    """
     try:
         model = changed(changed(vit(), change_of(first)), change_of(then))
     except IntarsiaError:
@@ -205,7 +212,12 @@ def _made_of(methods: Iterable[Card], pair: Pair) -> list[str]:
 
 
 def page(report: Callable[[str], None] = lambda _: None) -> str:
-    """Return the page; trials whose code has not changed are read back.  report: gets the rest."""
+    """Return the text of docs/composition.md: which adapters can be combined, by trials.
+
+    Trials: `beside` (two adapters on one model), `after` (one applied to a model that the other
+    has changed), `sums` (their mean). Those whose code has not changed are read back; report:
+    is told of the others.
+    """
     adapters, trials = cards("adapter"), Trials(__file__, report)
 
     def pair(trial: Callable[[Card, Card], Any], first: Card, second: Card) -> Any:

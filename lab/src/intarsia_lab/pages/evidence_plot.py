@@ -69,6 +69,7 @@ def _legend() -> list[str]:
 
 
 def _row(row: EvidenceRow, y: float) -> Iterable[str]:
+    """Yield the SVG of one claim: name, the paper's effect and our figure. y: height in pixels."""
     name = row.name if len(row.name) <= NAME else row.name[: NAME - 1] + "…"
     title = escape(f"{row.name}: {row.word}")
     yield f'<g class="{row.word.replace(" ", "-")}"><title>{title}</title>'
@@ -108,6 +109,10 @@ def _places(row: EvidenceRow) -> dict[str, tuple[float, float, float]]:
 
 
 def _bar(kind: str, word: str, x: float, low: float, high: float, y: float) -> Iterable[str]:
+    """Yield the SVG of a figure and its interval.
+
+    kind: "effect" for the paper's figure, else ours; word: verdict; x, low, high, y: pixels.
+    """
     if kind == "effect":
         if high > low:
             yield f'<path class="paper" d="M{low:.1f} {y - 6:g}H{high:.1f}"/>'

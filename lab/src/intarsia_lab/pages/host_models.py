@@ -55,6 +55,11 @@ def _timm(name: str, **settings: Any) -> Host:
 
 
 def _hf(model: str, config: str, batch: Callable[[], Batch], **settings: Any) -> Host:
+    """Return a host of a Hugging Face model of random weights.
+
+    model, config: class names; batch: makes the inputs; settings: of the config.
+    """
+
     def make() -> nn.Module:
         built = getattr(hf, config)(**settings)
         return getattr(hf, model)(built)

@@ -33,7 +33,7 @@ def said(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def one_step(model: nn.Module, batch: Batch) -> None:
-    """A step of AdamW on what is trainable."""
+    """Do a step of AdamW on what is trainable."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, 1e-2)
     out = model.train()(*batch.values()) if "x" in batch else model.train()(**batch)
@@ -44,9 +44,10 @@ def one_step(model: nn.Module, batch: Batch) -> None:
 
 
 def works(card: Card, name: str) -> str:
-    """ "yes" or "folds": does an adapter's default go on this model, train, save, load and fold?
+    """Return "folds" if an adapter trains, saves, loads and folds on a model, else "yes".
 
-    Raises: what refuses it; AssertionError where it does something else than it should.
+    card: of the adapter, with its defaults; name: of the model; "yes" is all of it but the
+    fold. Raises: what refuses it; AssertionError where it does something else than it should.
     """
     batch, model = HOSTS[name].batch(), host(name)
     before = said(model, batch)
@@ -143,7 +144,11 @@ def _column(trial: Callable[[str], str]) -> dict[str, str]:
 
 
 def _answer(trial: Callable[[str], str], name: str) -> str:
-    """Return "yes" or "folds", or the reason why a model of this name is refused."""
+    """Return what `trial` found for a model, or the reason why it is refused.
+
+    trial: model name -> "yes" (an adapter trains, saves and loads on it) or "folds" (and it
+    folds into the weights); name: of the model.
+    """
     try:
         return trial(name)
     except IntarsiaError as error:

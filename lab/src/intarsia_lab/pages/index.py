@@ -62,6 +62,7 @@ def entry(method_card: Card, module: str, settings: bool) -> dict[str, Any]:
 
 
 def _settings(config: Any) -> list[dict[str, Any]]:
+    """Return name, type, default and help of each setting. config: a dataclass instance."""
     defaults = settings_to_dict(config)
     helps = helps_of(inspect.getdoc(type(config)) or "", defaults)
     return [

@@ -47,7 +47,10 @@ def _arrow(*points: tuple[float, float]) -> Lines:
 
 
 def _adapter(name: str, tags: set[str]) -> tuple[Lines, int, str]:
-    """A frozen layer and a cell beside it; parts of the cell where training draws some of them."""
+    """Draw a frozen layer and a trainable module beside it.
+
+    The module is in parts where training draws some of them at random.
+    """
     lines = [*_text(28, 53, "x"), *_arrow((40, 48), (150, 48)), *_box(150, 24, 150, 48)]
     lines += [*_text(225, 53, "layer, frozen"), *_arrow((300, 48), (428, 48))]
     lines += [_line((90, 48), (90, 128)), *_arrow((90, 128), (150, 128))]
@@ -101,7 +104,7 @@ def _router(name: str, tags: set[str]) -> tuple[Lines, int, str]:
 
 
 def _stack(kinds: Sequence[str], texts: Sequence[str], y: float = 44) -> Lines:
-    """Blocks from left to right."""
+    """Draw blocks from left to right."""
     lines: Lines = []
     wide = (WIDTH - 40) / len(kinds) - 14
     for number, (kind, text) in enumerate(zip(kinds, texts, strict=True)):
@@ -149,7 +152,7 @@ _DRAWINGS: Mapping[str, Callable[[str, set[str]], tuple[Lines, int, str]]] = {
 
 
 def when(card: Mapping[str, Any]) -> str:
-    """When to use it, by its kind and tags, and when not, in the words of its class."""
+    """Return when to use a method, by kind and tags, and when not, in its class's words."""
     tags, use = set(card["tags"]), ""
     if card["kind"] == "adapter":
         use = "a pretrained model whose weights stay frozen"

@@ -53,9 +53,11 @@ def published(docs: Path) -> tuple[list[Record], list[Record]]:
 
 
 def pages(claims: Sequence[Record], references: Sequence[Record] = ()) -> dict[str, str]:
-    """Return the text of every page by its file name, index.md among them.
+    """Return the text of every methods page by its file name, index.md among them.
 
-    claims: records of those that were run.  references: records of tests/reference.
+    claims: records of the claims that were run; references: records of comparisons with
+    published code, from tests/reference. A method has a page if its description has "doc", its
+    docstring.
     """
     descriptions = [describe(card) for card in cards()]
     texts = {f"{c['name']}.md": page(c, claims, references) for c in descriptions if "doc" in c}
@@ -157,7 +159,10 @@ def page(
 
 
 def reference(text: str) -> str:
-    """docs/reference.md with its table of methods as the index has them."""
+    """Return docs/reference.md with its table of methods as the index has them.
+
+    text: the old one.
+    """
     before, heading, rest = text.partition(REFERENCE)
     if not heading:
         raise DataError(

@@ -83,7 +83,11 @@ def zeros_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def on_sparse_trunk(card: Card) -> list[str]:
-    """stays, fold, keep_zeros, soup: see INTRO."""
+    """Return an adapter's row of answers on a pruned model: stays, fold, keep_zeros and soup.
+
+    In turn: do pruned weights stay 0 in training; do they after a fold; after one with
+    keep_zeros; what is a mean of two such models (see `_soup`).
+    """
     model = adapt(trunk(), tiny(card), name="one", head=None)
     before = zeros_of(model)
     moved(model)
@@ -95,6 +99,11 @@ def on_sparse_trunk(card: Card) -> list[str]:
 
 
 def _folded(model: Any, keep_zeros: bool | None, count: int) -> str:
+    """Fold adapters into a model's weights, and say whether all of its pruned zeros survive.
+
+    keep_zeros: option of `fold`; count: how many zeros there were before. Returns "yes" or
+    "no", "refused" if folding would fill zeros, "no fold" if it cannot fold at all.
+    """
     try:
         stock = fold(model, keep_zeros=keep_zeros, report=lambda _: None)
     except FoldError as error:
@@ -103,7 +112,7 @@ def _folded(model: Any, keep_zeros: bool | None, count: int) -> str:
 
 
 def _soup(card: Card) -> str:
-    """ "of changes", "of tensors" or "no": what an average of adapted models is."""
+    """Return "of changes", "of tensors" or "no": what an average of adapted models is."""
     start: Any = adapt(trunk(), tiny(card), name="one", head=None)
     first, second = (moved(copy.deepcopy(start), seed=seed) for seed in (2, 3))
     try:
@@ -121,6 +130,7 @@ def _soup(card: Card) -> str:
 
 
 def _is_mean(mean: Any, first_model: Any, second_model: Any) -> bool:
+    """Return whether adapter "one" of `mean` is the mean of those of two models, in each layer."""
     layers, first, second = (layers_of(model, "one") for model in (mean, first_model, second_model))
     return all(
         torch.allclose(
@@ -138,6 +148,7 @@ def _experts(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _loads(model: nn.Module, make: Callable[[], nn.Module], inputs: Tensor) -> bool:
+    """Return whether a model that `make` builds anew gives equal outputs from the state dict."""
     again = make()
     again.load_state_dict(model.state_dict())
     with torch.no_grad():

@@ -30,7 +30,10 @@ class Trials:
         self.store = Store(packages.cache_dir() / "pages", f"{self.page.stem}.jsonl")
 
     def __call__(self, name: str, *methods: Card, run: Callable[[], Any]) -> Any:
-        """Return the JSON-ready result of a trial of these methods, stored or by running it."""
+        """Return the JSON-ready result of a trial, kept from an earlier run or computed by `run`.
+
+        name: of the trial; methods: those that it combines, whose code is part of the key.
+        """
         modules = (file for method in methods for file in module_of(method.key))
         inputs: dict[str, Any] = {
             "trial": name,

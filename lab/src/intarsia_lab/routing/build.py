@@ -20,9 +20,10 @@ from .variant import Variant
 
 
 def dense(variant: Variant, material: Material, scale: Scale, seed: int) -> nn.Module:
-    """Return the model before its MLPs become mixtures.
+    """Build the dense model whose MLPs `with_mixtures` then replaces: a decoder or a ViT.
 
-    variant: the contender; scale: sizes. Models of one seed are equal in all but the MLPs.
+    variant: its `expert` sets activation and width (`times` the scale's); material: the data,
+    text if it has `kinds`; scale: sizes. Models of one seed are equal in all but the MLPs.
     """
     expert = variant.expert
     shape = dataclasses.replace(
@@ -45,9 +46,11 @@ def dense(variant: Variant, material: Material, scale: Scale, seed: int) -> nn.M
 def with_mixtures(
     model: nn.Module, variant: Variant, seed: int, *, sees_later: bool = False
 ) -> nn.Module:
-    """Replace MLPs by the mixtures of a variant, in place, and add its updates.
+    """Replace the model's MLPs by the variant's mixtures of experts, in place, and return it.
 
-    Raises: ConfigError for a router that sees later tokens in a decoder, unless acknowledged.
+    Also replaces the residual sum around each MLP where the variant asks for it (`update`).
+    sees_later: allow a router that sees later tokens; ConfigError if a decoder's does
+    otherwise.
     """
     paths = [path for path, _ in model.named_modules() if path.endswith(".mlp")]
     if variant.router is not None:

@@ -32,7 +32,12 @@ class SeenRouting:
     """The routings of one mixture on the test part, batch by batch."""
 
     def __init__(self, mixture: Mixture) -> None:
-        """Start empty records of a mixture's choices, entropies, loads and active units."""
+        """Start empty records of what one mixture does, batch by batch.
+
+        first: first expert of each token; entropy: (tokens, mean gate entropy); load:
+        tokens of each expert; ranks: correlations of router scores with counts of active
+        units.
+        """
         self.mixture = mixture
         self.first: list[Tensor] = []
         self.entropy: list[tuple[int, float]] = []

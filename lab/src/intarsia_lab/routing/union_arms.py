@@ -84,11 +84,10 @@ def judge(
     score: str,
     note: str,
 ) -> Result:
-    """Return a figure of each seed's results, with a table of all models and seeds.
+    """Return one number for each seed, with a table of all models over the seeds.
 
-    on: returns the results of all models for a seed; figure: number of such results; score: name of
-    its column; note: below the table.
-    The table has all.
+    on: (seed, report) -> the results of all models; figure: those results -> the number to
+    judge; score: title of the score's column; note: below the table.
     """
     results = [on(seed, report) for seed in seeds]
     table = [

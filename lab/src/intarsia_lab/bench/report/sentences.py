@@ -104,7 +104,12 @@ def _ranks(findings: Findings) -> list[str]:
 
 
 def notes(findings: Findings) -> list[str]:
-    """Return the warnings for comparing rows: missing results and why, uneven efforts."""
+    """Return the sentences that limit a comparison of methods.
+
+    They tell missing results (`ragged`: some method lacks a task), unequal numbers of seeds and
+    of tried settings, and the time of the searches. sheet.begun: (methods, seeds), True where a
+    method has runs of that seed.
+    """
     sheet = findings.sheet
     lines = []
     if findings.ragged:

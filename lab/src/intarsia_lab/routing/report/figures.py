@@ -134,9 +134,10 @@ def drawings() -> tuple[LineFigure, ...]:
 
 
 def figures_of(sheets: Sequence[RouterSheet], number: int) -> dict[str, Figure]:
-    """Return the line figures of a sheet for which there are data: name of the drawing -> figure.
+    """Return the line figures for one sheet, the results of all routers on one data set and budget.
 
-    number: index of the sheet.
+    number: index of that sheet; the others give the common axes and styles. Drawings without
+    data are left out. Returns name of the drawing -> figure.
     """
     figures: dict[str, Figure] = {}
     for drawing in drawings():
