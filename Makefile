@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml lab/pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet $(addprefix -c ,$(CONSTRAINTS)) -e ".[dev]" -e ./lab
 	@touch $@
 
-demo: setup  ## linear probe, plain adapter and MoSA on real photographs; a table and a report
+demo: setup  ## rates, training, the choice and the fold on real pictures; a table, a page, and what adapting gained
 	$(BIN)/intarsia demo
 
 test: setup  ## the suite: offline, CPU

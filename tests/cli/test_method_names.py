@@ -11,12 +11,11 @@ from intarsia.cli import (
     components,
     early,
     placing,
-    serving,
     simulating,
     sparsifying,
 )
 from intarsia.core.errors import UnknownName
-from intarsia.core.registry import find, index
+from intarsia.core.registry import find, index, unpredicted_policies
 from intarsia.experiments.experiment import objectives, schedules
 from intarsia_lab.cli.words import ROUTERS, router_names
 from intarsia_lab.routing.table import VARIANTS
@@ -31,7 +30,7 @@ OPTIONS = {
     "place --by": placing.SEARCHES,
     "simulate --plan": simulating.PLANS,
     "simulate --policy": simulating.POLICIES,
-    "serve --policy": serving.POLICIES,
+    "serve --policy": unpredicted_policies(),
     "components --fit": components.MODELS,
 }
 LAYOUTS = ("chw",)  # how weights are stored: the method that makes one has a name of its own
