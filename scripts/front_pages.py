@@ -101,9 +101,11 @@ def carry_out(book: dict[str, Any]) -> None:
 def _run(source: str, names: dict[str, Any]) -> object:
     """Run one cell, and return the value of its last line where that is an expression."""
     tree = ast.parse(source)
-    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+    last = tree.body[-1]
+    if isinstance(last, ast.Expr):
+        tree.body.pop()
     exec(compile(tree, "cell", "exec"), names)  # noqa: S102 - a notebook of this repository
-    if last is None:
+    if not isinstance(last, ast.Expr):
         return None
     return eval(compile(ast.Expression(last.value), "cell", "eval"), names)  # noqa: S307
 

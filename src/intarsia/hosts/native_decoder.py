@@ -159,9 +159,10 @@ class NativeText:
         cache: Any
         cache, count = DynamicCache(config=self.model.config), self.counts[slot]
         # views of this slot's memory: transformers writes where the native steps will read
+        memories = ((run.cache[0], run.cache[1]) for (run,) in self.heads)
         cache.layers = [
-            FixedLayer.over(*(t[slot : slot + 1] for t in run.cache[:2]), count)
-            for (run,) in self.heads
+            FixedLayer.over(keys[slot : slot + 1], values[slot : slot + 1], count)
+            for keys, values in memories
         ]
         arguments = {cache_name(self.model): cache, "use_cache": True, "logits_to_keep": 1}
         logits = self.model(input_ids=torch.tensor([list(tokens)]), **arguments).logits

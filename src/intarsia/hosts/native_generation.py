@@ -53,13 +53,14 @@ def generate_natively(model: Any, *args: Any, **settings: Any) -> Any:
     a dict (their cache, attentions and states), a cache or embeddings that are passed in, padding
     on the right, more than 16 rows, training, and models that `why_not` has a reason against.
     """
-    if not isinstance(model, GenerationMixin) or why_not(model):
-        return type(model).generate(model, *args, **settings)
+    kind: Any = type(model)
+    if not issubclass(type(model), GenerationMixin) or why_not(model):
+        return kind.generate(model, *args, **settings)
     # a copy that shares all modules: its class decides what `generate` samples with
     view = copy.copy(model)
     vars(view)["original"] = model
-    view.__class__ = _sampling_class(type(model))
-    return type(model).generate(view, *args, **settings)
+    view.__class__ = _sampling_class(kind)
+    return kind.generate(view, *args, **settings)
 
 
 @functools.cache

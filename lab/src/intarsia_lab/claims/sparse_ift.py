@@ -103,7 +103,7 @@ study = partial(
     sense=">=",
     control=above("Every net is above chance, 10 %, by 40 points.", "accuracy", 50),
     rates=FixedRate(
-        wide_resnets.OPTIONS["lr"], dict.fromkeys(ARMS, wide_resnets.EPOCHS * thin_resnets.STEPS)
+        wide_resnets.OPTIONS["lr"], {arm: wide_resnets.EPOCHS * thin_resnets.STEPS for arm in ARMS}
     ),
     seeds=(0, 1, 2, 3, 4),
 )

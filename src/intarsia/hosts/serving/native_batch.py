@@ -31,7 +31,7 @@ class _SlotRequest:
     draw: TokenDraw
     last: frozenset[int]  # tokens that end an answer
     tokens: int  # of the answer, at most
-    send: Callable[[Any], None]
+    send: Callable[[Any], object]
     abandoned: bool = False
     slot: int = -1
     read: int = 0

@@ -161,7 +161,8 @@ class TokenDraw:
 
     def __call__(self, logits: Tensor) -> NewToken:
         """Draw the next token from logits (V,)."""
-        scores = self.processors(torch.tensor([self.ids]), logits[None])[0]
+        ids: Any = torch.tensor([self.ids])
+        scores = self.processors(ids, logits[None])[0]
         if self.sample:
             token = torch.multinomial(scores.softmax(0), 1, generator=self.generator)
         else:
