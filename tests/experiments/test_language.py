@@ -217,7 +217,7 @@ def test_predict_goes_on_from_the_prompts_of_a_file_of_answers(
         assert line["completion"] == writer.tokenizer.decode(ids[len(prompt.ids) :])
     assert writer.predict(some, tokens=3) == lines
     assert writer.predict("number 1?", tokens=3) == lines[:1] and writer.classes == ()
-    piped = predict(out, "-", "--tokens", 3, given='number 1?\n\n{"text": "number 4 is"}\n')
+    piped = predict(out, "-", "--tokens", 3, stdin='number 1?\n\n{"text": "number 4 is"}\n')
     assert piped == [lines[0], lines[3]]
 
 
