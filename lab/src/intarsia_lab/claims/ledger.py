@@ -202,12 +202,18 @@ def verdict_of(study: Study, record: Record) -> Verdict:
     """Return the verdict on a record by the rule of its study.
 
     Where the target was another one when it was run, the figure is held against today's, which
-    comes from the paper; a record of another sense judged another question, and is void.
+    comes from the paper; but a target that was set after a run lets nothing hold that missed the
+    one before. A record of another sense judged another question, and is void.
     """
-    sense = record.target.split()[0]
+    sense, before = record.target.split()
     if sense != study.sense:
         return Verdict("void", f"Its target was {record.target}, and is {study.bound} now.")
-    return study.judge(record.result)
+    verdict = study.judge(record.result)
+    of_its_run = dataclasses.replace(study, target=float(before)).judge(record.result)
+    if verdict.word == "holds" and of_its_run.word != "holds":
+        reason = f"It missed its target, {record.target}; that of today was set after the run."
+        return Verdict("not decided", f"{reason} A new run decides.")
+    return verdict
 
 
 def paper_of(key: str) -> Study | None:
