@@ -306,7 +306,7 @@ class Folded:
 
     def _part_key(self, experiment: Experiment, part: int) -> str:
         """Return the key of a candidate's part in the store."""
-        return key_of({"experiment": experiment.flat(), "part": part})
+        return key_of({"experiment": experiment.key, "part": part})
 
     def _answers_file(self, key: str) -> Path:
         """Return the file of a part's answers."""

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 from ..core.checks import RATE_REACH
 from ..core.errors import TrainingError
-from ..core.store import key_of
 from ..experiments import searching
 from ..experiments.experiment import Experiment
 from ..reports import numbers
@@ -187,7 +186,7 @@ class Search:
                 return begun > 0
             rows = [self._row_of(*candidate) for candidate, _ in working]
             for row in self.folded.answer(rows):
-                self.rows[key_of(row.experiment.flat())] = row
+                self.rows[row.experiment.key] = row
             self.order = None
             ended = [move for move in working if not self._goes_on(*move)]
             working = [move for move in working if move not in ended]
@@ -240,7 +239,7 @@ class Search:
 
     def _row_of(self, name: str, experiment: Experiment) -> Row:
         """Return the row of a candidate, a new one if it was not trained yet."""
-        return self.rows.get(key_of(experiment.flat()), Row(name, experiment))
+        return self.rows.get(experiment.key, Row(name, experiment))
 
     def _fits(self, name: str, experiment: Experiment, parts: int) -> bool:
         """Decide whether training a candidate up to so many parts leaves time for the last fit.

@@ -209,15 +209,22 @@ def types_of(kind: type) -> Mapping[str, Any]:
 def to_json(settings: object) -> dict[str, Any]:
     """Return the options of a dataclass, and of those inside it, as one flat mapping for JSON."""
     values: dict[str, Any] = {}
-    for item in fields(cast(Any, settings)):
-        value = getattr(settings, item.name)
+    for name, is_option in _fields_of(type(settings)):
+        value = getattr(settings, name)
         if is_dataclass(value):
             values |= to_json(value)
-        elif METADATA in item.metadata and not item.metadata[METADATA].python:
-            values[item.name] = (
+        elif is_option:
+            values[name] = (
                 list(cast("tuple[Any, ...]", value)) if isinstance(value, tuple) else value
             )
     return values
+
+
+@functools.cache  # a search writes the same few classes some hundred thousand times
+def _fields_of(kind: type) -> tuple[tuple[str, bool], ...]:
+    """Return the name of each field of a dataclass, and whether it is an option."""
+    options = {item.name for item, _ in options_of(kind)}
+    return tuple((item.name, item.name in options) for item in fields(cast(Any, kind)))
 
 
 def from_json(kind: type[Kind], values: Mapping[str, Any]) -> Kind:

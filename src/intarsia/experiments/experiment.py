@@ -5,6 +5,7 @@ Importing them needs no torch, so that the command line makes its options and re
 
 # The types of options are read from the fields, so that they are no text (no `annotations` here).
 
+import functools
 import shlex
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
@@ -16,6 +17,7 @@ from ..core.errors import CheckpointError, ConfigError, IntarsiaError
 from ..core.files import read_json, write_json
 from ..core.registry import card, index, keys
 from ..core.schema import check, from_json, option_name, options_of, setting, to_json
+from ..core.store import key_of
 from ..data.corpora import is_text
 from ..train.settings import OBJECTIVES, Recipe, Training
 
@@ -168,6 +170,11 @@ class Experiment:
     def flat(self) -> dict[str, Any]:
         """Return one mapping, by the names of the settings, ready for JSON."""
         return to_json(self)
+
+    @functools.cached_property
+    def key(self) -> str:
+        """The digest of all settings, for a store."""
+        return key_of(self.flat())
 
     @classmethod
     def of(cls, flat: Mapping[str, Any]) -> "Experiment":

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..core.checks import RATE_REACH, rate_grid
 from ..core.errors import ConfigError
-from ..core.store import Store, key_of
+from ..core.store import Store
 from ..data.corpora import is_text
 from ..reports import numbers
 from ..reports.runs.reading import measure
@@ -149,7 +149,7 @@ class _Trials:
 
     def _trial(self, experiment: Experiment) -> Trial:
         """Return the training of an experiment as a trial that is scored on validation alone."""
-        key = key_of(experiment.flat())
+        key = experiment.key
         inputs: dict[str, Any] = {
             "key": key,
             "experiment": experiment.flat(),
@@ -169,7 +169,7 @@ class _Trials:
 
     def ends(self, experiments: Sequence[Experiment]) -> list[Mapping[str, Any]]:
         """Return the kept ends of trials."""
-        return [self.kept[key_of(experiment.flat())] for experiment in experiments]
+        return [self.kept[experiment.key] for experiment in experiments]
 
     def draws(self, seed: int) -> int:
         """Return how many draws a validation part of this size needs; 1 for texts."""
