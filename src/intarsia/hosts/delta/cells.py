@@ -25,14 +25,15 @@ LAYERS = (nn.Linear, nn.Conv2d)
 
 
 def attach_delta(model: nn.Module, delta: SparseDelta, name: str = "default") -> PeftModel:
-    """Attach a sparse delta to a model as an adapter, in place; weights stay as they are.
+    """Attach a sparse delta to a model as an adapter, in place; the weights stay as they are.
 
-    It is then switched, mixed and saved as any. Its heads become the adapter's trained heads. The
-    model must be the delta's base, without it.
+    The adapter can be switched, mixed and saved as any other; the delta's heads become its trained
+    heads. model: the pretrained base of the delta, to which the delta was not added; delta: changes
+    of single weights; name: of the new adapter.
 
-    Raises: TargetError if the delta changes what is no weight of a linear layer (biases, tables
-    of embeddings); CheckpointError for another base; ConfigError for a name in use. The model is
-    then as it was.
+    Raises: TargetError if the delta changes anything but weights of linear layers, as biases or
+    tables of embeddings; CheckpointError for another base; ConfigError for a name in use. The model
+    is then as it was.
     """
     check_model(model, name)
     host = base_of(model)
@@ -60,6 +61,7 @@ def attach_delta(model: nn.Module, delta: SparseDelta, name: str = "default") ->
     put_entries(adapted, name, entries)
     saved = _heads(adapted, name)
     with torch.no_grad():
+        # heads are absolute weights: they replace those of the base
         for parameter, head in delta.heads.items():
             saved[parameter].copy_(head)
     return adapted
@@ -71,7 +73,11 @@ def sparse_of(entries: Mapping[str, Entry]) -> Sparse:
 
 
 def put_entries(model: PeftModel, name: str, entries: Mapping[str, Entry]) -> None:
-    """Replace an adapter's modules by sparse ones with these entries."""
+    """Replace an adapter's modules by sparse ones that hold the given changes.
+
+    model: with the adapter, changed in place; name: of the adapter; entries: path of a layer ->
+    (flat indices into its weight, values).
+    """
     config = model.peft_config[name]
     assert isinstance(config, IntarsiaConfig)
     # the config says what the cells are, so that saving and loading find the same sizes
@@ -107,11 +113,12 @@ def cells_of(model: PeftModel, name: str) -> dict[str, SparseCell]:
 
 
 def delta_of(model: nn.Module, name: str | None = None) -> SparseDelta:
-    """Return an adapter's change as sparse entries of the weights, with its trained heads.
+    """Return an adapter's change of the weights as a sparse delta, with its trained heads.
 
-    name: the adapter's, None = the only one.  Its cells (added modules) must be linear in their
+    name: the adapter's, None = the only one. The modules that it adds must be linear in their
     input.
-    Raises: ConfigError for a model without that adapter; FoldError for a cell that is not linear.
+    Raises: ConfigError for a model without that adapter; FoldError for a module that is not linear,
+    and for an adapter that is merged into the weights.
     """
     names = list(model.peft_config) if is_adapted(model) else []
     adapter = name or (names[0] if len(names) == 1 else None)
@@ -136,7 +143,7 @@ def delta_of(model: nn.Module, name: str | None = None) -> SparseDelta:
 
 
 def _heads(model: PeftModel, name: str) -> dict[str, Tensor]:
-    """Return the adapter's own trained heads, by the names of the host's."""
+    """Return the parameters of an adapter's own heads, by their names in the plain model."""
     return {
         f"{path}.{leaf}": parameter
         for path, module in walk(model.get_base_model())

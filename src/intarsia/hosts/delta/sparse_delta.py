@@ -29,7 +29,7 @@ Touched = tuple[nn.Parameter, Any, Tensor, Tensor]  # places, what was there, wh
 
 
 def samples(tensors: Mapping[str, Tensor]) -> dict[str, list[float]]:
-    """Take a few weights of each tensor, at fixed places, which identify a base model."""
+    """Return a few weights of each tensor, at fixed places, by which a base model is recognised."""
     values_by_name: dict[str, list[float]] = {}
     for name, tensor in tensors.items():
         places = _sample_places(tensor.numel()).to(tensor.device)
@@ -49,7 +49,8 @@ def _sample_places(size: int) -> Tensor:
 class SparseDelta:
     """Change phi of some entries of a model's weights, theta = theta_0 + phi.
 
-    entries: parameter -> (flat places, int64, rising; values); shapes: of those parameters.
+    entries: name of a parameter -> (flat indices into it, int64, ascending; values of phi there);
+    shapes: of those parameters.
     base: a few weights of theta_0, see `samples`.  heads: layers that theta_0 has not trained,
     whole and absolute: they are set, not added, and no arithmetic changes them.
 
@@ -86,9 +87,10 @@ class SparseDelta:
         *,
         heads: Mapping[str, Tensor] | None = None,
     ) -> SparseDelta:
-        """Compute what differs between a model's parameters and their start, tensor by tensor.
+        """Return the difference between a model's parameters and their earlier values.
 
-        start: parameters by name as they were; heads: trained heads, stored whole.
+        model: after the training; start: parameters by name as they were before; heads: trained
+        heads, stored whole.
         """
         weights = own_parameters(model)
         entries: dict[str, Entry] = {}
@@ -104,10 +106,10 @@ class SparseDelta:
     def of(
         cls, entries: Mapping[str, Entry], start: Mapping[str, Tensor], heads: Mapping[str, Tensor]
     ) -> SparseDelta:
-        """Build the delta with these entries, of a base with these weights.
+        """Build a delta from its entries and the weights of its base.
 
-        entries: parameter -> (flat places, values); start: weights of the base by name; heads:
-        stored whole.
+        entries: name of a parameter -> (flat indices, values); start: those parameters of the base;
+        heads: layers that are stored whole.
         """
         shapes = {name: tuple(old.shape) for name, old in start.items()}
         return cls(entries, shapes, samples(start), heads)._without_zeros()
@@ -123,19 +125,19 @@ class SparseDelta:
         return len(self) / total if total else 0.0
 
     def apply(self, model: nn.Module, *, check: bool = True) -> None:
-        """Add phi to theta, in place, and set the heads; a tied parameter is changed once.
+        """Add phi to the weights of its base theta_0, in place, and set the heads.
 
-        check: look at the base's weights; False for a model that has been trained on since, of
-        which names and shapes are then all that is looked at.
+        A tied parameter is changed once. check: compare a few weights with those of the base; False
+        for a model that has been trained on since, of which then only names and shapes are checked.
         Raises: CheckpointError for another base, or one without these parameters; the model is
         then as it was.
         """
         self._add_entries(self._fitting_parameters(model, check))
 
     def revert(self, model: nn.Module, *, check: bool = True) -> None:
-        """Subtract phi from theta, in place: theta before `apply`, but for one rounding.
+        """Subtract phi from the weights, in place: the model before `apply`, but for one rounding.
 
-        Heads stay as they are. For the same bits, and heads, use `applied`.
+        Heads stay as they are. To restore the same bits, and heads, use `applied`.
         check, Raises: as in `apply`.
         """
         away = (-self).without_heads()
@@ -152,8 +154,8 @@ class SparseDelta:
     def applied(self, model: nn.Module, *, check: bool = True) -> Iterator[None]:
         """Apply the delta inside the `with`; afterwards all changed weights have their old bits.
 
-        What has been trained meanwhile keeps its change: so each batch of a training on several
-        sources can be learned with the delta of its source in place.
+        Weights that are trained meanwhile keep what they learned: in a training on several sources,
+        each batch can be learned with the delta of its source in place.
         check, Raises: as in `apply`.
         """
         touched = self._add_entries(self._fitting_parameters(model, check))
@@ -169,9 +171,10 @@ class SparseDelta:
 
     @torch.no_grad()
     def _add_entries(self, weights: Mapping[str, nn.Parameter]) -> list[Touched]:
-        """Add the entries to the weights, rounding once, and set the heads, in place.
+        """Add the changes to the weights, rounding once, and set the heads, in place.
 
-        weights: by name.  Returns for each parameter (parameter, places, old values, new values).
+        weights: the model's parameters by name.
+        Returns for each parameter (parameter, indices, old values, new values).
         """
         changes: list[tuple[str, Any, Tensor]] = [(n, i, v) for n, (i, v) in self.entries.items()]
         # heads are set as a whole
@@ -194,10 +197,11 @@ class SparseDelta:
     def _fitting_parameters(
         self, model: nn.Module, check: bool = True, applied: Mapping[str, Entry] | None = None
     ) -> dict[str, nn.Parameter]:
-        """Return the model's parameters, after it was checked that all of the delta fits.
+        """Return the model's parameters by name, after a check that the delta fits them.
 
-        check: compare with a few stored weights of the base, too.
-        applied: entries that are expected to be in the model already.
+        check: compare a few weights with those of the base, too.
+        applied: changes that are expected to be in the model already; None = none.
+        Raises: CheckpointError.
         """
         weights = own_parameters(model)
         # heads are set whole, at names that no entry changes
@@ -226,10 +230,12 @@ class SparseDelta:
     def _check_base(
         self, weights: Mapping[str, nn.Parameter], applied: Mapping[str, Entry]
     ) -> None:
-        """Check that most of the stored sample weights are equal to the model's.
+        """Check that at least half of the base's stored samples are equal to the model's weights.
 
-        Most, since other deltas may be in the model already; weights that are zero say nothing.
-        applied: entries that are expected to be in the model.  Raises: CheckpointError.
+        Not all need be, since other deltas may be in the model; weights that are zero do not count.
+        weights: the model's parameters by name; applied: changes that are expected to be in the
+        model.
+        Raises: CheckpointError.
         """
         compared = equal = 0
         for name, values in samples({n: weights[n] for n in self.base}).items():
@@ -283,9 +289,10 @@ class SparseDelta:
         )._without_zeros()
 
     def rebased(self, source: SparseDelta) -> SparseDelta:
-        """Express the same change relative to the base that `source` was found in.
+        """Express a change that was trained on top of `source` as a change of source's own base.
 
-        For a task that was trained with the delta of its source language in place, at theta_0 +
+        For a task that was trained with the delta phi_S of its source language in place, at theta_0
+        +
         phi_S: `task.rebased(source) + target` is then a delta of theta_0 (paper, section 3.2).
         Raises: ConfigError if the task's base is not `source` in its own base.
         """
@@ -310,6 +317,7 @@ class SparseDelta:
         return replace(self, base=base)
 
     def __mul__(self, factor: float) -> SparseDelta:
+        """Scale the changes by a factor; heads stay as they are."""
         scaled = {name: (index, values * factor) for name, (index, values) in self.entries.items()}
         return replace(self, entries=scaled)._without_zeros()
 
@@ -326,10 +334,10 @@ class SparseDelta:
         return replace(self, heads={})
 
     def only(self, *names: str) -> SparseDelta:
-        """Select the part that changes parameters of these names or globs: only("bert.*") is the
-        trunk's.
+        """Select the part that changes parameters of some names, as only("bert.*").
 
-        Raises: ConfigError for a name or glob that the delta has nothing of.
+        names: names of parameters, or globs. Raises: ConfigError for one that fits no parameter
+        here.
         """
         available = (*self.shapes, *self.heads)
         for glob in names:
@@ -379,7 +387,7 @@ class SparseDelta:
 
 
 def _sum_entries(a: Entry | None, b: Entry | None) -> Entry:
-    """Add two sets of entries; None is an empty one."""
+    """Add two sets of changes to a parameter, each (flat indices, values); None is an empty one."""
     if a is None or b is None:
         entry = a or b
         assert entry is not None

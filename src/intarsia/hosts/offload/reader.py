@@ -16,7 +16,7 @@ class PendingRead:
     def __init__(self, job: Callable[..., int], arguments: tuple[Any, ...]) -> None:
         """Prepare a read that has not begun.
 
-        job: is called with `arguments`, and returns bytes read.
+        job: function that reads, is called with `arguments`, and returns the number of bytes.
         """
         self._job, self._arguments = job, arguments
         self._size, self._error = 0, None
@@ -25,7 +25,7 @@ class PendingRead:
         self._ended.acquire()
 
     def run(self) -> None:
-        """Carry the read out, on the reading thread; nothing if it was cancelled."""
+        """Carry the read out, on the reading thread; do nothing if it was cancelled."""
         if self._begun.acquire(blocking=False):
             try:
                 self._size = self._job(*self._arguments)
@@ -35,7 +35,7 @@ class PendingRead:
         self._ended.release()
 
     def cancel(self) -> bool:
-        """Return True if the read had not begun; it never will."""
+        """Cancel the read; return False if it has begun, and runs to its end."""
         return self._begun.acquire(blocking=False)
 
     def done(self) -> bool:

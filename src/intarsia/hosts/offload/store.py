@@ -40,12 +40,12 @@ Report = Callable[[str], None]
 
 
 class Checkpoint:
-    """Safetensors of a folder of save_pretrained, read a tensor or a slice at a time."""
+    """Weights of a folder of save_pretrained, read one tensor or slice at a time."""
 
     def __init__(self, folder: Path) -> None:
         """Open the files of a saved model, without reading weights.
 
-        Raises: CheckpointError for a folder without config.json or readable safetensors.
+        folder: with config.json and *.safetensors. Raises: CheckpointError if they cannot be read.
         """
         self.folder = folder
         want = "a model's folder, of save_pretrained"
@@ -90,9 +90,11 @@ def _unreadable(folder: Path, got: object) -> CheckpointError:
 
 
 def experts_of(source: Checkpoint) -> dict[str, Callable[[int], dict[str, Tensor]]]:
-    """Return path of each layer's experts -> function from an expert's number to its tensors.
+    """Return, for each layer with experts, a function that reads one expert's tensors.
 
-    source: the saved model. The tensors are named and ordered as those of stacked experts.
+    source: the saved model. Returns path of the layer's experts -> function of the expert's number,
+    whose tensors have the names and order of transformers' stacked experts.
+    Raises: TargetError for a model without experts.
     """
     readers: dict[str, Callable[[int], dict[str, Tensor]]] = {}
     for key in source.where:
@@ -113,7 +115,7 @@ def experts_of(source: Checkpoint) -> dict[str, Callable[[int], dict[str, Tensor
 def _reader_of_separate(
     source: Checkpoint, path: str, names: tuple[str, str, str]
 ) -> Callable[[int], dict[str, Tensor]]:
-    """Return a function that reads an expert of a checkpoint with separate tensors for each.
+    """Return a function that reads one expert from a checkpoint with separate tensors for each.
 
     source: the saved model; path: of the layer's experts; names: of gate, up and down.
     """
@@ -133,7 +135,10 @@ def _reader_of_separate(
 
 
 def _reader_of_stacked(source: Checkpoint, path: str) -> Callable[[int], dict[str, Tensor]]:
-    """Return the reader of experts that a checkpoint has stacked."""
+    """Return a function that reads one expert from a checkpoint that stacks all experts of a layer.
+
+    source: the saved model; path: of the layer's experts.
+    """
     # sorted, so that every expert's record has the same order
     keys = sorted(key for key in source.where if re.fullmatch(re.escape(path) + r"\.\w+", key))
 
@@ -144,7 +149,7 @@ def _reader_of_stacked(source: Checkpoint, path: str) -> Callable[[int], dict[st
 
 
 def renamed(key: str) -> str:
-    """Return a checkpoint's name as the module's."""
+    """Convert the name of a tensor in a checkpoint to its name in the model."""
     for old, new in RENAMED:
         key = key.replace(old, new)
     return key
@@ -153,10 +158,10 @@ def renamed(key: str) -> str:
 def pack_experts(
     source: str | Path, store: str | Path, *, progress: Report = lambda _: None
 ) -> Path:
-    """Write the experts of a model of transformers as a store that `intarsia.offload` opens.
+    """Copy a saved model into a store, from which `intarsia.offload` reads single experts.
 
-    source: a folder of save_pretrained; store: a new folder, whole or not at all. Numbers keep
-    their type and bits.
+    source: a folder of save_pretrained; store: a new folder, written whole or not at all; progress:
+    gets a line of text for each layer. Numbers keep their type and bits.
 
     Raises: CheckpointError for a folder that cannot be read; TargetError for a model without
     experts; ConfigError where something is at `store`.
@@ -189,7 +194,7 @@ def pack_experts(
 
 
 def count_of(source: Checkpoint, path: str) -> int:
-    """Count the experts of a layer."""
+    """Count the experts of a layer of a saved model; path: of the layer's experts."""
     if f"{path}.down_proj" in source.where:
         return source.rows(f"{path}.down_proj")
     numbers = (re.match(re.escape(path) + r"\.(\d+)\.", key) for key in source.where)
@@ -201,7 +206,10 @@ def _write(
 ) -> dict[str, Any]:
     """Write one layer's experts to a file, one after another; return its entry in the index.
 
-    source: the saved model; path: of the layer's experts; read: returns the tensors of one.
+    file: new; source: the saved model; path: of the layer's experts; read: returns the tensors of
+    the expert of a number.
+    Raises: TargetError for types that cannot be stored; CheckpointError for experts of unequal
+    size.
     """
     count = count_of(source, path)
     first = {name: t.contiguous() for name, t in read(0).items()}
@@ -234,9 +242,10 @@ def _raw_bytes(tensor: Tensor) -> bytes:
 
 
 def _header(first: Mapping[str, Tensor], count: int) -> bytes:
-    """Build the header of safetensors, padded to a page, so that records can be read without it.
+    """Build the header of a safetensors file, padded to a page of 4096 bytes.
 
-    first: tensors of one expert; count: number of experts.
+    first: tensors of one expert, all others have their shapes; count: number of experts. Since the
+    experts have one size, an expert can be read without the header.
     """
     entries: dict[str, Any] = {}
     offset = 0
@@ -255,7 +264,7 @@ def _header(first: Mapping[str, Tensor], count: int) -> bytes:
 
 
 def _bytes_of(layer: Mapping[str, Any]) -> int:
-    """Return the bytes of a record, from a layer's entry in the index.
+    """Return the bytes of one expert, from a layer's entry in the index.
 
     Raises: KeyError, TypeError and ValueError for an index that contradicts itself.
     """
@@ -271,18 +280,19 @@ def _bytes_of(layer: Mapping[str, Any]) -> int:
 
 
 class ExpertStore:
-    """Opened store that reads a record into memory that it is given, and checks it.
+    """Folder of packed experts, from which one expert at a time is read into given memory.
 
-    check: "first", the SHA-256 of each record when it is first read; "always"; "never".
-    Raises: CheckpointError for a folder that is no store; in `read`, for a record that is short,
-    missing or not what was packed.
+    check: compare the SHA-256 of each expert when it is "first" read, "always" or "never".
+    Raises: CheckpointError for a folder that is no store; in `read`, for an expert that is cut
+    short, missing or changed.
     """
 
     def __init__(self, folder: str | Path, check: str = "first") -> None:
         """Open a folder of packed experts.
 
-        check: when the SHA-256 of a record is compared, at the "first" read, "always" or "never".
-        Raises: CheckpointError for a folder that `intarsia offload` did not write.
+        folder: written by `pack_experts`; check: compare the SHA-256 of each expert when it is
+        "first" read, "always" or "never".
+        Raises: CheckpointError for another folder.
         """
         self.folder, self.check = repaired(folder), check
         try:
@@ -299,9 +309,10 @@ class ExpertStore:
         self.verified: set[tuple[int, int]] = set()  # (layer, expert) whose SHA-256 was right
 
     def read(self, layer: int, expert: int, into: memoryview) -> int:
-        """Read a record into memory of its size.  Returns its bytes.
+        """Read an expert into given memory, check its SHA-256, and return the number of bytes.
 
-        layer, expert: their numbers; into: memory of one record.
+        layer, expert: their numbers; into: memory of at least the expert's size.
+        Raises: CheckpointError for an expert that is cut short or changed.
         """
         entry = self.layers[layer]
         size, offset = int(entry["bytes"]), int(entry["start"]) + expert * int(entry["bytes"])
@@ -328,7 +339,10 @@ class ExpertStore:
         return CheckpointError(subject, got=got, want=want, fix="Pack the model again.")
 
     def rest(self) -> dict[str, Tensor]:
-        """Read every weight that is no expert's, by its name in the model."""
+        """Return every weight that belongs to no expert, by its name in the model.
+
+        Raises: CheckpointError.
+        """
         try:
             return read_tensors(self.folder / REST)
         except (OSError, SafetensorError) as error:
@@ -337,7 +351,11 @@ class ExpertStore:
             raise CheckpointError(subject, got=error, want=want, fix=fix) from error
 
     def views(self, layer: int, record: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Yield a record (bytes,) as its tensors, by name."""
+        """Yield the tensors of an expert that was read, by name, as views.
+
+        layer: number of the layer, whose index gives names and shapes; record: the bytes read,
+        uint8.
+        """
         types = {name: dtype for dtype, name in NAMES.items()}
         offset = 0
         for part in self.layers[layer]["parts"]:

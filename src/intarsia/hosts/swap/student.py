@@ -39,15 +39,15 @@ class Student(Change):
 
 
 def student_of(model: nn.Module, layers: Sequence[int]) -> nn.Module:
-    """Copy a model with some of its blocks, those of these numbers, in their order.
+    """Copy a model with some of its blocks, in their order: a shallower student to distil.
 
     For timm ViTs, transformers' ViTs and Llama-shaped decoders, upcycled or not. Blocks are
     numbered anew, in the config and in caches, too, so that `save_mixture` saves the student and
-    `load_mixture` takes it into a dense model of its depth. Weights are the teacher's, which stays
-    as it is; those left out are not copied. Train it with `intarsia.train.distill`.
+    `load_mixture` puts it into a dense model of its depth. Weights are copies of the teacher's,
+    which stays as it is. Train the student with `intarsia.train.distill`.
 
-    layers: numbers of the blocks that stay, negative ones count from the last; every eighth to
-      fourth block may go (21 of 24 stay in the paper, which spares the widest layers).
+    layers: numbers of the blocks that stay, negative ones count from the last. The paper removes an
+      eighth to a fourth of the blocks (21 of 24 stay), and spares the widest layers.
     Raises: TargetError for layers that are not there, adapted models, and models whose blocks do
     not stand in one row or depend on their number.
     Source: arXiv:2201.05596, section 4.2.
@@ -73,9 +73,9 @@ def student_of(model: nn.Module, layers: Sequence[int]) -> nn.Module:
 
 
 def _block_container(model: nn.Module) -> tuple[str, list[tuple[str, nn.Module]]]:
-    """Return the path of the container that has all blocks and nothing else, and the blocks.
+    """Return the path of the list that holds all blocks and nothing else, and the blocks.
 
-    Raises: TargetError for a model without one.
+    The blocks come as (path, module). Raises: TargetError for a model without such a list.
     """
     all_blocks = blocks(model)
     containers = {path.rpartition(".")[0] for path, _ in all_blocks}
@@ -97,9 +97,10 @@ def _block_container(model: nn.Module) -> tuple[str, list[tuple[str, nn.Module]]
 
 
 def _renumber(student: nn.Module, row: nn.Module, numbers: Sequence[int], count: int) -> None:
-    """Write the new numbers of blocks, and how many there are, wherever a model stores them.
+    """Write the new numbers of the blocks, and their new count, wherever the model stores them.
 
-    row: the list of blocks; numbers: their old numbers, in order; count: how many there were.
+    row: the list of blocks that stay; numbers: their old numbers, in order; count: how many blocks
+    there were.
     """
     for number, block in enumerate(row.children()):
         for module in block.modules():
@@ -118,9 +119,9 @@ def _renumber(student: nn.Module, row: nn.Module, numbers: Sequence[int], count:
 
 
 def _record_mixtures(student: nn.Module, new_paths: dict[str, str]) -> None:
-    """Record the paths of the mixtures of a student.
+    """Record in a student the new paths of its mixtures, after blocks were dropped.
 
-    new_paths: old path -> new path of a block.
+    new_paths: old path of a block -> its path in the student.
     """
     if (places := places_in(student)) is None:
         return

@@ -20,10 +20,11 @@ def has_unions(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def taken_patches(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """Record the patches that the experts of each attention and MLP take from pictures.
+    """Record which patches of pictures the experts of each attention and MLP take.
 
-    model: one that `UnionOfExperts` cut.  x: (B, 3, H, W), as the model takes it. Returns, by path,
-    (B, experts, rows, columns) bool; the class token, which every expert takes, is left out.
+    model: one that `UnionOfExperts` cut; x: (B, 3, H, W), as the model takes it.
+    Returns path -> (B, experts, rows, columns) bool; the class token, which every expert takes, is
+    left out.
     Raises: TargetError for a model without unions, or without a grid of patches.
     """
     routers = {p: m for p, m in model.named_modules() if isinstance(m, UnionRouter)}

@@ -114,9 +114,12 @@ class Upcycle(Change):
     ) -> Plan:
         """Decide which MLPs become mixtures, and how many experts each has.
 
-        batches: unused, no data are needed; seed: it fixes the random draws.
-        sees_later: acknowledges that in a decoder a router or policy by which a token's experts
-        depend on later tokens lets it look ahead.
+        host: the dense or sparse model; batches: unused, no data are needed; seed: recorded, it
+        fixes the draws of `apply`.
+        sees_later: allow, in a decoder, a router or capacity policy by which a token's experts
+        depend on later tokens.
+        Raises: TargetError for a model that was changed before; ConfigError for settings that do
+        not fit.
         """
         check_plain(host)
         chosen_blocks = _chosen_blocks(host, self.layers)
@@ -147,10 +150,11 @@ class Upcycle(Change):
 
 @dataclass(frozen=True)
 class MixturePlaces:
-    """Places of the mixtures that stand in a model.
+    """Places of the mixtures that `upcycle` put into a model.
 
-    paths: of the MLPs that were replaced; experts: how many each mixture has by now; parts: in how
-    many parts the hidden units of each MLP were dealt out, 1 = its experts are whole copies.
+    paths: of the MLPs that were replaced; experts: number of experts that each mixture has now;
+    parts: number of slices into which the hidden units of each MLP were divided, 1 = its experts
+    are whole copies.
     """
 
     paths: tuple[str, ...]
@@ -178,10 +182,10 @@ def places_in(model: nn.Module) -> MixturePlaces | None:
 
 
 def move_places(model: nn.Module, places: MixturePlaces, *, elsewhere: bool = False) -> None:
-    """Record new paths of a model's mixtures, after they were moved or removed.
+    """Record new places of a model's mixtures, after they were moved or removed.
 
     places: the mixtures there are now; none = the model counts as never upcycled; elsewhere: the
-    dense model has changed, too, and its fingerprint is not known.
+    dense model has changed, too, so that the recorded fingerprint of it no longer holds.
     """
     old = upcycle_step(model)
     new = None
@@ -193,7 +197,7 @@ def move_places(model: nn.Module, places: MixturePlaces, *, elsewhere: bool = Fa
 
 
 def check_plain(model: nn.Module) -> None:
-    """Check that a model has no adapters, no mixtures of ours and no momentum around its MLPs.
+    """Check that a model has no adapters, no mixtures of `upcycle` and no momentum around MLPs.
 
     Raises: TargetError.
     """
@@ -214,9 +218,11 @@ def check_unadapted(model: nn.Module) -> None:
 
 
 def _build_mixtures(model: nn.Module, change: Upcycle, places: MixturePlaces, seed: int) -> None:
-    """Build all mixtures of a plan, then replace the MLPs, and register the hooks they need.
+    """Build all mixtures of a plan, replace the MLPs by them, and register the hooks they need.
 
-    change: the settings; places: paths and numbers of experts.
+    model: changed in place, once everything is built; change: the settings; places: paths and
+    numbers of experts; seed: fixes the draws.
+    Raises: CheckpointError for a model without one of the MLPs.
     """
     mlp_places = _mlps(model)
     if missing := [path for path in places.paths if path not in mlp_places]:
@@ -242,14 +248,21 @@ def _build_mixtures(model: nn.Module, change: Upcycle, places: MixturePlaces, se
 
 
 def _refuse_others(model: nn.Module, state_dict: Any, prefix: str, *_: Any) -> None:
-    """Refuse weights of the model as it was before any is overwritten.  Raises: CheckpointError."""
+    """Refuse weights of the model as it was before upcycling, before any weight is overwritten.
+
+    A hook of `load_state_dict`: state_dict, prefix as torch passes them. Raises: CheckpointError.
+    """
     for name, module in model.named_modules():
         if isinstance(module, Mixture | ResidualMixture | HostedRouter):
             module.refuse_others(state_dict, f"{prefix}{name}.")
 
 
 def _chosen_blocks(model: nn.Module, layers: Sequence[int] | None) -> list[tuple[str, nn.Module]]:
-    """Return the blocks to change, with their paths; of a sparse model the sparse ones."""
+    """Return the blocks whose MLPs are replaced, with their paths.
+
+    layers: numbers of the blocks, None = all; of a model that has experts already, only the blocks
+    with experts. Raises: TargetError for a model without MLPs in blocks.
+    """
     candidates = [(p, b) for p, b in blocks(model) if mlp_place(b) is not None]
     if not candidates:
         subject = f"model {type(model).__name__}"
@@ -270,7 +283,7 @@ def _place(block: nn.Module) -> MlpPlace:
 
 
 def _mlps(model: nn.Module) -> dict[str, tuple[nn.Module, MlpPlace]]:
-    """Return path of each MLP -> its block and its place there."""
+    """Return the path of each MLP -> the block that contains it, and its place there."""
     places = ((p, b, mlp_place(b)) for p, b in blocks(model))
     return {f"{p}.{place.path}": (b, place) for p, b, place in places if place is not None}
 
@@ -282,7 +295,10 @@ def _replace_module(block: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def _as_gates(chosen_blocks: Sequence[tuple[str, nn.Module]], router: RouterConfig) -> RouterConfig:
-    """Fill in settings that a router leaves open with those of the host's own gates."""
+    """Fill in settings that a router leaves open with those of the host's own gates.
+
+    chosen_blocks: (path, block); router: the settings; returned as they are if no block has a gate.
+    """
     mlps = [(f"{path}.{(place := _place(block)).path}", place.mlp) for path, block in chosen_blocks]
     gates = [(p, gate) for p, mlp in mlps if (gate := own_gate(mlp)) is not None]
     if not gates:
@@ -297,7 +313,11 @@ def passes_state(router: RouterConfig) -> bool:
 
 
 def _counts(experts: int | Sequence[int] | None, router: RouterConfig, n: int) -> tuple[int, ...]:
-    """Return the number of experts of each of n layers."""
+    """Return the number of experts of each of n layers.
+
+    experts: one number, one for each layer, or None = as the router's settings say.
+    Raises: ConfigError for another number of entries.
+    """
     experts = int(router.experts) if experts is None else experts
     if isinstance(experts, int):
         return (experts,) * n
@@ -310,9 +330,10 @@ def _counts(experts: int | Sequence[int] | None, router: RouterConfig, n: int) -
 def _check_causal(
     chosen_blocks: Sequence[tuple[str, nn.Module]], router: RouterConfig, capacity: Capacity | None
 ) -> None:
-    """Check that no token of a decoder is routed by later ones.  Raises: ConfigError.
+    """Check that no token of a decoder is routed depending on later ones.
 
-    chosen_blocks: (path, block); router: settings; capacity: limit on tokens, None = without.
+    chosen_blocks: (path, block); router: settings; capacity: limit on an expert's tokens, or None.
+    Raises: ConfigError.
     """
     attentions = (block.get_submodule(attention_of(block) or "") for _, block in chosen_blocks)
     flags = (getattr(m, name, None) for a in attentions for m in a.modules() for name in CAUSAL)
@@ -325,7 +346,7 @@ def _check_causal(
 
 
 def looks_ahead(router: RouterConfig, capacity: Capacity | None = None) -> str | None:
-    """Name the router or policy by which later tokens affect earlier ones; None without."""
+    """Name the router or capacity policy by which later tokens affect earlier ones, or None."""
     if non_causal(router):
         return type(router).__name__
     if capacity is None:
@@ -348,10 +369,10 @@ def generator(seed: int, path: str) -> torch.Generator:
 def _build(
     change: Upcycle, places: MixturePlaces, i: int, mlp: nn.Module, seed: int
 ) -> tuple[str, nn.Module]:
-    """Build what replaces the MLP of place i: a mixture, or a router for a sparse block's gate.
+    """Build the module that replaces one MLP: a mixture, or a router for a sparse block's gate.
 
-    change: the settings; places: paths and numbers of experts; i: which of them; mlp: the module
-    there.
+    change: the settings; places: paths and numbers of experts; i: index of the MLP in them; mlp:
+    the module there; seed: fixes the draws.
     Returns the name inside the MLP that is replaced, "" for the MLP itself, and the new module.
     Raises: ConfigError for settings that a block with experts of its own cannot have.
     """
@@ -391,7 +412,10 @@ def _build(
 
 
 def _trained_flags(experts: StackedExperts, dense: DenseMlp) -> list[bool]:
-    """Return which parameters of the experts are trained: those whose matrix was."""
+    """Return `requires_grad` for each parameter of the experts: that of the MLP's own matrix.
+
+    experts: built from the MLP `dense`; the flags come in the order of their parameters.
+    """
     layers = {"up": dense.up, "gate": dense.gate, "down": dense.down}
     names = [name.removesuffix("_bias") for name, _ in experts.named_parameters()]
     return [layer.weight.requires_grad for n in names if (layer := layers[n]) is not None]
