@@ -82,7 +82,7 @@ class Adapt(Change):
 
     @property
     def preserves(self) -> frozenset[str]:
-        """Set with "outputs", if the method adds nothing at first and no recipe changes the host."""
+        """Set with "outputs", if the method adds 0 at first and no recipe changes the host."""
         starts = "zero_start" in card(method_key(self.method)).tags and self.recipe is None
         return frozenset({"outputs"}) if starts else frozenset()
 

@@ -19,13 +19,19 @@ class MaskPruner(LayerPruner):
     """Pruner that keeps the weights of the largest scores as they are."""
 
     def choose(self, scores: Mapping[str, Tensor]) -> Partition:
-        """Select the largest scores of a layer, as many as the density says."""
+        """Select the largest scores of a layer, a share `density` of them.
+
+        scores: {path: (out, in)} of one layer. Returns a partition whose part 0 is kept.
+        """
         return keep_shares(scores, dict.fromkeys(scores, self.density))
 
     def edit(
         self, name: str, weight: Tensor, statistics: Statistics, generator: torch.Generator
     ) -> tuple[Partition, Tensor]:
-        """Return the partition, and the weight with zeros outside it."""
+        """Return the weights that stay, and the weight with zeros in all other entries.
+
+        name, weight, statistics: of the layer; generator: unused, nothing is drawn.
+        """
         scores, n_of_m = {name: self.score(weight, statistics)}, self.n_of_m
         part = self.choose(scores) if n_of_m is None else keep_n_of_m(scores, n_of_m.n, n_of_m.m)
         return part, weight.masked_fill(~part.mask(name, 0).to(weight.device), 0)
@@ -84,14 +90,16 @@ class SparseGPT(LayerPruner):
         return frozenset({"hessian"})
 
     def score(self, weight: Tensor, statistics: Statistics) -> Tensor:
-        """Compute W_ij^2 / U_jj^2, U the Cholesky factor of the inverse Hessian."""
+        """Return W_ij^2 / U_jj^2, U the Cholesky factor of the inverse Hessian; (out, in)."""
         return obs(weight, statistics, self.damp)
 
     def edit(
         self, name: str, weight: Tensor, statistics: Statistics, generator: torch.Generator
     ) -> tuple[Partition, Tensor]:
-        """Choose weights column by column and compensate; returns the partition and the new
-        weight.
+        """Choose weights column by column, and change later columns to make up for those removed.
+
+        name, weight, statistics: of the layer; generator: unused, nothing is drawn.
+        Returns the partition, whose part 0 stays, and the new weight.
         """
         return choose_and_compensate(
             weight,
@@ -107,7 +115,10 @@ class SparseGPT(LayerPruner):
 def _card(
     key: str, config: type, paper: Paper, summary: str, *tags: str, names: Sequence[str] = ()
 ) -> Card:
-    """Build the card of a pruner."""
+    """Build the catalogue entry of a pruner.
+
+    key: its name in the catalogue; config: its class; tags: of the catalogue; names: other names.
+    """
     return Card(
         key,
         kind="change",

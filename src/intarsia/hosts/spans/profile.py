@@ -36,8 +36,8 @@ def watched(
 ) -> tuple[Tensor, None]:
     """Compute transformers' own attention, and report its tensors to the module's listener.
 
-    query: (B, H, Q, D); key, value: (B, G, K, D); attention_mask, dropout, scaling: as transformers
-    passes them.
+    module: the attention, with the listener as an attribute; query: (B, H, Q, D); key, value:
+    (B, G, K, D); attention_mask, dropout, scaling: as transformers passes them.
     """
     out, _ = sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout, scaling, **kwargs
@@ -52,7 +52,8 @@ def watched(
 def _watching(model: nn.Module, listener_of: Callable[[int], Listener]) -> Generator[None]:
     """Report each attention's tensors to a listener, inside the `with`; weights get no gradient.
 
-    listener_of: layer number -> function, which is called with queries, keys, values and outputs.
+    listener_of: function from a layer's number to its listener, which is called with queries, keys,
+    values, outputs and scale.
     """
     host: Any = base_of(model)
     modules = attentions(model).modules
@@ -83,12 +84,13 @@ def _watching(model: nn.Module, listener_of: Callable[[int], Listener]) -> Gener
 def profile(
     model: nn.Module, ids: Tensor, answer: int, *, sink: int, block: int, rows: int = 2
 ) -> Tensor:
-    """Compute how much attention influences the loss of each row's last tokens, by distance.
+    """Compute how much attention influences the loss of each text's last tokens, by distance.
 
-    ids: (B, N) tokens; answer: number of the last tokens, which are judged; sink: first tokens,
-    which every head sees; block: tokens of a bin of distances; rows: at a time. Layer by layer in
-    the backward pass: no attention matrix of more than one layer is there.
-    Returns (layers, G, bins), the mean over rows and then the largest of the query heads of a
+    ids: (B, N) tokens; answer: number of last tokens whose loss counts; sink: number of first
+    tokens, which every head sees; block: tokens of a bin of distances; rows: texts at a time.
+    Computed layer by layer in the backward pass, so that only one layer's attention matrix is in
+    memory.
+    Returns (layers, G, bins), the mean over texts and the largest among the query heads of each
     key-value head; see `scores.influence.by_distance`.
     """
     host: Any = base_of(model)
@@ -127,9 +129,9 @@ def profile(
 
 @torch.no_grad()
 def loss_of_end(model: nn.Module, ids: Tensor, share: float = 1 / 3, rows: int = 2) -> float:
-    """Compute the mean loss of a token in the last part of each row.  ids: (B, N).
+    """Return the mean loss of a token in the last part of each text.
 
-    share: of each row, from its end, that is judged; rows: at a time.
+    ids: (B, N) tokens; share: of each text, from its end, that counts; rows: texts at a time.
     """
     host: Any = base_of(model)
     count = max(1, round(ids.shape[1] * share))
