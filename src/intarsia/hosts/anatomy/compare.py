@@ -26,7 +26,7 @@ TOLERANCE = {
 
 @dataclass(frozen=True)
 class Difference:
-    """Largest difference of two models' outputs, and the largest output it is measured by."""
+    """Largest difference of two models' outputs, and the largest output, by which it is divided."""
 
     largest: float
     scale: float
@@ -40,7 +40,10 @@ class Difference:
         return f"{self.largest:.1e} ({self.relative:.1e} of the largest output)"
 
     def check(self, subject: str, tolerance: float, error: type[IntarsiaError], fix: str) -> None:
-        """Raise `error` unless the relative difference is within the tolerance; NaN never is."""
+        """Raise an error unless the relative difference is within the tolerance; NaN never is.
+
+        subject: name of what was compared; error: its type; fix: what a user can do.
+        """
         if not self.relative <= tolerance:
             raise error(
                 subject,
@@ -51,7 +54,7 @@ class Difference:
 
 
 def tolerance_of(model: nn.Module) -> float:
-    """Return the tolerance for the model's coarsest floating-point parameters."""
+    """Return the relative difference that rounding may cause in the model's coarsest dtype."""
     dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
     return max((TOLERANCE.get(dtype, 5e-2) for dtype in dtypes), default=TOLERANCE[torch.float32])
 
@@ -85,9 +88,9 @@ def _built_for(model: nn.Module) -> Sequence[int] | None:
 
 
 def inputs_for(model: nn.Module, inputs: Inputs | None) -> Inputs:
-    """Return the inputs given, or seeded noise that the model takes, which is tried.
+    """Return the given inputs, or seeded noise of the model's input size, after a trial.
 
-    Raises: ConfigError for a model that does not take images of the size it says.
+    inputs: None = noise. Raises: ConfigError for a model that does not accept images of that size.
     """
     if inputs is not None:
         return inputs
@@ -102,7 +105,11 @@ def inputs_for(model: nn.Module, inputs: Inputs | None) -> Inputs:
 
 
 def sample(model: nn.Module, batch: int = 2, size: tuple[int, int] | None = None) -> Tensor:
-    """Draw seeded normal noise of the model's dtype, device and input size, or of another size."""
+    """Draw seeded normal noise as a model's input: (batch, channels, height, width).
+
+    model: gives dtype, device, channels and size; batch: number of images; size: another (height,
+    width).
+    """
     like = next(p for p in model.parameters() if p.is_floating_point())
     generator = torch.Generator().manual_seed(0)
     channels, *model_size = image_shape(model)
@@ -116,7 +123,7 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
 
 
 def tensors(output: Any) -> list[Tensor]:
-    """List every tensor in an output: a tensor, or any nesting of mappings and sequences."""
+    """Return every tensor in an output: a tensor, or any nesting of mappings and sequences."""
     if isinstance(output, Tensor):
         return [output]
     if isinstance(output, Mapping):
@@ -133,7 +140,10 @@ def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
 
 
 def difference(got: list[Tensor], want: list[Tensor]) -> Difference:
-    """Compute the largest absolute difference over all outputs; infinite if their shapes differ."""
+    """Return the largest absolute difference over all outputs; infinite if their shapes differ.
+
+    got, want: outputs of two models, tensor by tensor; relative to the largest of `want`.
+    """
     if [t.shape for t in got] != [t.shape for t in want] or not want:
         return Difference(float("inf"), 1.0)
     # in double, so that the comparison itself rounds nothing
@@ -146,7 +156,7 @@ def difference(got: list[Tensor], want: list[Tensor]) -> Difference:
 
 
 def shared_copy(model: nn.Module) -> nn.Module:
-    """Copy the structure on the same memory, with modes and flags of its own."""
+    """Copy a model's modules around the same weights, so that modes and hooks can be changed."""
     memo: dict[int, Any] = {id(b): b.detach() for b in model.buffers()}
     memo |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
     return copy.deepcopy(model, memo)

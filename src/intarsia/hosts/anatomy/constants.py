@@ -39,12 +39,16 @@ class _Enough(Exception):
 
 
 class Constants:
-    """Modules of a host whose output depends on the image alone, and their outputs for this
-    batch.
+    """Frozen modules of a model whose output depends on the image alone, and these outputs.
+
+    While the model is trained, a row of data holds the image's tokens and the cached outputs.
     """
 
     def __init__(self, calls: Sequence[_Recorded], x: Tensor) -> None:
-        """Take recorded calls, on the tokens x (B, T, d)."""
+        """Take the modules to cache from recorded calls.
+
+        calls: of modules on the tokens x (B, T, d), which give the shapes of a row.
+        """
         self.modules = [call.module for call in calls]
         self.outs = [(tuple(call.out.shape[1:]), call.out.dtype) for call in calls]
         self.needed = [True] * len(calls)  # False: only other modules of these read the output
@@ -53,22 +57,25 @@ class Constants:
 
     @property
     def parts(self) -> list[tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and type of each part of a row, tokens first."""
+        """Shape and type of each part of a row: first the tokens, then the cached outputs."""
         outputs = [out for out, needed in zip(self.outs, self.needed, strict=True) if needed]
         return [(self.shape, self.dtype), *outputs]
 
     @property
     def sizes(self) -> list[int]:
-        """Numbers of the tokens' type for each part of a row."""
+        """Length of each part of a row, in numbers of the tokens' type."""
         unit = self.dtype.itemsize
         return [torch.Size(s).numel() * t.itemsize // unit for s, t in self.parts]
 
     def pack(self, parts: Sequence[Tensor]) -> Tensor:
-        """Join the parts' bits into rows.  [(B, ...)] -> (B, sum of sizes)."""
+        """Join the parts of each row, bit by bit: [(B, ...)] -> (B, sum of sizes)."""
         return torch.cat([p.contiguous().flatten(1).view(self.dtype) for p in parts], 1)
 
     def before(self, _host: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Split the rows of a batch: tokens go into the forward, cached outputs are set aside."""
+        """Split a batch of rows: tokens are passed on, cached outputs are stored in `now`.
+
+        A forward pre-hook of the model; a batch of plain tokens (B, T, d) is passed on as it is.
+        """
         self.now = None
         # tokens have three axes: nothing is cached for such a batch
         if not args or not isinstance(args[0], Tensor) or args[0].ndim != 2:
@@ -81,10 +88,11 @@ class Constants:
         return x, *args[1:]
 
     def give(self, number: int, compute: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the cached output of a module for as many rows as its input has.
+        """Return the cached output of a module for this batch, in place of its forward.
 
-        number: the module's; compute: its own forward, for inputs without cached outputs; x: its
-        input. An output that only other cached modules read is not stored.
+        number: the module's; compute: its own forward, for batches without cached outputs; x, args,
+        kwargs: its inputs. An output that only other cached modules read is not stored: x is
+        returned for it.
         """
         if self.now is None:
             return compute(x, *args, **kwargs)
@@ -101,8 +109,9 @@ class Constants:
 
     @contextmanager
     def providing(self, host: nn.Module) -> Iterator[None]:
-        """Let the modules return cached outputs for rows, and compute for tokens, inside the
-        `with`.
+        """Let the modules return their cached outputs, inside the `with`.
+
+        host: the model; for batches of plain tokens the modules compute as before.
         """
         with ExitStack() as stack:
             stack.callback(host.register_forward_pre_hook(self.before).remove)
@@ -123,10 +132,12 @@ def keeping_constants(
     """Let the model read rows that hold tokens and cached outputs of its frozen modules.
 
     Yields those rows for the training set, and a function that makes them for another set; the sets
-    as they are where there is nothing to cache, or no memory for it. Tokens are read as before, and
-    give the same to rounding. The model is one that reads tokens (`reading_tokens`), its weights
-    held in the type that they are trained in.
-    An AdaptFormer in its first trained block then needs neither the attention nor the MLP of it.
+    as they are if there is nothing to cache, or no memory for it. Plain tokens can still be read,
+    and outputs are the same to rounding.
+    model: one that reads tokens (`reading_tokens`), with weights in the type of the training;
+    tokens: the training set; dtype: type of the computation.
+    An AdaptFormer in its first trained block, for example, then computes neither that block's
+    attention nor its MLP.
     """
     x, device = tokens.tensors[0][:2], next(model.parameters()).device
     with written_out(slow_attention(model, device, dtype)):  # as in training
@@ -159,7 +170,7 @@ def keeping_constants(
 
 
 def _fits_memory(constants: Constants, tokens: ImageTensors) -> bool:
-    """Return True if there is memory for the rows of a set."""
+    """Return True if the rows of a set fit in a quarter of the free memory."""
     size = sum(constants.sizes) * len(tokens) * tokens.tensors[0].dtype.itemsize
     return size <= SHARE * psutil.virtual_memory().available
 
@@ -171,7 +182,10 @@ def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def find_constants(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Constants | None:
-    """Find the modules whose output is the same in every step, None without any.  x: tokens."""
+    """Find the frozen modules whose output is the same in every step; None without any.
+
+    model: one that reads tokens; x: (B, T, d), a few of them; dtype: type of the computation.
+    """
     device = next(model.parameters()).device
     x = x.to(device)
     with evaluating(model), autocast(device, dtype):
@@ -195,8 +209,10 @@ def find_constants(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Constants
 
 
 def _untrained_calls(model: nn.Module, x: Tensor) -> list[_Recorded]:
-    """Record the outermost modules that no trained parameter reaches, in the order of their
-    calls.
+    """Record the calls of the outermost modules that no trained parameter influences, in order.
+
+    model: with some parameters trained; x: its input, which is run through it once.
+    Modules that are called more than once are left out.
     """
     calls: list[_Recorded] = []
     inside: list[nn.Module] = []
@@ -253,7 +269,7 @@ def _same_in_training(call: _Recorded) -> bool:
 
 
 def _reaches_logits(model: nn.Module, constants: Constants, rows: Tensor, number: int) -> bool:
-    """Return True if the model still reads a cached output, apart from other cached modules.
+    """Return True if the model still reads a cached output, beside other cached modules.
 
     The output is replaced by NaN, which spreads to the logits if anything reads it.
     constants: the cached modules; rows: (B, n) with all outputs; number: the module's.
@@ -271,8 +287,8 @@ def _reaches_logits(model: nn.Module, constants: Constants, rows: Tensor, number
 def _rows(model: nn.Module, constants: Constants, x: Tensor, dtype: torch.dtype) -> Tensor:
     """Compute the cached outputs of all images, BATCH at a time, as one row for each image.
 
-    constants: the cached modules; x: the images; dtype: of the rows.  Nothing behind the last
-    cached module is run.
+    constants: the cached modules; x: the images; dtype: of the computation. The forward is stopped
+    behind the last cached module.
     """
     cached = [m for m, needed in zip(constants.modules, constants.needed, strict=True) if needed]
     rows = torch.empty(len(x), sum(constants.sizes), dtype=x.dtype)

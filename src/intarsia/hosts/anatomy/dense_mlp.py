@@ -21,7 +21,7 @@ ACTS = ("activation_fn", "intermediate_act_fn", "act")  # beside the first layer
 
 @dataclass(frozen=True)
 class DenseMlp:
-    """Parts of down(act(up x)), or of down(act(gate x) * up x)."""
+    """Linear layers of an MLP: down(act(up x)), or down(act(gate x) * up x) with a gate."""
 
     up: nn.Linear
     gate: nn.Linear | None
@@ -30,7 +30,7 @@ class DenseMlp:
 
 
 class SplitMlp(nn.Module):
-    """MLP whose layers a block holds itself: down(act(up x)).  (..., d) -> (..., d)."""
+    """MLP down(act(up x)) made of two layers that a block holds itself: (..., d) -> (..., d)."""
 
     def __init__(self, fc1: nn.Module, act: nn.Module, fc2: nn.Module) -> None:
         super().__init__()
@@ -42,9 +42,10 @@ class SplitMlp(nn.Module):
 
 @dataclass(frozen=True)
 class MlpPlace:
-    """Place of a block's MLP: its replacement goes to `path`.
+    """Place of a block's MLP, where another module can replace it.
 
-    mlp: the MLP as a module; emptied: paths in the block of modules that then become identities.
+    path: in the block, of the module to replace; mlp: the MLP as a module; emptied: paths in the
+    block of further modules of the MLP, which then become identities.
     """
 
     path: str
@@ -53,9 +54,10 @@ class MlpPlace:
 
 
 def mlp_place(block: nn.Module) -> MlpPlace | None:
-    """Return the MLP of a block of tokens; None for a block without one.
+    """Return the place of the MLP in a block of tokens; None for a block without one.
 
-    One of two layers becomes a module of its own, in the place of the second (BERT, BART).
+    An MLP of two layers of the block (BERT, BART) is joined to a module, which takes the place of
+    the second layer.
     """
     if (name := mlp_of(block)) is not None:
         return MlpPlace(name, block.get_submodule(name))
@@ -73,9 +75,10 @@ def mlp_place(block: nn.Module) -> MlpPlace | None:
 
 
 def dense_mlp(path: str, module: nn.Module) -> DenseMlp:
-    """Return the parts of an MLP.
+    """Return the linear layers and the activation of an MLP.
 
-    Raises: TargetError for one that computes otherwise, or drops out.
+    path: for errors; module: the MLP.
+    Raises: TargetError for one that computes something else, or has dropout.
     """
     children: dict[str, Any] = {n: m for n, m in module.named_children() if type(m) is not Identity}
     dialect = next((d for d in DIALECTS if d.fits(children)), None)
@@ -118,7 +121,7 @@ def _linear_on(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def _gate_and_up(fused: nn.Linear) -> list[nn.Linear]:
-    """Split the layer that makes a gate and its factor into two."""
+    """Split a layer that computes a gate and its factor at once into two linear layers."""
     biases = (None, None) if fused.bias is None else fused.bias.chunk(2)
     return [_linear_on(w, b) for w, b in zip(fused.weight.chunk(2), biases, strict=True)]
 
@@ -128,10 +131,10 @@ def draw_experts(
 ) -> StackedExperts:
     """Draw new experts, each with as many hidden units as one of the equal parts of an MLP.
 
-    dense: the MLP, whose sizes, biases and activation the experts get.  experts: how many.  parts:
-    into how many the MLP's hidden units divide.  path: the MLP's, for errors.  draws: generator of
-    the weights.
-    Raises: ConfigError for units that do not divide among the parts.
+    dense: the MLP, whose sizes and activation the experts get, and biases if it has some; experts:
+    how many; parts: into how many its hidden units are divided; path: the MLP's, for errors; draws:
+    random generator of the weights.
+    Raises: ConfigError for units that cannot be divided into these parts.
     """
     (hidden, width), outputs = dense.up.weight.shape, dense.down.out_features
     if experts < 1 or hidden % parts:
@@ -151,10 +154,11 @@ def draw_experts(
 def stack_experts(
     dense: DenseMlp, experts: int, parts: int, path: str, draws: torch.Generator
 ) -> StackedExperts:
-    """Build experts out of an MLP: each is one of its equal parts in turn, or a copy if parts = 1.
+    """Build experts from the weights of an MLP: copies of it, or equal parts of its hidden units.
 
-    dense: the MLP; experts: how many; parts: into how many the hidden units are divided; path: the
-    MLP's, for errors; draws: generator of weights that are replaced.
+    dense: the MLP; experts: how many; parts: into how many the hidden units are divided, 1 = each
+    expert is a copy; expert e gets part e mod parts. path: the MLP's, for errors; draws: generator
+    of weights that are replaced.
     Raises: as `draw_experts`.
     """
     stack = draw_experts(dense, experts, parts, path, draws)
@@ -178,9 +182,10 @@ def stack_experts(
 
 @torch.no_grad()
 def check_output(mlp: nn.Module, experts: StackedExperts, parts: int, path: str) -> None:
-    """Check on a few inputs that an MLP computes what its parts say, and not more.
+    """Check on a few inputs that the sum of an MLP's parts is the MLP's output.
 
-    experts: built of its parts.  parts: how many of them sum to the MLP.
+    mlp: the module; experts: built from its parts; parts: how many of them sum to the MLP; path:
+    for the error.
     Raises: TargetError.
     """
     weight = experts.up

@@ -22,7 +22,10 @@ SPLITTABLE = (VisionTransformer, EfficientNet)  # of timm
 
 
 class Prefix(nn.Module):
-    """Model up to a block.  images (B, 3, H, W) -> tokens (B, T, d) or maps (B, C, h, w)."""
+    """First part of a model, up to a block: images (B, 3, H, W) -> tokens (B, T, d) or maps.
+
+    Maps of an EfficientNet are (B, C, h, w).
+    """
 
     def __init__(self, model: VisionTransformer | EfficientNet, block: int) -> None:
         super().__init__()
@@ -30,7 +33,7 @@ class Prefix(nn.Module):
         self.block = block
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute what enters the block, from images (B, 3, H, W)."""
+        """Compute the input of the block, from images (B, 3, H, W)."""
         model = self.model
         if isinstance(model, EfficientNet):
             x = model.bn1(model.conv_stem(x))
@@ -42,10 +45,10 @@ class Prefix(nn.Module):
 
 
 class Tail(nn.Module):
-    """Rest of a ViT.  tokens (B, T, d) -> logits.  Its modules are the given model's own."""
+    """Rest of a ViT from a block on: tokens (B, T, d) -> logits; shares the model's modules."""
 
     def __init__(self, model: VisionTransformer, block: int) -> None:
-        """Take the blocks from number `block` on, and the head, of a model."""
+        """Take the blocks from number `block` on, the last norm and the head from a model."""
         super().__init__()
         self.blocks = nn.Sequential(*_blocks(model)[block:])
         self.norm, self.fc_norm, self.head_drop, self.head = (
@@ -66,10 +69,10 @@ class Tail(nn.Module):
 
 
 class ConvTail(nn.Module):
-    """Rest of an EfficientNet.  maps (B, C, h, w) -> logits.  Modules are the model's own."""
+    """Rest of an EfficientNet from a block on: maps (B, C, h, w) -> logits; shares its modules."""
 
     def __init__(self, model: EfficientNet, block: int) -> None:
-        """Take the blocks from number `block` on, and the head, of a model."""
+        """Take the blocks from number `block` on, pooling and classifier from a model."""
         super().__init__()
         self.blocks = nn.Sequential(*_blocks(model)[block:])
         self.conv_head, self.bn2, self.global_pool, self.classifier = (
@@ -115,9 +118,9 @@ def split_at(model: nn.Module, block: int | None) -> tuple[nn.Module, nn.Module]
 def split_at(model: nn.Module, block: int | None) -> tuple[nn.Module, nn.Module]:
     """Split a model before a block, or before its classifier (None): model(x) = tail(prefix(x)).
 
-    Adapting only the tail is adapting the model with `layers=range(block, depth)`, except that the
-    prefix can be run once (see `run_prefix`): with half of the blocks frozen below the first cell,
-    a training step costs half.
+    Returns (prefix, tail). Adapting only the tail is adapting the model with
+    `layers=range(block, depth)`, except that the prefix can be run once (see `run_prefix`): with
+    half of the blocks frozen below the first adapter, a training step costs half.
     Raises: TargetError for anything but a timm VisionTransformer or EfficientNet (before the
     classifier: but a timm model that classifies); ConfigError for a block outside, or, but in a
     VisionTransformer's tail, dropout before the classifier.
@@ -171,10 +174,12 @@ def run_prefix(
     batch_size: int = 64,
     report: Callable[[int], None] = lambda _: None,
 ) -> TensorDataset:
-    """Compute (tokens, label) pairs of a set of (image, label) pairs, tokens stored in `dtype`.
+    """Run the frozen first part of a model once for each image of a set.
 
-    prefix: the frozen first part of a model; batch_size: images at a time.
-    report: called with the number of images done, after each batch.
+    prefix: of `split_at`; dataset: (image, label) pairs; dtype: type in which outputs are stored;
+    batch_size: images at a time; report: is called with the number of images done, after each
+    batch.
+    Returns the data set of (tokens, label) pairs.
     """
     prefix.eval()
     tokens, labels = [], []
@@ -192,8 +197,8 @@ def run_prefix(
 def first_trained_block(model: nn.Module) -> int | None:
     """Return the number of the first block with something to train in it.
 
-    It is that of the last block, if only what comes after the blocks is trained; None if that is
-    the classifier alone.
+    If only layers after the blocks are trained, it is the last block's; None if that is the
+    classifier alone.
 
     Raises: TargetError for a model that cannot be split, unless the classifier alone is trained;
     ConfigError if what comes before the blocks, or the first of them, is trained: nothing can be
@@ -224,7 +229,10 @@ def first_trained_block(model: nn.Module) -> int | None:
 
 @contextmanager
 def reading_tokens(model: nn.Module, block: int | None) -> Iterator[nn.Module]:
-    """Let the model take tokens that enter a block instead of images, inside the `with`."""
+    """Let the model take tokens that enter a block instead of images, inside the `with`.
+
+    block: its number, None = the classifier's input. Yields the prefix, which makes the tokens.
+    """
     host = base_of(model)
     prefix, tail = split_at(host, block)
     with forward_as(host, tail.forward):

@@ -14,7 +14,7 @@ from .blocks import unwrapped, walk
 
 
 def quantised(module: nn.Module) -> bool:
-    """Return True if a quantiser, or a format that it is stored in, holds this layer's weight."""
+    """Return True if this layer's weight is held by a quantiser, or stored in a format."""
     if isinstance(unwrapped(module), PackedLinear):
         return True
     weight = tensor_of(unwrapped(module))
@@ -27,7 +27,10 @@ def _is_quantised(t: Tensor) -> bool:
 
 
 def in_full(module: nn.Module, name: str, t: Tensor) -> Tensor:
-    """Return a tensor as it is; a quantised weight as one of its shape on the meta device."""
+    """Return a tensor as it is; for a quantised weight, an empty one of its shape ("meta").
+
+    module: to which it belongs; name: of the parameter.
+    """
     if not _is_quantised(t) or not isinstance(t, nn.Parameter):
         return t
     if isinstance(module, nn.Linear) and name == "weight":  # 4 bits are packed, two in a byte
@@ -47,9 +50,10 @@ def refuse_quantised(subject: str, module: nn.Module, path: str) -> None:
 
 
 def keep_trainable(model: nn.Module) -> None:
-    """Keep bitsandbytes' 4-bit layers from their inference form on a CPU, which has no gradient.
+    """Prevent bitsandbytes' 4-bit layers from switching to a form for inference on a CPU.
 
-    They take it for good in the first evaluation, and training after it learns nothing, silently.
+    They switch for good in the first evaluation; that form has no gradient, so that a training
+    after it would learn nothing, without an error.
     """
     for _, wrapped in walk(model):
         module: Any = unwrapped(wrapped)

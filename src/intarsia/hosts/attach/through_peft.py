@@ -78,9 +78,8 @@ def through_peft(
     """Attach one of PEFT's methods to a model, in place; the head is trained and saved whole.
 
     kind: PEFT's name for the method's type, as "LORA"; settings: of its config, see
-    `plain_settings`;
-    roles: which layers it adapts, as in `adapt`; last_blocks: only in so many last blocks, 0 = all;
-    seed: of the random start.
+    `plain_settings`; roles: which layers it adapts, as in `adapt`; last_blocks: only in so many
+    last blocks, 0 = all; seed: of the random start.
 
     Raises: ConfigError for settings that PEFT refuses; TargetError for layers that are not there.
     Not in a fused qkv layer for methods that mean single keys and values: IA3 scales queries too.

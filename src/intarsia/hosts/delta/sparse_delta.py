@@ -292,8 +292,7 @@ class SparseDelta:
         """Express a change that was trained on top of `source` as a change of source's own base.
 
         For a task that was trained with the delta phi_S of its source language in place, at theta_0
-        +
-        phi_S: `task.rebased(source) + target` is then a delta of theta_0 (paper, section 3.2).
+        + phi_S: `task.rebased(source) + target` is then a delta of theta_0 (paper, section 3.2).
         Raises: ConfigError if the task's base is not `source` in its own base.
         """
         base = dict(self.base)

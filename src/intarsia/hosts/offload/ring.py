@@ -134,8 +134,7 @@ class Ring:
         """Allocate memory for K blocks, free that of the model's, and start the reading thread.
 
         model_blocks: of equal shapes; folder: with a file for each block; slots: K, number of
-        places;
-        read: copies a block's file into tensors.
+        places; read: copies a block's file into tensors.
         """
         self.blocks, self.folder, self.read = model_blocks, folder, read
         first = model_blocks[0].state_dict()

@@ -25,8 +25,7 @@ class Matrix:
 
     A convolution's weight counts as (out, in kh kw). owner: the module with the weight as its
     parameter `name`; index: number of the expert in a stack, None = no stack; turned: the parameter
-    is stored as
-    (in, out).
+    is stored as (in, out).
     """
 
     owner: nn.Module

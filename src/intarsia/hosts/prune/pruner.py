@@ -47,8 +47,7 @@ class Keeping(NamedTuple):
         """Open or begin the record of a run in the folder of these options.
 
         method: the pruner or packer; host: the model, of which a fingerprint is recorded; seed: of
-        the run;
-        decided: further settings that a resumed run must share.
+        the run; decided: further settings that a resumed run must share.
         """
         identity = {
             "method": method_key(method),
@@ -150,8 +149,7 @@ class LayerPruner(Pruner):
     layers: globs of paths, none = all of them; other layers stay dense, and so do routers and
     grouped convolutions. A layer outside the blocks is pruned if its full path is given, as
     "lm_head". In a mixture each expert's matrices are layers of their own, with the rows that are
-    routed to it as
-    inputs: "model.layers.0.mlp.experts.up.3".
+    routed to it as inputs: "model.layers.0.mlp.experts.up.3".
 
     Raises: ConfigError for a density outside (0, 1], or a pattern of another density.
     """

@@ -142,8 +142,8 @@ class HeadSpans(Change):
         """Set the attention function, a window for each layer, and the hook that makes caches.
 
         host: changed in place; plan: with spans and the length of texts; name: unused, an adapter
-        would
-        need it. Raises: TargetError for a model that has spans, or has another number of layers.
+        would need it. Raises: TargetError for a model that has spans, or has another number of
+        layers.
         """
         spans, length = Spans.from_dict(plan.decided["spans"]), int(plan.decided["length"])
         decoder = attentions(host)

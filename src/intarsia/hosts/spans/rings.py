@@ -202,9 +202,8 @@ class RingLayer(CacheLayerMixin):
         """Compute attention of new tokens to a group's stored ones, and to each other.
 
         ring: of the group; query: (B, heads, Q, D) of its query heads; keys, values: (B, G, Q, D),
-        new;
-        positions: of the tokens in their texts; places: of the new tokens, (B or 1, Q); scale: of
-        the scores, None = D^-1/2.
+        new; positions: of the tokens in their texts; places: of the new tokens, (B or 1, Q); scale:
+        of the scores, None = D^-1/2.
         """
         heads = list(ring.group.heads)
         # keys are those in the ring, then those of the new tokens themselves

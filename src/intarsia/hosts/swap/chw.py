@@ -47,9 +47,8 @@ def lowered(net: nn.Module, example: Tensor) -> tuple[fx.GraphModule, list[Clust
     """Trace a net, and group its layers into clusters that native kernels can compute.
 
     A cluster is a run of adjacent layers that kernels in channel-height-width order (CHW) compute
-    in
-    one call. net: a convolutional net in evaluation; example: (1, 3, H, W), a picture of the size
-    that it will see.
+    in one call. net: a convolutional net in evaluation; example: (1, 3, H, W), a picture of the
+    size that it will see.
     Returns the traced graph and its clusters.
     Raises: TargetError for a net that cannot be traced, or without any layer that kernels know.
     """

@@ -69,8 +69,7 @@ class PruneExperts(Change):
         """Decide which experts stay: path -> numbers.
 
         host: an upcycled model; batches: calibration data, in which the tokens of each expert are
-        counted;
-        seed: fixes the draws if `at_random`.
+        counted; seed: fixes the draws if `at_random`.
         """
         done, _ = upcycled(host)
         if isinstance(self.keep, Mapping):
@@ -271,8 +270,7 @@ def _scores(path: str, count: int, scores: Mapping[str, Tensor] | str | None, se
     """Return one score for each expert of a layer: its load, or a random number.
 
     path: of the layer; count: number of its experts; scores: path of the router -> loads, or
-    "random";
-    seed: fixes the random numbers.
+    "random"; seed: fixes the random numbers.
     """
     if scores == RANDOM:
         return torch.rand(count, generator=generator(seed, path))

@@ -59,8 +59,7 @@ def _reason_against(host: nn.Module, path: str, layer: Any, kind: str, density: 
     """Return the reason why a layer cannot be changed; "" if it can.
 
     host: the model; path, layer: the layer and its place; kind: of the change, see
-    `layers_to_change`;
-    density: share of weights that are not zero.
+    `layers_to_change`; density: share of weights that are not zero.
     """
     if not isinstance(layer, nn.Linear | nn.Conv2d) or groups_of(layer) > 1:
         return f"{type(layer).__name__} of groups, or with its weight transposed"
