@@ -25,10 +25,11 @@ KNOWN = (
 
 
 def with_native_generate(model: nn.Module) -> nn.Module:
-    """Let transformers' `generate` of a model compute its tokens by native steps; return the model.
+    """Let transformers' `generate` of a model compute its tokens by native steps.
 
-    `model.generate(...)` then gives the tokens that it gave before, in one native call each, to
-    rounding: see `generate_natively`. A model that `intarsia.compress` packed has it already.
+    `model.generate(...)` then returns the same tokens as before, up to rounding, with one native
+    call for each: see `generate_natively`. A model that `intarsia.compress` packed has it already.
+    Returns the model.
     Raises: TargetError for a model without transformers' `generate`.
     """
     host = base_of(model)
@@ -92,10 +93,10 @@ class NativeSampling:
 
 
 def _suits(model: Any, ids: Tensor, config: GenerationConfig, arguments: Mapping[str, Any]) -> bool:
-    """Return True if native code can compute the logits of a call of `generate`.
+    """Return True if native steps can compute the logits of a call of `generate`.
 
-    ids: (B, n), prompts; config: that of the generation.
-    arguments: those of the loop.
+    model: without changes; ids: (B, n), prompts; config: of the generation; arguments: others that
+    transformers passes to its loop.
     """
     name = cache_name(model)
     cache, mask = arguments.get(name), arguments.get("attention_mask")
@@ -123,9 +124,11 @@ def _suits(model: Any, ids: Tensor, config: GenerationConfig, arguments: Mapping
 def _forward(
     text: NativeText, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
 ) -> CausalLMOutputWithPast:
-    """Add the prompts, or a token to each row; the logits behind the last tokens, (B, 1, V).
+    """Add the prompts, or one token to each row; return the logits behind them, (B, 1, V).
 
-    text: the native caches; input_ids: (B, n); attention_mask: (B, n), 0 = padding, None = none.
+    Takes the place of the model's forward in transformers' loop. text: the native caches;
+    input_ids:
+    (B, n); attention_mask: (B, n), 0 = padding, None = none.
     """
     # after the prompts each call has one token of each row
     if any(text.counts):

@@ -80,9 +80,9 @@ class Application:
         self.generations.shutdown()
 
     async def _routed(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer by the routes.  Raises: Refused for one that is not there, or by this method.
+        """Answer a request by the routes.
 
-        scope, receive, send: what ASGI gives an application.
+        scope, receive, send: of ASGI. Raises: Refused for an unknown path, or another method.
         """
         scope["app"] = self  # has the router raise its errors, and not answer in plain text
         try:
@@ -95,7 +95,10 @@ class Application:
             raise Refused(404, message, code="unknown_url") from error
 
     async def _ask(self, request: Request) -> Response:
-        """Answer a POST of OpenAI's routes, whole or as a stream of events."""
+        """Answer a POST request for generated text, as one JSON or as a stream of events.
+
+        Raises: Refused for a request that is not JSON or has wrong parameters.
+        """
         # browsers send other kinds to any site without asking it first
         media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media != "application/json":
@@ -126,18 +129,18 @@ class Application:
         )
 
     async def _health(self, _: Request) -> Response:
-        """Answer that the server works, or 503 if a batch has died of an error."""
+        """Answer {"status": "ok"}, or 503 if a batch of requests has ended by an error."""
         if not self.generations.alive():
             raise Refused(503, DEAD)
         return JSONResponse({"status": "ok"})
 
     async def _metrics(self, _: Request) -> Response:
-        """Answer with the counters in Prometheus' text."""
+        """Answer with the counters in the text format of Prometheus."""
         return Response(self.counters.text(), media_type=TYPE)
 
 
 async def _events(events: AsyncIterator[str]) -> AsyncIterator[str]:
-    """Yield the events of an answer; an error is the last one."""
+    """Yield the events of an answer; an error becomes its last event."""
     try:
         async for text in events:
             yield text
@@ -151,7 +154,7 @@ async def _events(events: AsyncIterator[str]) -> AsyncIterator[str]:
 
 
 def _page() -> Any:
-    """Return the page, with the policy that lets it run its own script and nothing else."""
+    """Return the handler of the web page, with a policy that lets it run its own script alone."""
     text = PAGE.read_text("utf-8")
     digests = {
         tag: "sha256-"

@@ -39,14 +39,15 @@ class Counters:
         self.registry.register(_Experts(served_models))  # pyright: ignore[reportArgumentType]
 
     def refused(self, status: int) -> None:
-        """Count an answer to a request that was never whole."""
+        """Count an answer to a request that never arrived as a whole."""
         self.requests.labels("", str(status)).inc()
 
     def ended(self, record: Request, status: int) -> None:
-        """Count a request that is over.  Models that do not exist have no name here.
+        """Count a request that is over: its status, tokens and seconds.
 
-        status: that of the answer, or of the error event that ended its stream; 499 if the client
-        left before its answer was whole.
+        record: of the request; a model that does not exist is counted without a name.
+        status: of the answer, or of the error event that ended its stream; 499 if the client left
+        before its answer was whole.
         """
         self.requests.labels(record.model, str(status)).inc()
         # labels are kept for ever: a name that a client made up must not become one
@@ -70,7 +71,10 @@ class _Experts:
         self.served_models = served_models
 
     def collect(self) -> Iterator[Metric]:
-        """Yield a metric for each count of the slots, by model."""
+        """Yield a metric for each count of experts in memory, by model.
+
+        For models with offloaded experts: hits, reads, bytes, seconds, and experts in use.
+        """
         texts = {
             "hits": "Experts that were in their slots.",
             "loads": "Experts that were read.",
