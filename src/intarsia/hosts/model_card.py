@@ -95,6 +95,7 @@ def _of_timm(host: Any) -> dict[str, Any]:
     name = config.get("architecture", type(host).__name__) + (
         f".{config['tag']}" if config.get("tag") else ""
     )
+    # arguments that the model was built with are written out, so that the line builds it again
     defaults = {"pretrained": True, "num_classes": getattr(host, "num_classes", 0)}
     arguments = ", ".join(f"{k}={v!r}" for k, v in (defaults | dict(get_model_args(host))).items())
     return {
@@ -224,6 +225,7 @@ def _fact_rows(
         facts["parameters"] = f"{counts['trained']:,} of {counts['all']:,} trained"
     if training := record.get("training"):
         facts["training"] = ", ".join(f"{k} {_short_value(v)}" for k, v in training.items())
+    # without a run the versions of today are the best guess
     libraries = record.get("versions") or {n: version(n) for n in ("intarsia", "peft", "torch")}
     return facts | {"versions": ", ".join(f"{k} {v}" for k, v in libraries.items())}
 
@@ -241,6 +243,7 @@ def _table(title: str, rows: Mapping[str, Any]) -> str:
 
     rows: title -> text, for two columns; or title -> {metric: value}, for a column each.
     """
+    # scores have a column for each metric; an empty field where a part lacks one
     if all(isinstance(row, Mapping) for row in rows.values()):
         names = list(dict.fromkeys(name for row in rows.values() for name in row))
         lines = [["part", *names]] + [
@@ -272,6 +275,7 @@ def _load(model: PeftModel, method: str, base: Mapping[str, Any]) -> str:
     method: names of the adapters' methods; base: facts on the pretrained model.
     """
     configs = model.peft_config
+    # PEFT reads plain LoRA by itself; other methods need this library to be imported
     of_ours = any(isinstance(c, IntarsiaConfig) and c.method != "lora" for c in configs.values())
     inside = "FOLDER" if "default" in configs else f"FOLDER/{next(iter(configs))}"
     base_line = f"base = {base['line']}\n"

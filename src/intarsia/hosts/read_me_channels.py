@@ -52,6 +52,7 @@ def channel_use(model: nn.Module, batches: Sequence[Batch]) -> dict[str, Tensor]
         mask = batch.get("attention_mask")
         with evaluating(model), hidden_units(model) as hidden:
             model(**batch)
+        # padded tokens would lower the mean
         keep = None if mask is None else mask.flatten().bool()
         for path, h in hidden.items():
             rows = h.flatten(0, -2) if keep is None else h.flatten(0, -2)[keep]

@@ -102,6 +102,7 @@ def _expert_tensors(model: Any, name: str, piece: Piece) -> dict[str, Tensor]:
     model: of transformers; name: of the weight in it; piece: this process's part of it.
     Raises: ConfigError for slices of experts, and for architectures that store one tensor for all.
     """
+    # with more processes than experts each has a slice of one, which no checkpoint can hold
     if piece.of > 1:
         got, want = f"slices of experts in {name!r}", "whole experts on each process"
         fix = "Use at most as many processes as experts, or ExpertParallel()."

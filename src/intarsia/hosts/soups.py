@@ -47,6 +47,7 @@ def _state(candidate: str | Path | nn.Module | State) -> State:
     if isinstance(candidate, Mapping):
         return candidate
     folder = repaired(candidate)
+    # a run of `fit` has its weights in a folder inside
     folder = folder / ADAPTER_FOLDER if (folder / ADAPTER_FOLDER).is_dir() else folder
     files = sorted(folder.glob("*.safetensors"))
     # a run of `fit` keeps its predictions in the same format

@@ -62,6 +62,7 @@ class ChangedQuantizer(HfQuantizer):
         kwargs: unused, transformers passes them.
         """
         owner: Any = model
+        # the changes stay in the configuration, so that the model can be saved again
         owner.hf_quantizer = None
         owner.config.quantization_config = self.quantization_config.to_dict()
         return model

@@ -195,6 +195,7 @@ def trace(
     joined = {n: torch.cat([part[n] for part in padded]) for n in padded[0]}
     named, facts = _layers_and_facts(model)
     experts = max(stock.experts for stock in named.values())
+    # pictures have no token ids
     token = joined.pop("token", None)
     return Trace(**joined, experts=experts, token=token, names=tuple(named), about=facts)
 
@@ -270,6 +271,7 @@ def _layers_and_facts(model: nn.Module) -> tuple[dict[str, StockExperts], dict[s
         hidden, width = experts.up.shape[1:] if stacked else (0, 0)
         gated = stacked and experts.gate is not None
         named[path] = StockExperts(path, mixture, experts.experts, width, hidden, gated)
+    # stock experts and mixtures of this library in one order
     order = {path: i for i, (path, _) in enumerate(model.named_modules())}
     named = dict(sorted(named.items(), key=lambda item: order[item[0]]))
     facts = {"model": type(model).__name__}

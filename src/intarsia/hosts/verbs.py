@@ -108,6 +108,7 @@ def adapt(
             raise ConfigError("classes", got=list(classes), want=want, fix=fix)
         change: Change = AdaptByPeft(method, targets, layers, head)
         return cast(PeftModel, apply_change(model, change, seed=seed, name=name))
+    # a name stands for the method's default settings
     settings: Any = by_name(method, "adapter") if isinstance(method, str) else method
     if not isinstance(settings, Method):
         fix = 'Pass "lora", or an instance such as intarsia.Lora(rank=8); others: intarsia.apply.'
@@ -149,6 +150,7 @@ def upcycle(
     """
     router = by_name(router, "router") if isinstance(router, str) else router
     change = Upcycle(router, experts, how, layers, capacity, residual, fraction, act)  # pyright: ignore
+    # `sees_later` is no setting of the change, and so is in no saved folder
     return apply_plan(model, change.plan(model, seed=seed, sees_later=sees_later))
 
 

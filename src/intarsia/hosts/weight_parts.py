@@ -24,6 +24,7 @@ class WeightParts:
         """
         self.model, self.chosen = model, list(parts)
         self.first = [self._row(p, row).detach().clone() for p, row in self.chosen]
+        # in float32: a small step would be rounded away in half precision
         self.leaves = [
             nn.Parameter(w.to(torch.promote_types(w.dtype, torch.float32), copy=True))
             for w in self.first
@@ -38,6 +39,7 @@ class WeightParts:
     def begin(self) -> None:
         """Switch gradients on for the chosen weights alone, and remember the flags of all."""
         self.asked = {p: p.requires_grad for p in self.model.parameters()}
+        # a stacked weight gets its gradient as a whole; `gradients` takes the chosen rows out of it
         mine = {p for p, _ in self.chosen}
         for p in self.asked:
             p.requires_grad_(p in mine)

@@ -113,6 +113,7 @@ def sample(model: nn.Module, batch: int = 2, size: tuple[int, int] | None = None
     like = next(p for p in model.parameters() if p.is_floating_point())
     generator = torch.Generator().manual_seed(0)
     channels, *model_size = image_shape(model)
+    # drawn on the CPU, so that the noise is the same on every device
     images = torch.randn(batch, channels, *(size or model_size), generator=generator)
     return images.to(like.device, like.dtype)
 
@@ -149,6 +150,7 @@ def difference(got: list[Tensor], want: list[Tensor]) -> Difference:
     # in double, so that the comparison itself rounds nothing
     pairs = [(a.cpu().double(), b.cpu().double()) for a, b in zip(got, want, strict=True)]
     pairs = [(a, b) for a, b in pairs if b.numel()]
+    # NaN compares as nothing, and would pass as no difference
     if any(not torch.isfinite(t).all() for pair in pairs for t in pair):
         return Difference(float("nan"), 1.0)
     worst = max(float((a - b).abs().max()) for a, b in pairs)
@@ -157,6 +159,7 @@ def difference(got: list[Tensor], want: list[Tensor]) -> Difference:
 
 def shared_copy(model: nn.Module) -> nn.Module:
     """Copy a model's modules around the same weights, so that modes and hooks can be changed."""
+    # deepcopy takes what its memo has: new modules around tensors on the same memory
     memo: dict[int, Any] = {id(b): b.detach() for b in model.buffers()}
     memo |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
     return copy.deepcopy(model, memo)

@@ -50,6 +50,7 @@ def heads_of(path: str, module: nn.Module) -> HeadCounts:
         # GLM turns half of a head
         is_full = is_full and rotary.get("partial_rotary_factor", 1) == 1
         if is_full and all(type(getattr(module, n)) is nn.Linear for n in LINEARS):
+            # queries may have more heads than keys (grouped-query attention)
             q, causal = attention.q_proj, bool(getattr(module, "is_causal", True))
             return HeadCounts(q.in_features, q.out_features // attention.head_dim, causal)
     got = f"{type(module).__name__} of {', '.join(sorted(children)) or 'nothing'}"

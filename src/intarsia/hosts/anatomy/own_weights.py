@@ -57,6 +57,7 @@ def weights_of(
     for n, p in parameters.items():
         eligible = any(fnmatchcase(n, glob) for glob in maskable) and p.is_floating_point()
         eligible = eligible and n.startswith(shared)
+        # a tied weight counts under the first of its names
         if eligible and id(p) not in taken_ids and not is_norm(modules[n.rpartition(".")[0]]):
             choices[n] = p
             taken_ids.add(id(p))

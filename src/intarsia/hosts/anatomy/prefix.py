@@ -38,6 +38,7 @@ class Prefix(nn.Module):
         if isinstance(model, EfficientNet):
             x = model.bn1(model.conv_stem(x))
         else:
+            # as timm's forward_features, up to its blocks
             x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
         for block in _blocks(model)[: self.block]:
             x = block(x)
@@ -209,6 +210,7 @@ def first_trained_block(model: nn.Module) -> int | None:
     if trained and trained <= {id(p) for head in heads_of(host) for p in head.parameters()}:
         return None
     _, tail = split_at(host, 0)
+    # the tail from block 0 on has all blocks in order
     learns = [any(p.requires_grad for p in block.parameters()) for block in tail.blocks]
     prompts = getattr(host, NAME, None)  # prompts are the model's, but enter at a block
     if isinstance(prompts, Prompts):

@@ -309,6 +309,7 @@ def _by_role(
             fix = "Choose another method, or name modules with targets=[...]."
             raise TargetError(f"roles {method.roles}", got=got, want="separate places", fix=fix)
         paths += [p for p in hits if p not in paths]
+    # roles were searched one after the other: back to the order of the model
     order = {p: i for i, (p, _) in enumerate(walk(model))}
     return sorted(paths, key=order.__getitem__)
 

@@ -57,6 +57,7 @@ def traced(net: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
         fix = "Give one picture as the net reads it, such as torch.randn(1, 3, 224, 224)."
         raise TargetError("example", got=got, want="an input of the net", fix=fix) from error
     for node in module.graph.nodes:
+        # a node whose value is no single tensor has an empty shape
         metadata = node.meta.get("tensor_meta")
         node.meta["shape"] = tuple(metadata.shape) if isinstance(metadata, TensorMetadata) else ()
     return module

@@ -56,6 +56,7 @@ def read_adapter(
         check_shapes(folder, get_peft_model_state_dict(foreign, adapter_name=name), weights)
         return foreign if trainable else foreign.eval()
     _check_classes((config.origin or {}).get("classes"), classes)
+    # PEFT freezes an adapter whose config has this mode
     config.inference_mode = not trainable
     try:
         adapted = attach(model, config, name)
@@ -110,6 +111,7 @@ def _plain_lora_config(
         return plain_config(model, stored, weights)
     _check_config(folder, stored)
     try:
+        # PEFT's file has rank and places; the rest was saved in intarsia.json
         return own_config(stored, left_out)
     except (IntarsiaError, TypeError, ValueError, KeyError, AttributeError) as error:
         got = f"settings that no method takes ({error})"

@@ -81,6 +81,7 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         self.intarsia_cells[name] = cell.train(self.training)
         self.intarsia_sites[name] = (site.position, site.channels)
         self._move_adapter_to_device_of_base_layer(name)
+        # PEFT sets by this call which parameters are trained
         self.set_adapter(self.active_adapters, inference_mode=frozen)
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -127,6 +128,7 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         active = [n for n in self.active_adapters if n in self.intarsia_cells]
         cell = self.intarsia_cells[active[0]] if len(active) == 1 else None
         if isinstance(cell, Cell) and cell.fused:
+            # a fused kernel computes layer and cell at once, for a plain Linear alone
             is_parallel = self.intarsia_sites[active[0]] == ("parallel", "last")
             return cell if is_parallel and type(self.base_layer) is nn.Linear else None
         return cell if isinstance(cell, Cell) and cell.whole else None

@@ -32,6 +32,7 @@ def train_part(model: nn.Module, part: str, *, blocks: int = 1, last_blocks: int
     if not heads and part == "linear":
         subject, want = f"head of {type(model).__name__}", "a classifier to train"
         raise ConfigError(subject, got="none", want=want, fix="Use another method or model.")
+    # the classifier is trained with every part
     learns = [p for head in heads for p in model.get_submodule(head).parameters()]
     last = partial(_last_blocks, "blocks", blocks)
     selectors = {"full": _all_parameters, "bitfit": _biases, "norms": _norms, "last-k": last}

@@ -99,9 +99,11 @@ def experts_of(source: Checkpoint) -> dict[str, Callable[[int], dict[str, Tensor
     readers: dict[str, Callable[[int], dict[str, Tensor]]] = {}
     for key in source.where:
         if (single := re.fullmatch(r"(.+\.experts)\.0\.(w1|gate_proj)\.weight", key)) is not None:
+            # as in Mixtral: a tensor for each expert and matrix
             names = next(names for names in SINGLE if names[0] == single[2])
             readers[single[1]] = _reader_of_separate(source, single[1], names)
         elif (fused := re.fullmatch(r"(.+\.experts)\.down_proj", key)) is not None:
+            # as in GPT-OSS: one tensor for all experts of a layer
             readers[fused[1]] = _reader_of_stacked(source, fused[1])
     if not readers:
         fix = "Give a sparse model of transformers, such as a Mixtral."
@@ -184,6 +186,7 @@ def pack_experts(
         # all other weights in one file, which is read as a whole
         rest = [k for k in checkpoint.where if not any(k.startswith(f"{p}.") for p in layers)]
         save_file({renamed(k): checkpoint.tensor(k).contiguous() for k in rest}, scratch / REST)
+        # configuration and tokenizer are copied, so that the store opens by itself
         for file in source.iterdir():
             is_text = file.suffix in TEXTS and not file.name.endswith(".index.json")
             if is_text and file.name != STOCK:
@@ -259,6 +262,7 @@ def _header(first: Mapping[str, Tensor], count: int) -> bytes:
             }
             offset = end
     text = json.dumps(entries).encode()
+    # the header's length takes 8 bytes in front of it
     text += b" " * (-(len(text) + 8) % PAGE)
     return struct.pack("<Q", len(text)) + text
 
@@ -323,6 +327,7 @@ class ExpertStore:
             if not got:
                 raise self._wrong_record(layer, expert, f"{done} bytes", f"{size}")
             done += got
+        # a hash takes longer than the read itself, hence once by default
         if self.check == "always" or (
             self.check == "first" and (layer, expert) not in self.verified
         ):

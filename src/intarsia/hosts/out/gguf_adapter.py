@@ -137,6 +137,7 @@ def _tensors(named: GgufNames, changes: list[LowRank]) -> tuple[dict[str, np.nda
     Raises: ExportError for a change of the embedding or the head.
     """
     alpha = changes[0].scale * len(changes[0].a)
+    # alpha / r of the first layer is the scale of all
     tensors: dict[str, np.ndarray] = {}
     for change in changes:
         path = f"{change.path}.weight"

@@ -83,6 +83,7 @@ def export_onnx_int8(
         # shapes and folded constants, without which the quantiser finds fewer operators
         prepare = importlib.import_module("onnxruntime.quantization.shape_inference")
         prepare.quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)
+        # QDQ: float operators between quantise and dequantise nodes, which runtimes fuse to int8
         quantization.quantize_static(
             str(prepared),
             str(scratch),

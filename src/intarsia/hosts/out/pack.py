@@ -79,6 +79,7 @@ class PackedTensor(NamedTuple):
             dtype = torch.float32 if self._is_float else self.tensor.dtype
             decoded = raw.clone().view(dtype).view(self.tensor.shape)
         else:
+            # mean and deviation, two float32, stand before the codes
             moments = raw[:8].clone().view(torch.float32)
             decoded = self.format.decode({"moments": moments, "codes": raw[8:]}, self.tensor.shape)
         with torch.no_grad():
@@ -117,6 +118,7 @@ class CodeHead(Change):
             fix = "Create the model with num_classes, before it is adapted."
             raise TargetError("head", got=got, want=want, fix=fix)
         format = Gaussian(self.bits, self.codebook)
+        # the head's weights stay as they are; only the forward rounds them
         for path in heads:
             coded = CodedLinear.of(cast(nn.Linear, host.get_submodule(path)), format)
             parent, _, leaf = path.rpartition(".")

@@ -49,6 +49,7 @@ class Keeping(NamedTuple):
         method: the pruner or packer; host: the model, of which a fingerprint is recorded; seed: of
         the run; decided: further settings that a resumed run must share.
         """
+        # a run may be resumed only with the same method, settings, seed, model and data
         identity = {
             "method": method_key(method),
             "settings": settings_to_dict(method),
@@ -130,6 +131,7 @@ class Pruner(Change):
         rows = tuple(batches) if self.needs else ()
         if self.needs:
             check_rows(rows)
+        # the plan's record has a hash of the rows, not the rows
         decided = {"calibration": digest_of(rows), "batches": len(rows)}
         return Calibrated(self, seed, decided, rows)
 
@@ -162,6 +164,7 @@ class LayerPruner(Pruner):
         object.__setattr__(self, "layers", tuple(self.layers))
         above("density", self.density, 0, "Try 0.5.")
         between("density", self.density, 0, 1, "Try 0.5.")
+        # a pattern has a density of its own, n / m
         if (n_of_m := self.n_of_m) is not None and n_of_m.n / n_of_m.m != self.density:
             got = f"{self.pattern!r} with density {self.density}"
             fix = f"Set density={n_of_m.n / n_of_m.m:g}, or leave the pattern out."
@@ -186,6 +189,7 @@ def prune_blocks(host: nn.Module, method: Pruner, plan: Calibrated) -> list[dict
     keeping = Keeping(plan.out, plan.resume, plan.report)
     walk = keeping.of(method, host, plan.seed, plan.decided)
     edit = partial(edit_block, method, plan.seed)
+    # output errors are computed from the second moments of the inputs
     needs = method.needs | {"hessian"} if plan.decided.get("errors") else method.needs
     by_layer = plan.decided.get("sequential") == "layer"
     return walk_blocks(host, stops, plan.batches, edit, needs=needs, kept=walk, by_layer=by_layer)
@@ -247,6 +251,7 @@ def output_error(weight: Tensor, new: Tensor, statistics: Statistics) -> float:
 
     weight: W, (out, in); new: W'; statistics: with the second moment of the inputs X.
     """
+    # ||D X||^2 = N trace(D M D^T) with the second moment M = X X^T / N: no inputs are stored
     moment = statistics.second_moment.to(weight.device, torch.float32)
     difference, total = (((t @ moment) * t).sum() for t in ((new - weight).float(), weight.float()))
     return float((difference.clamp_min(0) / total.clamp_min(1e-30)).sqrt())
@@ -274,6 +279,7 @@ def stops_of(host: nn.Module, globs: Sequence[str]) -> list[Stop]:
         layers: dict[str, Matrix] = {}
         for inner, layer in _matrices(block):
             name = f"{path}.{inner}"
+            # globs that hit nothing are refused below: a misspelt one must not go unnoticed
             hits = [g for g in globs or ["*"] if matches(name, layer.owner, g)]
             used |= set(hits)
             if hits:
@@ -293,6 +299,7 @@ def _matrices(block: nn.Module) -> Iterator[tuple[str, Matrix]]:
 
     Routers are left out: they choose experts, and stay dense.
     """
+    # a layer inside a router chooses experts, and must stay dense
     routers = [path for path, m in block.named_modules() if isinstance(m, Router)]
     for path, layer in layers_of(block):
         matrix = matrix_of(layer)
@@ -399,6 +406,7 @@ def sparsify(
     plan = method.plan(model, rows, seed=seed)
     assert isinstance(plan, Calibrated)
     place = None if out is None else Path(out)
+    # folder and report are no settings of the method, and so not of its record
     plan = replace(plan, out=place, resume=resume, report=progress)
     one_of("sequential", sequential, ("block", "layer"))
     if sequential == "layer":
@@ -444,6 +452,7 @@ def bytes_by_part(model: nn.Module, stops: Sequence[Stop]) -> dict[str, int]:
         sizes["zeros left out"] += (weight.numel() - count) * size
         # a bit for each weight, rows padded to bytes, and 8 bytes for each row's offset
         sizes["bitmasks"] += len(weight) * (-(-weight.shape[1] // 8) + 8)
+    # outside the blocks: matrices are embeddings and heads, vectors are norms and the like
     inner = {id(p) for _, block in blocks(base_of(model)) for p in block.parameters()}
     rest = [p for p in base_of(model).parameters() if id(p) not in pruned]
     outer = [p.nbytes for p in rest if id(p) not in inner and p.dim() > 1]

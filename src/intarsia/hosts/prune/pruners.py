@@ -33,6 +33,7 @@ class MaskPruner(LayerPruner):
         name, weight, statistics: of the layer; generator: unused, nothing is drawn.
         """
         scores, n_of_m = {name: self.score(weight, statistics)}, self.n_of_m
+        # a pattern n:m chooses inside each m inputs; without one the largest scores stay
         part = self.choose(scores) if n_of_m is None else keep_n_of_m(scores, n_of_m.n, n_of_m.m)
         return part, weight.masked_fill(~part.mask(name, 0).to(weight.device), 0)
 
@@ -65,6 +66,7 @@ class Wanda(MaskPruner):
 
     def choose(self, scores: Mapping[str, Tensor]) -> Partition:
         """Select the largest scores of each row."""
+        # algorithm 1 compares weights of one output only
         return keep_rows(scores, self.density)
 
 
@@ -91,6 +93,7 @@ class SparseGPT(LayerPruner):
 
     def score(self, weight: Tensor, statistics: Statistics) -> Tensor:
         """Return W_ij^2 / U_jj^2, U the Cholesky factor of the inverse Hessian; (out, in)."""
+        # loss from removing one weight if all later columns make up for it (optimal brain surgeon)
         return obs(weight, statistics, self.damp)
 
     def edit(
@@ -101,6 +104,7 @@ class SparseGPT(LayerPruner):
         name, weight, statistics: of the layer; generator: unused, nothing is drawn.
         Returns the partition, whose part 0 stays, and the new weight.
         """
+        # algorithm 1: from left to right, each column's error is spread over the columns behind it
         return choose_and_compensate(
             weight,
             statistics,
@@ -131,6 +135,7 @@ def _card(
     )
 
 
+# what the catalogue says of each pruner
 CARDS = (
     _card(
         "magnitude",

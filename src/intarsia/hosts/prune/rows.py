@@ -157,6 +157,7 @@ def training_rows(change: Change, train: Any) -> list[Any]:
     if train is None or not needs:
         return []
     count = 4 * OF_TRAINING if "labels" in needs else OF_TRAINING
+    # evenly spread, since a data set may be sorted by class or source
     step = max(1, len(train) // count)
     rows = [train[i] for i in range(0, len(train), step)][:count]
     # gradients of a loss vary more than moments of inputs

@@ -212,6 +212,7 @@ class PlainConnector(Connector):
         """
         self.check(features)
         x = features.to(self.projector.inner.weight.dtype)
+        # both ways leave `vectors` rows for each view, in the encoder's width
         x = pooled(x, self.vectors, self.grid) if self.resampler is None else self.resampler(x)
         return Vectors(self.projector(x).flatten(0, 1), views * self.vectors)
 

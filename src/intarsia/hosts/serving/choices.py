@@ -26,7 +26,7 @@ LOG = logging.getLogger(__name__)
 
 @dataclass
 class Increment:
-    """What one step adds to an answer, the choice of number `index`.
+    """Addition of one step to an answer, the choice of number `index`.
 
     parts: texts, `ReasoningText` and `ToolCall` of transformers.  tokens: those of the texts.
     finish: reason why the choice is over, in its last increment.

@@ -21,6 +21,7 @@ class Counters:
 
     def __init__(self, served_models: ServedModels) -> None:
         """Create all counters of one server, in a registry of its own."""
+        # a registry of its own: two servers in one process would share the global one's counters
         self.registry = CollectorRegistry()
         options: dict[str, Any] = {"registry": self.registry, "namespace": "intarsia"}
         self.requests = Counter(
@@ -82,6 +83,7 @@ class _Experts:
             "seconds": "Seconds in which products waited for a read.",
         }
         for name, text in texts.items():
+            # adapters share the slots of their model, which is listed once
             family = CounterMetricFamily(f"intarsia_expert_{name}", text, labels=("model",))
             for model, slots in self.served_models.slots():
                 family.add_metric((model,), getattr(slots.residency(), name))

@@ -67,6 +67,7 @@ class Generation:
         """
         if not self.alive():
             raise Refused(503, DEAD)
+        # what the batch cannot do runs alone, on the thread that all models share
         batched = self.limits.batching != "none" and self._takes(sampling)
         draw = self._started(sampling).tokens if batched else self._by_itself
         async with aclosing(draw(ids, sampling)) as tokens:
@@ -120,6 +121,7 @@ class Generation:
                 yield token
             await work
         finally:
+            # this ends `generate` at its next token
             client_gone.set()
             work.cancel()
 
@@ -135,6 +137,7 @@ class Generation:
         ids: tokens of the prompt; sampling: settings; send: is called with each new token;
         client_gone: is set when the client has left, which ends the generation.
         """
+        # the client may have left while the request waited for the thread
         if client_gone.is_set():
             return
         model = self.served.model

@@ -54,6 +54,7 @@ def number(low: float, high: float) -> Check:
     """Return a check for a number between low and high; whole numbers count, booleans do not."""
 
     def check(name: str, value: Any, limits: Limits) -> None:
+        # True is an int in Python
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise invalid_type(name, "a number", value)
         _between(name, value, low, high, "decimal")
@@ -112,6 +113,7 @@ def bias(name: str, value: Any, limits: Limits) -> None:
     if not isinstance(value, dict):
         raise invalid_type(name, "an object", value)
     for key, amount in value.items():
+        # keys of JSON are texts; `isdecimal` alone also holds for digits of other scripts
         if not (key.isascii() and key.isdecimal() and len(key) < 10):
             raise invalid_value(name, f"key {key[:50]!r} is no token id.")
         if isinstance(amount, bool) or not isinstance(amount, int | float):
@@ -297,6 +299,7 @@ def checked(body: Mapping[str, Any], route: str, limits: Limits) -> dict[str, An
     Raises: Refused for a name that the route does not know, and for a value that is wrong or not
     supported.
     """
+    # a name may have another check on another route, as "logprobs"
     by_name = {p.name: p for p in PARAMETERS if route in p.routes}
     for name in body:
         if name not in by_name:

@@ -83,6 +83,7 @@ def of_chat(
     tools = [_tool_for_templates(tool) for tool in parameters.get("tools") or []] or None
     if parameters.get("tool_choice") == "none":
         tools = None
+    # a template that ignores tools would answer as if there were none
     if tools and "tools" not in str(template):
         raise unsupported("tools", "functions", "The model's chat template does not read them.")
     try:
@@ -134,6 +135,7 @@ def items_of(parameters: Mapping[str, Any]) -> Messages:
     if isinstance(items, str):
         items = [{"role": "user", "content": items}]
     _check_filled(items, "input")
+    # thoughts and calls are items of their own here, and fields of a message in templates
     messages: Messages = []
     thoughts = ""
     for number, item in enumerate(items):

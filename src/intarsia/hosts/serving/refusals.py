@@ -25,6 +25,7 @@ class Refused(Exception):
 
     def body(self) -> dict[str, Any]:
         """Return the JSON of the answer, which is also an error event's in a stream."""
+        # other errors of a client, and all of the server, have one name each
         kind = KINDS.get(
             self.status, "invalid_request_error" if self.status < 500 else "server_error"
         )

@@ -145,6 +145,7 @@ class Responses:
         item["id"] = f"{'msg' if kind == MESSAGE else 'rs'}_{self.id}_{len(self.output)}"
         self.output.append(item)
         yield self._item("added", item)
+        # events add text to this part until the item is closed
         part: Json = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
         if kind != MESSAGE:
             part = {"type": "reasoning_text", "text": ""}

@@ -132,6 +132,7 @@ class Spans:
         if self.heads % heads:
             fix = "Take the file of this model."
             raise ConfigError("spans", got=f"{self.heads} heads", want=f"{heads} of them", fix=fix)
+        # spans grow at different rates, so that the largest one depends on the length
         groups = self.at(length).view(self.layers, heads, -1)
         # the line of the head with the largest span at N, not the largest numbers of both lines
         widest = groups.argmax(-1) + torch.arange(heads) * (self.heads // heads)
@@ -188,6 +189,7 @@ def load_spans(path: str | Path) -> Spans:
     try:
         content = read_json(Path(path))
         if isinstance(content, dict) and content.get("format") == FORMAT:
+            # files of the paper's code have no digest
             content, _ = check_settings(Path(path), content)
         return Spans.from_dict(content)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -223,6 +223,7 @@ def grouped(
     all is seen; scale: of the scores; dropout: of the weights. Returns (B, H, Q, D).
     """
     batch, heads, count, size = query.shape
+    # the query heads of one key-value head follow each other
     share = heads // keys.shape[1]
     rows = query.reshape(batch, keys.shape[1], share * count, size)
     full = None if mask is None else mask.repeat(1, share, 1)[:, None]

@@ -141,6 +141,7 @@ class Compress(Change):
             if isinstance(layer, PackedLinear):
                 model.set_submodule(path, unpacked(layer))
         without_native_generate(model)
+        # the copy is recorded as a model without this change
         set_steps(model, (s for s in steps_of(model) if not isinstance(s.plan.change, Compress)))
         return plain
 
@@ -328,6 +329,7 @@ def _allocate(path: str, sketch: Mapping[str, Any]) -> dict[str, Tensor]:
     budget = 4 * rows * width + 64 * rows + ROOM
     for name, (kind, shape) in sketch["stored"].items():
         dtype = getattr(torch, str(kind), None)
+        # numbers and texts come from a file: each is checked before it is used
         sides = [int(side) for side in shape]
         if not isinstance(dtype, torch.dtype) or min(sides, default=0) < 0:
             raise _damaged(path, f"{name} of type {kind} and shape {shape}")

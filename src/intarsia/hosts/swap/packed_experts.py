@@ -170,6 +170,7 @@ class PackedExperts(Experts):
         x: (n, in); name: "up", "gate" or "down"; expert: its number. Returns (n, out).
         """
         y = self._stack(name).linear(x, expert)
+        # an expert without a bias has None under this name
         bias = getattr(self.shell, f"{name}_bias")
         return y if bias is None else y + bias[expert].to(y.dtype)
 
@@ -235,6 +236,7 @@ def packed(experts: Any, stacks: Mapping[str, PackedStack]) -> Packed:
     experts: of this library or of transformers, changed in place; stacks: name of a parameter ->
     the packed matrices of all experts.
     """
+    # what is left keeps activation, biases and sizes
     for name in stacks:
         delattr(experts, name)
     shell = experts.requires_grad_(False)
@@ -253,6 +255,7 @@ def unpacked(experts: Packed, transposed: Mapping[str, bool]) -> nn.Module:
             subject, fix = "experts", "Pack them again."
             raise FoldError(subject, got=type(stack).__name__, want="packed stacks", fix=fix)
         weight = stack.decoded()
+        # some models of transformers store (in, out)
         weight = weight.transpose(1, 2).contiguous() if transposed.get(name) else weight
         if hasattr(shell, name):
             delattr(shell, name)

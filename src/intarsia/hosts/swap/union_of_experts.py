@@ -166,6 +166,7 @@ class UnionOfExperts(Change):
             places: Mapping[str, int] = plan.decided[part]
             for path, count in places.items():
                 old, gate = _module_at(host, path), self._gate(count, always)
+                # draws depend on the path alone, not on the layers before it
                 draws = generator(plan.seed, path)
                 make = _attention if part == "attention" else _mlp
                 new[path] = make(path, old, gate, draws)

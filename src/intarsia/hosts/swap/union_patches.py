@@ -59,4 +59,5 @@ def taken_patches(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     finally:
         for hook in hooks:
             hook.remove()
+    # named after the attention or MLP, not after its router
     return {path.removesuffix(".router"): patches[path] for path in routers}

@@ -130,6 +130,7 @@ class Upcycle(Change):
             _check_causal(chosen_blocks, router, self.capacity)
         if passes_state(router):
             check_one_row((path for path, _ in chosen_blocks), type(router).__name__)
+        # slices divide the hidden units of an MLP; other experts have all of them
         parts = counts if self.how == "slices" else (1,) * len(counts)
         paths = tuple(f"{path}.{_place(block).path}" for path, block in chosen_blocks)
         return Plan(replace(self, router=router), seed, asdict(MixturePlaces(paths, counts, parts)))
@@ -187,6 +188,7 @@ def move_places(model: nn.Module, places: MixturePlaces, *, elsewhere: bool = Fa
     places: the mixtures there are now; none = the model counts as never upcycled; elsewhere: the
     dense model has changed, too, so that the recorded fingerprint of it no longer holds.
     """
+    # without mixtures the step is removed, and the model counts as a dense one
     old = upcycle_step(model)
     new = None
     if old is not None and places.paths:
@@ -336,6 +338,7 @@ def _check_causal(
     Raises: ConfigError.
     """
     attentions = (block.get_submodule(attention_of(block) or "") for _, block in chosen_blocks)
+    # a decoder is known by the flags of its attentions
     flags = (getattr(m, name, None) for a in attentions for m in a.modules() for name in CAUSAL)
     if not any(flag is True for flag in flags):
         return
@@ -387,6 +390,7 @@ def _build(
             fix = "Leave them out, or choose layers=[...] that are dense."
             raise ConfigError(f"{path!r}", got=got, want="a router alone", fix=fix)
         host_gate: Any = gate
+        # a block with experts of its own keeps them, and gets a router in place of its gate
         new = config.build(host_gate.weight.shape[-1], generator=draws).to(host_gate.weight.device)
         name = gate_name(mlp) or ""
         return name, hosted(f"{path}.{name}", gate, new, count).train(mlp.training)
@@ -402,9 +406,11 @@ def _build(
         experts.diversify(change.fraction, draws)
     router = cast(Router, config.build(dense.up.in_features, generator=draws))
     mixture = Mixture(experts, router, capacity=change.capacity, generator=draws)
+    # what is frozen in the MLP stays frozen in its experts
     for new, old in zip(experts.parameters(), _trained_flags(experts, dense), strict=True):
         new.requires_grad_(old)
     result: nn.Module = mixture
+    # Residual-MoE: the MLP stays beside the mixture, for every token
     if change.residual is not None:
         width, mix = dense.up.in_features, change.residual
         result = ResidualMixture(mixture, mlp, width=width, mix=mix, generator=draws)
