@@ -81,7 +81,10 @@ class _GroupFinder:
         return self.groups[self.root(number)]
 
     def join(self, first_number: int, second_number: int) -> int:
-        """Join two groups of channels; return the number of the joined group."""
+        """Join two groups of channels, which then have one order.
+
+        first_number, second_number: of the groups. Returns the number of the joined group.
+        """
         a, b = self.root(first_number), self.root(second_number)
         if a != b:
             first, second = self.groups[a], self.groups[b]

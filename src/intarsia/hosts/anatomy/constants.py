@@ -218,7 +218,10 @@ def _untrained_calls(model: nn.Module, x: Tensor) -> list[_Recorded]:
     inside: list[nn.Module] = []
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-        """Note the outermost module that gradients do not pass through."""
+        """Record the outermost module whose inputs and weights have no gradient.
+
+        args, kwargs: of its forward.
+        """
         if not inside and not any(p.requires_grad for p in module.parameters()):
             read = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
             # gradients are on: an input that a trained weight reached requires one

@@ -112,7 +112,10 @@ def _as_linear(module: nn.Module) -> nn.Linear | None:
 
 
 def _linear_on(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """Build a linear layer on the memory of another's weights."""
+    """Build a linear layer whose parameters share the memory of given ones.
+
+    weight: (out, in); bias: (out,), None = without.
+    """
     plain = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
     plain.weight = nn.Parameter(weight.detach(), weight.requires_grad)
     if bias is not None:

@@ -143,6 +143,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _check_config(folder: Path, stored: Mapping[str, Any]) -> None:
     """Check a stranger's adapter_config.json before it is used.
 
+    folder: of the adapter; stored: contents of the file.
     Raises: CheckpointError for regular expressions, which could match for ever, and for sizes that
     the weights do not have, which could take all memory.
     """

@@ -309,8 +309,8 @@ class IntarsiaModel(BaseTuner):
     ) -> None:
         """Build an adapter's trainable module for one layer, and wrap the layer if it is not yet.
 
-        target: the layer, attribute `target_name` of `parent`; current_key: its path;
-        parameter_name: unused, PEFT passes it.
+        peft_config, adapter_name: settings and name of the adapter; target: the layer, attribute
+        `target_name` of `parent`; current_key: its path; parameter_name: unused, PEFT passes it.
         """
         site = site_at(self.model, current_key, peft_config.settings().position)
         cell = peft_config.build(site, adapter_name, self._shared)
@@ -338,7 +338,10 @@ class IntarsiaModel(BaseTuner):
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        """Return the name under which a weight is saved: its path without the adapter's name."""
+        """Return the name under which a weight is saved: its path without the adapter's name.
+
+        key: the path; adapter_name: the adapter's.
+        """
         # the stock rule drops the name in the last or second-to-last place only; cells are nested
         if (inside := f".intarsia_cells.{adapter_name}.") in key:
             return key.replace(inside, ".intarsia_cells.", 1)
@@ -347,7 +350,7 @@ class IntarsiaModel(BaseTuner):
     def _replace_module(
         self, parent: nn.Module, child_name: str, new_module: nn.Module, child: Any
     ) -> None:
-        """Put `new_module` in the place of the child of that name; PEFT calls it when it unloads.
+        """Put `new_module` in the place of child `child_name` of `parent`, as PEFT does to unload.
 
         child: unused, PEFT passes it.
         """

@@ -49,9 +49,10 @@ def linear_head(model: nn.Module) -> nn.Linear:
 
 
 def reset_head(head: nn.Linear, *, generator: torch.Generator) -> None:
-    """Start a classifier as VPT (arXiv:2203.12119) and MoSA do, in place.
+    """Draw the first weights of a classifier as VPT (arXiv:2203.12119) and MoSA do, in place.
 
-    W ~ N(0, 2 / classes) (Kaiming, fan-out) and b = -log 99: every class starts unlikely.
+    W ~ N(0, 2 / classes) (Kaiming, fan-out) and b = -log 99: every class starts with a low
+    probability.
     """
     # new tensors: the old ones are put back if an error stops the change
     for parameter in (head.weight, head.bias):

@@ -68,6 +68,10 @@ class SparseDelta:
     heads: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     def __post_init__(self) -> None:
+        """Check that indices are ascending and inside their parameters, one for each value.
+
+        Raises: ShapeError.
+        """
         for name, (index, values) in self.entries.items():
             size = torch.Size(self.shapes[name]).numel() if name in self.shapes else -1
             # rising places are unique, which sums rely on

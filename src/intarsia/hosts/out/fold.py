@@ -177,7 +177,10 @@ def _stock_copy(
     foreign = ("peft",) if steps_of(host) else OURS  # an earlier change has put in what is ours
 
     def visit(parent: nn.Module, path: str) -> None:
-        """Enter into `memo` what takes the place of wrapped modules and heads, depth first."""
+        """Enter replacements of wrapped modules and heads into `memo`, depth first.
+
+        parent: the module whose children are visited; path: its path.
+        """
         for name, child in parent.named_children():
             child_path = f"{path}.{name}" if path else name
             if isinstance(child, IntarsiaLayer):

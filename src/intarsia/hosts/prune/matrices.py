@@ -143,7 +143,10 @@ def _counting_fused(owner: nn.Module, count: Any) -> Iterator[None]:
     """
 
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Report the rows of a call and the expert of each choice."""
+        """Report the rows of a call and the expert of each choice.
+
+        module: unused, hooks get it; args, kwargs: of the experts' forward.
+        """
         x, expert, *_ = (*args, *kwargs.values())
         x = x.reshape(-1, x.shape[-1])
         # (T, k) choices as T k pairs

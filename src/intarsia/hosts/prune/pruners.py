@@ -121,7 +121,8 @@ def _card(
 ) -> Card:
     """Build the catalogue entry of a pruner.
 
-    key: its name in the catalogue; config: its class; tags: of the catalogue; names: other names.
+    key: its name in the catalogue; config: its class; paper, summary: its source, and a sentence;
+    tags: of the catalogue; names: other names.
     """
     return Card(
         key,

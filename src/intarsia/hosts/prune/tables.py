@@ -47,6 +47,7 @@ class SavedTable:
     dense: int
 
     def __str__(self) -> str:
+        """Format the record as a line: form, density, and bytes before and after."""
         form = "rows" if self.rows else "dense"
         sizes = f"{self.bytes:,} of {self.dense:,} bytes"
         return (
@@ -180,7 +181,7 @@ def put_tables(model: nn.Module, path: str | Path, mapped: bool) -> None:
 
 
 def _nameless_file_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Create a tensor whose memory is a temporary file without a name, freed with the tensor.
+    """Create a tensor of a shape and type whose memory is a temporary file, freed with it.
 
     Raises: TrainingError if the disk has no room.
     """

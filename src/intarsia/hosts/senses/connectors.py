@@ -158,7 +158,7 @@ def _sines_and_cosines(place: Tensor, width: int) -> Tensor:
 
 
 def draw_linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
-    """Draw a linear layer: weights from U(-1/sqrt(inputs), 1/sqrt(inputs)), biases of 0."""
+    """Build a linear layer with random weights: U(-v, v), v = inputs^-1/2, and biases of 0."""
     # without torch's own draw, which would use the global generator
     layer = cast(nn.Linear, nn.utils.skip_init(nn.Linear, inputs, outputs))
     bound = inputs**-0.5

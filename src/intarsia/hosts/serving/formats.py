@@ -135,7 +135,10 @@ class Completions:
         return {} if part is None else {"content": part}
 
     def _call(self, index: int, part: ToolCall) -> Json:
-        """Return a call of a tool in OpenAI's form, with an id; calls of a choice are numbered."""
+        """Return a call of a tool in OpenAI's form, with an id.
+
+        index: number of the choice, whose calls are numbered; part: the call.
+        """
         number = self.calls.get(index, 0)
         self.calls[index] = number + 1
         function = {"name": part.name, "arguments": part.arguments}

@@ -72,7 +72,10 @@ class RequestGate:
                 end.set_result(Refused(503, text))
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Carry out a request of ASGI; every error becomes an answer, a log line and a count."""
+        """Carry out a request; every error becomes an answer, a log line and a count.
+
+        scope, receive, send: of ASGI, the interface between servers and applications.
+        """
         # no lifespan, no web sockets
         if scope["type"] != "http":
             return

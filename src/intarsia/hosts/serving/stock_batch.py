@@ -95,7 +95,8 @@ class StockBatch:
 def _settings(served: ServedModel, limits: Limits) -> ContinuousBatchingConfig:
     """Return settings of transformers' batch for a model, by the number of requests.
 
-    On a CPU the cache has room for four whole contexts; elsewhere transformers measures the memory.
+    served: the model; limits: `at_once` is the number of requests. On a CPU the cache has room for
+    four whole contexts; elsewhere transformers measures the memory.
     """
     if served.model.device.type != "cpu":
         return ContinuousBatchingConfig(max_requests_per_batch=limits.at_once)

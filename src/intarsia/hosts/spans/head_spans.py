@@ -114,6 +114,7 @@ class HeadSpans(Change):
     rewires: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        """Check each setting.  Raises: ConfigError."""
         above("density", self.density, 0, "Try 0.5.")
         between("density", self.density, 0, 1, "Try 0.5.")
         at_least("sink", self.sink, 0)

@@ -101,8 +101,11 @@ def profile(
         """Return the listener of a layer, which adds its influence to the total."""
 
         def of_layer(q: Tensor, k: Tensor, v: Tensor, out: Tensor, scale: Any) -> None:
+            """Register a hook that gets the gradient of the attention's output.
+
+            q: (B, H, N, D); k, v: (B, G, N, D); out: the attention's output; scale: of the scores.
+            """
             # the hook runs in the backward pass, where dL / d(A v) is known
-            """Wait for the gradient of the attention's output."""
 
             def backward(gradient: Tensor) -> None:  # (B, N, H, D), dL / d(A v)
                 tensors = [t.detach() for t in (q, k, v, gradient.transpose(1, 2))]

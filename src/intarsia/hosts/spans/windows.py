@@ -242,9 +242,9 @@ def attended_naive(
     positions: TokenPositions,
     scale: float | None = None,
 ) -> Tensor:
-    """Compute `attended` by its definition, with one full mask, to compare the fast form with.
+    """Compute `attended` by its definition, with one mask of all heads and keys.
 
-    All arguments are those of `attended`.
+    It is slow, and there to compare the fast form with. All arguments are those of `attended`.
     """
     share = query.shape[1] // keys.shape[1]
     query_index = torch.arange(positions.offset, positions.offset + positions.queries)

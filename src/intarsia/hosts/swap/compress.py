@@ -71,6 +71,7 @@ class Compress(Change):
     rewires: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        """Convert settings that come from a file, and check the format.  Raises: ConfigError."""
         object.__setattr__(self, "layers", tuple(self.layers))
         if isinstance(self.format, Mapping):
             settings = dict(self.format)

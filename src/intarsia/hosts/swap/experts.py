@@ -212,8 +212,9 @@ def upcycled(model: nn.Module) -> tuple[MixturePlaces, Upcycle]:
 
 
 def mixture_at(model: nn.Module, path: str) -> Mixture:
-    """Return the mixture that replaced an MLP, with or without that MLP in parallel.
+    """Return the mixture that replaced the MLP at a path.
 
+    It may stand beside the MLP itself (`residual` of `upcycle`).
     Raises: TargetError for a sparse block of the host's own.
     """
     mixtures = list(mixtures_in(model.get_submodule(path)).values())
@@ -258,12 +259,12 @@ def _best_experts(
         want = f"1 ... {list(places.experts)}, one number or one for each layer"
         fix = "Give as many experts as there are, or fewer."
         raise ConfigError("keep", got=keep, want=want, fix=fix)
-    chosen: dict[str, list[int]] = {}
+    selection: dict[str, list[int]] = {}
     for path, count, m in zip(places.paths, places.experts, counts, strict=True):
         # a stable sort: of equal loads the first expert stays
         order = _scores(path, count, scores, seed).argsort(descending=True, stable=True)
-        chosen[path] = sorted(order[:m].tolist())
-    return chosen
+        selection[path] = sorted(order[:m].tolist())
+    return selection
 
 
 def _scores(path: str, count: int, scores: Mapping[str, Tensor] | str | None, seed: int) -> Tensor:
@@ -281,11 +282,11 @@ def _scores(path: str, count: int, scores: Mapping[str, Tensor] | str | None, se
         key = next((name for name in inside if name in scores), None)
     if key is None or len(scores[key]) != count:  # pyright: ignore
         got = "none for this layer" if key is None else f"{len(scores[key])} numbers"  # pyright: ignore
-        what = f"loads of {path!r}"
+        subject = f"loads of {path!r}"
         fix = (
             "Pass by=intarsia.experts.expert_loads(model, batches) of this very model, or 'random'."
         )
-        raise ConfigError(what, got=got, want=f"a number for each of {count} experts", fix=fix)
+        raise ConfigError(subject, got=got, want=f"a number for each of {count} experts", fix=fix)
     return torch.as_tensor(scores[key])  # pyright: ignore
 
 

@@ -39,7 +39,7 @@ def layers_to_change(
     inside = [(f"{p}.{i}", m) for p, b in blocks(host) for i, m in layers_of(b)]
     # without blocks, all layers but the stem and the head
     candidates = inside or _all_layers(host)[1:-1]
-    chosen, used = dict[str, Any](), set[str]()
+    layers, used = dict[str, Any](), set[str]()
     for path, layer in candidates:
         named = [g for g in globs or ("*",) if matches(path, layer, g)]
         used |= set(named)
@@ -48,11 +48,11 @@ def layers_to_change(
             fix = "Leave it out of layers=."
             raise TargetError(f"layer {path!r}", got=objection, want="a plain one", fix=fix)
         if named and not objection:
-            chosen[path] = layer
+            layers[path] = layer
     if missing := [g for g in globs or () if g not in used]:
         want, fix = "layers inside the blocks", "See model.named_modules()."
         raise TargetError("layers", got=f"none for {missing}", want=want, fix=fix)
-    return chosen
+    return layers
 
 
 def _reason_against(host: nn.Module, path: str, layer: Any, kind: str, density: float) -> str:

@@ -266,7 +266,10 @@ def _only_user(graph: fx.GraphModule, nodes: list[fx.Node], kind: type) -> fx.No
 
 
 def _between(first: fx.Node, last: fx.Node) -> list[fx.Node]:
-    """List the nodes from one to another, each the only reader of the one before."""
+    """List the nodes between two nodes, each the only reader of the one before.
+
+    first, last: the two nodes, which are left out.
+    """
     nodes: list[fx.Node] = []
     node = _only_reader(first)
     while node is not None and node is not last:

@@ -300,7 +300,11 @@ def skipping(model: nn.Module, below: Mapping[str, float]) -> Iterator[None]:
         """Return a hook of the gate at a path.  experts: their number, which stands for none."""
 
         def skip(_: Any, __: Any, output: Any) -> Any:
-            """Give the first expert the weight of both where the second is small."""
+            """Give the first expert the weight of both where the second weight is small.
+
+            output: (logits, weights, experts) of the gate; the other arguments are unused, hooks
+            get them.
+            """
             logits, weight, index = output
             skipped = weight[:, 1:].sum(1) < below[path] * weight[:, 0]  # (T,)
             weight_alone = F.pad(weight.sum(1, keepdim=True), (0, weight.shape[1] - 1))

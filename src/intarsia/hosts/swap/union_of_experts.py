@@ -79,6 +79,7 @@ class UnionOfExperts(Change):
     rewires: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        """Check the settings, and turn `parts` and `layers` into tuples.  Raises: ConfigError."""
         for name in ("parts", "layers"):
             if (value := getattr(self, name)) is not None:
                 value = (value,) if isinstance(value, str) else tuple(value)

@@ -82,6 +82,7 @@ class Upcycle(Change):
     rewires: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        """Convert settings that come from a file, and check them.  Raises: ConfigError."""
         for name in ("experts", "layers"):
             if isinstance(value := getattr(self, name), Sequence):
                 object.__setattr__(self, name, tuple(value))
@@ -163,6 +164,10 @@ class MixturePlaces:
     parts: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        """Turn lists into tuples, and check that there are numbers for each path.
+
+        Raises: ConfigError.
+        """
         for name in ("paths", "experts", "parts"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         lengths = {len(self.paths), len(self.experts), len(self.parts)}
