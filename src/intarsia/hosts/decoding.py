@@ -133,7 +133,10 @@ class _Stock:
         return self._forward(self.ids)
 
     def step(self, new: Tensor) -> Tensor:
-        """Add one token to each row, (B,), and compute its logits, (B, V)."""
+        """Add one token to each row, and return the logits behind it.
+
+        new: (B,) ids. Returns (B, V).
+        """
         if self.short is None:
             return self._forward(new[:, None])
         self.count += 1

@@ -54,10 +54,10 @@ def register_exchange(meter: Meter | None = None) -> str:
 
     class Exchange(theirs.EPImplementation):
         def __init__(self, experts: Any, ep_mesh: Any, tp_mesh: Any) -> None:
-            """Place the experts on the processes of `ep_mesh` in contiguous groups.
+            """Prepare the exchange of one layer; each process has a contiguous group of experts.
 
-            experts: this process's part of them; tp_mesh: processes that share a batch, of which
-            there may be one.
+            experts: transformers' module with this process's experts; ep_mesh: the processes that
+            share the experts; tp_mesh: processes that share a batch, of which there may be one.
             Raises: ConfigError for more.
             """
             super().__init__(experts, ep_mesh, tp_mesh)

@@ -92,7 +92,7 @@ class NativeText:
     def __init__(self, model: nn.Module, *, slots: int = 1, length: int) -> None:
         """Compile a decoder's forward to a native program, and allocate its caches.
 
-        slots: texts at once; length: most tokens of each, prompt and answer together.
+        slots: number of texts at once; length: most tokens of each, prompt and answer together.
         Raises: ConfigError for a model that native code does not support, or too many slots.
         """
         if reason := why_not(model):
@@ -144,9 +144,9 @@ class NativeText:
         return logits[0]
 
     def prefill_rows(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Add a prompt to each slot; return the logits behind them, (B, V).
+        """Add a prompt to each slot; return the logits behind the prompts, (B, V).
 
-        ids, mask: (B, T); tokens whose mask is 0 are padding, and are left out.
+        ids: (B, T), one prompt in each row; mask: (B, T), 0 = padding, which is left out.
         """
         prompts = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
         return torch.stack([self.prefill(slot, prompt) for slot, prompt in enumerate(prompts)])
@@ -222,8 +222,8 @@ def _head_runs(
 ) -> Iterator[_HeadRun]:
     """Yield the groups of neighbouring heads of a layer that see equally far, with empty caches.
 
-    attention: the layer's; host: the model; slots: texts at once; length: most tokens of a text;
-    windows: how far heads see, None = all as far as the layer's own window.
+    attention: the layer's; host: the model; slots: number of texts at once; length: most tokens of
+    a text; windows: how far heads see, None = all as far as the layer's own window.
     """
     sizes, dtype = _Sizes.of(host), host.get_input_embeddings().weight.dtype
     sink = 0 if windows is None else windows.sink

@@ -127,7 +127,7 @@ def train_gate(
     targets: dict[int, Tensor] = {}
 
     def loss(index: int) -> Tensor:
-        """Compute the gate's loss on a batch, by its number."""
+        """Compute the gate's loss on the batch of a number."""
         if index not in targets:
             targets[index] = pregate_targets(model, masks, batches[index])
         real = _not_padding(batches[index])
@@ -158,7 +158,10 @@ def train_experts(
     """
 
     def loss(index: int) -> Tensor:
-        """Compute the loss of the next token on a batch, each token by its expert."""
+        """Compute the loss of the next token on a batch, each token with its expert's units alone.
+
+        index: number of the batch.
+        """
         ids, real = batches[index]["input_ids"], _not_padding(batches[index])[:, 1:]
         with torch.no_grad():
             expert = gate(ids).argmax(-1)

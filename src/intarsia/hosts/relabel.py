@@ -78,9 +78,9 @@ def _block_and_gate(model: nn.Module, experts: StockExperts) -> tuple[nn.Module,
 
 
 def _reorder_experts(module: nn.Module, order: Tensor, *, recurse: bool) -> None:
-    """Reorder all tensors of a module that have a row, or one number, for each expert, in place.
+    """Reorder a module's tensors that have an entry for each expert, in place.
 
-    order: old numbers of the experts, in their new order; recurse: in inner modules, too.
+    order: old numbers of the experts, in their new order; recurse: tensors of inner modules, too.
     """
     tensors = [*module.parameters(recurse), *module.buffers(recurse)]
     # gates and biases have a row for each expert, too

@@ -81,7 +81,7 @@ def save(
             (scratch / "README.md").write_text(model_card(model, record), "utf-8")
 
     def settings(scratch: Path) -> None:
-        """Write intarsia.json, with the digests of the files beside it."""
+        """Write intarsia.json: the recorded changes, and digests of the files beside it."""
         content = {
             "format": FORMAT,
             "weights": stores,
@@ -127,7 +127,7 @@ def load(
 
 
 def replays(folder: str | Path) -> bool:
-    """Return True if a saved folder changes the host itself, and is not an adapter alone.
+    """Return True if a saved folder changes the model itself, and is not an adapter alone.
 
     Raises: CheckpointError for a folder that is damaged or foreign.
     """
@@ -309,7 +309,7 @@ def _select_tensors(
 
 
 def _host_state(host: nn.Module) -> dict[str, Any]:
-    """Return a model's state dict without adapters, with each tied tensor once."""
+    """Return the state dict of the model without adapters; a tied tensor is listed once."""
     state: dict[str, Any] = {}
     # behind an adapter's layer stands the host's own module, under the host's own name
     for path, module in walk(host):

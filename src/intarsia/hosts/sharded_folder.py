@@ -74,7 +74,7 @@ def write_sharded(model: Any, parts: WholeModel, folder: str | Path, group: Grou
     def finish(scratch: Path, shards: list[dict[str, int]]) -> None:
         """Write the index of all shards, and the configuration, into the folder.
 
-        shards: for each process, names of its weights and their bytes.
+        shards: for each process, name of each of its weights -> bytes.
         """
         weight_map = {
             k: SHARD.format(number + 1, world) for number, keys in enumerate(shards) for k in keys

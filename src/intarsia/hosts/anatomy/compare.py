@@ -80,7 +80,7 @@ def image_shape(model: nn.Module) -> tuple[int, int, int]:
 
 
 def _built_for(model: nn.Module) -> Sequence[int] | None:
-    """Return the image size a timm model was built with, where it stores one."""
+    """Return (height, width) of the pictures that a timm model was built for; None if unknown."""
     if (patches := getattr(model, "tokens_spatial_shape", None)) is not None:  # Hiera
         stride: Any = getattr(model, "patch_stride", None)
         return [n * s for n, s in zip(patches, stride, strict=True)]

@@ -151,10 +151,10 @@ def keeping_constants(
     mark, cached = constants.mark, constants
 
     def rows_of(dataset: ImageTensors, once: Once) -> ImageTensors:
-        """Return a set as rows with cached outputs, or as it is where memory is short.
+        """Return a data set as rows with cached outputs, or as it is if memory is short.
 
-        dataset: images and labels; once: returns the cached result of a key, or makes and caches
-        it.
+        dataset: images and labels; once: (key, function) -> the function's result, which is
+        computed once for each key.
         """
         if not _fits_memory(cached, dataset):
             return dataset
@@ -262,7 +262,8 @@ def _fits_a_row(call: _Recorded, x: Tensor) -> bool:
 def _same_in_training(call: _Recorded) -> bool:
     """Return True if a frozen module gives the same output in training as in evaluation.
 
-    Dropout or a batch norm in training would change it.  call: its arguments and output.
+    Dropout or a batch norm in training would change it.  call: the module, with its arguments and
+    output in evaluation.
     """
     norms = (m for m in call.module.modules() if isinstance(m, _BatchNorm))
     if any(norm.training for norm in norms):  # the output then depends on the batch

@@ -146,7 +146,7 @@ def resampled(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tens
 
 
 def head_shapes(model: nn.Module, heads: Sequence[str]) -> dict[str, list[int]]:
-    """Return the shapes of the trained heads' parameters, by name."""
+    """Return the shapes of the parameters of the heads, by name; heads: their paths."""
     modules = dict(walk(model))
     return {
         f"{head}.{name}": list(p.shape)
@@ -253,7 +253,7 @@ def check_sizes(path: Path, settings: object, weights: Path, name: str = "settin
     limit = max(len(names), *sizes, FEW)
 
     def look(value: object, name: str) -> None:
-        """Compare the numbers in nested settings with the limit.  name: their path."""
+        """Compare the numbers in nested settings with the limit; name: path of `value` in them."""
         if isinstance(value, Mapping):
             for key, inner in cast("Mapping[str, object]", value).items():
                 look(inner, f"{name}.{key}")

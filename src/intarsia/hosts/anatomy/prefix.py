@@ -103,7 +103,7 @@ class Features(nn.Module):
 
 
 def _blocks(model: VisionTransformer | EfficientNet) -> list[nn.Module]:
-    """List the blocks in order; an EfficientNet has them in stages."""
+    """Return the blocks of a model in order; those of an EfficientNet's stages are joined."""
     stages = list(cast(nn.Sequential, model.blocks))
     if isinstance(model, EfficientNet):
         return [block for stage in stages for block in cast(nn.Sequential, stage)]

@@ -380,9 +380,10 @@ def check_nesting(model: nn.Module, paths: Sequence[str]) -> None:
 
 
 def check_one_row(blocks_: Iterable[str], subject: str) -> None:
-    """Check that blocks are in one list of the model, one after another, and see the same tokens.
+    """Check that blocks belong to one list of the model, in which they follow each other.
 
-    blocks_: their paths; subject: what needs it, for the error.
+    Only then do all of them see the same tokens. blocks_: their paths; subject: what needs it, for
+    the error.
     Raises: TargetError for blocks of several lists, such as an encoder's and a decoder's.
     """
     rows = list(dict.fromkeys(path.rpartition(".")[0] for path in blocks_))

@@ -330,7 +330,7 @@ class IntarsiaModel(BaseTuner):
         return self
 
     def _rest_statistics(self) -> None:
-        """Keep the batch statistics of a frozen trunk as they are."""
+        """Put frozen batch norms into evaluation, so that training leaves their statistics."""
         for _, module in walk(self.model):
             norm = unwrapped(module)
             if isinstance(norm, BATCH_NORM) and not any(p.requires_grad for p in norm.parameters()):

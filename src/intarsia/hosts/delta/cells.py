@@ -98,7 +98,7 @@ def put_entries(model: PeftModel, name: str, entries: Mapping[str, Entry]) -> No
 
 
 def layers_of(model: PeftModel, name: str) -> dict[str, IntarsiaLayer]:
-    """Return the wrapped modules that carry an adapter, by path."""
+    """Return the layers that an adapter changes, in their wrappers, by path."""
     return {
         path: module
         for path, module in walk(model.get_base_model())

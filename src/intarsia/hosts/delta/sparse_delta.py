@@ -148,7 +148,7 @@ class SparseDelta:
         away._add_entries(away._fitting_parameters(model, check, applied=self.entries))
 
     def check(self, model: nn.Module) -> None:
-        """Check that `apply` would succeed.
+        """Check that `apply` would succeed on a model, without changing it.
 
         Raises: CheckpointError.
         """
@@ -359,7 +359,7 @@ class SparseDelta:
         return replace(self, entries=entries)
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file, whole or not at all: 12 bytes for an entry in float32."""
+        """Write a safetensors file, whole or not at all; it has 12 bytes for each float32 entry."""
         tensors = {f"index:{n}": index for n, (index, _) in self.entries.items()}
         tensors |= {f"values:{n}": values for n, (_, values) in self.entries.items()}
         tensors |= {f"head:{n}": head for n, head in self.heads.items()}
@@ -368,7 +368,7 @@ class SparseDelta:
 
     @classmethod
     def load(cls, path: str | Path) -> SparseDelta:
-        """Read what `save` wrote.
+        """Load a delta from a file that `save` wrote.
 
         Raises: CheckpointError if the file is not there, damaged, cut short, or no delta.
         """

@@ -116,9 +116,9 @@ def _has_newer_weights(folder: Path, reference: Path) -> bool:
 
 
 def residency(model: nn.Module) -> Residency:
-    """Return how often experts were in memory, and what was read, since the model was opened.
+    """Return counts of hits and reads of experts, and bytes, since the model was opened.
 
-    Raises: ConfigError for another model.
+    Raises: ConfigError for a model that is not offloaded.
     """
     return slots_of(model).residency()
 

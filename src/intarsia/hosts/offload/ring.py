@@ -165,7 +165,7 @@ class Ring:
         self.todo.put(None)
 
     def _load(self) -> None:
-        """Read blocks into memory in the order in which they are queued, until None comes."""
+        """Read queued blocks into their places, in order, until None comes; runs on a thread."""
         while (task := self.todo.get()) is not None:
             block, place = task
             try:
@@ -229,9 +229,7 @@ class Ring:
         """
 
         def free(block: nn.Module, *_: Any) -> None:
-            """Take the block's weights away, and queue the read of the block that gets its
-            place.
-            """
+            """Take the block's weights away, and queue the read of the next block in its place."""
             count, slots = len(self.blocks), len(self.places)
             self.turn = (number + 1) % count
             # with a place for every block nothing is ever read again
@@ -247,7 +245,10 @@ class Ring:
 
 
 def _set_tensors(block: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Make these tensors a block's weights and buffers."""
+    """Replace a block's weights and buffers by these tensors, without a copy.
+
+    tensors: by name, empty ones to free the block's memory.
+    """
     for name, tensor in tensors.items():
         path, _, last = name.rpartition(".")
         owner = block.get_submodule(path)

@@ -74,7 +74,7 @@ class Checkpoint:
         return self._file(key).get_slice(key).get_shape()[0]
 
     def _file(self, key: str) -> Any:
-        """Return the file that has a tensor.
+        """Return the open file that has the tensor of a name.
 
         Raises: CheckpointError for a tensor that no file has.
         """

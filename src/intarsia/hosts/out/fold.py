@@ -336,7 +336,7 @@ def _remove_traces(stock: nn.Module) -> None:
 
 
 def _wants_whole_ratio(stock: nn.Module) -> bool:
-    """Return True if a transformers config holds the MLP's width as a whole multiple only."""
+    """Return True if a config has the MLP's width only as a multiple of the input's."""
     config = config_of(stock)
     return isinstance(getattr(config, "mlp_ratio", None), int) and not hasattr(
         config, "intermediate_size"

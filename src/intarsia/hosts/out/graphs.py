@@ -169,7 +169,10 @@ def target_of(path: str | Path, suffix: str) -> Path:
 
 
 def needs(package: str) -> Any:
-    """Return an optional package, imported.  Raises: MissingExtra."""
+    """Import an optional package and return it.
+
+    Raises: MissingExtra if it is not installed.
+    """
     try:
         return importlib.import_module(package)
     except ImportError as error:

@@ -270,7 +270,7 @@ def _drop_biases(cell: nn.Module) -> None:
 
 
 def _heads(model: PeftModel, name: str) -> list[nn.Module]:
-    """Return the trained heads of an adapter, sorted by path."""
+    """Return the trained heads that belong to an adapter, sorted by path."""
     return [
         module.modules_to_save[name]
         for _, module in sorted(walk(model.get_base_model()))

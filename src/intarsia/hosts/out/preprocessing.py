@@ -78,9 +78,9 @@ def described(
 
 
 def prepare(picture: Any, settings: Mapping[str, Any]) -> np.ndarray:
-    """Read a picture file as the model's input, (1, 3, height, width).
+    """Read a picture file, and turn it into the model's input, (1, 3, height, width) float32.
 
-    settings: the export's "preprocessing".
+    picture: path or open file; settings: the export's "preprocessing", see `described`.
     """
     with Image.open(picture) as file:
         # cameras store how they were held

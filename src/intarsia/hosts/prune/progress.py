@@ -68,10 +68,11 @@ class Kept:
         resume: bool = False,
         report: Callable[[str], None] | None = None,
     ) -> None:
-        """Open the record of the blocks that were pruned so far, or start one.
+        """Open the record of the blocks that were edited so far, or begin one.
 
-        out: its folder, None = nothing is written; identity: settings, equal to those recorded;
-        resume: go on with the blocks of `out`; report: is called with a line for each block.
+        out: its folder, None = nothing is written; identity: settings, which must equal those
+        recorded; resume: continue with the blocks in `out`; report: function that is given a line
+        for each block.
         Raises: ConfigError for a folder in use without `resume`; CheckpointError for damaged files.
         """
         self.out, self.identity, self.report = out, dict(identity), report

@@ -119,12 +119,12 @@ class Pruner(Change):
         """
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Look up the layers and check the calibration rows; nothing is pruned.
+        """Find the layers and check the calibration data; nothing is pruned.
 
-        batches: calibration data; seed: it fixes the random draws.
+        host: the model; batches: calibration data; seed: recorded, it fixes the draws of `apply`.
         Raises: TargetError for a model with adapters, without blocks, or layers outside them;
-        DataError for no rows where the method reads some, or too few; ShapeError for a pattern that
-        does not divide a layer's inputs.
+        DataError for no data where the method reads some, or too little; ShapeError for a pattern
+        that does not divide a layer's inputs.
         """
         stops = stops_of(host, self.layers)
         _check_widths(stops, self.n_of_m)

@@ -140,7 +140,7 @@ def _named_tensors(row: Any) -> dict[str, Tensor]:
 
 
 def _stack_rows(rows: Sequence[Any]) -> Any:
-    """Stack rows of equal shapes into a batch."""
+    """Stack samples of equal shapes into a batch: a tensor, or a mapping of tensors."""
     named = {
         n: torch.stack([_named_tensors(row)[n] for row in rows]) for n in _named_tensors(rows[0])
     }

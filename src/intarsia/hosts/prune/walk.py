@@ -261,9 +261,10 @@ def recorded(stops: Sequence[Stop]) -> Iterator[list[tuple[Tensor, tuple[Any, ..
     tail: list[tuple[Any, ...] | None] = []
 
     def forward(stop: Stop, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Note a block's inputs and return its hidden state as it came.
+        """Record a block's arguments, and return its hidden state unchanged.
 
-        stop: the block; original: its own forward, which is called once, for what else it returns.
+        stop: the block; original: its own forward, which is called once to see which further
+        outputs the block returns; args, kwargs: the arguments.
         """
         by_keyword = not args
         x = kwargs.pop("hidden_states") if by_keyword else args[0]

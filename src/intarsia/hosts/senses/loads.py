@@ -32,7 +32,7 @@ def modality_loads(model: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor
     }
 
     def count(path: str) -> Any:
-        """Return a hook that counts the tokens of a router."""
+        """Return a hook that counts the tokens of the router at a path."""
 
         def hook(router: Router, _inputs: Any, routing: Any) -> None:
             """Count the tokens of each modality that a router has sent to each expert.

@@ -122,7 +122,7 @@ class Application:
         return JSONResponse({"object": "list", "data": self.served_models.listed()})
 
     async def _model(self, request: Request) -> Response:
-        """Answer with one model's fields."""
+        """Answer with the fields of one model, which the path names."""
         name = self.served_models.find(request.path_params["name"]).name
         return JSONResponse(
             next(fields for fields in self.served_models.listed() if fields["id"] == name)

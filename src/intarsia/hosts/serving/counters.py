@@ -20,7 +20,10 @@ class Counters:
     """Counters of one server; nothing is global."""
 
     def __init__(self, served_models: ServedModels) -> None:
-        """Create all counters of one server, in a registry of its own."""
+        """Create all counters of one server.
+
+        served_models: whose offloaded experts are counted, too.
+        """
         # a registry of its own: two servers in one process would share the global one's counters
         self.registry = CollectorRegistry()
         options: dict[str, Any] = {"registry": self.registry, "namespace": "intarsia"}

@@ -24,7 +24,7 @@ class Refused(Exception):
         self.status, self.message, self.param, self.code = status, message, param, code
 
     def body(self) -> dict[str, Any]:
-        """Return the JSON of the answer, which is also an error event's in a stream."""
+        """Return the error as JSON, for an answer or for an event of a stream."""
         # other errors of a client, and all of the server, have one name each
         kind = KINDS.get(
             self.status, "invalid_request_error" if self.status < 500 else "server_error"

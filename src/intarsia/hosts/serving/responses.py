@@ -153,7 +153,7 @@ class Responses:
         yield self._event("response.content_part.added", **self._position(item), part=dict(part))
 
     def _close(self) -> Iterator[Json]:
-        """Close the open item, if there is one, and yield its events."""
+        """Close the open item, if there is one, and yield the events that say so."""
         if not self.open:
             return
         item = self.output[-1]

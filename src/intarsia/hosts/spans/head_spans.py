@@ -69,9 +69,9 @@ def attentions(model: nn.Module) -> Attentions:
 
 
 def _check_layers(config: Any, modules_by_path: dict[str, nn.Module]) -> None:
-    """Check that every layer sees its whole past, without a window of its own.
+    """Check that every layer attends to all earlier tokens, without a window of its own.
 
-    config: that of the model; modules_by_path: its attentions.
+    config: of the model; modules_by_path: its attentions.
     Raises: TargetError, with the layer's name.
     """
     # Mistral's configuration has one window and no kinds of layers

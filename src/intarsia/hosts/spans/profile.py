@@ -98,7 +98,7 @@ def profile(
     total: list[Tensor | None] = [None] * len(decoder.modules)
 
     def listener_of(layer: int) -> Listener:
-        """Return the listener of a layer, which adds its influence to the total."""
+        """Return the listener of a layer, which adds the influence of its attention to `total`."""
 
         def of_layer(q: Tensor, k: Tensor, v: Tensor, out: Tensor, scale: Any) -> None:
             """Register a hook that gets the gradient of the attention's output.

@@ -146,7 +146,7 @@ class Spans:
         return replace(self, alpha=reduced[0], beta=reduced[1])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the spans ready for JSON."""
+        """Return all fields ready for JSON, with the name of the format."""
         return {
             "format": FORMAT,
             "alpha": [list(row) for row in self.alpha],

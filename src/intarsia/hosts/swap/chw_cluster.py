@@ -114,7 +114,7 @@ class ChwCluster(nn.Module):
         return program
 
     def packed_steps(self) -> list[ProgramStep]:
-        """Return the steps with the weights that the buffers hold now."""
+        """Return the steps with the weights that the buffers hold now, as after loading."""
         return [
             replace(step, weights={n: getattr(self, f"{i}_{n}") for n in step.weights})
             for i, step in enumerate(self.steps)

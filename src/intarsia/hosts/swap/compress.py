@@ -40,7 +40,7 @@ def format_names() -> dict[str, str]:
 
 
 def format_named(name: str, **settings: Any) -> Format:
-    """Build a format by its name in lower case, as "bitmask", with settings.
+    """Build a storage format; name: its class in lower case, as "bitmask"; settings: of the class.
 
     Raises: UnknownName.
     """
@@ -302,10 +302,10 @@ def _digest(change: Compress, decided: Mapping[str, Any]) -> str:
 
 
 def _check_decided(change: Compress, decided: Mapping[str, Any]) -> None:
-    """Check the layout of the bytes and the digest of the settings.
+    """Check that a plan from a file is in a known layout, and unchanged since it was written.
 
-    change: the settings; decided: layout and digest as they were written.
-    Raises: CheckpointError for another layout, or settings that were changed.
+    change: the settings; decided: the plan's entries, with "layout" and "sha256".
+    Raises: CheckpointError.
     """
     subject, fix = "packed layers", "Write them again with this release: intarsia.compress."
     if decided.get("layout") != LAYOUT:

@@ -255,7 +255,10 @@ def _widen_norm(norm: Any, width: int) -> None:
 
 
 def _output_deviation(layer: Any) -> float:
-    """Return the standard deviation of a layer's outputs for inputs of standard deviation 1."""
+    """Return the standard deviation of a layer's outputs for inputs of standard deviation 1.
+
+    Inputs are taken as independent: std(weights) sqrt(inputs).
+    """
     weight = layer.weight.detach()
     # a weight of zeros counts as one of unit gain
     spread = float(weight.float().std()) or weight[0].numel() ** -0.5

@@ -141,7 +141,10 @@ def _take_node(graph: fx.GraphModule, cluster: Cluster, node: fx.Node) -> bool:
 
 
 def _act_of(module: nn.Module | None, node: fx.Node) -> str:
-    """Return the activation that a node computes; "" for anything else."""
+    """Return the name of the activation that a node computes; "" for another node.
+
+    module: that the node calls, None for a function.
+    """
     if module is not None:
         return ACT_MODULES.get(type(module), "")
     name = function_of(node)

@@ -78,7 +78,7 @@ def expert_inputs(model: nn.Module, batches: Sequence[Any]) -> dict[str, ExpertI
     parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
 
     def keep(path: str) -> Any:
-        """Return a hook that records the inputs of the experts at a path."""
+        """Return a hook that records tokens and routing of the experts at a path."""
 
         def hook(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
             # tokens (N, d), chosen experts (N, k) and their gates (N, k)
@@ -297,7 +297,10 @@ def skipping(model: nn.Module, below: Mapping[str, float]) -> Iterator[None]:
     """
 
     def hook(path: str, experts: int) -> Any:
-        """Return a hook of the gate at a path.  experts: their number, which stands for none."""
+        """Return the hook of the gate at a path.
+
+        experts: number of experts, which stands for no expert.
+        """
 
         def skip(_: Any, __: Any, output: Any) -> Any:
             """Give the first expert the weight of both where the second weight is small.

@@ -42,7 +42,8 @@ def taken_patches(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
         def hook(router: UnionRouter, _inputs: Any, routing: Routing) -> None:
             """Record which patches each expert has selected, (B, experts, rows, columns) bool.
 
-            _inputs: unused, hooks get them; routing: of this forward's tokens.
+            _inputs: unused, hooks get them; routing: of this forward's tokens to the router's
+            experts.
             """
             selected = torch.zeros(routing.tokens, router.experts, dtype=torch.bool)
             selected[routing.token.cpu(), routing.expert.cpu()] = True

@@ -98,7 +98,10 @@ class Upcycle(Change):
 
     @property
     def preserves(self) -> frozenset[str]:
-        """Set with "outputs", for copies with room for every token and weights that sum to one."""
+        """Set with "outputs", if the experts are copies and the model's output stays the same.
+
+        That takes room for every token, and gate weights that sum to one.
+        """
         changed = (self.capacity, self.residual, self.act) != (None, None, None)
         router = self.router.build(1, generator=torch.Generator())
         normalised = isinstance(router, Router) and router.normalised
