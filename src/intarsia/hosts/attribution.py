@@ -17,7 +17,7 @@ from .tracing import trace
 
 BY = ("affinity", "lift")
 FEW = 10_000  # tokens; the paper has 100,000 and more
-FLAT = 0.95  # of log E
+FLAT = 0.95  # share of log E above which a layer's affinities count as equal
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def affinity(routes: Trace) -> Tensor:
     if routes.weight is None:
         fix = "Record it with trace(model, texts, probabilities=True)."
         raise DataError("trace", got="no weights", want="probabilities", fix=fix)
-    # a token counts 1 / (sequences x tokens of its sequence): long texts do not outweigh
+    # each token counts 1 / (sequences x tokens of its sequence), so that long texts do not outweigh
     names, row, counts = routes.sequence.unique(return_inverse=True, return_counts=True)
     share = 1.0 / (len(names) * counts.double())[row]  # (N,)
     # the last column collects the entries of tokens with fewer than k experts, and is cut off

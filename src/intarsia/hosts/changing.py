@@ -40,7 +40,7 @@ def apply_plan(model: nn.Module, plan: Plan, name: str = "default") -> nn.Module
     """
     host = base_of(model)
     before, on = steps_of(host), fingerprint(host)
-    # a plan with a folder undoes its own numbers from there, and so holds no second copy of them
+    # a plan with a folder restores the weights from there: no second copy is held in memory
     with undone_on_error(model, numbers=not plan.undoes_itself):
         new = plan.change.apply(model, plan, name=name)
     if plan.change.recorded:
@@ -76,7 +76,7 @@ def undone_on_error(model: nn.Module, numbers: bool = True) -> Iterator[None]:
     """
     config = config_of(model)
     owners: list[Any] = [*model.modules(), *([config] if hasattr(config, "__dict__") else [])]
-    # their own `copy`: `copy.copy` asks an OrderedDict how it is pickled, and there are thousands
+    # dict.copy, since `copy.copy` of thousands of OrderedDicts is slow
     saved = [(vars(owner), vars(owner).copy()) for owner in owners]
     containers = [
         (value, value.copy())

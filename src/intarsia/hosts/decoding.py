@@ -179,7 +179,8 @@ def stock_generate(model: nn.Module, ids: Tensor, tokens: int) -> Generated:
     host: Any = model
     clock, began = _Clock(), time.perf_counter()
     with evaluating(model):
-        sequences = type(host).generate(  # a model may have `with_native_generate`
+        # the class's own, since the model may have native `generate` (`with_native_generate`)
+        sequences = type(host).generate(
             host,
             ids,
             attention_mask=torch.ones_like(ids),
@@ -190,5 +191,5 @@ def stock_generate(model: nn.Module, ids: Tensor, tokens: int) -> Generated:
             streamer=clock if len(ids) == 1 else None,
         )
     ended = time.perf_counter()
-    first = clock.times[1] if len(clock.times) > 1 else began  # the prompt comes before it
+    first = clock.times[1] if len(clock.times) > 1 else began  # times[0] is that of the prompt
     return Generated(sequences[:, ids.shape[1] :], first - began, ended - first, 0)

@@ -16,7 +16,7 @@ from .delta.sparse_delta import SparseDelta
 from .out.pack import PACKED, unpack
 
 SETTINGS, HOST, FORMAT = "intarsia.json", "host.safetensors", 1
-RUN, ADAPTER = "run.json", "adapter"  # of a run, and the folder in it
+RUN, ADAPTER = "run.json", "adapter"  # a run's record, and the folder of its adapter
 OURS = frozenset({SETTINGS, HOST, CONFIG, WEIGHTS, PACKED, "README.md"})
 
 
@@ -59,7 +59,7 @@ class FolderContent:
     """
 
     folder: Path
-    # what is done to the host before its adapters are attached, in order
+    # changes of the model before its adapters are added, in order
     steps: tuple[Step, ...] = ()
     adapters: tuple[Adapter, ...] = ()
     weights: Path | None = None

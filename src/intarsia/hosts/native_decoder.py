@@ -38,14 +38,14 @@ from .spans.head_spans import windows_of
 from .spans.windows import Windows
 from .swap.packed_linear import PackedLinear
 
-# of configurations: a residual stream, rotated heads, a gated MLP
+# model types with a residual stream, rotated heads and a gated MLP
 KINDS = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "phi3", "olmo", "olmo2")
 GROWING = ("dynamic", "longrope")  # rotations that depend on the length of the text
 ROWS = 16  # tokens of a prompt that are computed together
 LONG = 32  # tokens of a prompt from which the products of torch take less time
 SLOTS = 16  # texts at once
 TAIL = 2  # steps that only the last token of a prompt needs: norm and head
-EPSILON = 1e-5  # of OLMo's norm, which has no attribute for it
+EPSILON = 1e-5  # epsilon of OLMo's norm, which has no attribute for it
 
 
 class Unsuited(Exception):
@@ -234,7 +234,7 @@ def _head_runs(
     first = 0
     for window, neighbours in itertools.groupby(reach):
         count = len(list(neighbours))
-        # a block of a prompt is written before its first token attends
+        # room for ROWS new tokens: they are all written before the first of them attends
         room = min(length, sink + window + ROWS - 1) if window else length
         shape = slots, count, room, sizes.size
         keys, values = (torch.zeros(shape, dtype=dtype) for _ in range(2))
@@ -370,7 +370,7 @@ def _product_step(linear: Any, dst: Value, src: Value) -> ProductStep:
     if isinstance(linear, PackedLinear):
         form, stored, shape = linear.form, linear.stored, linear.shape
         bound = linear.product
-        assert bound is not None  # `_check_suited` has looked
+        assert bound is not None  # `_check_suited` has refused layers without a kernel
         return ProductStep(dst, src, bound, lambda x: form.matmul(x, stored, shape), bias)
     weight = linear.weight.detach()
     # a kernel bound to the weight where it is: no copy is made

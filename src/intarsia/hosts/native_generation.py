@@ -17,9 +17,9 @@ from .anatomy.blocks import base_of
 from .fixed_cache import cache_name
 from .native_decoder import SLOTS, NativeText, why_not
 
-# what `generate` passes to its loop for a text that begins
+# arguments that `generate` passes to its loop for a new text
 KNOWN = (
-    *("logits_processor", "stopping_criteria", "streamer"),  # of the loop itself
+    *("logits_processor", "stopping_criteria", "streamer"),  # used by the loop itself
     *("attention_mask", "position_ids", "use_cache", "logits_to_keep"),
 )
 
@@ -109,7 +109,7 @@ def _suits(model: Any, ids: Tensor, config: GenerationConfig, arguments: Mapping
         or not arguments.get("use_cache")
     ):
         return False
-    # a cache that somebody holds has to be filled, and outputs in a dict have one
+    # a cache that the caller holds must be filled, and outputs in a dict contain one
     if type(cache) is not DynamicCache or getattr(cache, "_is_user_defined", False):
         return False
     if config.cache_implementation or config.return_dict_in_generate or config.prefill_chunk_size:

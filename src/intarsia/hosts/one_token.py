@@ -13,7 +13,7 @@ from .spans.attention import RingCaches
 from .spans.rings import RingLayer
 from .spans.windows import TokenPositions, grouped
 
-KINDS = ("llama", "mistral", "qwen2")  # of configurations: one residual stream, rotated heads
+KINDS = ("llama", "mistral", "qwen2")  # model types with one residual stream and rotated heads
 Step = Callable[[Tensor, Any, int], Tensor]
 
 

@@ -26,7 +26,8 @@ from ..routers.pregate import PreGate, PreGateNet, PreGateRouter
 from .anatomy.dense_mlp import DenseMlp
 from .read_me_channels import Batch, Masks, channel_masks, hidden_units, masked, mlps
 
-THRESHOLDS = (1.0, 0.8, 0.6, 0.4, 0.2)  # of an expert's own units, that count as a token's hits
+# shares n / N of an expert's own units, see `pregate_targets`
+THRESHOLDS = (1.0, 0.8, 0.6, 0.4, 0.2)
 SHARP, SMOOTHING, SOFT = 10.0, 0.5, 0.25  # released code
 ROUNDS, GATE_STEPS, EXPERT_STEPS, DECAY = 5, 100, 200, 0.8  # released scripts
 Report = Callable[[str], None]
@@ -132,7 +133,8 @@ def train_gate(
             targets[index] = pregate_targets(model, masks, batches[index])
         real = _not_padding(batches[index])
         total = gate_loss(gate(batches[index]["input_ids"])[real], targets[index][:, real])
-        return total / len(targets[index])  # Adam does not mind, and a mean can be read
+        # a mean instead of the sum, which Adam's steps do not depend on
+        return total / len(targets[index])
 
     turn = "gate", gate.parameters(), loss, len(batches)
     return _train(*turn, steps=steps, lr=lr, seed=seed, report=report)

@@ -66,7 +66,8 @@ def relabel(model: nn.Module, placement: Placement | Tensor) -> nn.Module:
     for row, experts, (block, gate) in zip(order, stock.values(), gates, strict=False):
         _reorder_experts(experts.module, row, recurse=False)
         _reorder_experts(gate, row, recurse=True)
-        _reorder_experts(block, row, recurse=False)  # some keep the bias of the choice there
+        # some models have the bias of the router in the block
+        _reorder_experts(block, row, recurse=False)
     for row, (_, mixture) in zip(order, mixtures, strict=False):
         prune(mixture, row.tolist())  # all experts, in this order
     return model

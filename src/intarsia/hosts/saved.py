@@ -89,7 +89,8 @@ def save(
             "steps": [step.entry() for step in steps],
             "adapters": [{"name": n, "left_out": left_out} for n, left_out in adapters.items()],
         }
-        if steps or adapters:  # an adapter of PEFT's own is its files alone
+        # without changes and adapters of this library, PEFT's files are enough
+        if steps or adapters:
             seal_folder(scratch, SETTINGS, content)
 
     files = {HOST: tensors} if stores != "nothing" else {}
@@ -167,9 +168,10 @@ def _repeat_steps(model: nn.Module, content: FolderContent) -> nn.Module:
         # position embeddings of another image size are interpolated, as timm does it
         weights = resampled(weights, host)
         check_shapes(content.folder, expected, weights)
-        host.load_state_dict({**weights, **content.extra}, strict=False)  # tied ones are there once
+        # strict=False, since tied tensors are stored once
+        host.load_state_dict({**weights, **content.extra}, strict=False)
     elif content.steps and isinstance(model, PeftModel) and not is_adapted(model):
-        # steps that end in an adapter of PEFT's own keep its numbers in PEFT's file
+        # if the last change is an adapter of PEFT's own, its weights are in PEFT's file
         saved = read_weights(content.folder)
         check_shapes(content.folder, get_peft_model_state_dict(model), saved)
         set_peft_model_state_dict(model, saved)
@@ -284,10 +286,11 @@ def _weights_needed(steps: Iterable[Step], adapted: bool) -> str:
     steps: changes of the model; adapted: it has adapters, too. "added" are those of modules that
     the changes have put in, whether they are trained or not.
     """
-    # one folder serves all steps: the largest need of any decides
+    # one file has the weights of all changes: the one that needs most decides
     needs = {step.plan.change.stores for step in steps}
     if "all" in needs or (adapted and "trained" in needs):
-        return "all"  # an adapter freezes what was trained before it
+        # an adapter freezes weights that were trained before, so that flags no longer show them
+        return "all"
     return next((word for word in ("trained", "added") if word in needs), "nothing")
 
 

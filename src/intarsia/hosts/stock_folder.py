@@ -47,7 +47,9 @@ class ChangedQuantizer(HfQuantizer):
         dtype, kwargs: unused, transformers passes them. Raises: CheckpointError.
         """
         try:
-            with torch.device("cpu"):  # what a change computes by itself; the weights are not there
+            with torch.device(
+                "cpu"
+            ):  # for tensors that a change computes; weights are on "meta" still
                 for entry in self.quantization_config.steps:
                     repeat(model, step_of(entry))
         except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:

@@ -22,9 +22,9 @@ from .anatomy.blocks import base_of
 from .anatomy.prefix import SPLITTABLE
 from .attach.peft import IntarsiaLayer
 
-# their forward calls their children, and does the same to each row
+# modules whose forward only calls their children, on each row independently
 OPEN = (nn.Sequential, nn.ModuleDict, Block, Attention, Mlp)
-NEAR = 0.03  # of the largest logit: rounding in bfloat16
+NEAR = 0.03  # share of the largest logit: rounding in bfloat16
 Alone = Callable[[int], Any]
 
 
@@ -145,7 +145,7 @@ def on_one_trunk(models: Sequence[nn.Module], rows: Sequence[Tensor]) -> OnOneTr
         return None
     together = OnOneTrunk(models, places)
     try:
-        # the architecture may do more than our reading of it: compare once before it is trusted
+        # the architecture may do more than was considered here: compare outputs once
         equal = _same_logits(together, rows)
     except (ValueError, RuntimeError):
         equal = False
@@ -182,7 +182,8 @@ def _is_open(module: nn.Module) -> bool:
     if isinstance(module, IntarsiaLayer):
         cells = list(module.intarsia_cells.children())
         return not any(isinstance(cell, Cell) and (cell.whole or cell.fused) for cell in cells)
-    if isinstance(module, Attention) and module.attn_drop.p:  # drawn by the attention itself
+    # the attention itself draws this dropout
+    if isinstance(module, Attention) and module.attn_drop.p:
         return False
     return type(module) in OPEN
 
@@ -196,7 +197,7 @@ def _equal_weights(modules: Sequence[nn.Module]) -> bool:
 def _draws(module: nn.Module) -> bool:
     """Return True if a module draws random numbers in training, or uses statistics of the batch."""
     for part in module.modules():
-        # dropout of values, of paths, of patches, of weights
+        # names of the rate in dropout of values, paths, patches and weights
         shares = (getattr(part, name, None) for name in ("p", "drop_prob", "prob"))
         if isinstance(part, RandomSource) or any(isinstance(s, int | float) and s for s in shares):
             return True
@@ -247,7 +248,7 @@ def _same_logits(together: OnOneTrunk, rows: Sequence[Tensor]) -> bool:
             got = together(sample, lambda _: nullcontext())
         finally:
             for p, value in zip(learns, before, strict=True):
-                # the same bits, which subtracting the noise would not give back
+                # restores the bits, which subtracting the noise would not
                 p.copy_(value)
     near = [(a - b).abs().max() <= NEAR * b.abs().max() for a, b in zip(got, want, strict=True)]
     return all(bool(near_enough) for near_enough in near)

@@ -137,7 +137,7 @@ def in_columns(routing: Routing) -> tuple[Tensor, Tensor]:
 
     k is the most experts that a token has; tokens with fewer have -1, with weight 0, in the others.
     """
-    used = routing.weight.detach().float().cpu() != 0  # padding may have pairs, of weight 0
+    used = routing.weight.detach().float().cpu() != 0  # padded tokens may be routed, with weight 0
     token, expert = routing.token.cpu()[used], routing.expert.cpu()[used]
     weight = routing.weight.detach().float().cpu()[used]
     order = token.argsort(stable=True)
@@ -276,7 +276,7 @@ def _layers_and_facts(model: nn.Module) -> tuple[dict[str, StockExperts], dict[s
     named = dict(sorted(named.items(), key=lambda item: order[item[0]]))
     facts = {"model": type(model).__name__}
     kinds = {(stock.width, stock.hidden, stock.gated) for stock in named.values()}
-    # bytes of an expert follow from these; layers of different sizes have no common answer
+    # the bytes of an expert follow from these; they are left out if layers differ in size
     if len(kinds) == 1 and math.prod(next(iter(kinds))[:2]):
         width, hidden, gated = next(iter(kinds))
         facts |= {"width": str(width), "hidden": str(hidden), "gated": str(gated).lower()}

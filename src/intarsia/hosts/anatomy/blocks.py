@@ -45,11 +45,11 @@ ROLES = (
     *SEPARATE,
 )
 POINTWISE = ("conv_pw", "conv_pwl")
-CONVOLUTIONAL = ("mbconv", "conv")  # kinds of blocks that map whole pictures, not tokens
+CONVOLUTIONAL = ("mbconv", "conv")  # kinds of blocks that compute on feature maps, not on tokens
 LAYERS = (nn.Linear, nn.Conv2d, Conv1D)
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, RmsNorm, RmsNorm2d)
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
-INNER = ("base_layer", "original_module")  # the host's own module inside an adapter's wrapper
+INNER = ("base_layer", "original_module")  # names of the wrapped module in adapters' wrappers
 Layer = nn.Linear | nn.Conv2d | Conv1D
 
 
@@ -120,7 +120,7 @@ def _split_mlp_names(module: nn.Module) -> tuple[str, str] | None:
 def _convolutions(module: nn.Module) -> bool:
     """Return True for a block of several convolutions with norms, without blocks inside."""
     children = [unwrapped(m) for m in module._modules.values() if m is not None]
-    # one convolution each: a stage of blocks has children with several
+    # in a block each child has one convolution; a stage of blocks has children with several
     counts = [sum(isinstance(m, nn.Conv2d) for m in child.modules()) for child in children]
     stages = (nn.Sequential, nn.ModuleList)
     if isinstance(module, stages) or counts.count(1) < 2:
@@ -206,7 +206,7 @@ def places(block: nn.Module, role: str, position: str = "sequential") -> list[st
         return [p for p, m in walk(block) if norm_width(m)]
     if role == "embedding":
         return []
-    # the block itself, for a cell around all of it
+    # the block itself
     if role == "block" or (role == "mlp" and kind in CONVOLUTIONAL):
         return [""]
     if kind in CONVOLUTIONAL:
@@ -225,7 +225,8 @@ def places(block: nn.Module, role: str, position: str = "sequential") -> list[st
     maps = [
         p
         for p, m in layers_of(block.get_submodule(mlp or ""))
-        if not isinstance(m, nn.Conv2d) or is_pointwise(m)  # PVT has a depthwise one between
+        # PVT has a depthwise convolution between its linear layers
+        if not isinstance(m, nn.Conv2d) or is_pointwise(m)
     ]
     # a block of ConvNeXt or PoolFormer has linear maps over channels only in its MLP
     if role == "mlp_linear" or not inner:
@@ -306,7 +307,7 @@ def norm_width(module: nn.Module) -> int | None:
     ):
         return None
     if not isinstance(module, NORMS):
-        weight = tensor_of(module)  # Gemma 4 has norms without
+        weight = tensor_of(module)  # Gemma 4 has norms without a weight
         return weight.numel() if isinstance(weight, Tensor) else None
     if isinstance(module, nn.GroupNorm):
         return module.num_channels
@@ -331,11 +332,12 @@ def widths(module: nn.Module) -> tuple[int, int] | None:
     if width := norm_width(module):
         return width, width
     if (matrix := tensor_of(own_gate(unwrapped(module)))) is not None:
-        return matrix.shape[-1], matrix.shape[-1]  # a block with experts of its own
+        # a sparse block reads and writes the width of its gate's input
+        return matrix.shape[-1], matrix.shape[-1]
     if mlp := block_kind(module) in ("attention", "mixer") and mlp_of(module):
         module = unwrapped(module.get_submodule(mlp))
     inside = layers_of(module)
-    # an attention's first layer may be that of its position bias
+    # by names where possible: an attention's first layer may be that of its position bias
     first = [layer for p, layer in inside if p.split(".")[0] in QKV] or [m for _, m in inside]
     last = [layer for p, layer in inside if p.split(".")[0] in PROJECTION] or [m for _, m in inside]
     if not inside:

@@ -123,7 +123,7 @@ class _GroupFinder:
         elif function_of(node) in (ADD, MUL) and inputs:
             group = inputs[0].group
             for operand in inputs[1:]:
-                # what is added or multiplied has to have one order
+                # operands of a sum or product must have their channels in one order
                 group = self.join(group, operand.group)
             self.values[node] = _Value(group, all(value.pooled for value in inputs))
         else:
@@ -153,7 +153,7 @@ class _GroupFinder:
             self.at(value.group).follows.append(path)
             return value
         if groups > 1:
-            # groups of a convolution read runs of channels: neither side can move
+            # each group reads consecutive channels, which must stay together
             self.at(value.group).fixed = f"{path}, a convolution of {groups} groups"
             return _Value(self.new(f"{path}, a convolution of {groups} groups", outs), value.pooled)
         self.at(value.group).reads.append(path)
@@ -242,7 +242,7 @@ def reorder_channels(net: nn.Module, group: ChannelGroup, order: Tensor) -> None
         reorder(net.get_submodule(path), order, 0, fresh=True)
     for path in group.reads:
         layer: Any = net.get_submodule(path)
-        # of a flattened map each channel has as many columns as pixels
+        # behind a flattened map, each channel has one column for each pixel
         pixels = layer.weight.shape[1] // len(order)
         columns = (order[:, None] * pixels + torch.arange(pixels)).flatten()
         reorder(layer, columns, 1, fresh=True)

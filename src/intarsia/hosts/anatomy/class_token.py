@@ -74,7 +74,7 @@ def _same_logits(model: nn.Module, block: Block, attention: Attention, x: Tensor
     norm = cast(nn.Module, base_of(model).norm)
     with torch.no_grad(), evaluating(model):
         try:
-            # adapters begin at 0, where a cell that mixes tokens would not show
+            # adapters begin at 0, where one that mixes tokens would not show
             for p in learns:
                 p += 0.02 * torch.randn(p.shape, generator=noise).to(p)
             # both ways on the same input
@@ -89,7 +89,7 @@ def _same_logits(model: nn.Module, block: Block, attention: Attention, x: Tensor
             for p, value in zip(learns, before, strict=True):
                 p.copy_(value)
     near = torch.allclose(short, long, rtol=0, atol=1e-3 * float(long.abs().max()))
-    # and the norm behind the blocks really sees one token
+    # the norm behind the blocks must have seen one token, or nothing was saved
     return tokens == [1] and near
 
 
@@ -130,7 +130,7 @@ def _attention(
     norms = attention.q_norm, attention.k_norm
     is_plain_layer = type(attention.qkv) is nn.Linear and "forward" not in vars(attention.qkv)
     plain = is_plain_layer and all(type(n) is nn.Identity for n in norms)
-    # norms of keys, cells at qkv and dropout of shares need keys or shares as such
+    # norms of keys, adapters at qkv and dropout of attention weights need those tensors themselves
     if plain and not (attention.training and attention.attn_drop.p):
         attended = _without_keys(attention, x)
         return attention.proj_drop(attention.proj(attention.norm(attended)))

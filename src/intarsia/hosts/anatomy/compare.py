@@ -15,7 +15,7 @@ from ...core.foreign import config_of
 
 Inputs = Tensor | Mapping[str, Tensor]
 
-# of the largest output: what re-ordered sums and one rounding of the weights amount to
+# shares of the largest output: effect of re-ordered sums and one rounding of the weights
 TOLERANCE = {
     torch.float64: 1e-10,
     torch.float32: 1e-4,
@@ -67,7 +67,7 @@ def image_shape(model: nn.Module) -> tuple[int, int, int]:
     config = config_of(model)
     if isinstance(cfg := getattr(model, "pretrained_cfg", None), Mapping) and cfg.get("input_size"):
         channels, *size = cfg["input_size"]
-        # the size a model was built for may differ from its pretrained one
+        # a model may be built for another size than it was pretrained at
         height, width = _built_for(model) or size
         return int(getattr(model, "in_chans", None) or channels), int(height), int(width)
     size = getattr(config, "image_size", None)
@@ -150,7 +150,7 @@ def difference(got: list[Tensor], want: list[Tensor]) -> Difference:
     # in double, so that the comparison itself rounds nothing
     pairs = [(a.cpu().double(), b.cpu().double()) for a, b in zip(got, want, strict=True)]
     pairs = [(a, b) for a, b in pairs if b.numel()]
-    # NaN compares as nothing, and would pass as no difference
+    # comparisons with NaN are False, so that it would pass as no difference
     if any(not torch.isfinite(t).all() for pair in pairs for t in pair):
         return Difference(float("nan"), 1.0)
     worst = max(float((a - b).abs().max()) for a, b in pairs)

@@ -21,7 +21,7 @@ from ...train.checkpoint import tensors_hash
 from ...train.precision import autocast, slow_attention, training_mode, written_out
 from .blocks import base_of
 
-SHARE = 0.25  # of the free memory
+SHARE = 0.25  # share of the free memory that rows may take
 BATCH = 64
 
 
@@ -51,7 +51,7 @@ class Constants:
         """
         self.modules = [call.module for call in calls]
         self.outs = [(tuple(call.out.shape[1:]), call.out.dtype) for call in calls]
-        self.needed = [True] * len(calls)  # False: only other modules of these read the output
+        self.needed = [True] * len(calls)  # False: only other cached modules read the output
         self.shape, self.dtype = tuple(x.shape[1:]), x.dtype
         self.now: list[Tensor] | None = None  # cached outputs of this batch
 
@@ -77,7 +77,7 @@ class Constants:
         A forward pre-hook of the model; a batch of plain tokens (B, T, d) is passed on as it is.
         """
         self.now = None
-        # tokens have three axes: nothing is cached for such a batch
+        # plain tokens have three axes, rows two
         if not args or not isinstance(args[0], Tensor) or args[0].ndim != 2:
             return args
         split = args[0].split(self.sizes, 1)
@@ -140,7 +140,8 @@ def keeping_constants(
     attention nor its MLP.
     """
     x, device = tokens.tensors[0][:2], next(model.parameters()).device
-    with written_out(slow_attention(model, device, dtype)):  # as in training
+    # with the attention that the training uses
+    with written_out(slow_attention(model, device, dtype)):
         constants = find_constants(model, x, dtype)
         # rows of the training set now, those of further sets when they are asked for
         fits = constants is not None and _fits_memory(constants, tokens)
@@ -196,12 +197,12 @@ def find_constants(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Constants
             training_mode(model)
             calls = list(
                 takewhile(_same_in_training, calls)
-            )  # what comes later may read what is drawn
+            )  # modules behind the first random one may depend on its draw
         calls = [c for c in calls if _fits_a_row(c, x)]
         constants = Constants(calls, x)
         with torch.no_grad(), constants.providing(base_of(model)):
             rows = constants.pack([x, *(call.out for call in calls)])
-            if not learned_routers(model):  # they choose by numbers
+            if not learned_routers(model):  # a router's choice may hide that NaN was read
                 constants.needed = [
                     _reaches_logits(model, constants, rows, i) for i in range(len(calls))
                 ]
@@ -281,7 +282,7 @@ def _reaches_logits(model: nn.Module, constants: Constants, rows: Tensor, number
     first = sum(constants.sizes[: number + 1])
     spoiled = rows.clone()
     part = spoiled[:, first : first + constants.sizes[number + 1]]
-    # NaN spreads to the logits from whatever reads it
+    # NaN spreads to the logits from every module that reads it
     part.view(constants.outs[number][1]).fill_(float("nan"))
     out = model(spoiled)
     return not bool(torch.isfinite(logits_in(out)).all())

@@ -16,7 +16,8 @@ from ...mixtures.dialects import DIALECTS
 from ...mixtures.experts import StackedExperts
 from .blocks import mlp_of, split_mlp_of
 
-ACTS = ("activation_fn", "intermediate_act_fn", "act")  # beside the first layer of an MLP of two
+# names of the activation beside the first layer of an MLP that is two layers
+ACTS = ("activation_fn", "intermediate_act_fn", "act")
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,11 @@ def dense_mlp(path: str, module: nn.Module) -> DenseMlp:
         act, *between = (children[n] for n in dialect.between if n in children)
         inert = all(isinstance(m, nn.Dropout) for m in between)
         if inert and len(linears) == len(dialect.linears):
-            # gate and up, or one layer with both in halves, or up alone
+            # `linears` is gate, up, down; or both halves in one layer, down; or up, down
             *reads, down = linears
             reads = _gate_and_up(reads[0]) if dialect.halves else reads
-            if reads[-1].out_features == down.in_features:  # no halves that are multiplied
+            # otherwise the MLP multiplies two halves
+            if reads[-1].out_features == down.in_features:
                 return DenseMlp(reads[-1], reads[0] if len(reads) > 1 else None, down, act)
     raise TargetError(
         f"MLP {path!r}",
@@ -108,7 +110,7 @@ def _as_linear(module: nn.Module) -> nn.Linear | None:
 
     A Conv1D has its weight transposed: the result shares its memory.
     """
-    # Falcon's is one with a matmul of its own
+    # Falcon's linear layer computes the same by another product
     if type(module) is nn.Linear or type(module).__name__ == "FalconLinear":
         return cast(nn.Linear, module)
     return _linear_on(module.weight.T, module.bias) if type(module) is Conv1D else None
@@ -148,7 +150,7 @@ def draw_experts(
         fix = "Slices are of one size; choose another number."
         raise ConfigError("experts", got=parts, want=want, fix=fix)
     linears = [m for m in (dense.up, dense.gate, dense.down) if m is not None]
-    # one bias for all layers: where the MLP has none it stays 0
+    # all layers get a bias if one has it; the others' stay 0
     bias = any(m.bias is not None for m in linears)
     act, gated = copy.deepcopy(dense.act), dense.gate is not None
     return StackedExperts(
@@ -195,9 +197,9 @@ def check_output(mlp: nn.Module, experts: StackedExperts, parts: int, path: str)
     Raises: TargetError.
     """
     weight = experts.up
-    if weight.is_meta or experts.experts < parts:  # some were taken away since
+    if weight.is_meta or experts.experts < parts:  # experts may have been removed since
         return
-    # two rows of distinct numbers show another activation or order
+    # on these inputs another activation or order of units gives other outputs
     x = torch.linspace(-1, 1, 2 * weight.shape[2]).to(weight).view(2, -1)
     outputs = experts.every(x)  # (2, E, out)
     # the slices of one copy sum to the dense output

@@ -15,8 +15,8 @@ from ...core.foreign import tensor_of
 from ...gating import Router, RouterConfig, expert_readers
 from ...routers import TopK
 
-NAMES = ("gate", "router")  # in a block that has `experts`
-SIGMOIDS = "e_score_correction_bias"  # what gates have that choose by sigmoids
+NAMES = ("gate", "router")  # names of the gate in a block that has `experts`
+SIGMOIDS = "e_score_correction_bias"  # attribute of gates that choose by sigmoids
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class HostedRouter(nn.Module):
         """
         rows, valid = hidden_states.reshape(-1, hidden_states.shape[-1]), self.router.context.valid
         if valid is not None and len(rows) % len(valid) == 0:
-            rows = rows.view(len(valid), -1, rows.shape[-1])  # as the mask is, which may be longer
+            # (B, T, d), as the padding mask is; the mask may be longer than the rows
+            rows = rows.view(len(valid), -1, rows.shape[-1])
         gates = self.router(rows).dense()  # (B T, E)
         k = max(1, int((gates > 0).sum(1).max())) if len(gates) else 1
         weight, expert = gates.topk(k)
@@ -96,7 +97,7 @@ def probabilities(gate: nn.Module, output: Any) -> Tensor:
         scores = logits.sigmoid()
         return scores / scores.sum(-1, keepdim=True)
     values = logits.detach()
-    # they are probabilities already
+    # the gate has returned probabilities, not logits
     if bool((values >= 0).all()) and torch.allclose(values.sum(-1), values.new_ones(()), atol=1e-3):
         return logits
     return logits.softmax(-1)

@@ -44,10 +44,10 @@ def heads_of(path: str, module: nn.Module) -> HeadCounts:
         if children <= plain and all(type(m) is nn.Linear for m in (attention.qkv, attention.proj)):
             return HeadCounts(attention.qkv.in_features, attention.num_heads, causal=False)
     elif set(LINEARS) <= children <= {*LINEARS, *NORMS}:
-        # a window, or scores cut by a tanh (Gemma 2): the kinds that are built have neither
+        # windows, or scores limited by a tanh (Gemma 2), are not in the attentions that are built
         is_full = not any(getattr(module, n, None) for n in ("sliding_window", SOFTCAP))
         rotary = getattr(config_of(module), "rope_parameters", None) or {}
-        # GLM turns half of a head
+        # GLM rotates only half of each head
         is_full = is_full and rotary.get("partial_rotary_factor", 1) == 1
         if is_full and all(type(getattr(module, n)) is nn.Linear for n in LINEARS):
             # queries may have more heads than keys (grouped-query attention)
@@ -77,7 +77,7 @@ def union_of(path: str, module: nn.Module, router: UnionRouter) -> UnionAttentio
     """
     attention: Any = module
     counts = heads_of(path, module)
-    # the old attention without its numbers, from which it can be built again
+    # the old attention without memory, from which it can be rebuilt
     shell = copy.deepcopy(module).to("meta")
     if not counts.causal and type(module) is Attention:
         union: UnionAttention = SelectiveAttention(

@@ -20,10 +20,13 @@ from .quantised import in_full
 
 WEIGHTS = "adapter_model.safetensors"
 SAMPLES = 96
-ADDED = "intarsia_added"  # of a module that a change has put in: no part of the trunk
-ELSEWHERE = "intarsia_elsewhere"  # of a module: its weights on disk, by name, on the meta device
-FEW, UNSIZED = 4096, {"seed", "steps", "alpha", "scale"}  # no size is large up to it; no sizes
-# of timm and of transformers: what depends on the picture size, and is resampled for another one
+# attribute of a module that a change has added: it is no part of the trunk
+ADDED = "intarsia_added"
+# attribute with a module's weights that are on disk, by name, on the meta device
+ELSEWHERE = "intarsia_elsewhere"
+# numbers up to FEW are always allowed; names of settings that are no sizes
+FEW, UNSIZED = 4096, {"seed", "steps", "alpha", "scale"}
+# tables in timm and transformers that depend on the picture size, and are resampled for another
 POSITIONS = frozenset({"pos_embed", "position_embeddings", "relative_position_bias_table"})
 # trunks are compared across dtypes: bfloat16 keeps 8 bits of a weight
 RELATIVE, ABSOLUTE = 2**-6, 1e-6
@@ -249,7 +252,7 @@ def check_sizes(path: Path, settings: object, weights: Path, name: str = "settin
             names = list(file.keys())
             sizes = [size for n in names for size in file.get_slice(n).get_shape()]
     except (SafetensorError, OSError):
-        return  # its reader tells what is wrong
+        return  # the function that reads the file reports the error
     limit = max(len(names), *sizes, FEW)
 
     def look(value: object, name: str) -> None:

@@ -47,7 +47,7 @@ def weights_of(
             raise ConfigError(
                 subject, got="no parameter of that name", want="names or globs", fix=fix
             )
-    # heads are trained whole, and so are no choice
+    # heads are trained whole: nothing in them is chosen
     inside = tuple(f"{head}." for head in find_heads(model))
     heads = {n: p for n, p in parameters.items() if n.startswith(inside)} if inside else {}
     modules = dict(walk(model))
@@ -84,7 +84,7 @@ def handed_back(model: nn.Module) -> Iterator[Callable[[Iterable[nn.Parameter]],
     originals = [(p, p.requires_grad, p.data) for p in model.parameters()]
 
     def retyped() -> None:
-        # mixed precision casts what is frozen, for good: what it cast is put back
+        # mixed precision casts frozen weights for good: those that it cast are put back
         for parameter, _, data in originals:
             if parameter.dtype != data.dtype:
                 parameter.data = data.to(parameter.device)

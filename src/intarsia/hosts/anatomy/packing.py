@@ -41,7 +41,7 @@ def _packable_layers(model: nn.Module) -> Iterator[nn.Linear]:
     }
     for block in all_blocks:
         if not any(p.requires_grad for p in block.parameters()):
-            continue  # below the first trained one, nothing of it is computed in a step
+            continue  # blocks below the first trained one are not computed in a step
         for layer in block.modules():
             if type(layer) is not nn.Linear or "forward" in vars(layer) or id(layer) in read:
                 continue

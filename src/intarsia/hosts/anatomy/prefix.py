@@ -59,7 +59,8 @@ class Tail(nn.Module):
             model.head,
         )
         self.pool = model.pool
-        self.num_patches = model.patch_embed.num_patches  # tells how long the token sequence is
+        # read by functions that need the length of the token sequence
+        self.num_patches = model.patch_embed.num_patches
 
     def get_classifier(self) -> nn.Module:
         return self.head
@@ -185,7 +186,7 @@ def run_prefix(
     prefix.eval()
     tokens, labels = [], []
     device = next(prefix.parameters()).device
-    # autocast takes no float32, and is off then
+    # autocast does not accept float32, and is off for it
     low = dtype if dtype != torch.float32 else torch.bfloat16
     for x, y in DataLoader(dataset, batch_size):
         with torch.autocast(device.type, low, enabled=dtype != torch.float32):

@@ -60,4 +60,5 @@ def keep_trainable(model: nn.Module) -> None:
         if getattr(module, "support_avx512bf16_for_cpu", False):
             module.support_avx512bf16_for_cpu = False
             if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
-                module._save_to_state_dict({}, "", False)  # takes it back
+                # converts the weight back from the CPU's form
+                module._save_to_state_dict({}, "", False)

@@ -149,11 +149,11 @@ def site_at(model: nn.Module, path: str, position: str) -> Site:
         got, want = "an attention that pools its tokens", "one that gives as many as it gets"
         fix = "Choose layers=[...] without it, or target its layers."
         raise TargetError(f"target {path!r}", got=got, want=want, fix=fix)
-    # where the channels stand in tensors of this site: (B, C, H, W), or last
+    # axis of the channels: first as in (B, C, H, W), or last
     first = kind in ("convnext", *CONVOLUTIONAL)
     first = first or isinstance([module, *layers][-1], CHANNELS_FIRST)
     norm = _feeding_norm(chain, path) if position == "parallel" else None
-    # layers inside, for cells that change several of them
+    # layers inside, for methods that change several of them
     inner = tuple((p, *sizes) for p, m in layers_of(module) if p and (sizes := widths(m)))
     # the norm of the nearest surrounding module that has one
     kinds = (norm_kind(m) for m in reversed(chain[:-1]))
@@ -233,7 +233,7 @@ def planned(
     method = method.for_host(host, batches, targets=targets, layers=layers, seed=seed)
     if targets is None:
         targets = method.paths or None
-    # a method without its places here may name another one that has some
+    # a method whose modules are not found here may name another method to use instead
     try:
         sites = find_sites(host, method, targets, layers)
     except TargetError:

@@ -97,9 +97,9 @@ class Adapt(Change):
         host = base_of(host)
         heads = named_heads(host, self.head)
         method, sites = planned(host, self.method, self.targets, self.layers, seed, batches)
-        # a head is trained whole: a cell in it would train the same weights twice
+        # a head is trained whole: an adapter in it would train the same weights twice
         inside = [s for s in sites if any(s.path == h or s.path.startswith(f"{h}.") for h in heads)]
-        if self.targets is None and len(inside) < len(sites):  # roles mean the trunk
+        if self.targets is None and len(inside) < len(sites):  # roles never mean layers of a head
             sites = [site for site in sites if site not in inside]
         else:
             for site in inside:
@@ -141,10 +141,10 @@ class Adapt(Change):
 def quiet_peft() -> Iterator[None]:
     """Silence PEFT's warnings, inside the `with`, about what PEFT handles itself."""
     with warnings.catch_warnings():
-        # PEFT 0.21 asks transformers 5.24 for what that has renamed
+        # PEFT 0.21 reads an attribute that transformers 5.24 has renamed
         renamed = "`is_gradient_checkpointing` is deprecated"
         warnings.filterwarnings("ignore", renamed, FutureWarning)
-        # LNTuning does not know timm's LayerNorm, a LayerNorm like any other
+        # LNTuning does not know timm's LayerNorm, which it can train like any other
         warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
         yield
 
@@ -161,7 +161,7 @@ def attach(model: nn.Module, config: IntarsiaConfig, name: str) -> PeftModel:
         _check_words(model)
         return model
     config.base_model_name_or_path = getattr(model, "name_or_path", None) or None
-    # PEFT chooses its wrapper by it, whose `generate` knows adapters
+    # by the task PEFT chooses a wrapper whose `generate` knows adapters
     config.task_type = task_type_of(model)
     kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(str(config.task_type), PeftModel)
     with quiet_peft():
@@ -195,7 +195,7 @@ def _check_words(model: PeftModel) -> None:
     words: set[str] = set()
     for path in model.state_dict():
         parts = path.split(".")
-        # behind these stands the adapter's own name
+        # the word after these is an adapter's name
         words |= {
             word
             for before, word in zip(("", *parts), parts, strict=False)

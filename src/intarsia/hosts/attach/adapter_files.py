@@ -153,7 +153,7 @@ def _check_config(folder: Path, stored: Mapping[str, Any]) -> None:
             got = f"{name}={pattern!r}, a regular expression"
             fix = "If you trust the folder: peft.PeftModel.from_pretrained(model, folder)."
             raise CheckpointError(str(path), got=got, want="paths of modules", fix=fix)
-    # a pattern of a stranger could take for ever to match, and sizes all memory
+    # a stranger's pattern could match for ever, and sizes could take all memory
     weights = next(folder.glob("adapter_*.safetensors"), folder / WEIGHTS)
     check_sizes(path, stored.get("options"), weights, "options")
 

@@ -47,7 +47,7 @@ def lora_cells(
     adapted, of = _model_and_name(model, of)
     layers, cells = layers_of(adapted, of), list[LoraCell]()
     for layer in layers:
-        # a trained mixture of low-rank cells merges into one
+        # a trained mixture of low-rank modules merges into one
         cell = cast(Cell, layer.intarsia_cells[of]).merged()
         if type(cell) is not LoraCell or layer.intarsia_sites[of][0] != "parallel":
             got = f"{type(cell).__name__} at {layer.path!r}"
@@ -98,7 +98,7 @@ def _one_rank(cells: Sequence[LoraCell]) -> tuple[Lora, Sequence[LoraCell]]:
     settings = Lora(rank, scale * rank, cells[0].dropout.p)
     padded: list[LoraCell] = []
     for cell in cells:
-        # one scale for all: the rest of a cell's own goes into B
+        # all get the first one's scale; the ratio to a module's own scale goes into B
         a, b = cell.down.weight, cell.up.weight * (cell.scale / scale)  # (r, d_in), (d_out, r)
         # rows of zeros in A and columns of zeros in B change nothing
         missing = rank - len(a)

@@ -131,13 +131,13 @@ class IntarsiaConfig(PeftConfig):
             "layers_pattern",
             "modules_to_save",
         )
-        # of the origin only the order of the classes decides what the head's rows mean
+        # the only part of `origin` that the weights depend on: the classes name the head's rows
         classes = (self.origin or {}).get("classes")
         return {name: stored[name] for name in names} | {"classes": classes}
 
     def _generator(self, path: str, salt: str) -> torch.Generator:
         """Return a random generator for a path."""
-        # by the path alone: the order in which cells are built does not matter
+        # seeded by the path alone, so that the order of building does not matter
         digest = hashlib.sha256(f"{self.seed}:{path}:{salt}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
 
@@ -160,7 +160,7 @@ class IntarsiaConfig(PeftConfig):
         generator = self._generator(site.path, "" if self.init_weights else name)
         cell = shared.build(self.settings(), site, generator=generator)
         if not self.init_weights:
-            # PEFT's own tests need cells that are not zero at first
+            # PEFT's own tests need adapters that do not add zero at first
             for parameter in cell.parameters():
                 nn.init.normal_(parameter, std=0.2, generator=generator)
         return cell

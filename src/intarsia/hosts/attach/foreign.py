@@ -13,7 +13,7 @@ from torch import nn
 from ...core.errors import CheckpointError, ConfigError
 from .peft import BaseTuner, is_adapted
 
-ELSEWHERE = ("XLORA",)  # reads further adapters, from wherever its config says
+ELSEWHERE = ("XLORA",)  # loads further adapters, from paths in its config
 
 
 def read_foreign(

@@ -58,7 +58,8 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         """
         super().__init__()
         self.base_layer = base_layer
-        self.training = base_layer.training  # not train(), which would reach into the host
+        # set directly: train() would also change the wrapped module
+        self.training = base_layer.training
         self.intarsia_cells = nn.ModuleDict().train(self.training)
         self.intarsia_sites: dict[str, tuple[str, str]] = {}  # name -> (position, channels)
         self.in_features, self.out_features = site.inputs, site.outputs
@@ -112,7 +113,8 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         read = x if position == "parallel" else y
         if channels == "first":
             return cell(read.movedim(1, -1)).movedim(-1, 1).to(y.dtype)
-        return cell(read).to(y.dtype).view_as(y)  # Llama 4's experts give their tokens in one row
+        # reshaped: Llama 4's experts return tokens in one row
+        return cell(read).to(y.dtype).view_as(y)
 
     def _sole_cell(self) -> Cell | None:
         """Return the only active adapter's module if it replaces the wrapped module, else None.
@@ -143,7 +145,7 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         for name in dict.fromkeys(names):
             if name in self.intarsia_cells:
                 selected = torch.tensor([n == name for n in names])
-                # windows of one sample follow each other
+                # a sample may have several rows (windows), which follow each other
                 read, rows = (
                     selected.repeat_interleave(len(t) // len(names)).to(y.device) for t in (x, y)
                 )
@@ -162,7 +164,7 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         if self.merged and (self.disable_adapters or adapter_names is not None):
             self.unmerge()
         x = args[0] if args else next(iter(kwargs.values()))
-        # such a cell takes the module's place, so that the module itself need not be run
+        # such an adapter computes the layer itself, so that the layer need not be run
         if adapter_names is None and (cell := self._sole_cell()) is not None:
             return cell.around(self.base_layer, x)
         out = self.base_layer(*args, **kwargs)
@@ -257,7 +259,8 @@ class IntarsiaModel(BaseTuner):
             peft_config.options = settings_to_dict(method)
             peft_config.target_modules = {site.path for site in sites}
         if layers is not None and not peft_config.layers_pattern:
-            # the stock pattern wants a name before the container, which timm's `blocks.0` has not
+            # PEFT's own pattern expects a name before the list of blocks, which timm's `blocks.0`
+            # lacks
             lists = {p.rpartition(".")[0].rpartition(".")[2] for p, _ in blocks(self.model)}
             peft_config.layers_pattern = sorted(lists)
         return peft_config
@@ -273,7 +276,7 @@ class IntarsiaModel(BaseTuner):
         paths = [n for n in names if self._check_target_module_exists(peft_config, n)]
         check_nesting(model, paths)
         position = peft_config.settings().position
-        # what all cells share is made once, in the order of the sites
+        # state that all of the adapter's modules share is created once, in the order of the layers
         self._shared = peft_config.share(site_at(model, p, position) for p in paths)
         saved = peft_config.modules_to_save or ()
         for head in saved:
@@ -292,7 +295,7 @@ class IntarsiaModel(BaseTuner):
         args, kwargs: passed on to PEFT.
         """
         super().inject_adapter(model, adapter_name, *args, **kwargs)
-        self._shared = Shared()  # the cells have it now
+        self._shared = Shared()  # the adapter's modules hold the shared state now
         watch(model)
         keep_trainable(model)
         self._rest_statistics()
@@ -342,7 +345,7 @@ class IntarsiaModel(BaseTuner):
 
         key: the path; adapter_name: the adapter's.
         """
-        # the stock rule drops the name in the last or second-to-last place only; cells are nested
+        # PEFT's own rule finds the name only at the end of the path
         if (inside := f".intarsia_cells.{adapter_name}.") in key:
             return key.replace(inside, ".intarsia_cells.", 1)
         return super()._remove_adapter_name_from_key(key, adapter_name)
@@ -354,7 +357,7 @@ class IntarsiaModel(BaseTuner):
 
         child: unused, PEFT passes it.
         """
-        # used to unload; the stock one wants `.weight` on both sides, which a block has not
+        # PEFT's own method expects `.weight` on both modules, which a block does not have
         setattr(parent, child_name, new_module)
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -363,7 +366,7 @@ class IntarsiaModel(BaseTuner):
         remaining = [n for n in self.peft_config if n != adapter_name]
         active = [n for n in self.active_adapters if n != adapter_name] or remaining[:1]
         super().delete_adapter(adapter_name)
-        # the stock one asks the first layer what is active now, which may carry no other adapter
+        # PEFT's own method asks the first layer, which may not have another adapter
         if was_active and active:
             self.set_adapter(active[0] if len(active) == 1 else active)
 
@@ -465,7 +468,7 @@ class IntarsiaModel(BaseTuner):
             if isinstance(layer, IntarsiaLayer) and adapter_name in layer.intarsia_cells:
                 for part in layer.intarsia_cells[adapter_name].modules():
                     for name, buffer in list(part.named_buffers(recurse=False)):
-                        # the stock one leaves a cell's buffers in half precision
+                        # PEFT's own method leaves buffers in half precision
                         if buffer.dtype in (torch.float16, torch.bfloat16):
                             setattr(part, name, buffer.float())
 
@@ -487,7 +490,7 @@ def has_places(method: str, host: nn.Module) -> bool:
     """
     tuners: Any = PEFT_TYPE_TO_TUNER_MAPPING
     mapping = getattr(tuners[method], "target_module_mapping", None)
-    if method == "IA3":  # whose tuner has the table elsewhere
+    if method == "IA3":  # PEFT has this method's table elsewhere
         mapping = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
     return mapping is None or model_type_of(host) in mapping
 

@@ -29,7 +29,7 @@ OURS = {
     ".lora_B.weight": ".intarsia_cells.up.weight",
 }
 PLACES = ("exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
-# settings of PEFT's LoRA that we have, or that say nothing of the weights
+# settings of PEFT's LoRA that this library has, too, or that do not concern the weights
 KNOWN = {f.name for f in fields(IntarsiaConfig)} | {
     "r", "lora_alpha", "lora_dropout", "use_rslora", "init_lora_weights", "peft_version"
 }  # fmt: skip
@@ -46,7 +46,7 @@ def write_plain(model: PeftModel, folder: Path, name: str) -> dict[str, Any] | N
     config: Any = model.peft_config[name]
     layers = [m for m in model.modules() if isinstance(m, IntarsiaLayer)]
     mine = [layer for layer in layers if name in layer.intarsia_cells]
-    # one cell that is more than LoRA, and PEFT could not read the folder
+    # a single layer with more than LoRA, and PEFT could not read the folder
     if config.method != "lora" or not all(_is_lora_beside_linear(layer, name) for layer in mine):
         return None
     method: Lora = config.settings()
@@ -132,7 +132,7 @@ def plain_config(
     }
     modules = {path: unwrapped(module) for path, module in walk(base_of(model))}
     heads = tuple(f"{name}." for name in stored.get("modules_to_save") or ())
-    # tensors that are neither LoRA nor a head: something that plain LoRA has not
+    # tensors that belong neither to LoRA nor to a head: the adapter is more than plain LoRA
     rest = [
         k for k in tensors if not k.endswith(ends) and not any(f".{h}" in f".{k}" for h in heads)
     ]

@@ -26,7 +26,7 @@ from .adapt import check_model, check_name, exact_targets, named_heads, quiet_pe
 from .config import peft_kind
 from .peft import has_places
 
-# what we decide, or what is no setting of a method
+# settings that this library decides, or that do not belong to the method
 DECIDED = {field.name for field in fields(PeftConfig)} | {
     "target_modules",
     "modules_to_save",
@@ -117,7 +117,8 @@ class AdaptByPeft(Change):
     head: Sequence[str] | str | None = "auto"
 
     recorded: ClassVar[bool] = False  # PEFT keeps the list of adapters
-    laws: ClassVar[frozenset[str]] = frozenset()  # some of PEFT's methods change outputs at once
+    # some of PEFT's methods change outputs before any training
+    laws: ClassVar[frozenset[str]] = frozenset()
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> PeftModel:
         """Add the adapter to a plain model, which becomes a PEFT model, or to an adapted one.
@@ -197,7 +198,7 @@ def _targets(model: nn.Module, kind: str, paths: list[str]) -> dict[str, Any]:
     """
     if kind != "IA3":
         return {"target_modules": exact_targets(model, paths)}
-    # it scales what the last layer of an MLP reads, and what others say
+    # IA3 scales the inputs of an MLP's last layer, and the outputs of other layers
     last = list({p.rpartition(".")[0]: p for p in paths if ".mlp." in p}.values())
     rest = [p for p in paths if ".mlp." not in p or p in last]
     return {
@@ -222,7 +223,7 @@ def _paths(model: nn.Module, roles: Sequence[str], last_blocks: int) -> list[str
     places: Any = _Places(tuple(roles))
     paths = [site.path for site in find_sites(model, places, layers=layers)]
     for path in paths:
-        # Swin v2 reads the weight of its qkv layer: a cell there would not be called
+        # Swin v2 reads the weight of its qkv layer: an adapter there would not be run
         parent, _, name = path.rpartition(".")
         call_layer(model.get_submodule(parent), name)
     return paths

@@ -38,11 +38,11 @@ def attach_delta(model: nn.Module, delta: SparseDelta, name: str = "default") ->
     check_model(model, name)
     host = base_of(model)
     delta.check(host)
-    # a parameter that is named but never changes may be of any kind
+    # parameters without a change are not checked
     modules = {path: unwrapped(module) for path, module in walk(host)}
     changed = {n: entry for n, entry in delta.entries.items() if len(entry[0])}
     for parameter in changed:
-        # biases and tables of embeddings have no cell that could stand beside them
+        # nothing can be added beside biases and tables of embeddings
         path, _, leaf = parameter.rpartition(".")
         if leaf != "weight" or not isinstance(modules[path], LAYERS):
             got = f"a {leaf} of {type(modules[path]).__name__}"
@@ -80,16 +80,16 @@ def put_entries(model: PeftModel, name: str, entries: Mapping[str, Entry]) -> No
     """
     config = model.peft_config[name]
     assert isinstance(config, IntarsiaConfig)
-    # the config says what the cells are, so that saving and loading find the same sizes
+    # the config records the numbers of entries, so that saving and loading find the same sizes
     options = method_to_dict(sparse_of(entries))
     config.method, config.options = options.pop(KEY), options
     host = model.get_base_model()
     for path, layer in layers_of(model, name).items():
-        # the new cell learns or not, and lies where the old one did
+        # device and trained flag are those of the replaced module
         old = next(layer.intarsia_cells[name].parameters())
         index, values = entries[path]
         site = site_at(host, path, "parallel")
-        # all entries: a cell without places is dense
+        # for all entries no indices are stored: the module is then dense
         if len(index) == site.outputs * site.reads:
             index = index[:0]
         cell = SparseCell(site, index, values.to(old.device, torch.float32).clone())
@@ -126,14 +126,14 @@ def delta_of(model: nn.Module, name: str | None = None) -> SparseDelta:
         raise ConfigError(
             "adapter", got=repr(name), want=f"one of {names}", fix="Pass the name of one of them."
         )
-    # the samples of the base would be those of changed weights
+    # samples of the base would be taken from merged weights
     if merged := sorted({n for m in layers_of(model, adapter).values() for n in m.merged_adapters}):
         got, want = f"a model with {merged} merged into its weights", "the weights it started from"
         raise FoldError("delta", got=got, want=want, fix="Call model.unmerge_adapter() first.")
     weights, entries = own_parameters(model), dict[str, Entry]()
     with torch.no_grad():
         for path, layer in layers_of(model, adapter).items():
-            # computed from the cell, not from merged weights, whose rounding would show as entries
+            # computed from the adapter: rounding of merged weights would look like further changes
             change = layer.delta(adapter).reshape(-1)
             index = change.nonzero().flatten()
             entries[f"{path}.weight"] = index.cpu(), change[index].cpu()

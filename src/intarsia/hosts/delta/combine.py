@@ -26,6 +26,6 @@ def combine(model: PeftModel, weights: Mapping[str, float], name: str) -> PeftMo
     """
     if not weights:
         raise ConfigError("weights", got="none", want="a number for each adapter", fix="Add some.")
-    # deltas are summed exactly, entry by entry: no cell has to have another's rank or places
+    # deltas are summed entry by entry, so that ranks and layers may differ
     first, *rest = (factor * delta_of(model, part) for part, factor in weights.items())
     return attach_delta(model, sum(rest, first), name)

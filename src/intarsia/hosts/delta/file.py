@@ -45,7 +45,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise damaged(path, f"no readable safetensors file ({error})", WRITER) from error
-    # a safetensors file of another kind: told from a damaged one
+    # a whole file of another kind gets another error than a damaged one
     if metadata.get("format") != FORMAT:
         got = f"a file of format {metadata.get('format')!r}"
         fix = "Adapters are read with intarsia.load; other files are no deltas."

@@ -24,8 +24,9 @@ TRUNK = (
     "trunk."
 )
 T = TypeVar("T")
-Entry = tuple[Tensor, Tensor]  # flat places (n,) int64, rising; values (n,)
-Touched = tuple[nn.Parameter, Any, Tensor, Tensor]  # places, what was there, what is there now
+Entry = tuple[Tensor, Tensor]  # flat indices (n,) int64, ascending; values (n,)
+# parameter, indices, values before, values after
+Touched = tuple[nn.Parameter, Any, Tensor, Tensor]
 
 
 def samples(tensors: Mapping[str, Tensor]) -> dict[str, list[float]]:
@@ -74,7 +75,7 @@ class SparseDelta:
         """
         for name, (index, values) in self.entries.items():
             size = torch.Size(self.shapes[name]).numel() if name in self.shapes else -1
-            # rising places are unique, which sums rely on
+            # ascending indices are unique, which sums rely on
             rising = index.dtype == torch.int64 and bool((index[1:] > index[:-1]).all())
             inside = not len(index) or (int(index[0]) >= 0 and int(index[-1]) < size)
             if index.dim() != 1 or values.shape != index.shape or not rising or not inside:
@@ -100,7 +101,7 @@ class SparseDelta:
         entries: dict[str, Entry] = {}
         for name, old in start.items():
             change = (weights[name].detach() - old.to(weights[name].device)).reshape(-1)
-            # what differs by a bit is an entry, however small
+            # every weight that differs is an entry, however little
             index = change.nonzero().flatten()
             entries[name] = index.cpu(), change[index].cpu()
         head_copies = {name: head.detach().cpu().clone() for name, head in (heads or {}).items()}
@@ -186,7 +187,7 @@ class SparseDelta:
         touched: list[Touched] = []
         for name, place, values in changes:
             parameter = weights[name]
-            # flat places need a flat view of the weight
+            # flat indices need a flat view of the weight
             if not parameter.is_contiguous():
                 parameter.data = parameter.data.contiguous()
             flat, values = parameter.view(-1), values.to(parameter.device)
@@ -245,7 +246,7 @@ class SparseDelta:
         for name, values in samples({n: weights[n] for n in self.base}).items():
             want, got = torch.tensor([self.base[name], values], dtype=torch.float64)
             near = torch.isclose(got, want, rtol=RELATIVE, atol=ABSOLUTE)
-            # where the delta is in the model, its samples are those of theta + phi
+            # if the delta is in the model already, its weights are theta + phi
             if name in applied:
                 full = torch.zeros(torch.Size(self.shapes[name]).numel(), dtype=torch.float64)
                 full[applied[name][0]] = applied[name][1].double()
@@ -256,7 +257,7 @@ class SparseDelta:
                 compared + int(informative.sum()),
                 equal + int((near & informative).sum()),
             )
-        # another delta may be in the model, but a whole other training may not
+        # most weights stay under another delta; another training changes nearly all
         if 2 * equal < compared:
             raise CheckpointError(
                 "base of the delta",
@@ -282,7 +283,7 @@ class SparseDelta:
             if not torch.equal(self.heads[name], other.heads[name]):
                 got, fix = "two that differ", "Keep that of the task: a + b.without_heads()."
                 raise ConfigError(f"sum of deltas, head {name!r}", got=got, want="one", fix=fix)
-        # the order of the first, then what only the second changes
+        # parameters in the order of the first delta, then those that only the second changes
         names = list(dict.fromkeys((*self.entries, *other.entries)))
         entries = {n: _sum_entries(self.entries.get(n), other.entries.get(n)) for n in names}
         return SparseDelta(
@@ -395,7 +396,7 @@ def _sum_entries(a: Entry | None, b: Entry | None) -> Entry:
         entry = a or b
         assert entry is not None
         return entry
-    # unique sorts, so that places rise; overlaps are added up
+    # unique sorts, so that indices ascend; values of equal indices are added
     index, place = torch.cat([a[0], b[0]]).unique(return_inverse=True)
     values = torch.zeros(len(index), dtype=torch.promote_types(a[1].dtype, b[1].dtype))
     values.index_add_(0, place, torch.cat([a[1], b[1]]).to(values.dtype))

@@ -20,7 +20,7 @@ class PendingRead:
         """
         self._job, self._arguments = job, arguments
         self._size, self._error = 0, None
-        # held from the begin of the read, and until its end: cheaper than an Event for each
+        # _begun is locked once the read begins, _ended until it ends: cheaper than an Event
         self._begun, self._ended = threading.Lock(), threading.Lock()
         self._ended.acquire()
 

@@ -25,11 +25,11 @@ from .slots import Slots, stride
 from .store import INDEX, ExpertStore, pack_experts
 
 SETTINGS = "generation_config.json"
-NAME = "intarsia_offload"  # of the experts function, in transformers' table
+NAME = "intarsia_offload"  # name of the experts function in transformers' table
 SLOTS = "intarsia_slots"  # the attribute of an experts module that is offloaded
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 CHECKS = ("first", "always", "never")
-FEW = 1024  # pairs of a decode step, which a set sorts faster than torch
+FEW = 1024  # number of (token, expert) pairs up to which a set is faster than torch
 Report = Callable[[str], None]
 
 
@@ -77,7 +77,8 @@ def offload(
         _attach(model, expert_store, arena)
         if predictor is not None:
             # one token, so that a predictor of another model is refused here
-            cache.policy.foresee(predictor.chances(torch.zeros(1, dtype=torch.int64)))  # its sizes
+            # checks the sizes of the prediction
+            cache.policy.foresee(predictor.chances(torch.zeros(1, dtype=torch.int64)))
             model.register_forward_pre_hook(_Foreseeing(cache, predictor), with_kwargs=True)
     except BaseException:
         expert_store.close()
@@ -154,7 +155,7 @@ def slot_count(slots: int | str | float, store: ExpertStore) -> int:
     is_fraction = isinstance(slots, float) and slots > 1 and not slots.is_integer()
     if not count >= 2 or count != count or is_fraction:
         raise ConfigError("slots", got=repr(slots), want=want, fix=fix)
-    # a size that is too large is no mistake: it says what memory there is
+    # too large a size in bytes is no mistake: it states the memory of the machine
     if count > experts:
         if not isinstance(slots, str):
             message = f"slots={slots} are more than the {experts} experts there are: all stay."
@@ -334,7 +335,7 @@ def _attach(model: Any, store: ExpertStore, slots: Slots) -> None:
         if parameters != names:
             got, want = f"{sorted(names)} of {path}", f"{sorted(parameters)}"
             raise CheckpointError(f"store {store.folder}", got=got, want=want, fix="Pack it again.")
-        # shapes and names stay known, for whoever fingerprints the model
+        # names and shapes stay known, for the model's fingerprint
         experts.module.__dict__[ELSEWHERE] = {
             n: experts.module._parameters[n] for n in sorted(names)
         }

@@ -175,7 +175,7 @@ class Ring:
                     self.checked.add(block)
                 self.read(path, self.places[place])
                 self.bytes += self.size
-            except BaseException as error:  # told where the block is needed
+            except BaseException as error:  # raised where the block is needed
                 self.failed = error
             self.done[block].set()
 
@@ -208,7 +208,7 @@ class Ring:
             if number != self.turn:
                 got, fix = f"block {number} after {self.turn - 1}", "Run whole forwards."
                 raise ConfigError("model with a ring", got=got, want="blocks in order", fix=fix)
-            # either the thread was faster, or the computation waits for it
+            # if the thread was faster, the computation does not wait
             if self.done[number].is_set():
                 self.ready += 1
             else:

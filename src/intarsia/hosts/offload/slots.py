@@ -14,9 +14,9 @@ from ...placement.cache import Cache, Key, Residency
 from .reader import BlockReader, PendingRead
 from .store import ExpertStore
 
-ALIGNED = 64  # bytes: slots begin where a tensor of its own would
+ALIGNED = 64  # bytes: alignment of each slot, that of torch's own tensors
 AHEAD = 2  # reads that are under way while an expert is computed
-GUESSES = 3  # reads for later layers that are under way while a layer has none of its own
+GUESSES = 3  # reads for later layers at a time, while the present layer needs none
 
 
 def stride(size: int) -> int:
@@ -64,7 +64,7 @@ class Slots:
 
         layer: number of the layer; experts: their numbers, in ascending order.
         """
-        # layers begin anew: another forward
+        # an earlier layer again: another forward has begun
         if layer <= self.layer:
             self.cache.begin()
         self.layer = layer
@@ -89,7 +89,8 @@ class Slots:
             self.in_use = key
             self._look_ahead()
         place = layer, self.cache.at[key]
-        if (tensors := self.parts.get(place)) is None:  # views of the slot, whoever stands in it
+        # views of the slot's memory stay valid for whichever expert is in it
+        if (tensors := self.parts.get(place)) is None:
             tensors = self.parts[place] = dict(self.store.views(layer, self.arena[place[1]]))
         return tensors
 
@@ -166,7 +167,8 @@ class Slots:
 
     def guess(self) -> None:
         """Begin to read experts that later layers will probably need, while the thread is idle."""
-        pinned, room = self.cache.pinned, self.cache.slots - 2  # two are for what is asked
+        # two slots stay free for experts that are requested
+        pinned, room = self.cache.pinned, self.cache.slots - 2
         if not self.guessing or len(self.guesses) == GUESSES or len(pinned) >= room:
             return
         for key in self.cache.policy.coming():
@@ -202,7 +204,7 @@ class Slots:
         try:
             self.bytes += reading.result()
         except BaseException:
-            self.cache.drop(key)  # what is in the slot is nobody's
+            self.cache.drop(key)  # the slot holds a part of an expert at most
             raise
         finally:
             self.seconds += time.perf_counter() - started

@@ -33,7 +33,7 @@ INDEX, REST, CONFIG = "experts.json", "rest.safetensors", "config.json"
 PAGE = 4096
 TEXTS = (".json", ".txt", ".jinja", ".model")
 NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
-# a record's parts from a checkpoint with one tensor for each expert: gate over up, then down
+# names of gate, up and down in checkpoints with separate tensors for each expert
 SINGLE = (("w1", "w3", "w2"), ("gate_proj", "up_proj", "down_proj"))
 RENAMED = ((".block_sparse_moe.", ".mlp."),)
 Report = Callable[[str], None]

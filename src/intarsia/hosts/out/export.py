@@ -148,7 +148,7 @@ def ratio_for(hidden: int, inputs: int) -> float:
     int(inputs * ratio) == hidden.
     """
     quotient = hidden / inputs
-    # half a unit up: no rounding of a product moves it across an integer
+    # half a unit more, so that rounding of the product cannot cross an integer
     return quotient if whole_width(quotient, inputs) == hidden else (hidden + 0.5) / inputs
 
 

@@ -60,7 +60,7 @@ def fold(
     behind its layer, a norm of its own, another activation, a gated MLP), and if the outputs
     differ. UnknownName for an adapter that is not there.
     """
-    # without an adapter on top, the last change knows how it is folded
+    # without an adapter, the last change folds itself
     if not isinstance(model, PeftModel) and (steps := steps_of(model)):
         return steps[-1].plan.change.fold(model)
     if isinstance(model, PeftModel) and not is_adapted(model):
@@ -73,7 +73,7 @@ def fold(
     if uniform:
         pad(stock, _whole_ratio if _wants_whole_ratio(stock) else None)
     note = _describe(stock)
-    config: Any = model.peft_config[names[0]]  # one of ours
+    config: Any = model.peft_config[names[0]]  # an adapter of this library
     _name_classes(stock, config.origin or {})
     batch = inputs_for(host, inputs)
     # 3. both models on the same inputs, with the adapters of `names` active
@@ -168,13 +168,14 @@ def _stock_copy(
 
     names: of the adapters to fold; keep_zeros: see `fold`. Raises: FoldError.
     """
-    # what is in the memo is taken, not copied: every module shares one config, wrappers give way
+    # deepcopy takes objects of the memo for copies: one shared config, plain modules for wrappers
     memo: dict[int, Any] = {}
     if (config := config_of(host)) is not None:
         memo[id(config)] = copy.deepcopy(config)
     done = {"widened": 0, "changed": 0}
 
-    foreign = ("peft",) if steps_of(host) else OURS  # an earlier change has put in what is ours
+    # modules of this library stay where an earlier change has added them
+    foreign = ("peft",) if steps_of(host) else OURS
 
     def visit(parent: nn.Module, path: str) -> None:
         """Enter replacements of wrapped modules and heads into `memo`, depth first.
@@ -275,7 +276,7 @@ def fold_cell(
     if position == "sequential" and isinstance(cell, Cell):
         sequential_cell = exact(cell.merged())
         assert isinstance(sequential_cell, Cell)
-        # y + s * y + t behind a layer is a change of that layer's own weights
+        # y + s * y + t, computed behind a layer, changes that layer's own weights
         if (affine := sequential_cell.affine()) is not None:
             rescale(plain, *affine, path, channels)
             return "changed"

@@ -15,7 +15,7 @@ from typing import Any
 from ...core.errors import ExportError
 
 ELSEWHERE = "llama.cpp's own convert_hf_to_gguf.py may know this tokenizer."
-SPACE = "\u2581"  # SentencePiece's sign for a space
+SPACE = "\u2581"  # character that SentencePiece writes for a space
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # gguf.TokenType
 
 _CASELESS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -87,7 +87,7 @@ def vocabulary_of(tokenizer: Any, size: int) -> Vocabulary:
     tokens, types = _tokens(tokenizer, pairs["vocab"], content["added_tokens"], size)
     names = ("bos", "eos", "unk", "pad")
     ids = {name: getattr(tokenizer, f"{name}_token_id", None) for name in names}
-    # tokens that are added by themselves show at the ends of any text
+    # tokens that the tokenizer adds are at the ends of any text
     sample_ids = tokenizer("a").input_ids
     added = {
         "bos": bool(sample_ids) and sample_ids[0] == ids["bos"],
@@ -124,7 +124,7 @@ def write_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
     writer.add_add_bos_token(vocabulary.added["bos"])
     writer.add_add_eos_token(vocabulary.added["eos"])
     template = vocabulary.template
-    if isinstance(template, Mapping):  # several by name
+    if isinstance(template, Mapping):  # several templates, by name
         template = [{"name": name, "template": text} for name, text in template.items()]
     if template:
         writer.add_chat_template(template)

@@ -25,7 +25,7 @@ from ..anatomy.compare import Difference, difference, outputs, sample, shared_co
 from .preprocessing import KEY, described, inputs_of, write_script
 
 Report = Callable[[str], None]
-# above this a protobuf cannot hold the weights, and they go into a file of their own
+# bytes: larger weights do not fit into a protobuf, and go into a second file
 ONE_FILE = 2_000_000_000
 INPUT, OUTPUT = "images", "logits"
 
@@ -196,7 +196,7 @@ def _prepare(
         raise ConfigError(
             subject, got=tuple(batch.shape), want="(B, C, H, W), B at least 1", fix=fix
         )
-    # PEFT's outer layers take arbitrary arguments; the host inside carries the cells as well
+    # PEFT's wrapper takes arbitrary arguments; the model inside it has the adapters, too
     wrapped = Logits(shared_copy(host)).eval().requires_grad_(False)
     return wrapped, batch
 
@@ -214,7 +214,7 @@ def _trace(trace: Callable[[], Any], subject: str) -> Any:
     """
     try:
         with warnings.catch_warnings():
-            # torch's exporter calls what torch itself has deprecated
+            # torch's exporter calls a function that torch has deprecated
             warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec", FutureWarning)
             return trace()
     except Exception as error:  # whatever torch's tracers raise is one thing here: no graph
@@ -255,7 +255,7 @@ def _largest_difference(
             got = exported(images).detach()
         # each size against the model itself, not against another size
         differences.append(difference([got], outputs(wrapped, images)))
-    # NaN is the worst of all, and compares as nothing
+    # NaN counts as the largest difference
     return max(differences, key=lambda d: (d.relative != d.relative, d.relative))
 
 

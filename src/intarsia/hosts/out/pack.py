@@ -188,7 +188,7 @@ def unpack(model: nn.Module, folder: str | Path, *, name: str = "default") -> Pe
         raise CheckpointError(subject, got=got, want=want, fix="Load it with intarsia.load.")
     raw, head = _read_packed(folder, config)
     options = method_to_dict(settings.over)
-    # the float method below the coded one
+    # the adapter becomes the float method that was coded
     plain = copy.deepcopy(config)
     plain.method, plain.options = options.pop(KEY), options
     with undone_on_error(model):
@@ -199,7 +199,7 @@ def unpack(model: nn.Module, folder: str | Path, *, name: str = "default") -> Pe
             raise ConfigError("head", got=got, want="a plain one, for decoded weights", fix=fix)
         cells = [(cell, settings.format) for cell in _cells(adapted, name)]
         entries = [*_cell_entries(cells, settings.biases), *_head_entries(adapted, name, head)]
-        # the order is that of paths, so that lengths alone say where each tensor is
+        # tensors are sorted by path, so that their lengths determine their places
         if (want := sum(entry.nbytes for entry in entries)) != len(raw):
             subject = f"{PACKED} in {str(folder)!r}"
             fix = "Use the pretrained model and the settings of the training run."

@@ -83,7 +83,7 @@ def prepare(picture: Any, settings: Mapping[str, Any]) -> np.ndarray:
     picture: path or open file; settings: the export's "preprocessing", see `described`.
     """
     with Image.open(picture) as file:
-        # cameras store how they were held
+        # EXIF stores how the camera was held
         image = ImageOps.exif_transpose(file)
     if image.mode == "F" or image.mode.startswith("I"):
         # pictures of 16 or 32 bits, which Pillow would clip

@@ -28,7 +28,8 @@ def rescale(layer: nn.Module, scale: Tensor, shift: Tensor, path: str, channels:
     original = exact(layer)
     # y (1 + s) + t = W' x + b' with W' = (1 + s) W, b' = (1 + s) b + t
     gain = (1 + scale.detach()).to(weight)
-    by_row = isinstance(layer, (nn.Linear, nn.Conv2d))  # (out, ...), a norm's is (..., out)
+    # weights are (out, ...), a norm's (..., out)
+    by_row = isinstance(layer, (nn.Linear, nn.Conv2d))
     rows = gain.view(-1, *[1] * (weight.dim() - 1)) if by_row else gain
     set_weights(layer, weight=weight * rows)
     if isinstance(bias, Tensor):

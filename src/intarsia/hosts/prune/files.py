@@ -33,7 +33,7 @@ from ..attach.peft import is_adapted
 from .packed import packed
 
 LAYOUTS = ("dense", "bitmask")
-PACKED = "pack-quantized"  # of a model: its layers have to be known
+PACKED = "pack-quantized"  # needs the model itself, whose layers have to be known
 SPARSE, DENSE, CONFIG, INDEX = (
     "sparse.safetensors",
     "model.safetensors",
@@ -41,7 +41,7 @@ SPARSE, DENSE, CONFIG, INDEX = (
     "model.safetensors.index.json",
 )
 PARTS = ("compressed", "bitmask", "shape", "row_offsets")
-TEXTS = (".json", ".txt", ".jinja", ".model", ".md")  # what goes along; never code
+TEXTS = (".json", ".txt", ".jinja", ".model", ".md")  # kinds of files that are copied; never code
 SAVED_BY = ("quantization_config", "compression_config", "sparsity_config")
 
 
@@ -89,7 +89,8 @@ def save_sparse(
         if quantised is not None:
             # weights of packed layers are replaced, everything else stays
             packs = {name.rpartition(".")[0] for name in parts}
-            weights = read_folder(scratch).items()  # a layer keeps its bias alone
+            # only the bias of a packed layer is kept as it is
+            weights = read_folder(scratch).items()
             unpacked = {
                 n: t for n, t in weights if n.endswith(".bias") or n.rpartition(".")[0] not in packs
             }
@@ -114,7 +115,8 @@ def tokenizer_of(host: Any) -> Any:
     try:
         # from the cache of this machine alone, and without code of the repository
         return AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError):  # of pictures, or loaded from elsewhere
+    # a model of pictures, or one that was loaded from elsewhere
+    except (OSError, ValueError, KeyError):
         return None
 
 
@@ -244,7 +246,7 @@ def decoded(folder: Path, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
             shape = [int(side) for side in stored[f"{name}.shape"].tolist()]
             # row offsets follow from the bitmask, and are not read
             parts = {p: stored[f"{name}.{p}"] for p in ("compressed", "bitmask")}
-            parts["compressed"] = parts["compressed"].flatten()  # 2:4 has rows of it
+            parts["compressed"] = parts["compressed"].flatten()  # a 2:4 layout stores them in rows
             weights[name] = Bitmask().decode(parts, shape)
         except (KeyError, ShapeError, TypeError, RuntimeError) as error:
             raise damaged(folder, f"{name!r} that does not fit together ({error})") from error

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from .walk import Flow, Stop
 
 RECORD = "walk.json"
-BESIDE = "+"  # begins the names of what is no weight; no path in a model begins so
+# first character of names of tensors that are no weights; no path in a model begins with it
+BESIDE = "+"
 Tensors = Mapping[str, torch.Tensor]
 
 
@@ -198,8 +199,9 @@ class Kept:
         if self.out is not None:
             record = {"identity": self.identity, "blocks": self.blocks, "hidden": self.hidden_hash}
             write_json(self.out / RECORD, sealed(record), indent=None)
-            # first the record that names the new file, then the old one goes: killed between, both
-            # are there
+            # the record that names the new file is written before the old one is deleted: if the
+            # process
+            # is killed in between, both are there
             (self.out / f"hidden-{number - 1:03}.safetensors").unlink(missing_ok=True)
         if self.report is not None:
             self.report(self.line())
@@ -208,11 +210,11 @@ class Kept:
         """Format the newest block, as "block 12/30  model.layers.11  density .400  left 1:02"."""
         block, done = self.blocks[-1], len(self.blocks)
         rows = [row for row in block["layers"] if row["density"] is not None]
-        # layers weigh as much as they have weights
+        # mean over layers, weighted by their numbers of weights
         weights = sum(row["weights"] for row in rows)
         density = sum(row["density"] * row["weights"] for row in rows) / max(1, weights)
         error = "" if block["error"] is None else f"  error {block['error']:.3f}"
-        # blocks that are left are taken to last as long as those so far
+        # assumes that the remaining blocks take as long as those so far
         seconds_left = round(sum(b["seconds"] for b in self.blocks) / done * (self.total - done))
         notes = [f"  {row['layer']}: {row['told']}" for row in block["layers"] if row.get("told")]
         return (
@@ -238,7 +240,7 @@ class Kept:
         try:
             if sha256(path) != digest:
                 raise damaged(path, "other bytes than were written", "sparsify")
-            # off the memory map: the file goes away with the next block
+            # copied from the memory map, since the file is deleted with the next block
             return {n: t.clone() for n, t in read_tensors(path).items()}
         except (OSError, SafetensorError) as error:
             got, fix = error, "Restore it from a copy, or start again in another folder."

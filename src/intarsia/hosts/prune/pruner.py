@@ -224,7 +224,7 @@ def edit_block(
         layer.write(new)
         row["density"] = part.density()
         if "hessian" in layer_statistics.collected:
-            # both errors on the same moments: what the mask costs, and what compensation wins back
+            # error with the mask alone, and with compensation, on the same moments
             row["error_masked"] = output_error(
                 weight, _masked_only(method, name, part, weight, layer_statistics), layer_statistics
             )
@@ -286,7 +286,8 @@ def stops_of(host: nn.Module, globs: Sequence[str]) -> list[Stop]:
             if hits:
                 layers[name] = layer
         stops.append(Stop(path, block, layers))
-    for path, module in model.named_modules():  # heads and the like by their full names alone
+    # layers outside the blocks, such as heads, are matched by full paths only
+    for path, module in model.named_modules():
         named = path in globs and not any(inside(path, b) for b, _ in all_blocks)
         if named and (layer := matrix_of(module)) is not None:
             used.add(path)

@@ -15,7 +15,7 @@ from ...core.errors import DataError
 from .walk import inputs_of
 
 ROWS, LENGTH, BATCH = 8, 32, 8
-OF_TRAINING = 128  # rows, where a training's own are taken
+OF_TRAINING = 128  # number of training samples that are taken for calibration
 
 
 def check_rows(batches: Sequence[Any]) -> None:

@@ -78,7 +78,7 @@ def save_tables(
     for name, tensor in model.state_dict().items():
         tensor = tensor.detach().cpu().contiguous()
         if name not in tables:
-            stored[name] = tensor.clone()  # of tied weights each has its own
+            stored[name] = tensor.clone()  # tied weights are stored once for each name
             continue
         table = tensor.half() if half else tensor
         width, dense_bytes = table.shape[1], tensor.numel() * tensor.element_size()
@@ -145,12 +145,12 @@ def put_tables(model: nn.Module, path: str | Path, mapped: bool) -> None:
     mapped: weights become views of the file. Raises: CheckpointError.
     """
     try:
-        stored: Mapping[str, Tensor] = read_tensors(path)  # which maps it
+        stored: Mapping[str, Tensor] = read_tensors(path)  # the tensors are memory-mapped
     except (OSError, SafetensorError) as error:
         raise damaged(Path(path), f"no readable safetensors file ({error})") from error
     tables = {n.rpartition(".")[0] for n in stored if n.endswith(".row_offsets")}
     parts = {f"{name}.{part}" for name in tables for part in PARTS}
-    # what was written as it is
+    # tensors that were written as they are
     state = {n: t for n, t in stored.items() if n not in parts}
     model_state = model.state_dict()
     for name in sorted(tables):

@@ -74,7 +74,7 @@ def walk_blocks(
         finished = kept.restored(stops, flow)
         for number, stop in enumerate(stops[len(finished) :], len(finished)):
             clock = time.perf_counter()
-            # a head reads what the last block gives: the whole model, row by row
+            # a head reads the last block's output: the whole model is run, one sample at a time
             block_flow = Whole(model, rowwise(batches)) if needs and stop.outside else flow
             before, edited = None, list[dict[str, Any]]()
             # 1. the inputs of the block's layers: all at once, or group by group behind edited ones
@@ -210,7 +210,7 @@ class Chain:
         measured.
         """
         error: float | None = None
-        last = number == len(self.stops) - 1  # nothing reads what it gives
+        last = number == len(self.stops) - 1  # nothing reads the last block's outputs
         for batch in range(1 if last else len(self.masks)):
             out = self.run(number, batch)
             if not batch and before is not None:
@@ -232,16 +232,18 @@ def flow_of(model: nn.Module, stops: Sequence[Stop], batches: Sequence[Any]) -> 
     `Whole`, which runs the whole model for each block.
     stops: the blocks; batches: calibration data.
     """
-    if any(block_kind(stop.block) in CONVOLUTIONAL for stop in stops):  # they change the channels
+    # convolutional blocks change the number of channels
+    if any(block_kind(stop.block) in CONVOLUTIONAL for stop in stops):
         return Whole(model, batches)
     chain = Chain(stops, [mask_of(batch) for batch in batches])
     # the head is not run: its outputs are large and nothing here reads them
-    inner = getattr(model, "base_model", model)  # of transformers, without its head
+    inner = getattr(model, "base_model", model)  # a transformers model without its head
     body = inner if isinstance(inner, nn.Module) else model
     for batch in batches:
         with recorded(stops) as calls:
             call(body, inputs_of(batch))
-        # with blocks that give back their input, a chain has one tensor at every block
+        # the recorded blocks return their inputs: in a chain all of them see one and the same
+        # tensor
         linked = len(calls) == len(stops) and all(x is calls[0][0] for x, _, _ in calls)
         if not linked:
             return Whole(model, batches)
@@ -268,11 +270,11 @@ def recorded(stops: Sequence[Stop]) -> Iterator[list[tuple[Tensor, tuple[Any, ..
         """
         by_keyword = not args
         x = kwargs.pop("hidden_states") if by_keyword else args[0]
-        # a block is run more than once: it may not see keys of the run before
+        # a block is run more than once, and must not see cached keys of an earlier run
         fresh = {n: None if isinstance(v, Cache) else v for n, v in kwargs.items()}
         fresh |= {"use_cache": False} if "use_cache" in kwargs else {}
         calls.append((x, args[1:], fresh))
-        if not tail:  # what a block returns beside its hidden state
+        if not tail:  # further outputs of a block, beside its hidden state
             out = original(x, *args[1:], **kwargs)
             tail.append(out[1:] if isinstance(out, tuple) else None)
         return x if tail[0] is None else (x, *tail[0])

@@ -68,11 +68,12 @@ class SeeingForCausalLM(PreTrainedModel, GenerationMixin, HoldsDecoder):
         whose weights are loaded afterwards.
         """
         super().__init__(config)
-        with torch.device("cpu"):  # transformers makes models without weights, ours draw some
+        # transformers may build on the meta device, but connectors draw their weights
+        with torch.device("cpu"):
             self.decoder: Any = _build(config) if decoder is None else decoder
         self.post_init()
         saved = self.state_dict().keys()
-        # what no file has, and what transformers does not keep
+        # buffers that no file has, and flags that transformers does not keep
         self._computed = {n: b.clone() for n, b in self.named_buffers() if n not in saved}
         self._trainable = {n: p.requires_grad for n, p in self.named_parameters()}
 
@@ -159,7 +160,7 @@ def auto_model(model: nn.Module) -> SeeingForCausalLM:
     host: Any = base_of(model)
     text = copy.deepcopy(host.config)
     if is_record(vars(text).get("quantization_config")):
-        del text.quantization_config  # `steps` has what was done
+        del text.quantization_config  # `steps` has these changes already
     config = SeeingConfig(text_config=text, steps=entries_of(model))
     config.tie_word_embeddings = False  # the decoder ties its own
     return SeeingForCausalLM(config, model)
@@ -180,7 +181,7 @@ def _build(config: SeeingConfig) -> nn.Module:
         raise CheckpointError(
             subject, got=error, want="steps as they were saved", fix=fix
         ) from error
-    # as it was trained: connectors and adapters learn, the decoder does not
+    # the flags of the training: connectors and adapters learn, the decoder does not
     for module in (*connectors.values(), *(m for m in model.modules() if isinstance(m, Cell))):
         module.requires_grad_(True)
     return model

@@ -25,7 +25,8 @@ from ..anatomy.origin import ADDED
 from .connectors import BY, AskedTokens, Connector, PlainConnector, Vectors
 
 NAME = "connectors"
-INPUTS = ("image", "image_views", "audio", "asked")  # of the forward, beside the model's own
+# arguments of the forward, beside the model's own
+INPUTS = ("image", "image_views", "audio", "asked")
 
 
 class Senses(Change):
@@ -214,7 +215,7 @@ class Sees:
         and sounds are removed.
         Returns the new (args, kwargs).
         """
-        if args:  # by name, in whatever order the host has them
+        if args:  # positional arguments by their names in the model's forward
             named = inspect.signature(host.forward).bind_partial(*args).arguments
             args, kwargs = (), named | kwargs
         inputs = {name: kwargs.pop(name, None) for name in INPUTS}

@@ -58,7 +58,7 @@ class Application:
         self.connections = Connections(
             self.limits.connections, self.limits.arrival, self.counters.refused
         )
-        # each route of OpenAI's, what to list, and what to watch
+        # OpenAI's routes, lists of models, health, metrics and the web page
         self.router = Router(
             routes=[
                 *(Route(path, self._ask, methods=["POST"]) for path in ROUTES),
@@ -99,7 +99,8 @@ class Application:
 
         Raises: Refused for a request that is not JSON or has wrong parameters.
         """
-        # browsers send other kinds to any site without asking it first
+        # a web page of another site can send other types, without the browser asking this server
+        # first
         media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media != "application/json":
             message = f"Unsupported content type: {shown(media)}. It must be 'application/json'."

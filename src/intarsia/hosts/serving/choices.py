@@ -113,7 +113,7 @@ class ChoicesRequest:
                 record.token(sampling.streamed)
                 text = words.feed(token.id)
                 pending += [] if token.id in eos else [token]
-                # nothing behind a stop text is an answer, its tokens included
+                # neither text nor tokens behind a stop text belong to the answer
                 if words.stopped:
                     break
                 if text:

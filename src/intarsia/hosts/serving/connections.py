@@ -31,17 +31,17 @@ class Connection:
 
     address: Address
     transport: asyncio.Transport | None = None  # None: outside of a server, as in a test
-    since: float = 0.0  # when it was made, or its last answer ended, on the loop's clock
+    since: float = 0.0  # time of the loop at which it was opened, or its last answer ended
     clock: asyncio.TimerHandle | None = None
     heard: bool = False  # some bytes of a request have come since then
     working: bool = False  # a whole request has come, and its answer is not over
-    requests: int = 0  # that are carried out
+    requests: int = 0  # number of requests that are carried out
 
     def close(self, refusal: Refused | None = None) -> None:
         """Close the connection, with an answer if one is given; a half-read request is dropped."""
         if self.transport is None or self.transport.is_closing():
             return
-        # a close waits until all is written, which this client never reads
+        # close() would wait until the client has read everything, which it may never do
         if self.transport.get_write_buffer_size():
             self.transport.abort()
             return
@@ -66,7 +66,7 @@ class Connections:
     def __init__(self, places: int, seconds: float, refused: Callable[[int], None]) -> None:
         self.places, self.seconds, self.refused = places, seconds, refused
         self.open: dict[Address, Connection] = {}
-        self.logged, self.unlogged = -1.0, 0  # a flood of such clients is a line a second
+        self.logged, self.unlogged = -1.0, 0  # at most one log line a second
 
     def opened(self, transport: Any, address: Address) -> None:
         """Register a new connection and start its timer; answer 503 if all are at work.

@@ -39,9 +39,9 @@ class Completions:
         self.ask, self.chat = ask, route != COMPLETIONS
         self.usage = bool((parameters.get("stream_options") or {}).get("include_usage"))
         self.tokenizer: Any = ask.generation.served.tokenizer
-        self.offsets: dict[int, int] = {}  # of each choice, characters before the next token
-        self.calls: dict[int, int] = {}  # of each choice, calls of tools
-        # as OpenAI's ids begin
+        self.offsets: dict[int, int] = {}  # choice -> number of characters before its next token
+        self.calls: dict[int, int] = {}  # choice -> number of its calls of tools so far
+        # ids begin as OpenAI's do
         name = "chatcmpl" if self.chat else "cmpl"
         self.head: Json = {
             "id": f"{name}-{uuid.uuid4().hex}",

@@ -16,7 +16,7 @@ from .refusals import GONE, Refused, broken, shown
 from .settings import CURRENT_REQUEST, Limits, Request
 
 LOG = logging.getLogger(__name__)
-READ_OFF = 1 << 20  # bytes of a request that is too large
+READ_OFF = 1 << 20  # bytes that are read of a request that is too large
 NOT_READ = 1.0  # seconds for a client to take an error that ends its request
 READS = ("GET", "HEAD", "OPTIONS")
 CLOSE = (b"connection", b"close")
@@ -76,7 +76,7 @@ class RequestGate:
 
         scope, receive, send: of ASGI, the interface between servers and applications.
         """
-        # no lifespan, no web sockets
+        # neither lifespan events nor web sockets
         if scope["type"] != "http":
             return
         record, status = Request(), 500
@@ -133,7 +133,7 @@ class RequestGate:
         Raises: Refused if it was interrupted; ConnectionError if the client has left before an
         answer.
         """
-        # the body was read: the application gets it once, then it hears of the end alone
+        # the body was read: the application gets it once, then waits for the client to leave
         messages = iter([{"type": "http.request", "body": body, "more_body": False}])
 
         async def replay() -> Message:
@@ -142,7 +142,7 @@ class RequestGate:
             await asyncio.shield(end)
             return {"type": "http.disconnect"}
 
-        # the application sees a client that leaves; we see one that never comes back, and the clock
+        # `_stoppable` watches the time and the client, also while the application does not
         with self._stoppable(answer, receive) as end:
             work = asyncio.create_task(self._in_turn(scope, replay, answer))
             try:
@@ -155,7 +155,7 @@ class RequestGate:
                     return
                 work.cancel()
                 await asyncio.wait({work})
-                # None: the client left
+                # None means that the client has left
                 if (refusal := end.result()) is None:
                     raise ConnectionError
                 raise refusal

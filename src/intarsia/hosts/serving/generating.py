@@ -111,7 +111,8 @@ class Generation:
 
         def end(done: Future[None] | asyncio.Future[None]) -> None:
             if not done.cancelled():
-                done.exception()  # heard below, unless nobody is there any more
+                # marks the error as read: `await work` raises it below if the client is still there
+                done.exception()
             tokens.put_nowait(None)
 
         work = loop.run_in_executor(self.thread, self._generate, ids, sampling, send, client_gone)

@@ -164,13 +164,13 @@ def twin(model: nn.Module, weights: bool = False) -> Any:
     weights: copy weights and buffers, too.
     """
     shared = () if weights else (*model.parameters(), *model.buffers())
-    # deepcopy takes what its memo has already: weights, and slots with their cache
+    # deepcopy takes objects of its memo for copies: weights, and slots with their cache stay shared
     memo: dict[int, Any] = {id(t): t for t in shared}
     for module in model.modules():
         if (expert_slots := module.__dict__.get(SLOTS)) is not None:
             memo[id(expert_slots[0])] = expert_slots[0]
             memo[id(expert_slots[0].cache)] = expert_slots[0].cache
-    # a saved folder may hold what was trained, and looks for it among what can be
+    # a saved folder may hold trained weights, which `load` finds by their flags
     return copy.deepcopy(model, memo).requires_grad_(weights)
 
 

@@ -56,7 +56,7 @@ class NativeBatch:
         self.served, self.slots = served, min(limits.at_once, SLOTS)
         self.waiting, self.running = deque[_SlotRequest](), list[_SlotRequest]()
         self.free = list(range(self.slots))
-        self.changed = threading.Condition()  # of the three above, and of `ending`
+        self.changed = threading.Condition()  # guards the three lists above, and `ending`
         self.ending, self.failed = False, False
         self.thread = threading.Thread(target=self._run, name=f"native {served.name}", daemon=True)
         self.thread.start()
@@ -143,7 +143,7 @@ class NativeBatch:
         """
         room = PIECE
         for request in [request for request in self.running if request.read < len(request.ids)]:
-            # the last bits depend on where a prompt is cut, so that others have no say in it
+            # pieces have a fixed length, since the last bits depend on where a prompt is divided
             piece = request.ids[request.read : request.read + PIECE]
             logits = text.prefill(request.slot, piece)
             request.read, room = request.read + len(piece), room - len(piece)

@@ -81,7 +81,7 @@ def only(*values: object) -> Check:
     want = f"It takes {', '.join(shown_json(v) for v in values)}." if values else "Leave it out."
 
     def check(name: str, value: Any, limits: Limits) -> None:
-        # by type as well: 1 is no true
+        # types are compared, too, since 1 == True
         if not any(type(value) is type(v) and value == v for v in values):
             raise unsupported(name, value, want)
 
@@ -149,7 +149,8 @@ def tools(name: str, value: Any, limits: Limits) -> None:
             raise invalid_type(place, "an object", tool)
         if tool.get("type") != "function":
             raise unsupported(f"{place}.type", tool.get("type"), 'It takes "function".')
-        function = tool.get("function", tool)  # chats have it one level deeper than responses
+        # the function is one level deeper in chats than in responses
+        function = tool.get("function", tool)
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise invalid_type(f"{place}.function", "an object with a name", function)
         if not isinstance(function.get("parameters") or {}, dict):
@@ -173,7 +174,7 @@ def _between(name: str, value: float, low: float, high: float, kind: str) -> Non
 
     name: the parameter's; kind: name of the number's type in the message. Raises: Refused.
     """
-    if value != value:  # no JSON, but Python's parser takes NaN
+    if value != value:  # NaN is no JSON, but Python's parser accepts it
         raise invalid_type(name, f"a {kind}", value)
     for outside, word, comparison, bound in (
         (value < low, "below_min", ">=", low),

@@ -15,7 +15,8 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 PARTS = ("text", "input_text", "output_text")
 IN_MESSAGE = (
     *("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "refusal"),
-    *("id", "status", "type", "phase"),  # of a response's items, which come back as input
+    # fields of a response's items, which clients send back as input
+    *("id", "status", "type", "phase"),
 )
 Messages = list[dict[str, Any]]
 
@@ -191,7 +192,7 @@ def _message(message: object, place: str) -> dict[str, Any]:
         roles = ", ".join(repr(name) for name in ROLES)
         problem = f"{role[:50]!r} is none of {roles}."
         raise invalid_value(f"{place}.role", problem)
-    # only an assistant may have no content: calls of functions, then, are what it says
+    # only an assistant's message may lack content, if it has calls of functions
     content = message.get("content")
     if content is None and role != "assistant":
         raise missing(f"{place}.content")

@@ -34,7 +34,7 @@ class Responses:
         self.ask, self.number, self.open = ask, 0, ""
         self.id = uuid.uuid4().hex
         self.output = list[Json]()
-        # what the first and the last event say alike; status, output and usage are added to it
+        # fields that the first and the last event share; status, output and usage are added
         self.head: Json = {
             "id": f"resp_{self.id}",
             "object": "response",

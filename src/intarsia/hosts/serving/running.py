@@ -68,8 +68,9 @@ class Server(uvicorn.Server):
             ws="none",
             log_level="warning",
             lifespan="off",
-            proxy_headers=False,  # a client is its address
-            timeout_graceful_shutdown=math.ceil(limits.drain + LINGER) + 5,  # the gate cuts before
+            proxy_headers=False,  # a client is identified by its address, not by headers
+            # longer than the gate needs to interrupt requests itself
+            timeout_graceful_shutdown=math.ceil(limits.drain + LINGER) + 5,
             timeout_keep_alive=math.ceil(limits.arrival),
             h11_max_incomplete_event_size=65536,
             server_header=False,

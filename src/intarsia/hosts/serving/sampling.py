@@ -19,14 +19,15 @@ from transformers import (
 )
 
 COLD = 1e-4  # a temperature below it overflows logits: it takes the likeliest token
-# of a GenerationConfig, what leaves a greedy answer alone, or is given to the batch by request
+# settings of a GenerationConfig that do not change a greedy answer, or that each request has
 IN_BATCH = frozenset(
     (
         *("bos_token_id", "eos_token_id", "pad_token_id", "max_new_tokens", "do_sample"),
         *("num_beams", "use_cache", "transformers_version", "_from_model_config"),
     )
 )
-WARPERS = frozenset(("temperature", "top_k", "top_p"))  # what a draw of one token needs
+# settings by which `TokenDraw` changes logits
+WARPERS = frozenset(("temperature", "top_k", "top_p"))
 
 
 @dataclass(frozen=True)

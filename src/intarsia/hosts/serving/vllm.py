@@ -12,8 +12,8 @@ from ...core.files import read_json
 from ..attach.adapter_files import CONFIG
 from ..offload.store import INDEX
 
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes as --max-lora-rank
-NOT_PLAIN = ("use_dora", "modules_to_save")  # of a LoRA, which vLLM refuses
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # values that vLLM accepts for --max-lora-rank
+NOT_PLAIN = ("use_dora", "modules_to_save")  # settings of a LoRA that vLLM refuses
 
 
 def command(

@@ -122,7 +122,7 @@ class RingCaches:
         if cache is None:
             use = kwargs.get("use_cache")
             enabled = config.use_cache if use is None else use
-            # training keeps no keys and values
+            # in training no keys and values are cached
             if not enabled or (body.training and torch.is_grad_enabled()):
                 return args, kwargs
             cache = DynamicCache(config=config)

@@ -196,7 +196,7 @@ def planned(
     """
     config: Any = base_of(host).config
     length = length or spans.longest or int(config.max_position_embeddings)
-    spans.at(length)  # raises
+    spans.at(length)  # raises for a length without room
     change = change or HeadSpans(spans.density(length), spans.sink, spans.block, length)
     return Plan(change, seed, {"spans": spans.to_dict(), "length": length})
 

@@ -19,7 +19,7 @@ from ..anatomy.blocks import base_of
 from .head_spans import attentions
 
 WATCHED = "intarsia_watched"
-LISTENER = "intarsia_heard"  # attribute of an attention module: who hears of its tensors
+LISTENER = "intarsia_heard"  # attribute of an attention module: the function that gets its tensors
 
 Listener = Callable[[Tensor, Tensor, Tensor, Tensor, Any], None]
 
@@ -122,10 +122,11 @@ def profile(
             # one logit more than answer tokens: each predicts the token behind it
             logits = host(input_ids=part, use_cache=False, logits_to_keep=answer + 1).logits
             flat = logits[:, :-1].float().flatten(0, 1)
-            # the mean over a row's tokens, the sum over rows: a row's influence knows no other row
+            # mean over a row's tokens, sum over rows: each row's gradient is independent of the
+            # others
             loss = cross_entropy(flat, part[:, -answer:].flatten(), reduction="sum") / answer
             loss.backward()
-    # of the query heads of one key-value head the most influenced one counts
+    # among the query heads of one key-value head, the largest influence counts
     mean = torch.stack([t for t in total if t is not None]) / len(ids)  # (layers, H, bins)
     return mean.unflatten(1, (decoder.heads, -1)).amax(2)
 

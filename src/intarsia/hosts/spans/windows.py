@@ -187,9 +187,10 @@ def _attend_group(
         first, last = (
             positions.offset + start,
             positions.offset + stop,
-        )  # keys of these queries themselves
+        )  # range of the keys that belong to these queries
         visible = torch.arange(last, device=query.device)
-        low = first - group.window + 1  # padding moves places: then no key is left out
+        # with padding, places differ between rows, and no key is left out
+        low = first - group.window + 1
         # a block of queries sees the sink and a band of keys: all others are left out
         if positions.real is None and low > windows.sink:
             visible = torch.cat([visible[: windows.sink], visible[low:]])

@@ -21,7 +21,7 @@ from .chw_net import ChwNet
 from .lowering import Cluster, DenseStep, clusters_of
 
 FORMS = (1, 2, 4, 8)  # rows of a block
-LEAST = 0.4  # of what blocks store that is not 0, to be worth a measurement
+LEAST = 0.4  # least share of non-zero weights in the stored blocks for a form to be measured
 REPEATS = 5
 
 
@@ -185,7 +185,7 @@ def rewritten(
     for number, cluster in enumerate(clusters):
         steps = [step_of(layer, forms.get(key_of(layer))) for layer in cluster.layers]
         names = [key_of(layer) for layer in cluster.layers]
-        # several nodes may be one value, such as a map and what dropout makes of it
+        # several nodes may have one value, as a layer and the dropout behind it
         readers: dict[int, list[fx.Node]] = {}
         for node, value in cluster.outputs().items():
             readers.setdefault(value, []).append(node)
@@ -200,7 +200,7 @@ def rewritten(
                 result = call
                 if len(axes) > 1:
                     result = graph.graph.call_function(_item, (call, i))
-                for node in nodes:  # those inside go away by themselves
+                for node in nodes:  # uses inside the cluster are removed with it
                     new = _reshape(graph, result, node, nodes[0])
                     node.replace_all_uses_with(new, partial(_is_outside, cluster))
     # 3. the nodes inside have no readers any more

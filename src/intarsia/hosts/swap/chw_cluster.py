@@ -13,7 +13,7 @@ from ...core.errors import ConfigError, ShapeError
 from ...kernels import native
 from ...kernels.chw import NaiveProgram, NativeProgram, ProgramStep, available
 
-SIZES = 8  # of pictures that programs are kept for
+SIZES = 8  # number of picture sizes whose programs are cached
 
 
 class ChwCluster(nn.Module):
@@ -122,7 +122,7 @@ class ChwCluster(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> ChwCluster:
         moved = super()._apply(fn, recurse)
-        moved._programs = {}  # they point into the buffers
+        moved._programs = {}  # programs hold pointers to the old buffers
         return moved
 
     def __getstate__(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class _Ref:
 class _NetCall:
     """Node of the traced graph: a module, function, method or attribute, with its arguments."""
 
-    kind: str  # of a node of torch.fx
+    kind: str  # kind of node, as torch.fx names it
     target: Any
     args: Any
     kwargs: Any
@@ -74,7 +74,7 @@ class ChwNet(nn.Module):
             return
         owner, _, last = str(node.target).rpartition(".")
         value = getattr(graph.get_submodule(owner), last)
-        # a constant of the forward moves with the net, and is not trained
+        # a constant of the forward becomes a buffer: it moves with the net, and is not trained
         if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
             self.register_buffer(name, value)
         else:

@@ -30,8 +30,8 @@ from ..prune.rows import batched, check_rows, digest_of, inputs_of
 from .packed_linear import PackedLinear, unpacked
 from .timing import check_faster
 
-ROOM = 2**20  # bytes that any format may take beside four a weight and 64 a row
-LAYOUT = 1  # of the stored tensors of all formats: another number is another meaning of the bytes
+ROOM = 2**20  # extra bytes that any format may need, beside 4 for each weight and 64 for each row
+LAYOUT = 1  # version of the layout of stored tensors in all formats
 
 
 def format_names() -> dict[str, str]:
@@ -244,7 +244,7 @@ def matrices_of(host: nn.Module, layers: Sequence[str]) -> dict[str, Matrix]:
     # layers of the blocks, and those outside that a glob names in full
     candidates = {n: m for stop in stops_of(host, layers) for n, m in stop.layers.items()}
     matrices = {n: m for n, m in candidates.items() if isinstance(m.owner, nn.Linear | Conv1D)}
-    # one matrix of a stack of experts is no layer of its own
+    # matrices of stacked experts are no layers
     matrices = {n: m for n, m in matrices.items() if m.index is None}
     if not matrices:
         got = (

@@ -35,7 +35,8 @@ class MergeMixtures(Change):
 
     other: nn.Module | None = None
 
-    recorded: ClassVar[bool] = False  # the step of `Upcycle` then has other places
+    # instead, the recorded `Upcycle` gets other numbers of experts
+    recorded: ClassVar[bool] = False
     laws: ClassVar[frozenset[str]] = frozenset()
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
@@ -62,7 +63,8 @@ class PruneExperts(Change):
     keep: int | Sequence[int] | Mapping[str, Sequence[int]] = 1
     at_random: bool = False
 
-    recorded: ClassVar[bool] = False  # the step of `Upcycle` then has other numbers
+    # instead, the recorded `Upcycle` gets smaller numbers of experts
+    recorded: ClassVar[bool] = False
     laws: ClassVar[frozenset[str]] = frozenset()
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
@@ -277,7 +279,7 @@ def _scores(path: str, count: int, scores: Mapping[str, Tensor] | str | None, se
         return torch.rand(count, generator=generator(seed, path))
     key = None
     if isinstance(scores, Mapping):
-        # with the MLP beside it the mixture is one module further down
+        # if the MLP was kept beside it, the mixture is one module further inside
         inside = (f"{path}.router", f"{path}.mixture.router")
         key = next((name for name in inside if name in scores), None)
     if key is None or len(scores[key]) != count:  # pyright: ignore

@@ -107,7 +107,7 @@ def _wide_layers(host: nn.Module, density: float) -> Iterator[tuple[str, int, in
         got, want = f"{len(layers)} in {type(host).__name__}", "at least two: a width between them"
         raise TargetError("layers to widen", got=got, want=want, fix="Use another kind.")
     heads = [m for h in heads_of(host) for m in h.modules() if isinstance(m, nn.Linear)]
-    # the classes stay as many as they are
+    # the last layer keeps its number of outputs
     last = heads[-1] if heads else layers[-1][1]
     widths = {_sizes(m)[1] for _, m in layers}
     for number, (path, layer) in enumerate(layers):
@@ -142,7 +142,8 @@ def _wider_inputs(
     if abs(factor - round(factor)) < 1e-5:
         return _scale_width(ins, density)
     flat = isinstance(layer, nn.Linear) and isinstance(before, nn.Conv2d)
-    if flat and ins != outs and ins % outs == 0:  # the positions of a map side by side
+    # a flattened map: one input for each channel and position
+    if flat and ins != outs and ins % outs == 0:
         return _scale_width(outs, density) * (ins // outs)
     if ins not in widths:
         got, want = f"{ins} inputs, of several layers", "those of one layer"
@@ -260,7 +261,7 @@ def _output_deviation(layer: Any) -> float:
     Inputs are taken as independent: std(weights) sqrt(inputs).
     """
     weight = layer.weight.detach()
-    # a weight of zeros counts as one of unit gain
+    # a weight of zeros counts as one that keeps the variance
     spread = float(weight.float().std()) or weight[0].numel() ** -0.5
     return spread * math.sqrt(weight[0].numel())
 

@@ -27,7 +27,7 @@ ACT_MODULES: Mapping[type[nn.Module], str] = {
 }
 ACT_FUNCTIONS = ("relu", "relu6", "hardswish", "silu", "sigmoid", "hardsigmoid")
 NOTHING = ("Identity", "Dropout", "Dropout2d", "DropPath")  # in evaluation
-LARGEST, STRIDES = 11, 4  # side of a kernel, and its stride at most
+LARGEST, STRIDES = 11, 4  # largest side and stride of a convolution's kernel
 
 
 @dataclass
@@ -40,7 +40,7 @@ class DenseStep:
 
     name: str
     kind: str  # "spmm" (1x1), "conv", "depthwise", "linear", "act", "pool", "add", "scale"
-    src: int  # numbers of values: read, written, and added or multiplied
+    src: int  # numbers of values: src is read, dst written, other added or multiplied
     dst: int
     other: int | None = None
     acts: tuple[str, str] = ("none", "none")
@@ -334,14 +334,14 @@ def _window(conv: Any) -> Window | None:
         return None
     if conv.padding_mode != "zeros" or (size := sides.pop()) > LARGEST:
         return None
-    same_padding = type(conv).__name__ == "Conv2dSame"  # timm's: TensorFlow's zeros
+    same_padding = type(conv).__name__ == "Conv2dSame"  # timm's layer that pads as TensorFlow does
     if isinstance(conv.padding, str):
         if conv.padding == "same" and (size % 2 == 0 or conv.stride[0] > 1):
             return None
         # torch pads "same" evenly only for odd sides and stride 1
         pads = (size // 2, size // 2) if conv.padding == "same" else (0, 0)
     else:
-        # there the zeros depend on the size of the picture, and are counted when it is known
+        # with Conv2dSame the padding depends on the picture's size, and is computed later
         pads = (0, 0) if same_padding else conv.padding
     # the same on both sides
     top, left = pads
@@ -375,7 +375,7 @@ def _take_pool(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, pool: Any
     Returns False if no kernel computes it, as a mean over small windows.
     """
     source = tensors_in(node)[0]
-    # of means over positions the kernels know that over all of them
+    # the kernels know only the mean over all positions
     if isinstance(pool, nn.AdaptiveAvgPool2d):
         is_global = pool.output_size in (1, (1, 1), [1, 1])
     else:

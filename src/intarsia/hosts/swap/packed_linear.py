@@ -12,7 +12,7 @@ from ...core import Format
 from ...core.errors import ConfigError
 from ...kernels import native
 
-UNBOUND = ("", (), None)  # the build of kernels, the stored tensors, and what is bound to both
+UNBOUND = ("", (), None)  # build of the kernels, stored tensors, and the kernel call bound to both
 UNDECODED = (None, [])  # the dense weight, and the stored tensors it came from with their versions
 
 

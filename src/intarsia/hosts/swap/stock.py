@@ -19,7 +19,7 @@ from ...core.modes import evaluating
 from ...mixtures.experts_function import StockExperts, arguments, stock_experts
 from ..tracing import stock_gate
 
-ROWS = 2048  # of each layer's inputs that are kept while calibrating
+ROWS = 2048  # number of inputs of each layer that are recorded
 LAYOUT = {"is_concatenated": True, "is_transposed": False, "has_bias": False, "has_gate": True}
 
 
@@ -36,12 +36,12 @@ class ExpertInputs:
 
     def load(self, experts: int) -> Tensor:
         """Count the tokens of each expert, (E,) int64."""
-        routed = self.expert[self.expert < experts]  # masked choices have the number E
+        routed = self.expert[self.expert < experts]  # choices that are masked out have the number E
         return torch.bincount(routed, minlength=experts)
 
     def of(self, expert: int) -> Tensor:
         """Return the rows of x routed to an expert, or all rows if there are fewer than 8."""
-        # too few rows say nothing about the expert
+        # too few rows do not characterise the expert
         some = (self.expert == expert).any(1)
         return self.x[some] if int(some.sum()) >= 8 else self.x
 
@@ -141,7 +141,7 @@ def keep_stock_experts(model: Any, keep: Mapping[str, Sequence[int]]) -> None:
     for path, numbers in keep.items():
         module: Any = stock[path].module
         gate: Any = stock_gate(model, path)
-        # experts, and whatever of the block or the gate has one entry for each expert
+        # the experts, and tensors of block and gate with one entry for each expert
         index = torch.tensor(list(numbers))
         for owner in (module, model.get_submodule(path.rpartition(".")[0]), *gate.modules()):
             _keep_rows(owner, index, stock[path].experts)
@@ -188,7 +188,7 @@ def merge_stock_experts(model: Any, inputs: Mapping[str, ExpertInputs], count: i
         between("experts to keep", count, 1, experts.experts)
         module: Any = experts.module
         x, load = inputs[path].x[:256], inputs[path].load(experts.experts).double() + 1.0
-        # 1. what each expert makes of the same 256 inputs of the layer, (E, 256, d)
+        # 1. each expert's outputs for the same 256 inputs of the layer, (E, 256, d)
         outputs = torch.stack(
             [
                 F.linear(hidden_of(module, e, x), module.down_proj[e].float())
@@ -312,7 +312,7 @@ def skipping(model: nn.Module, below: Mapping[str, float]) -> Iterator[None]:
             skipped = weight[:, 1:].sum(1) < below[path] * weight[:, 0]  # (T,)
             weight_alone = F.pad(weight.sum(1, keepdim=True), (0, weight.shape[1] - 1))
             index_alone = index.clone()
-            index_alone[:, 1:] = experts  # nobody: the eager function passes over it
+            index_alone[:, 1:] = experts  # no expert has this number: the eager function skips it
             return (
                 logits,
                 torch.where(skipped[:, None], weight_alone, weight),

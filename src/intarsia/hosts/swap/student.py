@@ -19,7 +19,8 @@ from ..anatomy.gates import own_gate
 from ..anatomy.sites import select_blocks
 from .upcycle import MixturePlaces, check_unadapted, move_places, places_in
 
-PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")  # of a transformers config
+# lists in a transformers config with one entry for each layer
+PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def student_of(model: nn.Module, layers: Sequence[int]) -> nn.Module:
     container, all_blocks = _block_container(model)
     kept_paths = select_blocks(all_blocks, layers)
     dropped = [block for path, block in all_blocks if path not in kept_paths]
-    # in the copy something else stands for the blocks that go
+    # the copy has an Identity for each dropped block, so that its weights are not copied
     student = copy.deepcopy(model, {id(block): nn.Identity() for block in dropped})
     row = student.get_submodule(container)
     numbers = [int(path.rpartition(".")[2]) for path in kept_paths]
@@ -82,7 +83,7 @@ def _block_container(model: nn.Module) -> tuple[str, list[tuple[str, nn.Module]]
     container = next(iter(containers)) if len(containers) == 1 else None
     row = None if container is None else model.get_submodule(container)
     is_complete = isinstance(row, nn.ModuleList | nn.Sequential) and len(row) == len(all_blocks)
-    # a mixture of sparse and dense blocks goes by their numbers, and so do these positions
+    # models with sparse and dense blocks, or with `rope_mixed`, depend on the blocks' numbers
     mlps = (b.get_submodule(mlp_of(b) or "") for _, b in all_blocks)
     mixed = len({own_gate(mlp) is None for mlp in mlps}) > 1
     if container is None or not is_complete or mixed or getattr(model, "rope_mixed", False):
@@ -105,7 +106,7 @@ def _renumber(student: nn.Module, row: nn.Module, numbers: Sequence[int], count:
     for number, block in enumerate(row.children()):
         for module in block.modules():
             if isinstance(getattr(module, "layer_idx", None), int):
-                cast(Any, module).layer_idx = number  # the place in a cache
+                cast(Any, module).layer_idx = number  # index of the layer in a cache
     config: Any = config_of(student)
     if config is not None:
         config.num_hidden_layers = len(numbers)
@@ -114,7 +115,8 @@ def _renumber(student: nn.Module, row: nn.Module, numbers: Sequence[int], count:
             if isinstance(per_layer, (list, tuple)) and len(per_layer) == count:
                 setattr(config, name, [per_layer[i] for i in numbers])
     info: Any = getattr(student, "feature_info", None)
-    if isinstance(info, list) and len(info) == count:  # timm: the module of each block
+    # timm's list of the modules whose outputs are features
+    if isinstance(info, list) and len(info) == count:
         cast(Any, student).feature_info = info[: len(numbers)]
 
 

@@ -64,7 +64,7 @@ def pass_seconds(form: Format, pairs: Pairs, repeats: int = REPEATS) -> tuple[fl
         for _, x, stored, shape in layers:
             form.matmul(x, stored, shape)
 
-    # CPU time of one thread is blind to other programs on the machine; of several it is not
+    # CPU time of one thread ignores other programs; with several threads only elapsed time is known
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     times: dict[Callable[[], None], list[float]] = {dense: [], packed: []}
     for repeat in range(repeats + 1):

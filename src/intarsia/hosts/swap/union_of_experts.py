@@ -204,7 +204,7 @@ def recompose(model: nn.Module) -> nn.Module:
             stock.set_submodule(path, attention_from(module))
         elif isinstance(module, UnionMlp):
             stock.set_submodule(path, _mlp_from(module))
-    # the hooks that hand each batch to the routers are not needed any more
+    # hooks that pass each batch's context to routers are no longer needed
     if not any(isinstance(m, ReadsContext) for m in stock.modules()):
         unwatch(stock, all=True)
     set_steps(stock, (s for s in steps if not isinstance(s.plan.change, UnionOfExperts)))
@@ -287,7 +287,7 @@ def _mlp(path: str, old: nn.Module, gate: UnionGate, draws: torch.Generator) -> 
     _copy_flags(experts, dense)
     like = dense.up.weight
     router = gate.build(dense.up.in_features, generator=draws).to(like.device, like.dtype)
-    # the old MLP without its numbers: `recompose` takes activation and names from it
+    # the old MLP without memory: `recompose` takes activation and names from it
     shell = copy.deepcopy(old).to("meta")
     return UnionMlp(experts, router, dense.down.bias, shell).to(like).train(old.training)
 

@@ -35,7 +35,7 @@ from ..anatomy.dense_mlp import (
 from ..anatomy.gates import HostedRouter, followed, gate_name, hosted, own_gate, read_gate
 from ..anatomy.sites import check_one_row, select_blocks
 
-CAUSAL = ("is_causal", "is_decoder")  # attributes of attentions
+CAUSAL = ("is_causal", "is_decoder")  # attributes by which attentions say that they are causal
 HOW = ("copies", "diversified", "slices", "fresh")
 
 
@@ -127,7 +127,7 @@ class Upcycle(Change):
         """
         check_plain(host)
         chosen_blocks = _chosen_blocks(host, self.layers)
-        # open settings of the router are those of the host's own gates, and are recorded so
+        # settings that the router leaves open are taken from the model's gates, and recorded
         router = _as_gates(chosen_blocks, self.router)
         counts = _counts(self.experts, router, len(chosen_blocks))
         if not sees_later:
@@ -240,7 +240,7 @@ def _build_mixtures(model: nn.Module, change: Upcycle, places: MixturePlaces, se
         want = f"the {len(places.paths)} MLPs that were mixtures"
         fix = "Create the dense model with the architecture of the training run."
         raise CheckpointError("mixture", got=got, want=want, fix=fix)
-    # an error in the last block must leave the first one as it was
+    # all are built first: an error in the last block must leave the first one unchanged
     mlps = (mlp_places[path][1].mlp for path in places.paths)
     new = [_build(change, places, i, mlp, seed) for i, mlp in enumerate(mlps)]
     for path, (name, module) in zip(places.paths, new, strict=True):
@@ -254,7 +254,7 @@ def _build_mixtures(model: nn.Module, change: Upcycle, places: MixturePlaces, se
     model.register_load_state_dict_pre_hook(_refuse_others)
     config: Any = config_of(model)
     if getattr(config, "output_router_logits", False):
-        config.output_router_logits = False  # the host's loss would be of its gates, now gone
+        config.output_router_logits = False  # the model's own loss of its gates, which are gone
 
 
 def _refuse_others(model: nn.Module, state_dict: Any, prefix: str, *_: Any) -> None:
