@@ -94,7 +94,7 @@ def _same_logits(model: nn.Module, block: Block, attention: Attention, x: Tensor
 
 
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
-    """Compute logits in float32, whatever the type of the weights."""
+    """Compute the model's logits on x, and convert them to float32."""
     out = model(x)
     return logits_in(out).float()
 

@@ -52,7 +52,10 @@ class PublishedRecipe(MethodSettings, abc.ABC):
 
     @abc.abstractmethod
     def prepare(self, host: nn.Module, seed: int) -> None:
-        """Change the plain model in place, before the method's cells go in."""
+        """Change the plain model in place, before the method's modules are added.
+
+        seed: fixes the draws of new weights.
+        """
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def put_beside(
 
 
 def layers_of(model: nn.Module, name: str) -> list[IntarsiaLayer]:
-    """List the layers with a cell of an adapter, in the model's order."""
+    """List the layers that an adapter changes, in the model's order."""
     layers = (m for m in model.modules() if isinstance(m, IntarsiaLayer))
     return [layer for layer in layers if name in layer.intarsia_cells]
 

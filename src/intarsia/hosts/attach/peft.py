@@ -479,7 +479,7 @@ def is_peft(model: nn.Module) -> TypeGuard[PeftModel]:
 
 
 def is_adapted(model: nn.Module) -> TypeGuard[PeftModel]:
-    """Return True for a PEFT model that carries cells."""
+    """Return True for a PEFT model with adapters of this library."""
     return isinstance(model, PeftModel) and isinstance(model.base_model, IntarsiaModel)
 
 

@@ -109,7 +109,7 @@ def _replace_end(key: str, ends: Mapping[str, str]) -> str:
 
 
 def ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename tensors of PEFT's LoRA to the names of our cells."""
+    """Rename tensors of PEFT's LoRA to the names that this library has for them."""
     return {_replace_end(key, OURS): tensor for key, tensor in tensors.items()}
 
 

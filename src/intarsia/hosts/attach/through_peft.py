@@ -141,7 +141,10 @@ class AdaptByPeft(Change):
         return adapted
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """Merge by PEFT.  Raises: what PEFT raises for a method that does not merge."""
+        """Merge the adapters into the weights by PEFT.
+
+        Raises: PEFT's own error for a method that cannot be merged.
+        """
         model: Any = host
         return model.merge_and_unload()
 

@@ -68,7 +68,7 @@ def attach_delta(model: nn.Module, delta: SparseDelta, name: str = "default") ->
 
 
 def sparse_of(entries: Mapping[str, Entry]) -> Sparse:
-    """Return the settings of cells with so many entries at each path."""
+    """Return settings of a sparse adapter with as many entries at each path as there are here."""
     return Sparse(entries=tuple(f"{path}={len(i)}" for path, (i, _) in entries.items()))
 
 
@@ -107,7 +107,7 @@ def layers_of(model: PeftModel, name: str) -> dict[str, IntarsiaLayer]:
 
 
 def cells_of(model: PeftModel, name: str) -> dict[str, SparseCell]:
-    """Return the sparse cells of an adapter, by path."""
+    """Return the sparse modules of an adapter, by path of the layer."""
     cells = {p: layer.intarsia_cells[name] for p, layer in layers_of(model, name).items()}
     return {p: cell for p, cell in cells.items() if isinstance(cell, SparseCell)}
 

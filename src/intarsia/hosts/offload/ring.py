@@ -131,7 +131,7 @@ class Ring:
     """
 
     def __init__(self, model_blocks: list[nn.Module], folder: Path, slots: int, read: Read) -> None:
-        """Allocate memory for K blocks, free that of the model's, and start the reading thread.
+        """Allocate memory for K blocks, free the blocks' own, and start the reading thread.
 
         model_blocks: of equal shapes; folder: with a file for each block; slots: K, number of
         places; read: copies a block's file into tensors.

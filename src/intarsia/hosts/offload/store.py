@@ -339,7 +339,7 @@ class ExpertStore:
         return size
 
     def _wrong_record(self, layer: int, expert: int, got: str, want: str) -> CheckpointError:
-        """Build the error for a record that is not what was packed."""
+        """Build the error for an expert whose bytes are not those that were packed."""
         subject = f"expert {expert} of {self.paths[layer]} in {self.folder}"
         return CheckpointError(subject, got=got, want=want, fix="Pack the model again.")
 

@@ -52,7 +52,7 @@ def export_timm(
     else is not.
 
     classes: names of the outputs; None = those that came with the folded adapter.
-    preprocessing: that of the pictures in training; None = the model's own.
+    preprocessing: of the pictures in training; None = the model's own.
     several_labels: outputs are logits of labels that may apply together, for predict.py.
     report: function that is given a line of text.
     Raises: ExportError if no arguments of timm build the model (a widened ConvNeXt: its constructor

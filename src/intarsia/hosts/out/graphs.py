@@ -67,7 +67,7 @@ def export_onnx(
     PATH.data.
 
     path: *.onnx; classes: names of the outputs.
-    preprocessing: that of the pictures in training; None = the model's own, if it has one.
+    preprocessing: of the pictures in training; None = the model's own, if it has one.
     several_labels: outputs are logits of labels that may apply together, for predict.py.
     images: a batch of prepared pictures, the best check; None = seeded noise of the model's input
     size.

@@ -36,9 +36,9 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 def _checked_block(row: dict[str, Any]) -> dict[str, Any]:
-    """Check the types of a finished block's record in walk.json, and return the record.
+    """Check the types in the record of a finished block, and return the record.
 
-    Raises: KeyError, TypeError, ValueError.
+    row: from the file of the run. Raises: KeyError, TypeError, ValueError.
     """
     # a damaged record must fail here, not in a table that is printed hours later
     numbers = [row["seconds"], row["error"] or 0.0]

@@ -50,7 +50,7 @@ class Connection:
         self.transport.close()
 
     def abort(self) -> None:
-        """Drop the connection at once, with what its client has not read."""
+        """Drop the connection at once; answers that its client has not read are lost."""
         if self.transport is not None:
             self.transport.abort()
 

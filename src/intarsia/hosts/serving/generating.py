@@ -79,7 +79,7 @@ class Generation:
         return self.batch is None or self.batch.alive()
 
     def stop(self) -> None:
-        """End the batch; what is still in it fails."""
+        """End the batch; requests that are still in it fail."""
         if self.batch is not None:
             self.batch.stop()
 

@@ -61,7 +61,7 @@ class Request:
     failed: int = 0  # the status of the error event that ended its stream
 
     def token(self, streamed: bool) -> None:
-        """Count a new token, and note when the first one of a stream came."""
+        """Count a new token, and record the time of a stream's first one."""
         self.generated += 1
         if streamed and self.first is None:
             self.first = time.perf_counter() - self.began
