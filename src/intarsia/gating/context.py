@@ -84,7 +84,7 @@ class Context:
     """
 
     def __init__(self) -> None:
-        """Create an empty context: no padding mask, no ids, no draws.  Attributes: see the class."""
+        """Create an empty context: no padding mask, ids or draws.  Attributes: see the class."""
         self.valid: Tensor | None = None
         self.task_ids: Tensor | None = None
         self.input_ids: Tensor | None = None
@@ -98,7 +98,7 @@ class Context:
         self._computed: Tensor | None = None  # the task ids of the newest forward, if `hold`
 
     def start(self) -> None:
-        """Begin a new forward: forget the random draws, layer states and routings of the last one."""
+        """Begin a new forward: forget the draws, layer states and routings of the last one."""
         self.redraw()
         for state in self.states:
             state.clear()

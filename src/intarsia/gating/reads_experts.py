@@ -46,7 +46,8 @@ class ReadsExperts(nn.Module):
     def encoder(self) -> tuple[Tensor, Tensor | None]:
         """Return the first layers of the experts that are routed over: W (E, h, d), b (E, h).
 
-        E experts with h hidden units each; b is None for experts without biases. They are the experts that `see` was called with.
+        E experts with h hidden units each; b is None for experts without biases. They are the
+        experts that `see` was called with.
         Raises: ConfigError if `see` was not called yet.
         """
         if not self._seen:

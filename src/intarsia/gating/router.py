@@ -55,7 +55,7 @@ class Router(ReadsContext, abc.ABC):
         """Return the routing of rows (N, d); valid: (N,) bool or None = all."""
 
     def forward(self, x: Tensor) -> Routing:
-        """Choose experts for all tokens of x, (..., d); padding is known from the batch's context."""
+        """Choose experts for all tokens of x, (..., d); the batch's context has the padding."""
         # all leading axes are tokens
         rows = x.reshape(-1, x.shape[-1])
         return self.remember(self.route(rows, self._valid_rows(x)))
@@ -164,9 +164,10 @@ def aux_loss(model: nn.Module) -> Tensor:
 def before_step(model: nn.Module, step: int, steps: int) -> None:
     """Tell every module that changes during training which step comes next.
 
-    Call it before each training step. model: any module; step: 0 ... steps - 1; steps: number of steps of the whole training. Modules
-    with a method `before_step(step, steps)` are, for example, a gate whose temperature falls. `fit`
-    does it; a loop of your own has to. The step is also put into each `Context`.
+    Call it before each training step. model: any module; step: 0 ... steps - 1; steps: number of
+    steps of the whole training. Modules with a method `before_step(step, steps)` are, for example,
+    a gate whose temperature falls. `fit` does it; a loop of your own has to. The step is also put
+    into each `Context`.
     """
     for module in told_modules(model):
         if isinstance(module, ReadsContext):
