@@ -225,8 +225,9 @@ def record_of(
         "model": experiment.adapted.model,
         "trunk": trunk_fingerprint(model),
         "data": data.record,
-        "inputs": input_config(model).record(augment=experiment.pictures.augment),  # pyright:
-        ignore "method": settings.describe_method(method), }
+        "inputs": input_config(model).record(augment=experiment.pictures.augment),  # pyright: ignore
+        "method": settings.describe_method(method),
+    }
 
 
 def recipe_of(method: Any, experiment: Experiment) -> dict[str, Any]:

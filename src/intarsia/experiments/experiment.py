@@ -210,7 +210,7 @@ class Experiment:
         return method if self.objective == "plain" else f"{method}, {self.objective}"
 
     def command(self) -> str:
-        """Return the `intarsia fit` command that repeats it, with the options that are no defaults."""
+        """Return the `intarsia fit` command that repeats it, with all options that are set."""
         # what differs from an experiment with all defaults has to be typed
         start, now = Experiment(Pictures(self.pictures.data)).flat(), self.flat()
         words = ["intarsia", "fit", self.pictures.data]
