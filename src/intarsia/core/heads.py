@@ -23,9 +23,9 @@ def own_classifier(model: nn.Module) -> Any:
 
 
 def heads_of(model: nn.Module) -> list[nn.Module]:
-    """Return the classifiers of a timm, transformers or torchvision model; none without.
+    """Return the classifier modules of a timm, transformers or torchvision model; [] without.
 
-    A distilled DeiT has two.  model: the host itself, not a PeftModel around it.
+    model: the host itself, not a PeftModel around it. A distilled DeiT has two.
     """
     # timm names its classifier; of other libraries the attribute's name tells it
     got = own_classifier(model)

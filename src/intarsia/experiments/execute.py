@@ -128,8 +128,14 @@ def _on_pictures(
 ) -> Run:
     """Train an experiment on pictures in a reserved run folder; return the run with its results.
 
-    method: the settings of its method. recipe: keywords of `fit`; its objective and class weights,
-    which depend on the data, are completed here. All others: as `carry_out` takes them.
+    experiment: all settings of the run. method: those of its method. recipe: keywords of `fit`; its
+    objective and class weights, which depend on the data, are completed here. running: where and
+    how it runs, with the run folder. report: gets lines of progress. shared: store of what several
+    runs have in common, such as decoded pictures. score: False does not look at the test part.
+    untrimmed: True computes all of the model in every step. evaluate_every: epochs from one
+    validation to the next. temperature: of the softmax, for the loss of a run without a validation
+    part. search, choice: how the rate and the experiment were chosen, for the record. fold: the
+    share of the training pictures that is held out for validation.
     """
     # several runs of one process share their pictures
     report(f"Reading the pictures of {experiment.pictures.data}.")

@@ -50,7 +50,8 @@ def pictures_each_step(
 ) -> Iterator[tuple[Sets, Spent]]:
     """Yield the sets as they are, and no time spent: every step computes the whole model.
 
-    The counterpart of `tokens_once`, whose parameters it has; only `sets` is used.
+    sets: training, validation and test part. The counterpart of `tokens_once`, which computes
+    frozen blocks once and has the same parameters; all but `sets` are unused.
     """
     yield sets, Spent()
 
