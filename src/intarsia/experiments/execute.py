@@ -126,18 +126,14 @@ def _on_pictures(
     fold: Fold | None,
     choice: Mapping[str, Any] | None,
 ) -> Run:
-    """Train an experiment on pictures in a reserved run folder; return the run with its results.
-
-    experiment: all settings of the run. method: those of its method. recipe: keywords of `fit`; its
-    objective and class weights, which depend on the data, are completed here. running: where and
-    how it runs, with the run folder. report: gets lines of progress. shared: store of what several
-    runs have in common, such as decoded pictures. score: False does not look at the test part.
-    untrimmed: True computes all of the model in every step. evaluate_every: epochs from one
-    validation to the next. temperature: of the softmax, for the loss of a run without a validation
-    part. search, choice: how the rate and the experiment were chosen, for the record. fold: the
-    share of the training pictures that is held out for validation.
-    """
-    # several runs of one process share their pictures
+    """Train an experiment on pictures in a reserved run folder; return the run with its results."""
+    # method: settings of its method. recipe: keywords of `fit`; its objective and class weights
+    # depend on the data and are completed here. running: where and how it runs, with the run's
+    # folder. shared: store of what several runs have in common. score: False does not look at the
+    # test part. untrimmed: every step computes all of the model. evaluate_every: epochs between
+    # validations. temperature: of the softmax, for the loss of a run without validation part.
+    # search, choice: how rate and experiment were chosen, for the record. fold: share of the
+    # training pictures that is held out for validation.
     report(f"Reading the pictures of {experiment.pictures.data}.")
     data = shared.get("pictures", pictures_key(experiment), lambda: pictures_of(experiment, report))
     recipe["objective"] = with_teacher(

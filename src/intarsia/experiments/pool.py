@@ -77,12 +77,10 @@ def run_trials(
 ) -> None:
     """Run every trial, `jobs` at a time and in their order; call `done` with the result of each.
 
-    A trial is one call of `work`; one that raises, or whose process dies, gives a result with an
-    error. work: an importable function of a trial's inputs. done: called in this thread. begun:
-    called with each trial as it begins. executor: where they run, a key of EXECUTORS. threads:
-    torch threads of each process, None = an equal share of the cores.
-    Raises: ConfigError for impossible numbers; KeyboardInterrupt after the running trials have been
-    told to stop.
+    A trial is one call of `work`, an importable function of its inputs; one that raises, or whose
+    process dies, gives a result with an error. begun: called with each trial as it begins.
+    executor: a key of EXECUTORS. threads: torch's in each process, None = an equal share of cores.
+    Raises: ConfigError for bad numbers; KeyboardInterrupt after the running trials have stopped.
     """
     todo = pieces(trials, jobs)  # trials that share a trunk go together in one
     slots = _slots(executor, jobs, threads, len(todo))
