@@ -54,7 +54,7 @@ class Search:
     report: Report
 
     def __post_init__(self) -> None:
-        """Begin without candidates; decide how many folds a candidate answers at first and in all."""
+        """Begin without candidates; decide how many folds each answers, at first and in all."""
         self.rows: dict[str, Row] = {}
         self.order: list[Row] | None = None  # of `ranked`, until something is trained
         # as many folds as hold ENOUGH pictures together
