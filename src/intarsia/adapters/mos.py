@@ -70,9 +70,11 @@ class Mos(Method):
         return True
 
     def shared_state(self, sites: Sequence[Site], *, generator: torch.Generator) -> Shards:
-        """Return the pools of all layers of a model, one pair for each type of layer.
+        """Return the trained short rows ("pools") from which all adapted layers build their A and
+        B.
 
-        sites: the layers that get a cell; generator: draws the first weights.
+        sites: the adapted layers, of which those of one type share a pool for A and one for B;
+        generator: draws the first values.
         """
         return Shards(self, sites, generator=generator)
 

@@ -63,9 +63,10 @@ class Certainty:
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> Certainty:
-        """Compare the choice with the best candidate of every other method.
+        """Compare the choice with the best candidate of every other method, picture by picture.
 
-        rows: all candidates, the best first; the first one is the choice.
+        rows: all candidates, the best first; the first one is the choice. Returns the differences
+        of scores, with their intervals.
         """
         best = rows[0]
         assert best.answers is not None

@@ -121,10 +121,10 @@ class Folded:
         return len(self.labels) - self.held
 
     def answers(self, row: Row, parts: int) -> HeldOutAnswers:
-        """Return a candidate's answers to its first `parts` parts, joined from their files.
+        """Return a candidate's answers (outputs for held-out pictures) to its first `parts` parts.
 
         row: the candidate. A part is one training of it without one fold of the pictures, at one
-        seed; its answers are to that fold.
+        seed; its answers are to the pictures of that fold. They are read from files and joined.
         """
         keys = tuple(self._part_key(row.experiment, part) for part in range(parts))
         if keys not in self.answers_read:
@@ -183,10 +183,11 @@ class Folded:
         return cost.of(len(self.labels), self.test, experiment.training.epochs) + FINISHING
 
     def cost(self, name: str, experiment: Experiment) -> Cost:
-        """Return what a candidate costs: as measured, or scaled from its other depths and sizes.
+        """Return what a candidate's training costs in seconds, for each image and for a run.
 
-        name, experiment: the candidate's method and settings. Without any measurement of this
-        method, the cost is that of the first short run at the same picture size.
+        name, experiment: the candidate's method and settings. Measured ones count as they are; else
+        the cost is scaled from other depths and sizes of the method, or taken from the first short
+        run at this size.
         """
         size = experiment.adapted.size or 0
         cost = replace(self.costs[size], overhead=self.overhead)

@@ -38,10 +38,11 @@ class HeldOutAnswers:
 
     @classmethod
     def of(cls, parts: Sequence[tuple[int, np.ndarray, Tensor, Tensor]]) -> HeldOutAnswers:
-        """Join the answers to several held-out parts of the training pictures, and score each.
+        """Join a candidate's answers (outputs for held-out pictures) of several trainings; score
+        each.
 
-        parts: one tuple for each part: the seed of the training, the pictures' numbers (n,), logits
-        (n, classes), and labels (n,), or (n, classes) of 0 and 1 where a picture may have several.
+        parts: one tuple for each training: its seed, the pictures' numbers (n,), logits (n,
+        classes), and labels (n,), or (n, classes) of 0 and 1 where a picture may have several.
         """
         picture = np.concatenate([part[1] for part in parts])
         seed = np.concatenate([np.full(len(part[1]), part[0]) for part in parts])

@@ -116,8 +116,9 @@ class Search:
     def _first_look(self) -> list[Candidate]:
         """List the first candidates: every method, at the largest affordable size of pictures.
 
-        Each is trained on `screen` folds; the size and the epochs are chosen so that all of these
-        trainings together take at most the share SCREENING of the search's seconds.
+        Each is to be trained on `screen` folds, for a quick comparison. The size and the epochs are
+        chosen so that all of these trainings together take at most the share SCREENING of the
+        search's seconds.
         """
         train = self.folded.trained
         steps = -(-train // self.folded.start.training.batch_size)
@@ -229,8 +230,8 @@ class Search:
         """Decide whether a candidate is to be trained for one more part, a fold at a seed.
 
         candidate: method and experiment. parts: the number of parts at which it is done. The first
-        `screen` parts are trained in any case; then a candidate clearly behind the leader is given
-        up.
+        `screen` parts, a quick comparison of all methods, are trained in any case; then a candidate
+        that is clearly behind the leader is given up.
         """
         row = self._row_of(*candidate)
         if row.error or row.parts >= parts:
@@ -265,10 +266,11 @@ class Search:
         return self.rows.get(key_of(experiment.flat()), Row(name, experiment))
 
     def _fits(self, name: str, experiment: Experiment, parts: int) -> bool:
-        """Decide whether there is time to train a candidate, and then to train the choice.
+        """Decide whether there is time to train a candidate, and then the final choice.
 
         name, experiment: the candidate. parts: number of parts (folds at a seed) that it has at the
-        end, those that it has answered already included.
+        end, those that it has answered already included. The final choice is trained on all
+        pictures and scored on the test part.
         """
         remaining_parts = range(self._row_of(name, experiment).parts, parts)
         part_seconds = self.folded.takes(name, experiment, remaining_parts)

@@ -121,7 +121,10 @@ class Context:
         return self.task_ids if self.task_ids is not None else self._computed
 
     def check_task_ids(self, samples: int) -> None:
-        """Raise ShapeError if there are task ids, but not one for each of `samples` samples."""
+        """Raise ShapeError if task ids were set for another number of samples than this batch has.
+
+        samples: of the batch.
+        """
         # an exported program would fix the number of samples here, if every forward asked for it
         if self.task_ids is not None and len(self.task_ids) != samples:
             got = f"{len(self.task_ids)} for a batch of {samples}"

@@ -225,10 +225,11 @@ def of_real(rows: Tensor, valid: Tensor, route: Callable[[Tensor], Routing]) -> 
 
 
 def gated(gates: Tensor, dtype: torch.dtype, keep: Tensor | None = None) -> Routing:
-    """Turn a dense matrix of gates into a `Routing`, with a pair for each gate that counts.
+    """Turn a dense matrix of gates into a `Routing`, with a pair (token, expert) for each gate.
 
-    gates: (N, E) weights; dtype: that of the pairs' weights; keep: (N, E) bool, which gates count;
-      None = those above 0, and those of NaN, so that a NaN is seen in the output.
+    gates: (N, E), weights of E experts for N tokens; dtype: that of the pairs' weights; keep: (N,
+    E) bool, which gates count; None = those above 0, and those of NaN, so that a NaN is seen in the
+    output.
     """
     index = torch.arange(gates.shape[1], device=gates.device).expand_as(gates)
     all_pairs = Routing.from_topk(index, gates.to(dtype), gates.shape[1])

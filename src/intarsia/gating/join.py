@@ -51,13 +51,14 @@ class BeforeForward:
 
 
 def join(model: nn.Module) -> Context:
-    """Give all modules of a model one shared `Context`, and number those that pass a state on.
+    """Give a model's modules one shared `Context` (padding, ids and draws of the batch).
 
-    Call it once after the modules are in the model and before an optimiser sees them (adapt and
-    upcycle do), and again after you have put in more modules by hand. Some routers hand a state to
-    the next layer's router: such modules of one kind, along the depth of the model, are a thread,
-    and its first one owns what they share. Modules that were joined before stay on their thread.
-    The encoder and the decoder of one model have a context and threads each. Returns the context.
+    It also numbers the modules that hand a state to the next layer's. Call it once after the
+    modules are in the model and before an optimiser sees them (adapt and upcycle do), and again
+    after you have put in more modules by hand. Some routers hand a state to the next layer's
+    router: such modules of one kind, along the depth of the model, are a thread, and its first one
+    owns what they share. Modules that were joined before stay on their thread. The encoder and the
+    decoder of one model have a context and threads each. Returns the context.
     """
     if stacks := _encoder_and_decoder(model):
         return [join(stack) for stack in stacks][-1]
@@ -136,11 +137,12 @@ def start(model: nn.Module) -> None:
 
 
 def watch(model: nn.Module, *, stays: bool = False) -> Callable[[], None]:
-    """Join a model, and register a hook that sets its `Context` before every forward.
+    """Join a model's modules, and set their `Context` before every forward, by a hook.
 
-    stays: the hook outlives the removal of adapters.  Returns a function that removes the hook.
-    Random draws are then kept until the next forward. A second call joins again and adds no hook. A
-    model without modules that read a `Context` gets none.
+    A `Context` holds padding, ids and random draws of the batch; draws are kept until the next
+    forward. stays: the hook outlives the removal of adapters. Returns a function that removes the
+    hook. A second call joins again and adds no hook. A model without modules that read a `Context`
+    gets none.
     """
     if stacks := _encoder_and_decoder(model):  # each is called with a mask and ids of its own
         hooks = ExitStack()

@@ -28,9 +28,9 @@ def smooth_step(u: Tensor, gamma: float) -> Tensor:
 
 
 def entropy(p: Tensor) -> Tensor:
-    """Return the mean over rows of the summed entropies of the parts in nats.
+    """Return the entropy in nats of k gates, summed over the gates and averaged over tokens.
 
-    p: (N, k, E) -> ().
+    p: (N, k, E), for each of N tokens the distribution of each gate over E experts. 0-dimensional.
     """
     # at p = 0 the gradient of p log p is infinite
     return -(p * (p + SMALL).log()).sum((-2, -1)).mean()
