@@ -105,7 +105,7 @@ class CodedCell(Cell):
                 nn.init.trunc_normal_(weight, std=start, a=-cut, b=cut, generator=generator)
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the wrapped adapter's weight matrices, quantised, by name; {} without a quantiser."""
+        """Return the wrapped adapter's weight matrices, quantised, by name; {} if none are."""
         if self.format is None:
             return {}
         return {
@@ -131,9 +131,7 @@ class CodedCell(Cell):
         return self._call("around", module, x)
 
     def merged(self) -> Cell:
-        """Return a plain copy of the wrapped adapter, whose float weights have the quantised
-        values.
-        """
+        """Return a plain copy of the wrapped adapter with the quantised values as weights."""
         plain = copy.deepcopy(self.body)
         with torch.no_grad():
             # what was quantised in each forward is now quantised for good

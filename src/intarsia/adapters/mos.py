@@ -70,8 +70,7 @@ class Mos(Method):
         return True
 
     def shared_state(self, sites: Sequence[Site], *, generator: torch.Generator) -> Shards:
-        """Return the trained short rows ("pools") from which all adapted layers build their A and
-        B.
+        """Return the trained short rows ("pools") from which all adapted layers build A and B.
 
         sites: the adapted layers, of which those of one type share a pool for A and one for B;
         generator: draws the first values.

@@ -38,8 +38,7 @@ class HeldOutAnswers:
 
     @classmethod
     def of(cls, parts: Sequence[tuple[int, np.ndarray, Tensor, Tensor]]) -> HeldOutAnswers:
-        """Join a candidate's answers (outputs for held-out pictures) of several trainings; score
-        each.
+        """Join a candidate's answers (outputs for held-out pictures) of several trainings, scored.
 
         parts: one tuple for each training: its seed, the pictures' numbers (n,), logits (n,
         classes), and labels (n,), or (n, classes) of 0 and 1 where a picture may have several.
