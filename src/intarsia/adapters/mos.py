@@ -156,8 +156,8 @@ class Shards(nn.Module):
     def __init__(self, config: Mos, sites: Sequence[Site], *, generator: torch.Generator) -> None:
         """Group the layers by type (name and shape) and make a pool of shared rows for each type.
 
-        config: see `Mos`; sites: the adapted layers; generator: draws the first values of all
-        pools.
+        config: rank and sharing, see `Mos`; sites: the adapted layers; generator: draws the first
+        values.
         """
         super().__init__()
         _check_divisible(config.shards_per_vector, sites)

@@ -44,8 +44,8 @@ class SsfCell(Cell):
     def __init__(self, config: Ssf, site: Site, *, generator: torch.Generator) -> None:
         """Build scale = gamma - 1 and shift = beta, (d,) each, drawn from N(0, config.std).
 
-        config: see `Ssf`. site: the host's layer, whose output, d = site.outputs wide, is scaled
-        and shifted. generator: draws the first values.
+        config: the settings, of which std is the noise's sigma. site: the host's layer, whose
+        output of width d = site.outputs is scaled and shifted. generator: draws the first values.
         """
         super().__init__()
         self.config = config

@@ -100,8 +100,8 @@ def evaluate(
 def _scored(opened: Any, data: str | None, part: str | None, skip: bool) -> dict[str, Any]:
     """Return the scores of a run.
 
-    opened: the run. data, part: other data and the part of it, as `evaluate` takes them. skip:
-    leave damaged pictures out.
+    opened: the run. data: other data, None = its own; part: "train", "val" or "test" of them, None
+    = "test". skip: leave damaged pictures out.
     Raises: ConfigError for --skip-unreadable of a run on texts.
     """
     if not skip:
@@ -118,7 +118,7 @@ def _scored(opened: Any, data: str | None, part: str | None, skip: bool) -> dict
 def _show_labels(scores: dict[str, Any]) -> None:
     """Print the scores where a picture may have several labels, with precision and recall of each.
 
-    scores: as `PictureRun.evaluate` returns them.
+    scores: name of the set, scores by name, and "classes": label -> n, precision and recall.
     """
     from ..reports import numbers
     from .training import LABEL_COLUMNS, label_row

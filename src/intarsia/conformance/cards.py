@@ -57,7 +57,7 @@ def says_what_it_is(card: Card) -> None:
 
 
 def documents_its_settings(card: Card) -> None:
-    """Check that `intarsia show` explains each setting: in its declaration, or in the docstring.
+    """Check that each setting is explained, in its declaration or in the settings' docstring.
 
     card: a method's entry in the catalogue, which has settings, paper and tags.
     """
@@ -77,7 +77,7 @@ def has_defaults(card: Card) -> None:
 
 
 def is_frozen(card: Card) -> None:
-    """Check that the card's config cannot be changed after it was validated.
+    """Check that the method's settings cannot be changed after they were validated.
 
     card: a method's entry in the catalogue, which has settings, paper and tags.
     """
@@ -93,7 +93,7 @@ def is_frozen(card: Card) -> None:
 
 
 def survives_json(card: Card) -> None:
-    """Check that the card's config is equal to itself after it was written to JSON and read.
+    """Check that the method's settings are equal after they were written to JSON and read again.
 
     card: a method's entry in the catalogue, which has settings, paper and tags.
     """

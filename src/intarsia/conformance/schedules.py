@@ -57,7 +57,10 @@ def moves(card: Card, steps: int = STEPS) -> list[Move]:
 
 
 def state(module: nn.Module) -> dict[str, Any]:
-    """Return, by name, everything that decides about a module: attributes, parameters, buffers."""
+    """Return, by name, everything that decides how a module computes.
+
+    module: its plain attributes, parameters and buffers, and those of the modules inside.
+    """
     plain = (bool, int, float, str)
     attributes: dict[str, Any] = {}
     for path, part in module.named_modules():
@@ -69,7 +72,10 @@ def state(module: nn.Module) -> dict[str, Any]:
 
 
 def _after(calls: list[Move], start: nn.Module | None = None) -> nn.Module:
-    """Return a model after these calls.  start: the model, which is changed; None = a fresh one."""
+    """Apply a schedule's calls to a model; return it.
+
+    calls: each changes a model. start: the model, which is changed; None = a fresh one.
+    """
     module = model() if start is None else start
     for call in calls:
         call(module)

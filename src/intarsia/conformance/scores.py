@@ -98,7 +98,7 @@ def permutes_with_its_columns(card: Card) -> None:
 
 
 def reads_what_it_needs(card: Card) -> None:
-    """Check that the score reads no statistics outside `needs`.
+    """Check that the score uses no statistics of the inputs but those that its `needs` names.
 
     card: the entry in the catalogue of a score, which rates each weight of a layer.
     """

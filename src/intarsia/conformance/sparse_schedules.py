@@ -132,7 +132,7 @@ def keeps_zeros_everywhere(card: Card) -> None:
 
 
 def stores_vectors_alike(card: Card) -> None:
-    """Check that the schedule trains the same with store="vectors", up to rounding.
+    """Check that training is the same, up to rounding, if only the kept weights are stored.
 
     card: the entry in the catalogue of a schedule, which changes masks during training.
     """

@@ -94,9 +94,9 @@ class Cell(nn.Module, abc.ABC):
         return None
 
     def units(self) -> Units | None:
-        """Return the hidden units that compute the same as the cell, None if no units do.
+        """Return the hidden units of an MLP that compute the same as this module, None if none do.
 
-        Raises: FoldError where it would be but for a part of it.
+        Raises: FoldError where a part of it alone is in the way.
         """
         return None
 

@@ -39,8 +39,8 @@ class IntarsiaError(Exception):
     def __init__(self, what: str, *, got: object, want: object, fix: str) -> None:
         """Build the message "what: got X, want Y. fix".
 
-        what: the thing that is wrong; got: its value, or the exception that was met.
-        want: what is allowed; fix: a sentence that says what to do.
+        what: the thing that is wrong. got: its value, or an exception that was met. want: the
+        allowed values. fix: a sentence that says what to do.
         """
         # KeyError's own text is only the key: the type says what it means
         if isinstance(got, Exception) and not isinstance(got, IntarsiaError):

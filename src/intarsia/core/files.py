@@ -71,9 +71,9 @@ def writing(
 def _finish(folder: Path, target: Path, spare: bool) -> None:
     """Move what was written into a scratch folder to the target's place.
 
-    folder: the scratch folder; files that were written beside the target's move with it. target:
-    the final path. spare: True refuses to replace an old folder that has files which the new one
-    has not.
+    folder: the scratch folder; files that were written in it beside the target's are put beside the
+    target. target: the final path. spare: True refuses to replace an old folder that has files
+    which the new one has not.
     Raises: ConfigError.
     """
     # 1. mkdtemp and some writers make private files: give them the umask's mode, then sync

@@ -11,9 +11,9 @@ NAMES = ("classifier", "head", "fc", "score", "pre_classifier", "projector")
 
 
 def own_classifier(model: nn.Module) -> Any:
-    """Return the classifier that a timm model names: a module, a tuple of several, or ().
+    """Return the classifier that a timm model names: a module, a tuple of several, or () without.
 
-    None stands for a model of another library.
+    None for a model of another library.
     """
     get: Any = getattr(model, "get_classifier", None)
     if not callable(get):

@@ -174,7 +174,10 @@ def method_to_dict(method: Method) -> dict[str, Any]:
 
 
 def settings_to_dict(config: object) -> dict[str, Any]:
-    """Return the settings of any card's config, ready for JSON."""
+    """Return the settings of a method by name, ready for JSON.
+
+    config: a method's or router's dataclass. Methods inside become dicts, tuples lists.
+    """
     if isinstance(config, MethodSettings):
         settings = config.settings_to_dict()
     else:

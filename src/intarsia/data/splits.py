@@ -71,13 +71,13 @@ def load_data(
     spec: a named set, an image folder, a saved dataset, or a table: a CSV, .jsonl or Parquet file,
     or labels.csv or labels.jsonl in a folder of pictures. With several labels a picture, as a;b or
     a list in its column `labels`, a split keeps the sets of labels in proportion; where there are
-    too many of them it is drawn at random, which is reported and recorded as "drawn_plainly". A
-    benchmark task is named "suite/task", see `tasks.find`. If the suite publishes a training part
-    of the given `fraction`, it replaces the training part and, with "@train+val", also the
-    validation part. Otherwise the fraction is drawn from these parts. The record says which.
-    "@train+val" after any other name or path also joins the two parts that it has. seed: of the
-    split. train, val, test, fraction, shots, fewer: sizes, see `make_splits`. on_error: "skip"
-    leaves unreadable pictures out. progress: gets lines of progress.
+    too many of them it is drawn at random, which is reported and recorded as "drawn_plainly". Or a
+    benchmark task, "suite/task": if the suite publishes a training part of the given `fraction`,
+    that is used, else one is drawn; the record says which. "@train+val" after a name or path joins
+    the training and the validation part. seed: of the split. train, val, test: numbers of pictures,
+    None = the part's own, or a share of all; val=0 = no validation part. fraction: share of each
+    class to train on; shots: pictures of each class; fewer: a class with fewer pictures than shots
+    keeps all. on_error: "skip" leaves unreadable pictures out. progress: gets lines of progress.
     Raises: UnknownName or DataError when `spec` is neither a name nor a readable path; ConfigError
     for a size that cannot be.
     """
@@ -133,8 +133,8 @@ def read_data(
 ) -> dict[str, ImageSet]:
     """Read the parts of an image data set as published: `all`, or `train` with `val` or `test`.
 
-    spec: a name or a path, as `load_data` takes it. on_error: "skip" leaves unreadable pictures
-    out. progress: gets lines of progress.
+    spec: a named set, a benchmark's task, a folder or a table. on_error: "skip" leaves unreadable
+    pictures out. progress: gets lines of progress.
     """
     spec = _checked_spec(spec)
     task = tasks.find(spec)

@@ -74,13 +74,13 @@ def carry_out(
     running: where and how it runs; its `out` is the folder to which the run is written, so that it
     can be resumed and read. report: gets lines of progress. shared: results that several runs have
     in common, such as decoded pictures, are stored there; the outcome is the same without it.
-    score: False does not look at the test part, as a search must not. untrimmed: True computes all
-    of the model in every step, see `once.trimmed`; for tests. evaluate_every: epochs from one
-    validation to the next. temperature: softmax temperature of the `tempered_loss` of a run without
-    a validation part. search: how the learning rate was found, for the record. fold: the share of
-    the training pictures that is held out and becomes the validation part. choice: how the whole
-    experiment was chosen, for the record, with the method's "label". Texts are carried out by
-    `language`.
+    score: False leaves the test part alone, as a search must. untrimmed: True computes the whole
+    model in every step, also what frozen parts compute alike each time; for tests. evaluate_every:
+    epochs from one validation to the next. temperature: softmax temperature of the `tempered_loss`
+    of a run without a validation part. search: how the learning rate was found, for the record.
+    fold: the share of the training pictures that is held out and becomes the validation part.
+    choice: how the whole experiment was chosen, for the record, with the method's "label". Texts
+    are carried out by `language`.
     Raises: what `load_data`, `backbone`, `apply` and `fit` raise; UnknownName for a method that is
     not listed.
     """

@@ -231,10 +231,12 @@ def run_told(
     executor: str = "processes",
     threads: int | None = None,
 ) -> None:
-    """Run trials as `run_trials` does, and report each result and how long the rest will take.
+    """Run trials (single calls of a function); report each result and how long the rest takes.
 
-    describe: puts a result into a few words. report: gets the lines. trials, work, jobs, done,
-    executor, threads: as `run_trials` takes them.
+    trials: with the inputs of each call. work: the function. jobs: trials at a time. done: called
+    with each result. describe: puts a result into a few words. report: gets the lines. executor:
+    where they run, a key of EXECUTORS. threads: torch threads of each process, None = an equal
+    share of the cores.
     """
     # means are kept for each kind, since methods differ in time more than seeds do
     pace = TimeLeft(trials, jobs)

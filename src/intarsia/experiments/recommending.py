@@ -191,9 +191,9 @@ def save_recommender(
 
 
 def open_recommender(folder: str | Path, *, mapped: bool = False) -> Recommender:
-    """Return the recommender of a run folder, or of the folder that `save_recommender` wrote.
+    """Return the recommender of a run folder, or of a folder that `save_recommender` wrote.
 
-    mapped: tables are pages of the file, not memory, see `load_tables`.
+    mapped: True leaves its tables in the file, from which pages are read when they are needed.
     Raises: ConfigError where there is none; CheckpointError for a damaged one.
     """
     folder = repaired(folder)

@@ -147,8 +147,8 @@ def pictures_to_score(
     """Return a part of the run's own pictures, or of other data with the same classes.
 
     opened: the run. data: other data, None = its own. part: its name; None for the first of PARTS
-    that there is. report: gets lines of progress. on_error: what is done about damaged pictures,
-    see `read_data`.
+    that there is. report: gets lines of progress. on_error: "skip" leaves pictures out that cannot
+    be read, "raise" refuses them.
     Raises: UnknownName for a part that is not there; DataError for other classes.
     """
     if data is None:

@@ -44,7 +44,7 @@ def carry_missing(
 
 
 def row_of(end: TrialEnd) -> dict[str, Any]:
-    """Return what is stored of a trial: validation scores, seconds and temperature, or its error.
+    """Return a trial's record to store: validation scores, seconds and temperature, or its error.
 
     end: the ended trial. "n" is the number of samples of the validation part, where the trial says
     so.
@@ -81,9 +81,9 @@ def scores_by(
 ) -> dict[tuple[Any, ...], Score]:
     """Return, for each combination of settings, the mean validation score and minus the mean loss.
 
-    runs: the experiments; ends: the result of each, as `row_of` returns it; names: the settings to
-    group by, as ("lr",). A run that failed counts as score 0 and an infinite loss; a combination
-    whose runs all failed is left out.
+    runs: the experiments. ends: what is stored of each one's result: its scores on validation, or
+    an error. names: the settings to group by, as ("lr",). A run that failed counts as score 0 and
+    an infinite loss; a combination whose runs all failed is left out.
     """
     # draws and tasks with the same values are one group
     ended: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}

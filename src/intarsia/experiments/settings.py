@@ -235,9 +235,10 @@ def _changed(start: Any, values: Mapping[str, str], above: str, subject: str) ->
 
 
 def _hints(config: Any) -> dict[str, Any]:
-    """Return the type of each setting of a config, from its annotation where it is a field.
+    """Return the type of each setting of a method, from the annotation of its field.
 
-    For another name it is the type of the present value; a list from JSON stands for words.
+    config: the settings. A setting that is no field has the type of its present value; a list, as
+    JSON has it, counts as a tuple of words.
     """
     types = get_type_hints(type(config))
     return {

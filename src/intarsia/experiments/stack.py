@@ -83,8 +83,8 @@ def stacked(
 ) -> Measured:
     """Apply techniques that make a model cheaper to a copy of it, and measure that copy.
 
-    settings: technique (a key of ENTRIES, as "prune") -> value, as `parsed` returns them.
-    calibration: batches for those that need them. rows: other batches, to measure on.
+    settings: technique (a key of ENTRIES, as "prune") -> value, such as "0.25". calibration:
+    batches for those that need them. rows: other batches, to measure on.
     Raises: as `parsed`, and TargetError for experts of another layout.
     """
     check(tuple(settings))

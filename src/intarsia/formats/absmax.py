@@ -59,9 +59,10 @@ class Absmax(Format):
         return {"codes": pack_bits(flat, self.bits), "scales": scales}
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return the encoded weight in float32.
+        """Return the encoded weight in float32: code - 2^(b-1), times its group's scale.
 
-        stored: "codes" and "scales", as `encode` returns them; shape: the weight's.
+        stored: "codes" (b bits each, packed) and "scales" (R, G), as `encode` returns them; shape:
+        the weight's.
         """
         width = self._width(shape)
         flat = unpack_bits(stored["codes"], self.bits, math.prod(shape))

@@ -58,10 +58,10 @@ class Bitmask(Format):
     ) -> dict[str, Tensor]:
         """Encode the weights that are not 0, and a bit for each weight that says where they are.
 
-        weight: any shape, read as rows of its first axis. keep: bool, of the weight's shape, True =
+        weight: any shape, read as (out, the rest). keep: bool, of the weight's shape, True =
         stored; None = the weights that are not 0. moments: unused; other formats need it. Returns
-        "compressed" (stored weights), "bitmask", "row_offsets" and, for int8, "scales": shapes as
-        the class says.
+        "compressed" (n,), the stored weights row by row; "bitmask" (out, ceil(in / 8)) uint8;
+        "row_offsets" (out,), where each row begins in the former; and for int8 "scales" (out,).
         """
         keep = kept_of(weight, keep)
         mask = matrix(keep)

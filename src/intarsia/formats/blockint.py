@@ -48,11 +48,11 @@ class BlockInt(Format):
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Encode a weight in blocks of 32 along a row: a scale for each, and 4 or 8 bits a weight.
+        """Encode a weight in blocks of 32 along a row: a scale for each, b = 4 or 8 bits a weight.
 
-        weight: any shape, read as rows of its first axis. keep: bool, False = the weight becomes 0;
-        None = none does. moments: unused; other formats need it. Returns "codes" and "scales" in
-        bundles of 16 rows, laid out as the class says.
+        weight: any shape, read as R rows of K blocks. keep: bool, False = the weight becomes 0;
+        None = none does. moments: unused; other formats need it. Returns "codes" (R / 16, K, b, 16,
+        4) uint8 and "scales" (R / 16, K, 16) float16, 16 rows side by side.
         Raises: DataError for weights that are not finite.
         """
         w = finite(weight)
@@ -106,9 +106,10 @@ class BlockInt(Format):
         return codes[:out], stored["scales"].transpose(1, 2).flatten(0, 1)[:out]
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return the encoded weight in float32.
+        """Return the encoded weight in float32: (code - 2^(b-1)) times its block's scale.
 
-        stored: "codes" and "scales", as `encode` returns them; shape: the weight's.
+        stored: "codes" and "scales" in bundles of 16 rows, as `encode` returns them; shape: the
+        weight's.
         """
         codes, scales = self._rows(stored, shape)
         rows = (codes.float() - 2 ** (self.bits - 1)) * scales.float()[..., None]

@@ -73,7 +73,8 @@ class Gaussian(Format):
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
         """Return the encoded weight in float32.
 
-        stored: "codes" and "moments", as `encode` returns them; shape: the weight's.
+        stored: "codes" (numbers of levels, b bits each) and "moments" (mean, standard deviation) of
+        `encode`; shape: the weight's.
         """
         mean, std = stored["moments"]
         codes = unpack_bits(stored["codes"], self.bits, math.prod(shape))

@@ -61,10 +61,11 @@ class GroupSparse(Format):
     ) -> dict[str, Tensor]:
         """Encode the groups of weights in a row that have any weight to store, at b bits a weight.
 
-        weight: any shape, read as rows of its first axis, cut into groups. keep: bool, True =
+        weight: any shape, read as (out, the rest), each row cut into groups. keep: bool, True =
         stored; None = the weights that are not 0; other weights of a stored group are stored as 0.
-        moments: unused; other formats need it. Returns "row_offsets", "columns", "codes", "scales"
-        and "zeros", with shapes as the class says.
+        moments: unused; other formats need it. Returns "row_offsets" (out + 1,) and "columns" (K,),
+        which say where the K stored groups are; "codes", b bits a weight; "scales" (K,) and
+        "zeros", b bits a group: a weight is scale (code - zero).
         """
         keep = kept_of(weight, keep)
         w = finite(weight)

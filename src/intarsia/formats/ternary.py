@@ -59,9 +59,10 @@ class Ternary(Format):
     ) -> dict[str, Tensor]:
         """Round each weight to one of its row's three levels, min, 0 and max, and encode which.
 
-        weight: any shape, read as rows of its first axis; small weights become 0. keep: bool, False
-        = the weight becomes 0; None = all are rounded. moments: unused; other formats need it.
-        Returns "codes", "row_offsets" and "levels", with shapes as the class says.
+        weight: any shape, read as (out, the rest); small weights become 0. keep: bool, False = the
+        weight becomes 0; None = all are rounded. moments: unused; other formats need it. Returns
+        "codes" (K,), numbers of words of a dictionary, each a run of weights' levels; "row_offsets"
+        (out + 1,), where each row's words begin; "levels" (out, 2), min and max.
         Raises: DataError for weights that are not finite.
         """
         w = finite(weight)

@@ -84,7 +84,12 @@ class Context:
     """
 
     def __init__(self) -> None:
-        """Create an empty context: no padding mask, ids or draws.  Attributes: see the class."""
+        """Create an empty context: no padding mask, ids, layer states, random draws or routings.
+
+        They are set for each batch. hold: keep draws until the next forward. passes: how many
+        copies of a batch are stacked. shard: (rank, world) of this process. counting: count loads
+        in evaluation, too.
+        """
         self.valid: Tensor | None = None
         self.task_ids: Tensor | None = None
         self.input_ids: Tensor | None = None
