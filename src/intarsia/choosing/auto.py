@@ -159,9 +159,8 @@ def _search_and_score(
     gets lines of progress.
     """
     search = _prepare_search(request, out, running, report)
-    if not (
-        out / REQUEST
-    ).exists():  # before the pictures were read there was nothing to go on with
+    # written only now: before the pictures were read there was nothing to go on with
+    if not (out / REQUEST).exists():
         write_json(out / REQUEST, request)
     folded = search.folded
     if LOADING not in folded.store:

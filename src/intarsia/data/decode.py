@@ -176,10 +176,8 @@ def decoding_allowed(picture: Picture) -> Iterator[None]:
     """
     pixels = 0
     if isinstance(picture, Path | bytes):
-        with (
-            contextlib.suppress(Exception),
-            open_picture(picture) as image,
-        ):  # read_image says what is
+        # a picture that cannot be opened needs no pixels; `read_image` raises its error later
+        with contextlib.suppress(Exception), open_picture(picture) as image:
             pixels = image.width * image.height
     with _DECODING.of(pixels):
         yield

@@ -166,7 +166,7 @@ def trimmed(
                 start = Spent.now()
                 cast_frozen(model, precision)
                 constants = keeping_constants(model, train, dtype=DTYPES[precision])
-                train, also = stack.enter_context(constants)
+                train, add_constants = stack.enter_context(constants)
                 spent = Spent.now().since(start)
                 # step 3: large frozen weights never change: they are packed for the processor
                 stack.enter_context(packing(model))
@@ -174,7 +174,9 @@ def trimmed(
                 for number, part in enumerate(("val", "test")):
                     if isinstance(part_set := scored[number], ImageTensors):
                         part_identity = of_part(identity, part)
-                        scored[number] = also(part_set, partial(_remembered, shared, part_identity))
+                        scored[number] = add_constants(
+                            part_set, partial(_remembered, shared, part_identity)
+                        )
         val, test = scored
         yield (train, val, test), spent
 

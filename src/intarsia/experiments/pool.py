@@ -82,7 +82,7 @@ def run_trials(
     executor: a key of EXECUTORS. threads: torch's in each process, None = an equal share of cores.
     Raises: ConfigError for bad numbers; KeyboardInterrupt after the running trials have stopped.
     """
-    todo = pieces(trials, jobs)  # trials that share a trunk go together in one
+    todo = pieces(trials, jobs)  # trials on one frozen backbone go together
     slots = _slots(executor, jobs, threads, len(todo))
     if executor == "here" and len(slots) == 1:  # in this thread, which Ctrl-C reaches
         for piece in todo:

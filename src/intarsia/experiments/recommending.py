@@ -124,7 +124,7 @@ def measured(model: Recommender, val: Interactions, test: Interactions) -> dict[
     """Rank all items for each test user or session; return the measures, such as recall at 20.
 
     model: trained. val, test: held-out events. An item that a user took in training or validation
-    is left out of her ranking: a recommender that ranks it high is right.
+    is left out of her ranking: ranking it high would be no error.
     """
     questions: Any = model.questions(test)
     ranked: list[Any] = []
