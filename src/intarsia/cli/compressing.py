@@ -197,7 +197,7 @@ def _net(run: str, options: dict[str, Any], force: bool, out: Path, as_json: boo
     if as_json:
         show_json({"folder": str(out), **report})
         return
-    # no times with --force where the net is no faster
+    # empty where nothing was timed
     times = report["milliseconds"]
     took = [f"{times['before']:.2f} ms -> {times['after']:.2f} ms a picture"] if times else []
     notes = [f"in torch as before: {', '.join(report['left'])}"] if report["left"] else []

@@ -159,7 +159,7 @@ def generate(
     if as_json:
         show_json(record)
         return
-    # the text alone goes through unchanged: control characters are the model's
+    # unlike `say`, which escapes control characters: the text is printed as it is
     sys.stdout.write(record["text"].strip("\n") + "\n")
     say(
         f"{record['tokens']} tokens, {record['a_second']:.1f} a second; "

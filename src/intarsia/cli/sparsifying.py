@@ -197,7 +197,7 @@ def convert(
     out = target(out, "dense-llama")
     from ..hosts.prune.files import convert_sparse
 
-    # no model is built: tensors are read and written one by one
+    # most layouts need no model: tensors are converted as they are
     folder = convert_sparse(old, out, layout=layout)
     show_json({"folder": str(folder), "layout": layout}) if as_json else say(str(folder))
 

@@ -142,7 +142,7 @@ def _host_for(change: Change) -> Callable[[], nn.Module]:
 
 def takes_a_host(card: Card) -> None:
     """Check that the card's change can be applied to a tiny host, with finite outputs."""
-    # the smallest model that the change accepts
+    # the first model of HOSTS that the change accepts
     model = changed(host_of(card)(), change_of(card))
     require_finite(outputs(model), "outputs", "Look at the start.")
 

@@ -84,7 +84,7 @@ class Store:
     def record(self, inputs: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
         """Return the JSON-ready result for these inputs, from the store, or compute it once.
 
-        inputs: everything but the code that the result depends on; compute: a function without
+        inputs: all that the result depends on, but for the code; compute: a function without
         arguments. Processes that ask for one result at the same time wait for the first of them.
         """
         key = self._key(inputs)

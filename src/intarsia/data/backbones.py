@@ -246,7 +246,7 @@ def _from_timm(name: str, classes: int, size: int | None, pretrained: bool) -> n
             fix="Check the network and run this again, set HF_HOME to a folder that holds the "
             f"model, or use a backbone from a package registry: {', '.join(PACKAGED)}.",
         ) from error
-    # a size was asked for: patches must tile it
+    # without a size there is nothing to check; else patches must tile it
     if size is None:
         return model
     patch_embed = getattr(model, "patch_embed", None)

@@ -232,7 +232,7 @@ def train_transform(inputs: InputConfig, *, augment: str = "none") -> Transform:
         # The usual ratio for ImageNet: resized to 256, cropped to 224.
         shorter = round(max(inputs.size) * 256 / 224)
         crops = [v2.Resize(shorter, interpolation=interpolation), v2.RandomCrop(inputs.size)]
-    # uint8 pixels until the crop is made: less memory to move
+    # pictures are cropped and flipped before they become tensors
     steps = v2.Compose(
         [
             *crops,

@@ -133,7 +133,7 @@ class FreshProcess(OwnProcess):
 
     def _context(self, work: Work) -> BaseContext:
         """Return how processes start: on Linux forked by a server that has imported the work."""
-        # no fork server with such an import elsewhere
+        # elsewhere each process imports the work by itself
         if sys.platform != "linux":
             return super()._context(work)
         context = multiprocessing.get_context("forkserver")

@@ -43,7 +43,7 @@ def z_loss(logits: Tensor, valid: Tensor | None = None) -> Tensor:
     logits: (N, E); valid: (N,), False = padding.
     """
     squared = logits.logsumexp(-1).square()
-    # a mean over real tokens only
+    # without padding the plain mean, else that over real tokens
     if valid is None:
         return squared.mean()
     return (squared * valid).sum() / valid.sum().clamp(min=1)

@@ -95,7 +95,7 @@ def counting(model: nn.Module) -> Iterator[None]:
     restored at its end.
     """
     routers = learned_routers(model).values()
-    # forget() makes new tensors, so that the old counts are only put back
+    # forget() makes new tensors: the old ones can be put back as they are
     before = [(router.received, router.served) for router in routers]
     forget(model)
     try:
