@@ -42,14 +42,16 @@ class SsfCell(Cell):
     """(gamma - 1) * y + beta, with scale = gamma - 1 and shift = beta.  (..., d) -> (..., d)."""
 
     def __init__(self, config: Ssf, site: Site, *, generator: torch.Generator) -> None:
-        """Build scale = gamma - 1 and shift = beta, (d,) each, ~ N(0, config.std).
+        """Build scale = gamma - 1 and shift = beta, (d,) each, drawn from N(0, config.std).
 
-        site: the host's layer; site.outputs is d. generator: draws the noise.
+        config: the settings, of which std is the noise's sigma. site: the host's layer, whose
+        output of width d = site.outputs is scaled and shifted. generator: draws the first values.
         """
         super().__init__()
         self.config = config
         self.scale = nn.Parameter(torch.zeros(site.outputs))
         self.shift = nn.Parameter(torch.zeros(site.outputs))
+        # zeros leave the model unchanged at the start
         if config.std:
             for parameter in (self.scale, self.shift):
                 nn.init.normal_(parameter, std=config.std, generator=generator)

@@ -50,7 +50,12 @@ class Choice:
     recipe: tuple[tuple[str, float], ...] = ()
 
     def into(self, start: Experiment) -> Experiment:
-        """Return an experiment with this method in it, in the last blocks alone where it can be."""
+        """Return an experiment (all settings of one training run) that trains this method.
+
+        start: the experiment whose pictures, model, epochs and seeds are taken over. `suited` then
+        drops settings that the method cannot use, such as a limit to the last blocks for one that
+        has none.
+        """
         experiment = start.changed(
             method=self.method, settings=self.settings, objective=self.objective, lr=self.lr
         ).changed(**dict(self.recipe))
@@ -78,7 +83,10 @@ def with_recipe(arm: BenchArm, name: str) -> BenchArm:
 
 
 def by_task(arm: BenchArm) -> BenchArm:
-    """Return the arm with a head for each of joint tasks, over its own objective."""
+    """Return the method with one classification head for each of several tasks trained jointly.
+
+    arm: a method with its settings; its training objective stays in force under those heads.
+    """
     objective = arm.settings.objective
     over = "" if objective == "plain" else f"+{objective}"
     return replace(arm, settings=replace(arm.settings, objective=f"{HEADS}{over}"))
@@ -148,13 +156,15 @@ EXTRA = (
 
 
 def arm(name: str) -> BenchArm:
-    """Return the arm (a method with its settings) of that name; other methods get defaults.
+    """Return the arm (a method with all its settings) of that name; other methods get defaults.
 
-    name: an arm's name, or a method that `intarsia fit` knows; with " ema" or " smoothing" behind
-    it (see RECIPES), that addition is in its training. A method of the kind "change", which leaves
-    all weights trainable, gets the learning rate of full fine-tuning.
+    name: an arm of ARMS or EXTRA, or a method that `intarsia fit` knows. " ema" or " smoothing"
+    after it, as in "lora ema", adds a moving average of the weights or label smoothing to its
+    training (RECIPES). A method of the kind "change", which leaves all weights trainable, gets the
+    learning rate of full fine-tuning.
     Raises: UnknownName.
     """
+    # "lora ema" is the method "lora" with the recipe "ema"
     first, _, last = name.rpartition(" ")
     if first and last in RECIPES:
         return with_recipe(arm(first), last)
@@ -167,7 +177,11 @@ def arm(name: str) -> BenchArm:
 
 
 def named(kind: str, name: str, among: Sequence[T]) -> T:
-    """Return the item of that name; `kind` is for the error.  Raises: UnknownName."""
+    """Return the item of `among` that has this name.
+
+    kind: what the items are, as the error calls them ("method of the benchmark").
+    Raises: UnknownName.
+    """
     by_name = {item.name: item for item in among}
     if name not in by_name:
         raise UnknownName(kind, name, list(by_name))

@@ -34,10 +34,10 @@ class Margin:
         return f"{numbers.signed(100 * self.paired.mean)} {UNIT} (95 % interval {ends})"
 
     def record(self) -> dict[str, Any]:
-        """Return the difference to another candidate as JSON stores it.
+        """Return the difference between the choice and another method's candidate, for JSON.
 
-        mean, low, high: of the chosen one's score minus the other's; without a paired interval the
-        two answered all pictures alike, and the mean is 0.
+        mean, low, high: the choice's score minus the other's, with its 95 % interval; where both
+        answered all pictures alike there is no interval, and the mean is 0.
         """
         row: dict[str, Any] = {"method": self.method, "settings": self.settings}
         if self.paired is None:
@@ -63,7 +63,11 @@ class Certainty:
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> Certainty:
-        """Return the certainty of the first row's choice.  rows: the best first."""
+        """Compare the choice with the best candidate of every other method, picture by picture.
+
+        rows: all candidates, the best first; the first one is the choice. Returns the differences
+        of scores, with their intervals.
+        """
         best = rows[0]
         assert best.answers is not None
         best_of_methods: dict[str, Row] = {}

@@ -53,8 +53,10 @@ class Search:
     report: Report
 
     def __post_init__(self) -> None:
+        """Begin without candidates; decide how many folds each answers, at first and in all."""
         self.rows: dict[str, Row] = {}
         self.order: list[Row] | None = None  # of `ranked`, until something is trained
+        # as many folds as hold ENOUGH pictures together
         self.full = min(FOLDS, -(-ENOUGH // self.folded.held))
         self.screen = min(SCREEN, self.full)
 
@@ -80,10 +82,11 @@ class Search:
         return ranked + [row for row in self.rows.values() if row not in ranked]
 
     def ranked(self) -> list[Row]:
-        """Return the candidates that can be compared, the best first; see `_comparable`.
+        """Return the candidates that can be compared, the best first.
 
-        Finalists, which alone were trained on more than `full` parts, come first, ranked by all of
-        their answers; the others follow, ranked by the pictures that all of them answered.
+        A part is one fold of the pictures at one training seed, and `full` is the number of parts
+        of a normal candidate. Finalists, which alone have more parts, come first and are ranked by
+        all of their answers; the others follow, ranked on the parts that all of them answered.
         """
         if self.order is None:
             base = self._comparable()
@@ -95,10 +98,11 @@ class Search:
         return self.order
 
     def _comparable(self) -> list[Row]:
-        """Return the candidates that can be compared, the best first.
+        """Return the candidates that answered equally many held-out parts, the best first.
 
-        A part is a fold of the training pictures, held out at one seed. The candidates are those
-        that answered as many parts as the one that has most, where more than `full` count as it.
+        A part is one fold of the training pictures at one seed. A candidate is in the list if it
+        answered as many parts as the one that answered most; everything above `full` parts counts
+        as `full`.
         """
         trained = [row for row in self.rows.values() if row.parts and not row.error]
         parts = min(self.full, max((row.parts for row in trained), default=0))
@@ -111,7 +115,9 @@ class Search:
     def _first_look(self) -> list[Candidate]:
         """List the first candidates: every method, at the largest affordable size of pictures.
 
-        Each is trained on `screen` folds, in a share SCREENING of the search's seconds at most.
+        Each is to be trained on `screen` folds, for a quick comparison. The size and the epochs are
+        chosen so that all of these trainings together take at most the share SCREENING of the
+        search's seconds.
         """
         train = self.folded.trained
         steps = -(-train // self.folded.start.training.batch_size)
@@ -129,7 +135,12 @@ class Search:
         return [(arm.name, arm.settings.into(start)) for arm in self.arms]
 
     def _next_steps(self) -> Iterator[Move]:
-        """Yield candidates to train next and up to which part, the most promising first."""
+        """Yield (candidate, number of parts to train it to), the most promising step first.
+
+        A part is one fold at one seed. A step trains a neighbour of a good candidate, brings a
+        candidate to all its folds, or trains a finalist again at one more seed; the last third of
+        the time begins with finalists.
+        """
         ranked = self.ranked()
         # Neighbours first, then candidates that have not answered all folds yet.
         exploring = [(c, self.full) for c in self._neighbours(ranked)]
@@ -145,13 +156,14 @@ class Search:
         yield from exploring + confirming if early else confirming + exploring
 
     def _neighbours(self, ranked: Sequence[Row]) -> Iterator[Candidate]:
-        """Yield neighbours of the best candidate of each method, then those of the others.
+        """Yield candidates that differ in one setting from the best of each method, then the rest.
 
-        A neighbour differs in one thing: a lower or higher rate, twice the epochs, twice the blocks
-        that are adapted, or the next larger or smaller size of the pictures.
+        ranked: candidates, the best first. A neighbour has a lower or higher rate, twice the
+        epochs, twice the adapted blocks, or the next larger or smaller size of the pictures.
         """
         best: dict[str, Row] = {}
         for row in ranked:
+            # rows are ranked, so the first one of a method is its best
             best.setdefault(row.name, row)
         for row in (*best.values(), *ranked):
             experiment = row.experiment
@@ -169,11 +181,11 @@ class Search:
                 yield row.name, experiment.changed(size=size)
 
     def _advance(self, moves: Iterable[Move], at_most: int | None = None) -> bool:
-        """Train candidates, as many at a time as there are jobs; tell whether any was trained.
+        """Train candidates, as many at a time as there are jobs; return True if any was trained.
 
-        moves: each a candidate and the number of parts (folds with a seed) to train it for; one
-        that falls behind the leader ends early, and one for which there is no time is skipped.
-        at_most: how many candidates are begun; None = all.
+        moves: pairs (candidate, number of parts to train it to), a part being one fold at one seed.
+        A candidate that falls behind the leader stops early; one for which there is no time is
+        skipped. at_most: the largest number of candidates that may be started; None = all.
         """
         waiting, working, begun = iter(moves), list[Move](), 0
         while True:
@@ -187,6 +199,7 @@ class Search:
             rows = [self._row_of(*candidate) for candidate, _ in working]
             for row in self.folded.answer(rows):
                 self.rows[row.experiment.key] = row
+            # new answers: the ranking is computed anew when it is next asked for
             self.order = None
             ended = [move for move in working if not self._goes_on(*move)]
             working = [move for move in working if move not in ended]
@@ -194,7 +207,11 @@ class Search:
                 self._report_end(*candidate)
 
     def _next_to_begin(self, waiting: Iterator[Move], working: Sequence[Move]) -> Move | None:
-        """Return the next of the waiting moves that has something to train and time for it."""
+        """Return the first waiting move that has something to train and time for it, or None.
+
+        waiting: moves (candidate, number of parts to train it to); those before the result are used
+        up. working: the moves in training now, whose candidates are not started twice.
+        """
         for (name, experiment), parts in waiting:
             if any((name, experiment) == candidate for candidate, _ in working):
                 continue
@@ -209,10 +226,11 @@ class Search:
         return None
 
     def _goes_on(self, candidate: Candidate, parts: int) -> bool:
-        """Decide whether a candidate is to be trained for its next part (a fold with a seed).
+        """Decide whether a candidate is to be trained for one more part, a fold at a seed.
 
-        parts: number at which it has enough. The first `screen` parts are trained in any case; then
-        a candidate that is clearly behind the leader is given up.
+        candidate: method and experiment. parts: the number of parts at which it is done. The first
+        `screen` parts, a quick comparison of all methods, are trained in any case; then a candidate
+        that is clearly behind the leader is given up.
         """
         row = self._row_of(*candidate)
         if row.error or row.parts >= parts:
@@ -220,15 +238,20 @@ class Search:
         return row.parts < self.screen or not self._may_give_up(row)
 
     def _report_end(self, name: str, experiment: Experiment) -> None:
+        """Report a candidate's result, and how much of the time has passed, as a line of progress.
+
+        name, experiment: the candidate's method and all of its settings.
+        """
         elapsed, total = map(numbers.seconds, (self.folded.spent, self.seconds))
         line = f"{name}, {describe_settings(experiment)}: "
         line += _describe_result(self._row_of(name, experiment))
         self.report(f"{line}; {elapsed} of {total} gone.")
 
     def _may_give_up(self, row: Row) -> bool:
-        """Decide whether a candidate may be given up, on the parts that it and the leader answered.
+        """Decide whether a candidate is clearly behind the leader, so that it may be given up.
 
-        On the same pictures alone: the temperature is fitted to them, and moves the loss.
+        row: the candidate. Compared are the held-out parts that both answered, so that both are
+        scored on the same pictures: the temperature is fitted to them, and moves the loss.
         """
         ranked = self.ranked()
         leader = ranked[0] if ranked else row
@@ -242,9 +265,11 @@ class Search:
         return self.rows.get(experiment.key, Row(name, experiment))
 
     def _fits(self, name: str, experiment: Experiment, parts: int) -> bool:
-        """Decide whether training a candidate up to so many parts leaves time for the last fit.
+        """Decide whether there is time to train a candidate, and then the final choice.
 
-        parts: folds times seeds that are to have answers, those that it has included.
+        name, experiment: the candidate. parts: number of parts (folds at a seed) that it has at the
+        end, those that it has answered already included. The final choice is trained on all
+        pictures and scored on the test part.
         """
         remaining_parts = range(self._row_of(name, experiment).parts, parts)
         part_seconds = self.folded.takes(name, experiment, remaining_parts)
@@ -254,12 +279,11 @@ class Search:
         return self.folded.spent + part_seconds + last_seconds < self.seconds
 
     def _shorten_first(self, name: str, experiment: Experiment) -> Experiment:
-        """Return the first candidate with the epochs that there is time for.
+        """Return the first candidate, with fewer epochs if the time is too short for it.
 
-        name: its method; experiment: its settings, whose epochs may be lowered. It trains however
-        little time there is, so that the search has a result.
-
-        They fill half of the remaining time, because the last fit takes as long; at least 1 epoch.
+        name: its method; experiment: its settings. It trains however little time there is, at least
+        one epoch, so that the search has a result. Its training and the last fit of the choice,
+        which takes as long, share the remaining time.
         """
         requested = experiment.training.epochs
         one_epoch, two_epochs = (
@@ -280,7 +304,10 @@ class Search:
 
 
 def _describe_result(row: Row) -> str:
-    """Describe a candidate's score, or its error, for the progress line."""
+    """Describe a candidate's score on held-out pictures, or its error, for a line of progress.
+
+    row: the candidate with its answers so far.
+    """
     if row.answers is None or row.error:
         return f"FAILED, {row.error}"
     share = numbers.percent(row.val[measure(row.val)])

@@ -112,7 +112,10 @@ def auto(
 
 
 def _show(search: AutoRun, as_json: bool) -> None:
-    """Print a search's ranking and what it chose, or all of it as JSON."""
+    """Print the ranking of a search and what it chose.
+
+    search: the result of `intarsia.auto`; as_json: print all of it as JSON instead.
+    """
     from ..reports.terminal import Terminal
 
     if as_json:
@@ -128,6 +131,7 @@ def _show(search: AutoRun, as_json: bool) -> None:
             | {"method": row.name}
             for row in search.rows
         ]
+        # the test part is scored once, by the choice alone
         scores = {"test": dict(search.test), "certainty": search.certainty.record()}
         show_json({"folder": str(search.folder), **scores, "rows": rows})
         return

@@ -91,6 +91,7 @@ def compress(
     _check(format, density, bits, rows, calib, out)
     assert out is not None
     use_threads(threads)
+    # those that were not given are None, and stay the format's own
     settings = {"values": values, "density": density, "bits": bits, "tuning": _tuning(steps)}
     if format == NETS:
         _net(model, settings | {"layers": layers, "resume": resume or None}, force, out, as_json)
@@ -115,9 +116,11 @@ def _packed(
     out: Path,
     format: str,
 ) -> dict[str, Any]:
-    """Open, pack and write a model; returns the record.  text: corpus, rows, tokens of a row.
+    """Open a language model, pack it and write it; return the record.
 
-    format: by whose name a better runtime is looked up, before the work.
+    model: its name or folder. stored: the format, or a method that packs by itself. text: corpus,
+    rows and tokens of a row to calibrate on. options: further keywords of `intarsia.compress`. out:
+    the folder to write. format: the format's name, for a warning if another runtime is faster.
     """
     from ..core import nbytes
     from ..core.change import Change
@@ -135,6 +138,7 @@ def _packed(
         host, tokenizer = language_model(model, dtype="auto")
     if type(host).__name__ in ARCHITECTURES:  # llama.cpp knows it
         _warn_of_rivals("text", format)
+    # the weights as they were opened, for the record
     before = sum(p.nbytes for p in host.parameters())
     calibration: Any = ()
     read: dict[str, int] = {}
@@ -170,10 +174,12 @@ def _packed(
 
 
 def _net(run: str, options: dict[str, Any], force: bool, out: Path, as_json: bool) -> None:
-    """Compress a run's convolutional net to the sparse format CHW, write it, and print the times.
+    """Pack the convolutional net of a run into the sparse format CHW; write it as a run.
 
-    options: those of other formats, refused if not None.
-    force: write it even where it is not faster.
+    run: folder of the run. options: those of other formats, refused if not None. force: write it
+    even where it is not faster. out: the folder to write. as_json: print the record in place of the
+    times.
+    Raises: ConfigError for options of other formats, or a folder that is no run.
     """
     from ..experiments.experiment import FILE
     from ..experiments.packing import compress_run
@@ -191,6 +197,7 @@ def _net(run: str, options: dict[str, Any], force: bool, out: Path, as_json: boo
     if as_json:
         show_json({"folder": str(out), **report})
         return
+    # empty where nothing was timed
     times = report["milliseconds"]
     took = [f"{times['before']:.2f} ms -> {times['after']:.2f} ms a picture"] if times else []
     notes = [f"in torch as before: {', '.join(report['left'])}"] if report["left"] else []
@@ -198,9 +205,9 @@ def _net(run: str, options: dict[str, Any], force: bool, out: Path, as_json: boo
 
 
 def _warn_of_rivals(kind: str, format: str) -> None:
-    """Warn before a format is written that another runtime was measured to beat.
+    """Warn before the work if another runtime was measured to be faster than this format.
 
-    kind: of the inputs for which it was measured, such as "picture"; format: its name.
+    kind: of inputs, "text" or "picture"; format: its name.
     """
     from ..formats.rivals import advice
 
@@ -209,8 +216,9 @@ def _warn_of_rivals(kind: str, format: str) -> None:
 
 
 def chosen_format(name: str, options: dict[str, Any]) -> Any:
-    """Return a format, or a method that packs layers itself, with settings other than None.
+    """Return a format, or the settings of a method that packs layers by itself.
 
+    name: of the format; options: settings by name, None = not given.
     Raises: UnknownName; ConfigError for a setting that it does not have.
     """
     from ..core.registry import card
@@ -230,7 +238,10 @@ def chosen_format(name: str, options: dict[str, Any]) -> Any:
 
 
 def _tuning(steps: str | None) -> dict[str, int] | None:
-    """Return the setting of `Gqsa` for --steps.  Raises: ConfigError unless it is two numbers."""
+    """Parse --steps, "BLOCKS,MODEL", as the setting of Gqsa; None gives None.
+
+    Raises: ConfigError unless it is two numbers.
+    """
     if steps is None:
         return None
     counts = numbers("--steps", steps)
@@ -254,7 +265,12 @@ def _check(
     calib: str,
     out: Path | None,
 ) -> None:
-    """Check options and texts, and reserve the folder, before torch is imported."""
+    """Check the options and texts, and reserve the output folder, before torch is imported.
+
+    format: its name; density: share of weights kept; bits: of a weight; rows, calib: number and
+    names of texts to calibrate on; out: the folder to write.
+    Raises: UnknownName; ConfigError.
+    """
     if format not in FORMATS:
         raise UnknownName("--format", format, FORMATS)
     if density is not None:

@@ -38,6 +38,7 @@ def cycles(
     if as_json:
         show_json({"layers": rows, "dense": dense, "cycles": sparse, "times": dense / sparse})
         return
+    # thousands with commas; flows are words
     table = [[f"{v:,}" if isinstance(v, int) else v for v in row.values()] for row in rows]
     columns = list(rows[0])
     show_table("", columns, table, right=",".join(columns[1:-1]))

@@ -21,6 +21,7 @@ def doctor(threads: Threads = None, as_json: Json = False) -> None:
     from ..kernels.native import diagnosis
     from ..kernels.native.floor import measure
 
+    # compiler, instruction set, and the kernels that could be built
     machine = diagnosis.examine()
     floor = measure()
     record = {

@@ -36,7 +36,7 @@ def is_run(folder: Path | None) -> bool:
 
 
 def fit_recommender(arguments: Mapping[str, Any], words: set[str]) -> None:
-    """Train a recommender.
+    """Train a recommender: `intarsia fit DATA --task sessions` or `ranking`.
 
     arguments: all options of `intarsia fit`; words: names of those on the command line.
     """
@@ -95,7 +95,7 @@ def fit_recommender(arguments: Mapping[str, Any], words: set[str]) -> None:
 
 
 def _request_of(arguments: Mapping[str, Any], words: set[str]) -> tuple[dict[str, Any], Path]:
-    """Return what to train, of the command line or of the run to go on with, and its folder."""
+    """Return what to train, and the folder: a new run of these options, or one to go on with."""
     out: Path | None = arguments["out"]
     if arguments["resume"]:
         # A run goes on with the settings it has: only where it runs may change.
@@ -136,7 +136,7 @@ def _request_of(arguments: Mapping[str, Any], words: set[str]) -> tuple[dict[str
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Read the options with which a run was started.  Raises: CheckpointError."""
+    """Read from a run's folder the options it was started with.  Raises: CheckpointError."""
     from ..core.files import read_json
 
     try:
@@ -239,6 +239,7 @@ def recommend(
 
 
 def _cells_of(row: Mapping[str, Any], explained: bool) -> tuple[str, ...]:
+    """Return an item's row of the table; explained: add the scores of its fields."""
     cells = (row["item"], row["title"], f"{row['score']:.3f}", "none" if row["new"] else "some")
     reasons = ", ".join(f"{name} {value:+.2f}" for name, value in list(row["why"].items())[:3])
     code = ("-".join(map(str, row["code"])),) if "code" in row else ()
@@ -246,7 +247,7 @@ def _cells_of(row: Mapping[str, Any], explained: bool) -> tuple[str, ...]:
 
 
 def answers(showing: RecommenderPage) -> dict[str, Any]:
-    """Return the functions that answer the page of recommendations, by path."""
+    """Return the functions that answer the page's requests, by path; each maps JSON to JSON."""
 
     def answer(question: dict[str, Any]) -> dict[str, Any]:
         """Answer one question of the page: recommendations for a user, or after a list of items.
@@ -275,7 +276,7 @@ def answers(showing: RecommenderPage) -> dict[str, Any]:
 
 
 def page_of(showing: RecommenderPage, run: Path) -> str:
-    """Return the page of recommendations of a run."""
+    """Return the page of recommendations; showing: the model; run: the folder, for its title."""
     from ..core.registry import method_key
     from ..reports.page import live
     from ..reports.report import Report

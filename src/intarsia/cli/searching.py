@@ -93,6 +93,7 @@ def index(
         fix = "Begin one with --out."
         raise ConfigError(f"--append {append}", got="no index", want="an index's folder", fix=fix)
     hold(append) if append is not None else target(out, "idx")
+    # a stopped command may only go on with the same ones
     options = {"stored": stored, "prune": prune, "language": language}
     searchable = write_index(docs, model, out, append, options, megabytes)
     folder, sizes = out or append, searchable.sizes()
@@ -110,7 +111,9 @@ def index(
 def _exported(folder: Path, form: str, out: Path | None, as_json: bool) -> None:
     """Write an index in the form that another search engine reads.
 
-    form: a key of FORMS; out: the file, None for bulk.ndjson.  Raises: UnknownName.
+    folder: of the index. form: one of FORMS; out: the file, None for bulk.ndjson. as_json: print a
+    record in place of a line.
+    Raises: UnknownName.
     """
     one_of("--form", form, FORMS)
     from ..models.retrieve.engines import export
@@ -172,9 +175,10 @@ def search(
 
 
 def _show(answer: dict[str, Any], explain: bool, as_json: bool) -> None:
-    """Print the hits of a query as a table, or as JSON.
+    """Print the documents found for a query as a table.
 
-    answer: of `search_results`; explain: show each document's words with their shares of the score.
+    answer: of `search_results`. explain: show each document's words with their shares of the score.
+    as_json: print the answer as JSON.
     """
     if as_json:
         show_json(answer)
@@ -183,6 +187,7 @@ def _show(answer: dict[str, Any], explain: bool, as_json: bool) -> None:
         terms = answer["tokens"] or answer["stems"]
         say("No document: " + ("none has one of these words." if terms else "no known word."))
         return
+    # one row for each document
     rows = []
     for hit in answer["hits"]:
         words = [f"{t['token']}{'~' if t['stem'] else '*' if t['expanded'] else ''} "
@@ -196,9 +201,9 @@ def _show(answer: dict[str, Any], explain: bool, as_json: bool) -> None:
 
 
 def _run(index: SparseIndex, queries: Path, out: Path, k: int, as_json: bool) -> None:
-    """Search for every query of a file and write the hits as a TREC run file.
+    """Search for every query of a file, and write the documents found as a TREC run file.
 
-    k: hits for each query; out: the run file.
+    queries: the file; out: the file to write; k: documents for each query; as_json: print a record.
     """
     from ..core.files import write_text
     from ..data.collections import read_queries

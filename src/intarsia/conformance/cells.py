@@ -16,13 +16,15 @@ DRAWS = 40  # forwards after which no expert of a tiny mixture is still unseen
 
 
 def site(card: Card, *, square: bool = False) -> Site:
-    """Return a place for the cell of a method, with a LayerNorm that feeds it.
+    """Return a layer of a model, as a `Site`, to which a method's adapter is added in the tests.
 
-    card: the method's entry in the catalogue; its settings say the position and whether it is an
-      MLP or a linear layer. square: outputs as wide as inputs.
+    card: the method's entry in the catalogue; its settings say whether it is an MLP or a linear
+    layer, and whether its input or its output is read. A LayerNorm feeds it. square: outputs as
+    wide as inputs.
     """
     position, outputs = tiny(card).position, INPUTS if square else OUTPUTS
     place = Site("block.mlp", INPUTS, outputs, position)
+    # the linear maps inside an MLP
     inside = (("fc1", INPUTS, HIDDEN), ("fc2", HIDDEN, outputs))
     weight = torch.linspace(0.5, 1.5, place.reads)
     return Site(
@@ -61,6 +63,7 @@ def build(card: Card, seed: int = 0) -> Cell:
 
     seed: of the generator that draws its weights.
     """
+    # a whole cell also computes its host's output, which is taken off again
     cell = tiny(card).build(site(card), generator=seeded(seed))
     return Beside(cell) if isinstance(cell, Cell) and cell.whole else cell
 

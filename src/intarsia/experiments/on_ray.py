@@ -27,8 +27,9 @@ class OnRay:
         self.threads = threads
 
     def run(self, work: Work, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Run one trial's work on a Ray worker, which is started at the first call.
+        """Run one trial's work on a Ray worker, started at the first call; return its result.
 
+        work: a function that can be imported; inputs: its argument.
         Raises: Died if the worker is lost; the work's own error.
         """
         ray = self._ray
@@ -39,6 +40,7 @@ class OnRay:
         try:
             right, result = ray.get(self._worker.run.remote(work, dict(inputs)))
         except ray.exceptions.RayError as error:  # of a trial's own errors none is raised here
+            # the next trial gets a new worker
             self.close()
             raise Died(lost(error)) from error
         if right:
@@ -65,6 +67,7 @@ class FreshOnRay(OnRay):
     """A slot whose worker is a new one for each trial, as `FreshProcess` is on one machine."""
 
     def run(self, work: Work, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Run one trial's work on a new Ray worker, which ends with it; return its result."""
         try:
             return super().run(work, inputs)
         finally:
@@ -83,6 +86,7 @@ class RayWorker:
 
     # errors are returned, not raised: Ray would wrap them in a type of its own
     def run(self, work: Work, inputs: Mapping[str, Any]) -> tuple[bool, Any]:
+        """Run work(inputs); return (True, result), or (False, error) if it raised."""
         try:
             return True, work(inputs)
         except BaseException as error:
@@ -90,7 +94,10 @@ class RayWorker:
 
 
 def connected() -> Any:
-    """Return the ray package, connected.  Raises: MissingExtra without it."""
+    """Return the ray package, connected to the cluster, or to one started on this machine.
+
+    Raises: MissingExtra without it.
+    """
     try:
         ray: Any = importlib.import_module("ray")
     except ImportError as error:
@@ -113,10 +120,10 @@ def lost(error: Exception) -> str:
 
 
 def threads_on(cores: list[int], jobs: int, requested: int | None) -> int:
-    """Return the cores of each of `jobs` workers that run at a time on machines of so many cores.
+    """Return how many cores each of `jobs` workers gets that run at the same time.
 
-    requested: so many, None = as many as there is room for; a worker without room would wait
-      for ever.
+    cores: number of cores of each machine. requested: cores of a worker, None = as many as there is
+    room for. A worker without room would wait for ever.
     Raises: ConfigError if they do not all have room.
     """
 

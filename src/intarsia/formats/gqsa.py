@@ -59,10 +59,13 @@ class GroupSparse(Format):
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Encode a weight; a group with any kept weight is stored, its other weights as 0.
+        """Encode the groups of weights in a row that have any weight to store, at b bits a weight.
 
-        keep: bool, True = kept; None = the weights that are not 0. moments: unused; other formats
-          need it. Returns the tensors that the class lists.
+        weight: any shape, read as (out, the rest), each row cut into groups. keep: bool, True =
+        stored; None = the weights that are not 0; other weights of a stored group are stored as 0.
+        moments: unused; other formats need it. Returns "row_offsets" (out + 1,) and "columns" (K,),
+        which say where the K stored groups are; "codes", b bits a weight; "scales" (K,) and
+        "zeros", b bits a group: a weight is scale (code - zero).
         """
         keep = kept_of(weight, keep)
         w = finite(weight)
@@ -76,10 +79,12 @@ class GroupSparse(Format):
     def stored(
         self, codes: Tensor, scales: Tensor, zeros: Tensor, mask: Tensor
     ) -> dict[str, Tensor]:
-        """Return the tensors of the file for codes that have been chosen already.
+        """Return the tensors of the file for weights that are quantised already.
 
-        codes: (K, group), scales, zeros: (K,), row by row; mask: (R, C) bool, which groups are
-          kept: R rows of C groups, K of them True. Raises: ShapeError for too many groups.
+        codes: (K, group), whole numbers for the K stored groups, row by row; scales, zeros: (K,),
+        so that a weight is scale (code - zero). mask: (R, C) bool, which groups are stored, of R
+        rows with C groups.
+        Raises: ShapeError for too many groups.
         """
         rows, across = mask.shape
         if across > MOST or len(codes) >= 2**31:
@@ -96,21 +101,27 @@ class GroupSparse(Format):
         }
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return the weight in float32.  stored: the tensors of `encode`; shape: the weight's."""
+        """Return the encoded weight in float32, 0 in groups that were not stored.
+
+        stored: the tensors that `encode` returned; shape: the weight's.
+        """
         rows, width = sides(shape)
         across = self.across(width)
         self.check(stored, shape)
         offsets, columns, codes, scales, zeros = (stored[part] for part in PARTS)
         q = unpack_bits(codes, self.bits, len(columns) * self.group).view(-1, self.group)
         z = unpack_bits(zeros, self.bits, len(columns))
+        # (K, group): s (q - z)
         groups = (q - z[:, None]).float() * scales.float()[:, None]
         dense = spread(groups, offsets, columns, across)
         return dense[:, :width].reshape(tuple(shape))
 
     def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return x W^T.  x: (..., in) -> (..., out).  stored: W by `encode`; shape: (out, in).
+        """Return x W^T for the stored weight W.  x: (..., in) -> (..., out).
 
-        A kernel computes up to 32 rows of x without gradients on the CPU; otherwise W is decoded.
+        stored: the tensors that `encode` returned; shape: of W, (out, in). On the CPU and without
+        gradients compiled code multiplies up to FEW rows of x, for 4 bits and groups of 16;
+        otherwise W is decoded.
         """
         width = shape[-1] if len(shape) else 1
         flat = x.reshape(x.shape[:-1].numel(), width)
@@ -130,9 +141,10 @@ class GroupSparse(Format):
         return y.to(x.dtype).view(*x.shape[:-1], shape[0])
 
     def bound(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
-        """Return x -> x W^T for the stored W, with little overhead; None without a kernel.
+        """Return a prepared call x -> x W^T for few rows of x, None without a native kernel.
 
-        stored: W by `encode`; shape: (out, in). For a few rows of x; see `Format`.
+        stored: the tensors that `encode` returned, which must stay where they are; shape: of W,
+        (out, in).
         """
         if (self.bits, self.group) != FAST or len(stored["row_offsets"]) != shape[0] + 1:
             return None
@@ -140,7 +152,10 @@ class GroupSparse(Format):
         return bound(parts, shape[1], self.activations == "int8", FEW[self.activations])
 
     def check(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> None:
-        """Raise ShapeError unless the stored tensors fit each other and the shape."""
+        """Raise ShapeError unless the stored tensors fit each other and a weight of this shape.
+
+        stored: the tensors of a file. A kernel trusts them: wrong places would read other memory.
+        """
         rows, width = sides(shape)
         offsets, columns, scales = (stored[p] for p in ("row_offsets", "columns", "scales"))
         places, counts = columns.long(), offsets.long().diff()

@@ -49,18 +49,22 @@ class Rivals:
     choices: Sequence[RuntimeFigures]
 
     def beats(self, runtime: RuntimeFigures, ours: RuntimeFigures) -> bool:
-        """Return True if a runtime is as fast as our format, and as good if both are measured."""
+        """Return True if another runtime is as fast as our format, and as good if both are known.
+
+        runtime: its figures; ours: those of the format. A runtime without a measured quality never
+        beats it.
+        """
         if runtime.format is not None or runtime.ms > ours.ms or runtime.quality is None:
             return False
         sign = 1 if self.quality in LOWER else -1
         return ours.quality is None or sign * runtime.quality <= sign * ours.quality
 
     def better(self, format: str) -> tuple[RuntimeFigures, RuntimeFigures] | None:
-        """Return the fastest runtime of others that beats our format, and the format's own figures.
+        """Return the fastest other runtime that beats our format, with the format's own figures.
 
-        format: its name on the command line. If it was measured at several settings, the figures
-        are those of the one with the best quality (`self.quality` names the measure; it may be a
-        loss). None where nothing beats it, or it was not measured.
+        format: its name on the command line. Of several measured settings, the one with the best
+        quality counts (`self.quality` names the measure, of which less may be better). None where
+        nothing beats it, or it was not measured.
         """
         sign = 1 if self.quality in LOWER else -1
         candidates = [c for c in self.choices if c.format == format]
@@ -75,7 +79,10 @@ class Rivals:
 
 @cache
 def rivals(kind: str) -> Rivals:
-    """Read the table of measured runtimes.  kind: "text" or "picture", the sort of net."""
+    """Read the table of measured runtimes for one kind of net.
+
+    kind: "text" or "picture".
+    """
     content: Mapping[str, Any] = read_json(FILE)[kind]
     return Rivals(
         **{**content, "choices": tuple(RuntimeFigures(**row) for row in content["choices"])}
@@ -94,6 +101,7 @@ def advice(kind: str, format: str | None = None) -> str | None:
     if form is None or (figures := table.better(form)) is None:
         return None
     runtime, mine = figures
+    # quality is compared only where both have been measured
     measured = runtime.quality is not None and mine.quality is not None
     qualities = (
         f", {table.quality} {runtime.quality:g} against {mine.quality:g}" if measured else ""

@@ -9,10 +9,10 @@ from ..core import Routing
 
 
 def _share(probs: Tensor, routing: Routing, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return f (pairs of each expert for each token) and P (mean probability), both (E,).
+    """Return f, the pairs of each expert divided by the tokens, and P, its mean probability.
 
-    probs: (N, E); routing: the pairs (token, expert) that were chosen; valid: (N,) bool, False =
-      padding, None = all are real.
+    probs: (N, E), probability of each expert for each token; routing: the pairs (token, expert)
+    that were chosen; valid: (N,) bool, False = padding, None = no padding. Both results are (E,).
     """
     tokens = probs.new_tensor(len(probs)) if valid is None else valid.sum().to(probs.dtype)
     tokens = tokens.clamp(min=1)
@@ -24,11 +24,13 @@ def _share(probs: Tensor, routing: Routing, valid: Tensor | None) -> tuple[Tenso
 
 
 def balance(probs: Tensor, routing: Routing, valid: Tensor | None = None) -> Tensor:
-    """Return E sum_e f_e P_e: f_e are an expert's pairs per token, P_e is its mean probability.
+    """Return the load balancing loss E sum_e f_e P_e, 0-dimensional, without its coefficient.
 
-    Smallest, k for k experts a token, at uniform routing; E where all tokens have the same k. With
-    k = 1 the Switch loss (arXiv:2101.03961, eq. 4), else Mixtral's, as transformers has it.
-    probs: (N, E), the softmax over all experts; valid: (N,), False = padding, which counts nowhere.
+    f_e is the number of pairs (token, expert) of expert e for each token, P_e its mean probability.
+    The loss is smallest, k for k experts a token, at uniform routing, and E where all tokens have
+    the same k. With k = 1 it is the Switch loss (arXiv:2101.03961, eq. 4), else Mixtral's, as in
+    transformers. probs: (N, E), the softmax over all E experts; routing: the chosen pairs; valid:
+    (N,) bool, False = padding, which counts nowhere.
     """
     share, mean = _share(probs, routing, valid)
     return routing.experts * (share * mean).sum()
@@ -41,6 +43,7 @@ def z_loss(logits: Tensor, valid: Tensor | None = None) -> Tensor:
     logits: (N, E); valid: (N,), False = padding.
     """
     squared = logits.logsumexp(-1).square()
+    # without padding the plain mean, else that over real tokens
     if valid is None:
         return squared.mean()
     return (squared * valid).sum() / valid.sum().clamp(min=1)

@@ -35,14 +35,15 @@ class LayerState:
         return self._left[layer][0] if layer in self._left else None
 
     def before(self, layer: int) -> Tensor | None:
-        """Return the state of the nearest layer before `layer`; None at the first.
+        """Return the state of the nearest layer before `layer` in this forward; None at the first.
 
-        Raises: ConfigError if that state has no gradient though this forward needs one.
+        Raises: ConfigError if that state carries no gradient though this forward needs one.
         """
         # not always layer - 1: a layer in between may have left no state
         earlier = [number for number in self._left if number < layer]
         if not earlier:
             return None
+        # the nearest one that left a state
         state, with_graph = self._left[max(earlier)]
         if torch.is_grad_enabled() and not with_graph:
             raise ConfigError(
@@ -83,7 +84,12 @@ class Context:
     """
 
     def __init__(self) -> None:
-        """Create an empty context; the class lists what the attributes hold."""
+        """Create an empty context: no padding mask, ids, layer states, random draws or routings.
+
+        They are set for each batch. hold: keep draws until the next forward. passes: how many
+        copies of a batch are stacked. shard: (rank, world) of this process. counting: count loads
+        in evaluation, too.
+        """
         self.valid: Tensor | None = None
         self.task_ids: Tensor | None = None
         self.input_ids: Tensor | None = None
@@ -97,7 +103,7 @@ class Context:
         self._computed: Tensor | None = None  # the task ids of the newest forward, if `hold`
 
     def start(self) -> None:
-        """Begin a forward: forget draws, layer states and routings of the forward before."""
+        """Begin a new forward: forget the draws, layer states and routings of the last one."""
         self.redraw()
         for state in self.states:
             state.clear()
@@ -120,7 +126,10 @@ class Context:
         return self.task_ids if self.task_ids is not None else self._computed
 
     def check_task_ids(self, samples: int) -> None:
-        """Raise ShapeError if there are task ids, but not one for each of `samples` samples."""
+        """Raise ShapeError if task ids were set for another number of samples than this batch has.
+
+        samples: of the batch.
+        """
         # an exported program would fix the number of samples here, if every forward asked for it
         if self.task_ids is not None and len(self.task_ids) != samples:
             got = f"{len(self.task_ids)} for a batch of {samples}"
@@ -129,7 +138,10 @@ class Context:
 
     @contextmanager
     def having(self, **values: Any) -> Iterator[None]:
-        """Set these attributes to these values inside the `with` block; restore them after it."""
+        """Set attributes of this context inside the `with` block, and restore them after it.
+
+        values: attribute name -> value, such as passes=2.
+        """
         before = {name: getattr(self, name) for name in values}
         vars(self).update(values)
         try:
@@ -170,7 +182,10 @@ def steps_with(module: nn.Module) -> bool:
 
 
 def told_modules(model: nn.Module) -> Sequence[nn.Module]:
-    """Return the modules that read a `Context` or have a `before_step`, in the model's order."""
+    """Return the modules that read a `Context` or change with the training step, in order.
+
+    The latter are those with a method `before_step`.
+    """
     # inside `finding_once` the list is stored on the model
     if (cached := vars(model).get(FOUND)) is not None:
         return cached
@@ -179,11 +194,11 @@ def told_modules(model: nn.Module) -> Sequence[nn.Module]:
 
 @contextmanager
 def finding_once(*models: nn.Module) -> Iterator[None]:
-    """Cache the `told_modules` of these models inside the `with` block, so that steps are faster.
+    """Cache the list that `told_modules` returns inside the `with` block, so that steps are faster.
 
-    They are the modules that read a `Context`. A model with modules that have a `before_step` is
-    not cached: its modules may come and go then. Not for a model that gets modules which read a
-    context inside the block.
+    The list has the modules that read a `Context`. A model with modules that change with the
+    training step is not cached: its modules may come and go. Not for a model to which modules that
+    read a context are added inside the block.
     """
     with ExitStack() as stack:
         for model in dict.fromkeys(models):
@@ -202,7 +217,10 @@ def contexts(model: nn.Module) -> list[Context]:
 
 @contextmanager
 def having(model: nn.Module, **values: Any) -> Iterator[None]:
-    """Set attributes in the model's `Context` inside the `with` block.  values: by name."""
+    """Set attributes in the `Context` of a model inside the `with` block; restore them after it.
+
+    model: any module; values: attribute name -> value, such as passes=2.
+    """
     with ExitStack() as stack:
         for context in contexts(model):
             stack.enter_context(context.having(**values))
@@ -221,10 +239,11 @@ def passes(model: nn.Module, count: int) -> AbstractContextManager[None]:
 
 
 def task_ids(model: nn.Module, ids: Tensor) -> AbstractContextManager[None]:
-    """Set the task of each sample inside the `with` block.  ids: (B,) int64.
+    """Set the task of each sample inside the `with` block, for routers that choose by task.
 
-    Works for every host, whatever arguments its forward takes:
-    `with intarsia.gating.task_ids(model, ids): logits = model(images)`.
+    ids: (B,) int64, one for each sample of the batch, counted from 0. It works for every model,
+    whatever arguments its forward takes: `with intarsia.gating.task_ids(model, ids): logits =
+    model(images)`.
     Raises: ConfigError for ids that are no vector of whole numbers; in the model's forward, for
     tasks that it does not have.
     """
@@ -242,9 +261,10 @@ def set_valid(model: nn.Module, mask: Tensor | None) -> None:
 
 
 def set_ids(model: nn.Module, ids: Tensor | None) -> None:
-    """Set the ids by which hash routers choose.  ids: (B, T) or (B,) whole numbers.
+    """Set the ids by which hash routers of a model choose experts, until others are set.
 
-    They stay until others are set, and go before a forward's own `input_ids`; None forgets them.
+    model: any module; ids: (B, T) or (B,) whole numbers, used in place of a forward's own
+    `input_ids`; None removes them.
     Raises: ConfigError for ids that are no whole numbers.
     """
     if ids is not None and (ids.is_floating_point() or ids.dtype == torch.bool):
@@ -255,9 +275,10 @@ def set_ids(model: nn.Module, ids: Tensor | None) -> None:
 
 @contextmanager
 def of_samples(model: nn.Module, selected: Tensor) -> Iterator[None]:
-    """Cut padding and ids in the model's `Context` to some samples inside the `with` block.
+    """Cut the padding mask and ids of a model's batch to some samples inside the `with` block.
 
-    selected: (B,) bool, on the CPU, which samples of the batch are computed.
+    selected: (B,) bool on the CPU, True = the sample is computed in the block. For a part of a
+    model that sees only some samples.
     """
     names = ("valid", "task_ids", "input_ids", "modality", "ids")
     with ExitStack() as stack:

@@ -39,12 +39,15 @@ class ReadsExperts(nn.Module):
 
         Raises: ConfigError for experts that cannot be read.
         """
+        # fails now, not in the first forward, for experts that cannot be read
         experts.encoder()
         self._seen = (experts,)
 
     def encoder(self) -> tuple[Tensor, Tensor | None]:
-        """Return W (E, h, d), and b (E, h) or None, of the experts that `see` got.
+        """Return the first layers of the experts that are routed over: W (E, h, d), b (E, h).
 
+        E experts with h hidden units each; b is None for experts without biases. They are the
+        experts that `see` was called with.
         Raises: ConfigError if `see` was not called yet.
         """
         if not self._seen:
