@@ -27,7 +27,7 @@ class FusedExperts(Experts):
     """
 
     def __init__(self, stock: StockExperts) -> None:
-        """Take over the parameters of a transformers experts module; no copy is made.
+        """Register the parameters of a transformers experts module in this one, without a copy.
 
         stock: the module and its sizes. A copy of the module without its weights, `shell`, stays
           for its forward. Raises: TargetError for weights that have no row for each expert.
@@ -59,7 +59,7 @@ class FusedExperts(Experts):
     def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
         """Compute each row by its expert, with weight 1.
 
-        rows: (N, d), expert: (N,) -> (N, out).
+        rows: (N, d); expert: (N,) int64.  -> (N, d).
         """
         token = torch.arange(len(rows), device=rows.device)
         weight = rows.new_ones(len(rows))
@@ -73,8 +73,9 @@ class FusedExperts(Experts):
     def _function(self) -> Any:
         """Return the model's own experts function, which multiplies by the weights of this module.
 
-        It is f(hidden (N, d), index (N, k), weights (N, k)) -> (N, d).
+        It is f(hidden (N, d), index (N, k), weights (N, k)) -> (N, d), with k experts for each row.
         """
+        # A fresh copy each time: the weights may have been replaced, or may be traced tensors.
         module: Any = copy.copy(vars(self)["shell"])
         vars(module).update({name: getattr(self, name) for name in self.names})
         module.num_experts = self.experts
@@ -95,11 +96,12 @@ class FusedExperts(Experts):
 
 
 def mixed_by(function: Callable[..., Tensor], x: Tensor, routing: Routing) -> Tensor:
-    """Compute sum_e G_te expert_e(x_t), G the routing, by an experts function.  (T, d) -> (T, d).
+    """Compute sum_e G_te expert_e(x_t) by an experts function.
 
-    function: f(hidden (N, d), index (N, 1), weights (N, 1)) -> (N, d), times the weights. Without
-      pairs it is called with one row of zeros: its weights then have gradients, which other
-      processes wait for.
+    function: f(hidden (N, d), index (N, 1), weights (N, 1)) -> (N, d), times the weights; x: (T,
+      d); routing: G, N pairs (token, expert) with weights.  -> (T, d).
+    Without pairs the function is called with one row of zeros: its weights then have gradients,
+    which other processes wait for.
     """
     rows, expert = x.index_select(0, routing.token), routing.expert[:, None]
     weight = routing.weight[:, None]
