@@ -28,7 +28,7 @@ class Segments:
 
     @classmethod
     def of(cls, token: Tensor, expert: Tensor, tokens: int, length: int) -> Segments:
-        """Group N pairs (token, expert) by expert and sequence; the class names the result's fields.
+        """Group N pairs (token, expert) by expert and sequence; the class names its fields.
 
         token, expert: (N,), the token's number and the expert's number of each pair; tokens: their
           number in all B sequences, numbered one sequence after the other; length: tokens of one
