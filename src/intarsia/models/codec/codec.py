@@ -64,7 +64,7 @@ class Recombiner:
         seed: int = 0,
         start: str = "shared",
     ) -> Recombiner:
-        """Train a prior, the distribution of network weights, on random parts of signals of one kind.
+        """Train a prior, the distribution of the networks' weights, on random parts of signals.
 
         data: signals, see `signals.FORMS`; bits_per_pixel: of the payload, for each point of a
           signal; a file has some 24 bytes more; settings: the network and its rate; crops: number

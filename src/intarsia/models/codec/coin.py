@@ -14,7 +14,7 @@ LR = 5e-3
 
 
 def coin_width(payload: int, depth: int, axes: int, channels: int) -> int:
-    """Return the largest width of the hidden layers of a network that fits into some bytes, at least 1.
+    """Return the largest width of hidden layers with which a network fits into some bytes.
 
     payload: the bytes; depth: number of hidden layers; axes: inputs of the network; channels: its
       outputs.

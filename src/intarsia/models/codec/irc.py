@@ -126,7 +126,7 @@ def _encode_varint(number: int) -> bytes:
 
 
 def _decode_varints(data: bytes, start: int) -> tuple[Iterator[int], list[int]]:
-    """Return an iterator over the numbers from a position on, and the position after the last one read.
+    """Return an iterator over the numbers from a position on, and the position after the last.
 
     data: the file's bytes; start: the position. The returned position is a list of one number,
       which the iterator advances.

@@ -25,7 +25,7 @@ class LatentLevel:
 
 
 def levels_of(settings: RecombinerSettings, tiles: Sequence[int]) -> tuple[LatentLevel, ...]:
-    """Return the levels of a signal's latents, narrow ones first: patches, blocks of them, the signal.
+    """Return the levels of a signal's latents: patches, blocks of patches, the whole signal.
 
     settings: have the number of levels; tiles: patches along each axis.
     """

@@ -35,7 +35,7 @@ def fourier(patch: Sequence[int]) -> Tensor:
 
 
 def siren(x: Tensor, weights: Tensor, sizes: Sequence[int], omega: float = OMEGA) -> Tensor:
-    """Apply a SIREN, an MLP with sines, for each row: sin(omega (b + x W)), linear at the last layer.
+    """Apply an MLP with sines (SIREN) for each row: sin(omega (b + x W)), linear at the last.
 
     x: (rows, points, sizes[0]); weights: (rows, p) with bias b, then W, of each layer; sizes:
       widths of all layers, inputs and outputs among them; omega: factor inside the sines.  ->
@@ -113,7 +113,7 @@ class SignalDecoder(nn.Module):
         return self.weights + self.latents
 
     def start(self, generator: torch.Generator) -> Tensor:
-        """Draw initial latents of a patch: SIREN's first weights, and small positions.  -> (columns,)."""
+        """Draw initial latents of a patch: SIREN's first weights, and small positions."""
         parts: list[Tensor] = []
         for layer, (fan_in, fan_out) in enumerate(zip(self.sizes, self.sizes[1:], strict=False)):
             # The bounds of SIREN's initialisation, wider in the first layer.
@@ -135,7 +135,7 @@ class SignalDecoder(nn.Module):
         return siren(x, self.reparametrise(h[:, : self.weights]), self.sizes) + 0.5
 
     def reparametrise(self, h: Tensor) -> Tensor:
-        """Compute the network's weights w = h A for each layer (3.1).  h: (rows, weights), same shape."""
+        """Compute the network's weights w = h A, layer by layer (3.1).  h: (rows, weights)."""
         if not len(self.maps):
             return h
         parts = h.split(layer_sizes(self.sizes), -1)
