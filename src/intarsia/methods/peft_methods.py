@@ -86,7 +86,10 @@ class PeftMethod(Change):
         )
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """Merge by PEFT's own code.  Raises: what PEFT raises for a method that does not merge."""
+        """Merge PEFT's layers into the model by PEFT's own code, and return the stock model.
+
+        host: PEFT's model.  Raises: what PEFT raises for a method that does not merge.
+        """
         model: Any = host
         # PEFT removes its own layers and returns the stock model.
         return model.merge_and_unload()

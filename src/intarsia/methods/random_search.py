@@ -271,7 +271,7 @@ def _mean_loss(model: nn.Module, batches: Sequence[Any]) -> float:
 def _masked_sensitivity(host: nn.Module, units_by_layer: Units, batches: Sequence[Any]) -> float:
     """Compute -sum |w dL/dw| (SNIP); the weights of dropped units have no gradient.
 
-    units_by_layer: path -> numbers of the units that stay; batches: labelled.
+    host: the model; units_by_layer: path -> numbers of the units that stay; batches: labelled.
     """
     # Biases are left out: SNIP scores connections.
     weights = [p for p in host.parameters() if p.requires_grad and p.dim() > 1]
@@ -283,9 +283,10 @@ def _masked_sensitivity(host: nn.Module, units_by_layer: Units, batches: Sequenc
 
 
 def _loss_after_epoch(host: nn.Module, units_by_layer: Units, batches: Sequence[Any]) -> float:
-    """Compute the loss of a smaller copy after one pass of Adam over the batches.
+    """Compute the loss of a smaller copy of the model after one pass of Adam over the batches.
 
-    units_by_layer: path -> numbers of the units that stay; batches: labelled.
+    host: the model, unchanged; units_by_layer: path -> numbers of the units that stay; batches:
+      labelled.
     """
     model = copy.deepcopy(host)
     # The copy is smaller, so that training it is cheaper than training with a mask.

@@ -116,7 +116,7 @@ class SparseByteNn(Change):
 
 
 def _kernel_norms(layer: Any) -> Tensor:
-    """Compute sum |w| of each kernel of a convolution.  (out, in)."""
+    """Compute sum |w| of each kernel of a convolution, (out, in)."""
     weight = layer.weight.detach().float().abs().cpu()
     # A depthwise or k x k kernel is kept or pruned as a whole: only its sum matters.
     return weight.reshape(*weight.shape[:2], -1).sum(-1)

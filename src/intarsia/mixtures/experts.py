@@ -48,7 +48,7 @@ class Experts(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def every(self, x: Tensor) -> Tensor:
-        """Compute each row by all experts, slow and obvious.  (T, d) -> (T, E, out)."""
+        """Compute each row by all experts, slow and obvious.  x: (T, d) -> (T, E, out)."""
 
     def mix(self, x: Tensor, routing: Routing) -> Tensor:
         """Compute the weighted sum sum_e G_te expert_e(x_t) for each token t.
@@ -210,7 +210,7 @@ class StackedExperts(Experts):
         return mixed_mlps(x, *pairs, up, gate, down, act, learned)[0]
 
     def every(self, x: Tensor) -> Tensor:
-        """Compute each row by all experts, slow and obvious.  (T, d) -> (T, E, out)."""
+        """Compute each row by all experts, slow and obvious.  x: (T, d) -> (T, E, out)."""
 
         def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             y = torch.einsum("tei,eoi->teo", x, weight)
@@ -242,7 +242,10 @@ def linear_of(expert: Tensor, experts: int) -> Linear:
     ends = ends_of(expert, experts)
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return x_n W_e^T + b_e for each row n, e its expert."""
+        """Compute x_n W_e^T + b_e for each row n, with e its expert.
+
+        x: (N, in), sorted by expert; weight: W, (E, out, in); bias: b, (E, out) or None.
+        """
         # custom operators do not see autocast: cast for them
         dtype = _dtype(x)
         y = grouped(x.to(dtype).contiguous(), weight.to(dtype), ends)
@@ -296,6 +299,7 @@ class ExpertList(Experts):
         self.experts = len(self.each)
 
     def append(self, experts: Experts) -> None:
+        """Append copies of another list's experts."""
         assert isinstance(experts, ExpertList)  # as `merged` sees to
         # Copies, so that the other mixture can be trained on.
         self.each.extend(copy.deepcopy(expert) for expert in experts.each)

@@ -158,7 +158,7 @@ def _settings(mixture: Mixture) -> Any:
 
 
 def _rows(mixture: Mixture) -> dict[str, Tensor]:
-    """Return the router's tensors that have a row for each expert, as name -> tensor (E, ...).
+    """Return a mixture's router tensors that have a row for each expert: name -> (E, ...).
 
     Raises: ConfigError for a router that cannot get or lose experts: one that does not name such
       tensors in `by_expert`, or that has no settings from which to build it for another E.

@@ -114,7 +114,7 @@ def convergence_study(
 def _near(truth: Parameters, noise: float, random: np.random.Generator) -> Parameters:
     """Perturb the true parameters as a start of the search, see `convergence_study`.
 
-    noise: standard deviation of the perturbation; random: draws it.
+    truth: the true parameters; noise: standard deviation of the perturbation; random: draws it.
     """
 
     def off(like: Array | float) -> Array:

@@ -57,7 +57,10 @@ def _cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def _gradient(value: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return the gradients of a scalar, zeros for tensors that it does not depend on."""
+    """Return the gradients of a scalar, zeros for tensors that it does not depend on.
+
+    value: the scalar; tensors: by which it is differentiated.
+    """
     gradients = torch.autograd.grad(value, list(tensors), allow_unused=True)
     return [
         torch.zeros_like(p) if g is None else g for p, g in zip(tensors, gradients, strict=True)

@@ -164,7 +164,7 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
         return Parameters(gate, np.zeros(k), self.tau, coef[:, :d], coef[:, d], variance)
 
     def _search(self, x: Array, y: Array, start: Parameters) -> tuple[float, Parameters, int, bool]:
-        """Maximise from a start; return mean log-likelihood, parameters, steps, and if it converged.
+        """Maximise from a start; return mean log-likelihood, parameters, steps, and success.
 
         x: (n, d) and y: (n,), standardised; start: parameters in the same units.
         """
@@ -213,7 +213,7 @@ class _Unit:
         return cls(np.where(scale > 0, scale, 1.0), float(y.mean()), float(y.std()) or 1.0)
 
     def into(self, params: Parameters) -> Parameters:
-        """Convert parameters to these units."""
+        """Convert parameters of the mixture from the data's units to standardised ones."""
         return params._replace(
             gate=params.gate * self.x,
             slope=params.slope * self.x / self.y,
@@ -222,7 +222,7 @@ class _Unit:
         )
 
     def back(self, params: Parameters) -> Parameters:
-        """Convert parameters back to the data's units."""
+        """Convert parameters of the mixture from standardised units back to the data's."""
         return params._replace(
             gate=params.gate / self.x,
             slope=params.slope * self.y / self.x,

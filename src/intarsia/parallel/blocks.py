@@ -264,9 +264,10 @@ class _Join(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
-        """Put the members' parts (E, C / G, d) together, the same (E, C, d) in all.
+        """Put the members' parts together, (E, C / G, d) -> (E, C, d), the same in all.
 
-        ctx: autograd's; swap: the group's exchange; wire: sends it; phase: its name in byte counts.
+        ctx: autograd's; rows: this member's part; swap: the group's exchange; wire: sends it;
+          phase: its name in byte counts.
         """
         ctx.swap, ctx.wire = swap, wire
         return _whole(rows, swap, wire, phase)
@@ -333,7 +334,8 @@ def split(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
 def join(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
     """Concatenate the members' parts, the inverse of `split`.  (E, C / G, d) -> (E, C, d).
 
-    swap: the group of G members; wire, phase: see `Swap.run`.
+    rows: this member's part; swap: the exchange of the group of G members; wire, phase: see
+      `Swap.run`.
     """
     return cast(Tensor, _Join.apply(rows, swap, wire, phase))
 

@@ -205,7 +205,10 @@ def _check_sums(experts: FusedExperts) -> None:
 
 
 def packed(experts: Cuttable) -> Tensor:
-    """Flatten the weights of each expert into a row.  Returns (E, P)."""
+    """Flatten the weights of each expert into a row, (E, P), to be sent.
+
+    experts: E, of one size, with P weights each.
+    """
     weights = [w.flatten(1) for _, w in experts.named_parameters(recurse=False)]
     # the parameters' order is that of `unpacked`
     return torch.cat(weights, 1)

@@ -284,7 +284,10 @@ def tuned_scales(
 
 
 def _with_scale(coded: CodedGroups, scale: Tensor) -> CodedGroups:
-    """Return the groups with another scale (out, C) and the same codes."""
+    """Return the groups with another scale and the same codes.
+
+    coded: groups of a layer's weight; scale: (out, C).
+    """
     # The latent numbers are reset to the codes, which no longer change.
     steps = coded.codes - coded.zero[..., None]
     return replace(coded, scale=scale, raw=steps * scale[..., None])

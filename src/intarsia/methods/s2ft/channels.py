@@ -205,7 +205,10 @@ def _channel_scores(
 
 
 def _trained_family(method: S2ft, site: Site) -> str:
-    """Return the family of a layer, such as "down", which `_sites_by_family` has checked."""
+    """Return the family of a layer, such as "down", which `_sites_by_family` has checked.
+
+    method: the settings, with each family's share; site: the layer, with its path.
+    """
     family = method.family(site.path)
     assert family is not None  # _sites_by_family leaves other layers out
     return family

@@ -9,7 +9,10 @@ from ...core.errors import ConfigError, TargetError
 
 
 def spell(ids: Iterable[int]) -> str:
-    """Format channel numbers as text, with ranges as "first-last": "3,7,9-12"."""
+    """Format channel numbers as text, with ranges as "first-last": "3,7,9-12".
+
+    ids: the numbers, in any order.
+    """
     ranges: list[list[int]] = []
     for i in sorted(ids):
         if ranges and ranges[-1][1] == i - 1:

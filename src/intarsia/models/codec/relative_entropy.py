@@ -68,7 +68,10 @@ def candidate(key: int, group: int, width: int, index: int) -> Array:
 
 
 def pack(indices: Array, bits: int) -> bytes:
-    """Pack numbers below 2^bits, lowest bit first, without gaps; zeros fill the last byte."""
+    """Pack numbers into bytes, lowest bit first, without gaps; zeros fill the last byte.
+
+    indices: the numbers; bits: of each, at most 24.
+    """
     between("bits", bits, 1, 24)
     # One row of bits for each number.
     parts = (np.asarray(indices, np.uint32)[:, None] >> np.arange(bits, dtype=np.uint32)) & 1

@@ -113,7 +113,10 @@ class SignalDecoder(nn.Module):
         return self.weights + self.latents
 
     def start(self, generator: torch.Generator) -> Tensor:
-        """Draw initial latents of a patch: SIREN's first weights, and small positions."""
+        """Draw initial latents of a patch: SIREN's first weights, and small positions.
+
+        generator: of the draw.  -> (columns,).
+        """
         parts: list[Tensor] = []
         for layer, (fan_in, fan_out) in enumerate(zip(self.sizes, self.sizes[1:], strict=False)):
             # The bounds of SIREN's initialisation, wider in the first layer.

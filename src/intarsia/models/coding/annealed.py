@@ -78,7 +78,7 @@ class Annealed(
 
     @abc.abstractmethod
     def _joint(self, params: Params, block: Samples, states: States, heat: float = 1.0) -> Joint:
-        """Compute log p(y | s) and log p(s) of each sample y and state s: the components that are on.
+        """Compute log p(y | s) and log p(s) of each sample y and each state s, a set of components.
 
         params: arrays by name; block: n samples; states: those that are considered; heat: the
           temperature T.
@@ -103,9 +103,10 @@ class Annealed(
 
     @abc.abstractmethod
     def _code(self, params: Params, joint: Joint, q: Array, states: States) -> Array:
-        """Return the posterior mean of the code, (n, H).
+        """Return the posterior mean of the code, (n, H): how much each component is on.
 
-        joint: what `_joint` returned for n samples; q: (n, S), the probability of each state.
+        params: arrays by name; joint: what `_joint` returned for n samples; q: (n, S), the
+          probability of each state; states: those that are considered.
         """
 
     def _means(
@@ -204,7 +205,7 @@ class Annealed(
         return self._decode(codes)
 
     def score_samples(self, X: Any) -> Array:
-        """Compute a lower bound of log p(y), in nats, over the model's states.  X: (n, D) -> (n,)."""
+        """Compute a lower bound of each sample's log p(y), in nats.  X: (n, D) -> (n,)."""
         return self._per_sample(
             X, lambda params, block, joint, q, states: self._e_step(joint, 1.0)[1]
         )
@@ -221,6 +222,10 @@ class Annealed(
         at_least("n_states", n_states, 1)
 
         def top(params: Params, block: Samples, joint: Joint, q: Array, states: States) -> Array:
+            """Return each sample's most probable states with probabilities, (n, k, H + 1).
+
+            The arguments are those of `_sums`.
+            """
             best = np.argsort(-q, axis=1, kind="stable")[:, :n_states]
             rows = states.rows(best, joint.candidates, len(params["W"]))
             shares = np.take_along_axis(q, best, axis=1)

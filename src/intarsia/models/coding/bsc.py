@@ -51,7 +51,10 @@ class Projections(NamedTuple):
 
 
 def project(params: Params, block: Samples) -> Projections:
-    """Compute the products of samples and components that log p(y | s) is made of."""
+    """Compute the products of samples and components that log p(y | s) is made of.
+
+    params: "W" (H, D) is read; block: n samples y.
+    """
     w = params["W"]
     norm = np.square(w).sum(1) if block.observed is None else block.observed @ np.square(w).T
     return Projections(block.x @ w.T, norm, np.square(block.x).sum(1))

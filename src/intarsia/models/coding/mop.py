@@ -87,7 +87,7 @@ class MoP(AnnealedMixture):
         return x @ np.log(w).T - w.sum(axis=1) - gammaln(x + 1).sum(axis=1, keepdims=True)
 
     def _maximise_components(self, params: Params, sums: Params) -> Params:
-        """Compute the new means W = sum q y / sum q; a component that is not used keeps its old one.
+        """Compute the new means W = sum q y / sum q; an unused component keeps its old one.
 
         params: those before the step; sums: "usage" (H,), sum of q; "qy" (H, D), sum of q y.
         """

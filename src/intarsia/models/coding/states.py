@@ -108,7 +108,7 @@ class States:
 
 
 def _levels(width: int, active: int) -> list[Subsets]:
-    """List the subsets of sizes 2 ... active, each with its parent, the subset without its last member.
+    """List the subsets of sizes 2 ... active, each with its parent: itself less its last member.
 
     width: candidates of a sample; active: the largest size.
     """

@@ -57,9 +57,10 @@ class NeuMfModel(Ranker):
     def __init__(
         self, settings: NeuMf, events: Interactions, *, generator: torch.Generator
     ) -> None:
-        """Draw two vectors for each user and item of `events`, and the layers.
+        """Draw two vectors for each user and item of some events, and the layers.
 
-        One is for the product of both, one for the network.
+        One is for the product of both, one for the network. settings: of the model; events: pairs
+        of users and items; generator: the source of first weights.
         """
         super().__init__(settings, events)
         users, items, w = len(events.user_ids), len(events.item_ids) + 1, settings.width
