@@ -208,11 +208,11 @@ class LtSft(Method):
         total: int,
         make: Make,
     ) -> Make:
-        """Make the optimiser of the selected entries, which are pulled to where they started.
+        """Return a function that makes an optimiser, which pulls entries to where they started.
 
         trained: the selected entries as vectors; weights: all parameters, by name; start: theta_0
           of each; total: number of weights to choose from, N of the L1 pull; make: the caller's
-          function from parameters to an optimiser. Returns such a function.
+          function from parameters to an optimiser, around which the returned one is built.
         """
         # Selected entries of theta_0, in the order of the trained vectors.
         towards = {
@@ -263,11 +263,11 @@ class LtSft(Method):
         return delta_of(model, name)
 
     def _optimizer_of_cells(self, model: PeftModel, name: str, total: int, make: Make) -> Make:
-        """Make the optimiser of an adapter's sparse changes, which are pulled to zero.
+        """Return a function that makes an optimiser which pulls an adapter's changes to zero.
 
         model: PEFT's model; name: the adapter's; total: number of weights to choose from, N of the
-          L1 pull; make: the caller's function from parameters to an optimiser. Returns such a
-          function.
+          L1 pull; make: the caller's function from parameters to an optimiser, around which the
+          returned one is built.
         """
         vectors = [cell.values for cell in cells_of(model, name).values()]
         # Cells hold phi itself, so that theta_0 is zero here.

@@ -161,7 +161,10 @@ def check_budget(budget: int | None, whole: int) -> None:
 
 
 def tiled_view(model: nn.Module) -> TiledView:
-    """Return the image connector of a model with `Slime`.  Raises: ConfigError if it has none."""
+    """Return the module of `Slime` in a model, which turns pictures into vectors for its decoder.
+
+    model: one to which `Slime` was applied. Raises: ConfigError for any other.
+    """
     view = connectors_of(model).get("image")
     if not isinstance(view, TiledView):
         want, fix = (

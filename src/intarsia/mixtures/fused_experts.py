@@ -82,9 +82,10 @@ class FusedExperts(Experts):
         return type(module).forward.__get__(module)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FusedExperts:
-        """Copy the weights; share the shell, whose configuration is the model's and may change.
+        """Copy the weights; share the module that computes with them.
 
-        memo: the dict that copy.deepcopy passes.
+        memo: the dict that copy.deepcopy passes. The shared module, `shell`, has the model's own
+          configuration, which may change later.
         """
         duplicate = copy.copy(self)
         parameters = {name: copy.deepcopy(p, memo) for name, p in self._parameters.items()}

@@ -129,8 +129,9 @@ class Mixture(_InPlaceOfMlp):
         return y if self.shared is None else y + self.shared(x)
 
     def naive(self, rows: Tensor, routing: Routing) -> Tensor:
-        """Compute sum_e G_te expert_e(x_t), all experts on all rows, for graphs without values.
+        """Compute sum_e G_te expert_e(x_t), every expert on every row.
 
+        It serves graphs that are traced or exported: which entries of G are 0 is not known in them.
         rows: x, (T, d); routing: G, (T, E).  -> (T, out).
         """
         outputs = self.experts.every(rows)
@@ -143,10 +144,14 @@ class Mixture(_InPlaceOfMlp):
 
 @contextmanager
 def undropped(model: nn.Module) -> Iterator[None]:
-    """Switch the capacities of all mixtures in a model off inside the `with` block."""
+    """Inside the `with` block let no mixture in a model drop tokens: each has no capacity there.
+
+    model: its mixtures get their capacities, the limits of tokens for each expert, back afterwards.
+    """
     mixtures = [m for m in model.modules() if isinstance(m, Mixture)]
     before = [mixture.capacity for mixture in mixtures]
     for mixture in mixtures:
+        # without a capacity every expert takes all tokens that are routed to it
         mixture.capacity = None
     try:
         yield
@@ -156,10 +161,10 @@ def undropped(model: nn.Module) -> Iterator[None]:
 
 
 def spread(routing: Routing, x: Tensor) -> Routing:
-    """Return a routing of all rows of x; one of whole samples is repeated for the samples' rows.
+    """Return a routing with a row for each row of x; one of whole samples is repeated inside them.
 
-    routing: that of the rows, or of B samples; x: (B, ..., d). Raises: ShapeError for a routing of
-      neither.
+    routing: of the rows, or of the B samples; x: (B, ..., d). Raises: ShapeError for a routing with
+      another number of rows.
     """
     rows = x[..., 0].numel()
     if routing.tokens == rows:

@@ -49,9 +49,13 @@ class SlicedMlp(nn.Module):
 
 
 def _rows(layer: nn.Linear, units: Tensor) -> nn.Linear:
-    """Return a copy of a linear layer with some of its outputs.  units: (n,) int64, those."""
+    """Return a copy of a linear layer with some of its outputs.
+
+    units: (n,) int64, the outputs' numbers.
+    """
     sliced = _empty(layer.in_features, len(units), bias=layer.bias is not None)
     sliced.weight = nn.Parameter(layer.weight.detach()[units].clone())
+    # an output's bias goes with its row
     if layer.bias is not None:
         sliced.bias = nn.Parameter(layer.bias.detach()[units].clone())
     return sliced

@@ -106,6 +106,6 @@ class SkillsCell(Cell):
     def delta(self, task: int | None = None) -> Tensor:
         """Return the weight change of one task, (outputs, inputs).
 
-        task: its number; None as in `of_task`.
+        task: its number; None = the only one, or, where the router's `unknown` is "mean", the mean.
         """
         return self.of_task(task).delta()

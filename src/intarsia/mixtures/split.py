@@ -120,9 +120,10 @@ class SplitLinear(nn.Module):
         self._probe.grad = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SplitLinear:
-        """Move or cast the module as torch does, and make the probe anew on its device.
+        """Move or cast the module as torch does, and make the counter of trained experts anew.
 
-        fn: what torch applies to each tensor; recurse: as in torch.
+        fn: what torch applies to each tensor; recurse: as in torch. The counter `_probe` is neither
+          a parameter nor a buffer, so that torch does not move it.
         """
         super()._apply(fn, recurse)
         self._probe = torch.zeros(self.experts, device=self.weight.device, requires_grad=True)
@@ -153,9 +154,9 @@ class SplitLinear(nn.Module):
         return torch.where(owned, self.change() * self.gain, 0.0)
 
     def expert_weight(self, gates: Tensor) -> Tensor:
-        """Compute the weight W_S of the active experts S, for each row of gates.
+        """Compute the layer's weight with the experts S active, W_S, for each row of gates.
 
-        gates: (G, N) of zeros and ones, 1 = active.  -> (G, out, in).
+        gates: (G, N) of zeros and ones: S has the experts with 1.  -> (G, out, in).
         """
         if self.experts <= len(gates):
             # a sum of disjoint parts, so exact; one small GEMM is faster than a lookup per entry
@@ -170,11 +171,15 @@ class SplitLinear(nn.Module):
         return weight if self.start is None else self.start + weight
 
     def merged_weight(self) -> Tensor:
-        """Compute the merged weight (out, in), the mean of W_S over all sets S of k experts."""
+        """Compute the merged weight, (out, in): the mean of W_S over all sets S of k experts.
+
+        W_S: the layer's weight with the experts S active, see `expert_weight`; k: `active`.
+        """
         if self.rho is not None and self.start is not None:
             # an entry is V in its owner's copy, and rho_j W0 in every other copy j
             unowned = self.rho.sum() - self.rho[self.owner.long()]
             return (self.weight + unowned.to(self.start.dtype) * self.start) / self.experts
+        # each expert is in a share k / N of the sets
         share = 1.0 if self.scaling == "inverted" else self.active / self.experts
         if share == 1 and (self.start is None or self.decay != "delta"):
             return self.weight
@@ -236,7 +241,8 @@ def _check(base: nn.Linear, partition: Partition, active: int, scaling: str, dec
     """Raise ConfigError or ShapeError for settings of a `SplitLinear` that cannot be.
 
     base: the linear map to split; partition: must give each entry of its weight an owner; active:
-      experts drawn at a time; scaling, decay: names, see `SplitLinear`.
+      experts drawn at a time; scaling: "inverted" or "paper", factor of the active part; decay:
+      "owned", "delta" or "official", what weight decay pulls on.
     """
     one_of("scaling", scaling, SCALINGS)
     one_of("decay", decay, DECAYS)

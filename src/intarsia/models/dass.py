@@ -236,7 +236,7 @@ class Cells(nn.Module):
         """Build stem, cells and classifier.
 
         sizes: numbers of cells, nodes, channels and classes; plan_of: takes True for a reduction
-          cell, and returns the plan of such a cell, see `SearchedCell`.
+          cell, and returns what the cell computes: operations of each node, or the number of nodes.
         """
         super().__init__()
         width, reduced = sizes.channels, False
@@ -409,8 +409,12 @@ def _check_pair(name: str, pair: Any) -> None:
 
 
 def summary(genotype: Genotype | Mapping[str, Any]) -> str:
-    """Describe the cells of a genotype in words, a line for each node."""
+    """Describe the cells of a genotype in words, a line for each node.
+
+    genotype: the operations and inputs of all nodes; also as a dict, as JSON has it.
+    """
     parsed = genotype if isinstance(genotype, Genotype) else Genotype(**genotype)
+    # nodes 0 and 1 are the cell's two inputs
     lines = [
         f"{name} {n + 2}: " + ", ".join(f"{o} of {i}" for i, o in node)
         for name, cell in (("normal", parsed.normal), ("reduce", parsed.reduce))

@@ -20,21 +20,23 @@ EXCHANGES = ("flat", "hierarchical")
 
 
 def agreed_capacity(routing: Routing, wire: Wire, multiple: int) -> int:
-    """Agree on C, the places of each expert for rows from each process, so that no pair is dropped.
+    """Agree with all processes on C, the rows that an expert has room for from each process.
 
     routing: pairs (token, expert) of this process's rows; wire: the layer's exchanges between
       processes; multiple: C is a multiple of it. C is the largest load of an expert in any process,
-      1 at least, rounded up.
+      1 at least, rounded up: no pair is dropped.
     """
+    # the largest load in this process; the largest of all processes decides
     load = routing.expert.bincount(minlength=routing.experts).max().reshape(1)
     return rounded_up(int(wire.told(load, "counts").max()), multiple)
 
 
 def planned_capacity(expert: Tensor, rows: Tensor, experts: int, multiple: int) -> int:
-    """Compute the C of `agreed_capacity` for a recorded routing.
+    """Compute C for a recorded routing: the rows that an expert has room for from each device.
 
     expert: (N, k), the experts of each row, -1 = none; rows: (D, N) bool, which device has which
-      rows; experts: E; multiple: C is a multiple of it.
+      rows; experts: E; multiple: C is a multiple of it. It is what `agreed_capacity` finds when
+      run.
     """
     # pairs of each device with each expert, of which the largest decides
     loads = [
@@ -144,7 +146,8 @@ class Swap:
     def _exchange(self, blocks: Tensor, members: Sequence[int], wire: Wire, phase: str) -> Tensor:
         """Exchange blocks with some processes, one for each, in one step.
 
-        blocks: (members, m, ...); members: the processes; wire, phase: see `run`.
+        blocks: (members, m, ...); members: the processes; wire: sends the blocks; phase: names the
+          exchange in the byte counts.
         """
         counts = [blocks.shape[1] * (rank in members) for rank in range(wire.world)]
         return wire.send(blocks.flatten(0, 1), counts, counts, phase).view(blocks.shape)
@@ -152,7 +155,8 @@ class Swap:
     def gather(self, rows: Tensor, wire: Wire, phase: str) -> Tensor:
         """Collect every member's rows; gradients are added up at their owners.
 
-        rows: (m, ...) -> (G, m, ...). wire, phase: see `run`.
+        rows: (m, ...) -> (G, m, ...); wire: sends them; phase: names the exchange in the byte
+          counts.
         """
         # every member gets a copy of the rows
         return self.run(rows.expand(len(self.members), *rows.shape), wire, phase)
@@ -160,8 +164,9 @@ class Swap:
     def add(self, blocks: Tensor, wire: Wire, phase: str) -> Tensor:
         """Add up the blocks that the members have for this process.  (G, m, ...) -> (m, ...).
 
-        blocks: one for each member; wire, phase: see `run`.
+        blocks: one for each member; wire: sends them; phase: names the exchange in the byte counts.
         """
+        # every member sends the block of this process here
         return self.run(blocks, wire, phase).sum(0)
 
     def sent(self, rank: int, devices: int, block: int) -> dict[str, Tensor]:
@@ -316,8 +321,8 @@ def _part(rows: Tensor, swap: Swap, wire: Wire) -> Tensor:
 def _whole(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
     """Gather the members' parts along the second axis, (E, C / G, d) -> (E, C, d).
 
-    rows: this member's part; swap: the exchange of the group of G members; wire, phase: see
-      `Swap.run`.
+    rows: this member's part; swap: the exchange of the group of G members; wire: sends it; phase:
+      its name in the byte counts.
     """
     return torch.cat(list(swap.gather(rows.contiguous(), wire, phase)), 1)
 
@@ -325,8 +330,8 @@ def _whole(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
 def split(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
     """Return this member's part of rows that all members have.  (E, C, d) -> (E, C / G, d).
 
-    swap: the exchange of the group, which lists its G members; wire, phase: see `Swap.run`. In the
-      backward, the parts' gradients are gathered.
+    swap: the exchange of the group, which lists its G members; wire: sends it; phase: its name in
+      the byte counts. In the backward, the parts' gradients are gathered.
     """
     return cast(Tensor, _Split.apply(rows, swap, wire, phase))
 
@@ -334,8 +339,8 @@ def split(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
 def join(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
     """Concatenate the members' parts, the inverse of `split`.  (E, C / G, d) -> (E, C, d).
 
-    rows: this member's part; swap: the exchange of the group of G members; wire, phase: see
-      `Swap.run`.
+    rows: this member's part; swap: the exchange of the group of G members; wire: sends it; phase:
+      its name in the byte counts.
     """
     return cast(Tensor, _Join.apply(rows, swap, wire, phase))
 

@@ -9,7 +9,7 @@ BLOCK = 64  # inputs that share a scale when they are rounded to int8
 
 
 def bitmask_linear(x: Tensor, bits: Tensor, values: Tensor, scales: Tensor | None = None) -> Tensor:
-    """Compute y_br = sum over the kept weights (r, c) of x_bc w_rc; of int8 ones, x is rounded.
+    """Compute y_br = sum of x_bc w_rc over the kept weights; x is rounded first if w is int8.
 
     x: (batch, in), see `rounded`; bits: (out, ceil(in / 8)) uint8, 1 = the weight is kept, the
       lowest bit first; values: (kept,), the kept weights, row by row; scales: (out,) of int8

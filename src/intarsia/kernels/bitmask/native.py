@@ -218,7 +218,8 @@ class _BitmaskLinear(torch.autograd.Function):
     ) -> Tensor:
         """Compute the product x W^T, and keep the stored weight for the backward.
 
-        ctx: autograd's; x: (N, in); bits, values, offsets, scales: the weight, see `linear`.
+        ctx: autograd's; x: (N, in); bits: which weights are kept; values: those, row by row;
+          offsets: where each row's values begin; scales: of int8 values, else None.
         """
         ctx.stored, ctx.width = (bits, values, offsets, scales), x.shape[1]
         return _product(x, bits, values, offsets, scales)

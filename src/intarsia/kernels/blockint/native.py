@@ -26,9 +26,10 @@ def runs(x: Tensor) -> bool:
 def blockint(x: Tensor, codes: Tensor, scales: Tensor, rows: int, bits: int) -> Tensor:
     """Compute x W^T by the kernel, in x's dtype, without a gradient.
 
-    x: (..., in); codes: W's, of 16 rows side by side, (bundles, K, bits, 16, 4) uint8; scales:
-      (bundles, K, 16) float16; rows: out; bits: of a code, 4 or 8.  -> (..., rows). Raises:
-      ShapeError for stored tensors that do not fit x.
+    x: (..., in); codes: (bundles, K, bits, 16, 4) uint8, those of the weight W, with 16 rows of W
+      in a bundle and K blocks of inputs; scales: (bundles, K, 16) float16, of each row and block;
+      rows: out; bits: of a code, 4 or 8.  -> (..., rows). Raises: ShapeError for stored tensors
+      that do not fit x.
     """
     # The kernel takes a float32 matrix.
     flat = x.reshape(x.shape[:-1].numel(), x.shape[-1]).float()
@@ -73,8 +74,8 @@ def _operator() -> Any:
 def _run(x: Tensor, codes: Tensor, scales: Tensor, rows: int, bits: int) -> Tensor:
     """Call the kernel for x (N, in) in float32.  -> (N, rows).
 
-    codes, scales: the stored weight, see `check`; rows: out; bits: of a code, 4 or 8. It is the
-      operator's implementation on the CPU.
+    codes, scales: the stored weight, 16 rows side by side; rows: out; bits: of a code, 4 or 8. It
+      is the operator's implementation on the CPU.
     """
     kernel = native.function("intarsia_blockint", *LINEAR)
     assert kernel is not None

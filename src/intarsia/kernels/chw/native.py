@@ -143,7 +143,10 @@ class NativeProgram:
         return self.threads * floats(KINDS.index(step.kind), *sizes, *window)
 
     def _add(self, step: ProgramStep) -> None:
-        """Append a step to the kernels' table, or to the products that torch computes."""
+        """Append a step to the kernels' table, or to the products that torch computes.
+
+        step: one of the program, with its weights.
+        """
         if step.kind == "spmm" and step.dense:
             # a dense 1x1 convolution is torch's matrix product, followed by bias and activation
             weight = _floats(step.weights["weight"])

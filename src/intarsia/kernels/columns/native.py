@@ -81,8 +81,8 @@ def _operator() -> Any:
 def _run(x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
     """Call the kernel for x (N, in) in float32.  -> (N, out).
 
-    values, columns, offsets: the stored weight, see `linear`. It is the operator's implementation
-      on the CPU.
+    values, columns: each kept weight and its column; offsets: where each row begins. It is the
+      operator's implementation on the CPU.
     """
     kernel = native.function("columns_linear", *LINEAR)
     assert kernel is not None
@@ -109,7 +109,8 @@ class _ColumnsLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
         """Compute the product x W^T, and keep the stored weight for the backward.
 
-        ctx: autograd's; x: (N, in); values, columns, offsets: the weight, see `linear`.
+        ctx: autograd's; x: (N, in); values, columns: each kept weight and its column; offsets:
+          where each row begins.
         """
         ctx.stored, ctx.width = (values, columns, offsets), x.shape[1]
         return _product(x, values, columns, offsets)

@@ -46,9 +46,9 @@ def gqsa(
 def bound(parts: tuple[Tensor, ...], width: int, integers: bool, max_rows: int) -> Bound | None:
     """Return a callable x -> x W^T, with the stored weight W built in; None without a kernel.
 
-    parts: offsets, columns, codes, scales, zeros of W, see `gqsa`; width: W's inputs, whose last
-      group may be shorter; integers: round x to int8; max_rows: the caller uses the result for at
-      most so many rows x.
+    parts: of the kept groups of 16 weights: offsets of the rows, columns, codes, scales, zero
+      points; width: W's inputs, whose last group may be shorter; integers: round x to int8;
+      max_rows: the caller uses the result for at most so many rows x.
     """
     if not all(t.is_contiguous() for t in parts):
         return None
@@ -92,8 +92,8 @@ def _run(
 ) -> Tensor:
     """Call the kernel for x (N, in) in float32.  -> (N, out).
 
-    offsets, columns, codes, scales, zeros: the stored weight, see `gqsa`; integers: round x to
-      int8. Raises: ShapeError for groups outside x.
+    offsets: where each row's kept groups of 16 weights begin; columns, codes, scales, zeros: of
+      each group; integers: round x to int8. Raises: ShapeError for groups outside x.
     """
     call = function("intarsia_gqsa", *TYPES)
     assert call is not None

@@ -37,8 +37,8 @@ def ternary(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor, words: Di
 def bound(parts: tuple[Tensor, ...], width: int, words: Dictionary, max_rows: int) -> Bound | None:
     """Return a callable x -> x W^T, with the stored weight W built in; None without a kernel.
 
-    parts: codes, offsets, levels of W, see `ternary`; width: in; words: the dictionary; max_rows:
-      the caller uses the result for at most so many rows x.
+    parts: codes of W's words of digits, offsets of the rows in them, levels of each row; width: in;
+      words: the dictionary; max_rows: the caller uses the result for at most so many rows x.
     """
     if not all(t.is_contiguous() for t in parts):
         return None
@@ -74,8 +74,9 @@ def _operator() -> Any:
 def _run(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor, table: Tensor) -> Tensor:
     """Call the kernel for x (N, in) in float32.  -> (N, out).
 
-    codes, offsets, levels: the stored weight, see `ternary`; table: the dictionary, for the kernel.
-      Raises: ShapeError for words that do not fill their row.
+    codes: words of the weight's digits; offsets: where each row's codes begin; levels: lowest and
+      highest weight of each row; table: the dictionary, for the kernel. Raises: ShapeError for
+      words that do not fill their row.
     """
     call = function("intarsia_ternary", *TYPES)
     assert call is not None and table.shape == (WORDS, 2)

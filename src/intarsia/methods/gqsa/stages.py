@@ -234,6 +234,7 @@ class ScaleOnlyLinear(nn.Module):
         """
         super().__init__()
         self.width, self.bias = coded.width, bias
+        # the scale is share * first, and the weight steps * scale
         self.share = nn.Parameter(torch.ones_like(coded.scale))
         self.register_buffer("first", coded.scale)
         self.register_buffer("steps", coded.steps)

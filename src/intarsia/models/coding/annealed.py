@@ -336,8 +336,8 @@ class Annealed(
     def _e_step(self, joint: Joint, heat: float) -> tuple[Array, Array]:
         """Compute q, the probabilities of each sample's states (n, S), and its log evidence (n,).
 
-        joint: log p(y | s) and log p(s), see `Joint`; heat: the temperature T.
-        log q = log p(y | s) / T + log p(s) - evidence, or with log p(s) / T, too.
+        joint: log p(y | s) and log p(s) of each state s; heat: the temperature T. log q = log p(y |
+          s) / T + log p(s) - evidence, or with log p(s) / T, too.
         """
         log = joint.likelihood / heat
         log += joint.prior / heat if self._anneals_prior else joint.prior

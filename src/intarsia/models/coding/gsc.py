@@ -263,7 +263,7 @@ class GSC(Truncated):
     def _maximise(self, params: Params, sums: Params) -> Params:
         """Do the M-step: return W, sigma^2, pi, mu and psi.
 
-        params: those before, as in `_joint`; sums: statistics of `_sums` over all samples.
+        params: the arrays before the step, by name; sums: statistics over all samples, by name.
         """
         mu, psi = (self._full_slab if self.slab == "full" else self._diagonal_slab)(params, sums)
         share = np.clip(

@@ -273,8 +273,9 @@ class M2TRecModel(Recommender):
     def explain(self, query: str | int | Sequence[str], item: str) -> dict[str, float]:
         """Return how much each field adds to an item's score: field -> number, the largest first.
 
-        It is the item's score minus its score when this field is left out of the item. query: the
-        session or user, see `recommend`; item: its name.  Raises: DataError for an unknown item.
+        It is the item's score minus its score when this field is left out of the item. query: a
+        user's id, or ids of a session's items; item: its name.  Raises: DataError for an unknown
+        item.
         """
         return self.reasons(query, [item])[0]
 
@@ -283,8 +284,8 @@ class M2TRecModel(Recommender):
     ) -> list[dict[str, float]]:
         """Return `explain` of each of several items; the session is encoded only once.
 
-        query: the session or user, see `recommend`; items: their names. Raises: ConfigError for a
-          model whose items have no fields.
+        query: a user's id, or ids of a session's items; items: names of those to explain. Raises:
+          ConfigError for a model whose items have no fields.
         """
         if not isinstance(self.items, FieldVectors):
             fix = "Ask a model of fields."

@@ -332,9 +332,9 @@ class OneRecModel(Recommender):
     ) -> list[Recommendation]:
         """Return the most likely session in order, each item with its log-probability.
 
-        query: a user, or items of a history, see `recommend`; items: their number, the setting
-          `session` by default; exclude_seen: generate no item of the history.
-        Raises: DataError for an unknown user, or where too few items are left.
+        query: a user's id, or ids of the items of a history; items: their number, the setting
+          `session` by default; exclude_seen: generate no item of the history. Raises: DataError for
+          an unknown user, or where too few items are left.
         """
         _, history = self.read(query)
         x = pad_sessions([history], self.settings.history)

@@ -170,8 +170,8 @@ class Recommender(nn.Module, abc.ABC):
     def read(self, query: str | int | Sequence[str]) -> tuple[int | None, list[int]]:
         """Return a user's number and items, or for ids of items None and their numbers from 1.
 
-        query: a user's id, or ids of items, see `recommend`.  Raises: DataError for an unknown
-          user.
+        query: a user's id, or ids of the items of a history, of which unknown ones are left out
+          with a warning.  Raises: DataError for an unknown user.
         """
         if isinstance(query, str | int):
             user = self.known.user(query)

@@ -80,8 +80,8 @@ def kmeans(
 ) -> tuple[Array, Array]:
     """Cluster vectors by Lloyd's algorithm from random points.
 
-    x: (N, d); count: of clusters; balanced: clusters of equal size, see `assign_balanced`; random:
-      the source of the start.  -> labels (N,), centres (count, d).
+    x: (N, d); count: of clusters; balanced: each cluster gets as many vectors; random: the source
+      of the start.  -> labels (N,), centres (count, d).
     """
     centres = x[random.permutation(len(x))[:count]].copy()
     label = np.full(len(x), -1)

@@ -194,8 +194,8 @@ def _trainer(
     """Set up sentence-transformers' trainer with the recipe's loss, penalty and steps.
 
     library: the module sentence_transformers.sparse_encoder; model: whose documents learn; columns:
-      name -> values, see `_rows`; recipe: losses, steps and rates; seed: of the batches; out:
-      folder of checkpoints.
+      name -> values of all rows, such as queries, answers and teachers' scores; recipe: losses,
+      steps and rates; seed: of the batches; out: folder of checkpoints.
     """
     try:
         from datasets import Dataset

@@ -291,7 +291,10 @@ class SparseIndex:
     ) -> list[list[Hit]]:
         """Return the hits of several queries, which are tokenized together.
 
-        queries: texts; k: hits of each; prune, two_phase, max_df: as in `search`.
+        queries: texts; k: hits of each; prune: leave out a query's tokens below this share of its
+          heaviest; two_phase: None = exact scores; else scores by heavy tokens alone, then exact
+          ones for the best k times this number of documents; max_df: leave out tokens in more than
+          this share of documents.
         """
         at_least("k", k, 1, fix="Try 10.")
         above("max_df", max_df, 0, fix="Try 0.5; 1 keeps all.")
