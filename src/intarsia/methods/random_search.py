@@ -184,8 +184,8 @@ def draw_units(layers: Mapping[str, HiddenLayer], density: float, seed: int) -> 
 def units_masked(host: nn.Module, units_by_layer: Units) -> Iterator[None]:
     """Make all units but the chosen ones count as 0, while the context is open.
 
-    units_by_layer: path of the layer that reads the units -> numbers of the units that stay.
-    The outputs are those of the model without the other units.
+    host: the model; units_by_layer: path of the layer that reads the units -> numbers of the units
+      that stay. The outputs are those of the model without the other units.
     """
     handles: list[Any] = []
     try:

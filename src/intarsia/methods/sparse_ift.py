@@ -177,8 +177,10 @@ class SparseIft(Change):
             fix = "Use RigL(density=None), Set(density=None), FixedMask(), or leave it out."
             raise ConfigError("schedule of an iso-FLOP model", got=got, want=want, fix=fix)
         settings: Any = schedule
+        # a schedule with layers of its own is left as it is
         if schedule.layers is not None:
             return schedule
+        # density=None keeps as many weights in each layer as it has now
         if isinstance(schedule, DropAndGrow):
             if schedule.density not in (None, self.density):
                 name = type(schedule).__name__

@@ -108,10 +108,12 @@ def mixed_by(function: Callable[..., Tensor], x: Tensor, routing: Routing) -> Te
     weight = routing.weight[:, None]
     if len(rows):
         pairs = function(rows, expert, weight)
+    # without pairs: call it with a row of zeros, and drop the output
     elif routing.experts:
         none = rows.sum(0, keepdim=True), expert.new_zeros(1, 1), weight.sum(0, keepdim=True)
         pairs = function(*none)[:0]
     else:
+        # without experts: no output, but tied to the inputs' gradients
         pairs = rows + rows.sum() + weight.sum()
     summed = pairs.new_zeros(len(x), pairs.shape[1])
     return summed.index_add(0, routing.token, pairs)

@@ -144,7 +144,7 @@ class Mixture(_InPlaceOfMlp):
 
 @contextmanager
 def undropped(model: nn.Module) -> Iterator[None]:
-    """Inside the `with` block let no mixture in a model drop tokens: each has no capacity there.
+    """Let no mixture in a model drop tokens inside the `with` block: each has no capacity there.
 
     model: its mixtures get their capacities, the limits of tokens for each expert, back afterwards.
     """

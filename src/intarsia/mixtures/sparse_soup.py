@@ -90,6 +90,7 @@ def check_alike(states: Sequence[State], names: Sequence[str]) -> None:
     first = states[0]
     for state, name in zip(states[1:], names[1:], strict=True):
         pair = f"candidates {names[0]} and {name}"
+        # names that one of the two lacks
         if odd := sorted(first.keys() ^ state.keys()):
             got = f"{len(odd)} names in one of them only, as {odd[0]}"
             raise ConfigError(pair, got=got, want="the same names", fix="Take runs of one method.")

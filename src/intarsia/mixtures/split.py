@@ -275,6 +275,7 @@ def split_linear_naive(layer: SplitLinear, x: Tensor, gates: Tensor) -> Tensor:
         active = gates[row // rows].nonzero().flatten().tolist()
         weight, bias = start.clone(), torch.zeros(layer.out_features, dtype=x.dtype)
         for i in active:
+            # expert i's own entries are trained; all others keep W0, decayed by rho
             rho = 1.0 if layer.rho is None else layer.rho[i]
             weight = torch.where(
                 layer.owner == i, start + layer.gain * layer.change(), weight * rho

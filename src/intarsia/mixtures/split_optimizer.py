@@ -115,6 +115,7 @@ class SplitAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        # each expert of a split layer counts its own steps, by whether it had a gradient
         drawn = self._drawn()
         for group in self.param_groups:
             for parameter in group["params"]:

@@ -230,6 +230,7 @@ class SelectiveAttention(UnionAttention):
         x: (B, T, d) -> (B, T, d); routing: the experts of the B T tokens.
         """
         gates = routing.dense().view(*x.shape[:2], self.experts)
+        # a pair of weight 0 takes part in its expert's attention, too
         selected = torch.zeros_like(gates, dtype=torch.bool).view(-1, self.experts)
         selected[routing.token, routing.expert] = True
         selected = selected.view_as(gates)
@@ -243,6 +244,7 @@ class SelectiveAttention(UnionAttention):
                 if not len(places):
                     continue
                 z = F.linear(x[b, places], weight[e], None if bias is None else bias[e])
+                # an expert's heads attend among its own tokens alone
                 q, k, v = z.view(len(places), 3, self.each, self.width).permute(1, 2, 0, 3)
                 shares = (self.q_norm(q) @ self.k_norm(k).mT * self.width**-0.5).softmax(-1)
                 attended = (shares @ v).transpose(0, 1).flatten(1)

@@ -262,6 +262,7 @@ def _shared_tensors(model: nn.Module, twice: bool = False) -> Iterator[tuple[str
         if isinstance(experts, ExpertList):
             single |= {id(t) for t in (*experts.each.parameters(), *experts.each.buffers())}
         single |= {id(t) for t in experts.parameters(recurse=False)}
+        # a router's rows belong to their experts
         single |= {id(t) for t in _rows(mixture).values()}
     for name, t in (
         *model.named_parameters(remove_duplicate=not twice),

@@ -46,6 +46,7 @@ class Genotype:
             object.__setattr__(self, name, cell)
             for number, node in enumerate(cell):
                 for i, operation in node:
+                    # node n can read the two inputs of the cell and the n nodes before it
                     if operation not in OPERATIONS or not 0 <= i < number + 2:
                         got, want = (
                             f"({i}, {operation!r})",
@@ -73,6 +74,7 @@ class Genotype:
             node_list: list[Node] = []
             for number in range(nodes):
                 inputs = torch.randperm(number + 2, generator=generator)[:CHOSEN].sort().values
+                # operation 0 is "none"
                 operation_numbers = torch.randint(
                     1, len(OPERATIONS), (CHOSEN,), generator=generator
                 )
@@ -339,6 +341,7 @@ class Supernet(Cells):
         if not self.searching or not self.training:
             return
         batches = [self._rows(rows, step) for rows in (self.train_rows, self.val)]
+        # alpha has no gradient but here: the optimiser of the weights must not move it
         self.alpha.requires_grad_(True)
         try:
             (gradient,) = architecture_gradient(

@@ -28,6 +28,7 @@ def cell_svg(normal: Cell, reduction: Cell, path: str | Path | None = None) -> s
         f'<defs><marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" '
         f'markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z" fill="{LINE}"/></marker></defs>',
     ]
+    # one cell below the other
     for row, (name, nodes) in enumerate(cells.items()):
         lines.append(f'<g transform="translate(0 {row * HEIGHT})">')
         lines.append(f'<text x="12" y="22" font-weight="bold">{name} cell</text>')

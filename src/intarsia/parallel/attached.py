@@ -201,6 +201,7 @@ class Attached(WholeModel):
                 part, name = self.of[id(parameter)]
                 rows[number] = {
                     key: self.piece(part, name, value)
+                    # a state of the weight's shape is cut as the weight is; a step count is not
                     if isinstance(value, Tensor) and value.dim() == parameter.dim()
                     else value
                     for key, value in rows[number].items()

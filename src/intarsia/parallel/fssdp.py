@@ -228,6 +228,7 @@ class FssdpExperts(Sharded):
         experts: all of a layer; settings: of the strategy; wire: the layer's exchanges between
           processes; topology: devices and links; owner: (E,), the process of each expert.
         """
+        # each expert is held by its owner alone, between batches
         holds = owner[None] == torch.arange(wire.world)[:, None]
         mine = holds[wire.rank].nonzero().flatten()
         super().__init__(

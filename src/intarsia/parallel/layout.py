@@ -137,6 +137,7 @@ def size_of(experts: Experts) -> ExpertSize:
     if isinstance(weights, FusedExperts):
         item = next(weights.parameters()).element_size()
         return ExpertSize(weights.width, weights.hidden, item, weights.gated, weights.biased)
+    # stacked weights: up is (experts, hidden units, inputs)
     _, hidden, width = weights.up.shape
     return ExpertSize(
         width,

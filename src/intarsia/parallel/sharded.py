@@ -97,9 +97,10 @@ class Sharded(OwnExperts):
     ) -> Tensor:
         """Send rows to the processes that hold their experts, compute, and bring outputs back.
 
-        x: (T, d), this process's rows; routing: their weights among all E experts; numbers: see
-          `mix`; holds: (D, E) bool, which process holds which expert; computed: f(rows, routing)
-          computes the rows that came here by their routing among the E experts.  -> (T, out).
+        x: (T, d), this process's rows; routing: their weights among all E experts; numbers: (T,),
+          by which an expert with several copies deals rows out to them; None = 0 ... T - 1; holds:
+          (D, E) bool, which process holds which expert; computed: f(rows, routing) computes the
+          rows that came here by their routing among the E experts.  -> (T, out).
         """
         number = torch.arange(len(x)) if numbers is None else numbers
         sender = torch.full_like(routing.expert, self.rank)

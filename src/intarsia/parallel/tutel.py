@@ -283,6 +283,7 @@ class TutelExperts(OwnExperts):
         table = PairTable.of(routing, places)
         filled = table.fill(x)
         weights = self._weights(degree)
+        # degree 0: every process has all weights, and no row is sent
         if degree == 0:
             return table.combine(_computed(weights, filled))
         outputs = [

@@ -138,6 +138,7 @@ class NativeProgram:
         if step.window.stride > STRIDES:
             fix = "Leave this layer out."
             raise ShapeError("stride", got=step.window.stride, want=f"at most {STRIDES}", fix=fix)
+        # channels in, then the sides of the map out
         sizes = (self.shapes[step.src][0], *self.shapes[step.dst][1:])
         window = (step.window.size, step.window.stride)
         return self.threads * floats(KINDS.index(step.kind), *sizes, *window)

@@ -155,6 +155,7 @@ class NativeDecoder:
         elif isinstance(step, AttendStep):
             row |= self._attention(step)
         else:
+            # norms, products, gates and sums read another value
             row |= self._place("src", step.src)
             row |= self._row_with_source(step)
         return [int(row[name]) for name in FIELDS]

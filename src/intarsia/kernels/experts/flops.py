@@ -33,7 +33,8 @@ def outer_flops(a: Shape, b: Shape, *_: Any, **__: Any) -> int:
 def mlps_flops(*args: Any, **_: Any) -> int:
     """Return the FLOPs of `mixed_mlps`, 2 N h (d + out), and 2 N h d more with gates.
 
-    args: of the operator, see there; N pairs, h hidden units, d inputs.
+    args: of that operator: x, token, expert, weight, up, gate, down and others; N pairs, h hidden
+      units, d inputs.
     """
     _x, token, _expert, _weight, up, gate, down, *_rest = args
     reads = up.shape[2] * (1 if gate is None else 2)

@@ -16,7 +16,10 @@ FEW = 6
 
 
 def at_once(a: Tensor, b: Tensor) -> bool:
-    """Return True if `torch.nn.functional.grouped_mm` can multiply a and b."""
+    """Return True if `torch.nn.functional.grouped_mm` can multiply a and b.
+
+    a: (N, d), rows sorted by group; b: (E, d, h), a matrix for each group.
+    """
     # torch's grouped product needs aligned rows, and a recent GPU
     if not hasattr(F, "grouped_mm") or a.dtype not in FAST or not (len(a) and a.numel()):
         return False

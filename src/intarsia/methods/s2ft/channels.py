@@ -146,6 +146,7 @@ def _unit_count(site: Site, family: str, known_units: dict[str, int]) -> int:
                 subject, got=f"{width} outputs for {count} channels", want=want, fix=fix
             )
         return width
+    # attention: the units are KV groups
     if site.path not in known_units:
         got = "an attention whose heads cannot be told apart"
         want = "head_dim or num_heads, and query, key and value of whole heads"

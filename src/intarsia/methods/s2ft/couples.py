@@ -70,6 +70,7 @@ def couples(model: nn.Module) -> Iterator[Couple]:
             )
         if "mlp" in block._modules:
             yield from _mlp_couples(f"{path}.mlp", block.get_submodule("mlp"))
+        # BERT's MLP is two modules of the block
         elif "intermediate" in block._modules:
             mlp = nn.ModuleDict({n: block.get_submodule(n) for n in ("intermediate", "output")})
             yield from _mlp_couples(path, mlp)

@@ -163,6 +163,7 @@ class S2ft(Method):
                 fix = "Choose them on this model: intarsia.methods.choose_channels."
                 raise ShapeError(f"channels of {site.path!r}", got=got, want=want, fix=fix)
             return ids
+        # without chosen channels: a random share of them, rounded
         if not (count := int(getattr(self, family) * width + 0.5)):
             got = f"{getattr(self, family)} of {width} channels, which selects nothing"
             want = f"at least {0.5 / width:.2g}, one of them"

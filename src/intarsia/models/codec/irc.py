@@ -83,6 +83,7 @@ def read(data: bytes) -> tuple[Header, bytes]:
         header, start, length = _read_header(data)
     except (IndexError, struct.error) as error:
         raise _error(f"{len(data)} bytes, which end in the header", "a whole file") from error
+    # after the payload there are four bytes more, its checksum
     payload = data[start : start + length]
     if len(data) != start + length + 4:
         raise _error(f"{len(data)} bytes", f"{start + length + 4}, as the header says")
@@ -145,6 +146,7 @@ def _decode_varints(data: bytes, start: int) -> tuple[Iterator[int], list[int]]:
                 position[0] += 1
                 number |= (byte & 127) << shift
                 shift += 7
+                # a damaged file must not make a number of any size
                 if number >= LARGEST or shift > 35:
                     raise _error("a number of more than 32 bits", "a whole header")
                 if byte < 128:

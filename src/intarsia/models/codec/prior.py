@@ -151,6 +151,7 @@ class Prior:
             "beta": self.beta,
             **(extra or {}),
         }
+        # written beside the folder and moved there: a folder is never half of one
         with writing(folder, spare=True) as scratch:
             scratch.mkdir()
             tensors = {k: v.contiguous() for k, v in self._tensors().items()}

@@ -55,6 +55,7 @@ def check_signal(signal: Any, kind: str) -> Array:
     if points > MOST_POINTS:
         got, fix = f"{points:,} points", f"Cut it into parts of at most {MOST_POINTS:,} points."
         raise _refusal(kind, got, fix=fix)
+    # sound and structures are numbers, pictures and films bytes
     if array.dtype.kind != "f" if kind in ("audio", "structure") else array.dtype != np.uint8:
         raise _refusal(kind, f"values of type {array.dtype}")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -153,6 +154,7 @@ def crops(
     parts = []
     for i in range(count):
         array = arrays[i % len(arrays)]
+        # numbers of places at which a part can begin along each axis, less 1
         room = [size - side for size, side in zip(array.shape, sizes, strict=False)]
         if min(room) < 0:
             name, want = f"signal {i % len(arrays)}", f"at least {tuple(sizes)}"
@@ -178,6 +180,7 @@ def _picture_array(signal: Any) -> Array:
             raise _refusal("image", f"mode {signal.mode}", fix=fix)
         signal = signal.convert("RGB")
     array = np.asarray(signal)
+    # a grey picture gets three equal channels
     return np.repeat(array[..., None], 3, -1) if array.ndim == 2 else array
 
 

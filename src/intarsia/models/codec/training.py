@@ -133,13 +133,13 @@ class PriorTraining:
         if folder is not None and (latest := checkpoint.latest(folder)):
             self._load(checkpoint.load(latest), folder)
         while self.step < self.steps:
-            loss = self._step()
+            psnr = self._step()
             self.step += 1
             if self.step % REFRESH == 0 or self.step == self.steps:
                 self._refresh()
             if folder is not None and (self.step % every == 0 or self.step == self.steps):
                 checkpoint.save(folder, self._state())
-            tell(self.step, loss)
+            tell(self.step, psnr)
         return self.prior()
 
     def _step(self) -> float:

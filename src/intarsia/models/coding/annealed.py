@@ -228,6 +228,7 @@ class Annealed(
             """
             best = np.argsort(-q, axis=1, kind="stable")[:, :n_states]
             rows = states.rows(best, joint.candidates, len(params["W"]))
+            # the probability is put behind the H numbers of a state, so that one array holds both
             shares = np.take_along_axis(q, best, axis=1)
             return np.concatenate([rows, shares[:, :, None]], axis=2)
 
@@ -294,6 +295,7 @@ class Annealed(
             ensure_min_samples=least,
         )
         x = cast(Array, x)
+        # a row without any value says nothing of its causes
         if len(bad := np.flatnonzero(np.isnan(x).all(axis=1))):
             got = f"no value in {len(bad)} rows, the first of them {bad[0]}"
             raise DataError("X", got=got, want="a value in each row", fix="Leave such rows out.")

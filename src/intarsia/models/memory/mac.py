@@ -231,6 +231,7 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             raise ConfigError("expansion", got=got, want=want, fix="Try (1e4, 7.0).")
         self.seed_ = seed_of(self.random_state)
         shape = self.n_modules, self.n_units
+        # weights are 0 or 1: eight in a byte
         self.weights_ = np.zeros((*shape, (features + 7) // 8), np.uint8)
         self.previous_ = np.zeros((*shape, (self.n_modules * self.n_units + 7) // 8), np.uint8)
         self.n_items_ = self.n_active_ = 0

@@ -146,7 +146,7 @@ class SparseyNet(LearnedNet, ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         return within if level == 0 else within.repeat(self.n_modules * self.n_units, axis=1)
 
     def _check(self) -> None:
-        """Raise ConfigError for an impossible setting, or a mac without inputs."""
+        """Raise ConfigError for an impossible setting, or a mac (group of units) without inputs."""
         for name in ("n_modules", "least"):
             at_least(name, getattr(self, name), 1)
         at_least("n_units", self.n_units, 2)
@@ -155,6 +155,7 @@ class SparseyNet(LearnedNet, ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
             at_least("macs on a side of grid", side, 1, "For example: grid=(5, 2).")
         between("baseline", self.baseline, 0, 0.999)
         for level in range(len(self.grid)):
+            # a mac without inputs would never be active
             if not self._fields(level).any(axis=1).all():
                 got = f"{self.radius} with grid={self.grid}"
                 want, fix = "one with which every mac sees something", "Raise radius."

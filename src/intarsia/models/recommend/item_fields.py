@@ -64,6 +64,7 @@ class FieldCoding:
         """
         if self.kind == NUMBER:
             numbers = np.asarray(values.values, dtype=float)
+            # numbers are coded by the interval that they lie in; 0 is a number that is missing
             bucket = np.digitize(numbers, np.asarray(self.edges)) + 1
             return np.where(np.isnan(numbers), 0, bucket)[:, None]
         if self.kind == TEXT:
@@ -115,6 +116,7 @@ class FieldVectors(nn.Module):
             nn.Linear(2 * width, width),
         )
         for table in self.tables:
+            # a vector has length 1 or so, whatever its width
             nn.init.normal_(table.weight, std=field_width**-0.5, generator=generator)  # pyright: ignore
         for layer in (self.mlp[0], self.mlp[2]):
             nn.init.xavier_uniform_(layer.weight, generator=generator)  # pyright: ignore

@@ -67,6 +67,7 @@ class NeuMfModel(Ranker):
         self.user, self.user_mlp = nn.Embedding(users, w), nn.Embedding(users, w)
         self.item, self.item_mlp = nn.Embedding(items, w), nn.Embedding(items, w)
         self.hidden = nn.ModuleList([nn.Linear(2 * w, w), nn.Linear(w, w // 2)])
+        # the last layer reads both halves: the product and the network's output
         self.last = nn.Linear(w + w // 2, 1)
         for table in (self.user, self.user_mlp, self.item, self.item_mlp):
             nn.init.normal_(table.weight, std=0.05, generator=generator)

@@ -314,7 +314,7 @@ class OneRecModel(Recommender):
         """Sample several sessions after each history.
 
         x: (B, n), histories as numbers of items; count: sessions for each; generator: of the draws.
-          -> (B, count, S).
+          -> (B, count, S), the numbers of the S items of each session.
         """
         return self.generate(x, self.settings.session, width=count, draws=generator).items
 

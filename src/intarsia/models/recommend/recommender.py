@@ -176,6 +176,7 @@ class Recommender(nn.Module, abc.ABC):
         if isinstance(query, str | int):
             user = self.known.user(query)
             return user, (self.known.items[self.known.users == user] + 1).tolist()
+        # ids of items: a history of a user who is not known
         places = {name: i for i, name in enumerate(self.known.item_ids, 1)}
         history = [places[str(item)] for item in query if str(item) in places]
         unknown = [str(item) for item in query if str(item) not in places]
@@ -213,6 +214,7 @@ def with_new_items(
             want = f"{len(ids)} values of kind {old.kind}"
             fix = "Give the new items the fields of the old ones; a value may be empty."
             raise DataError(f"field {name!r} of new items", got=got, want=want, fix=fix)
+        # new items come after the old ones, whose numbers stay
         joined[name] = replace(old, values=old.values + tuple(new.values))
     return replace(events, item_ids=(*events.item_ids, *map(str, ids)), fields=joined)
 

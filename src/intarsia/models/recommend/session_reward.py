@@ -41,6 +41,7 @@ class SessionReward(nn.Module):
         super().__init__()
         at_least("items", items, 1)
         self.settings = settings
+        # torch's own random numbers draw the weights; the caller's go on as if nothing was drawn
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.item = nn.Embedding(items + 1, width, padding_idx=0)

@@ -88,8 +88,10 @@ class Segment:
 def alive_texts(texts: Sequence[list[str]], alive: Sequence[np.ndarray]) -> list[str]:
     """Join the texts (or ids) of segments, without those of deleted documents.
 
-    texts: of each segment; alive: (documents,) bool of each, False = deleted.
+    texts: of each segment; [] where the index stores none; alive: (documents,) bool of each, False
+      = deleted.
     """
+    # a segment has a text for each document, or none at all
     pairs = zip(texts, alive, strict=True)
     return [
         text
