@@ -37,7 +37,8 @@ def to_mhr_mu(model: nn.Module, *, name: str = "mu", poly: str | None = None) ->
     A = mean_s A[s], B = mean_s B[s], head by head, over the skills s: not the mean of the products
     B[s] A[s]. A new task starts from it and trains it as one LoRA; the routing logits Z have no
     part in it.
-    name: the new adapter's; poly: name of the Poly adapter, None = the only one.
+    model: adapted with Poly or MHR; name: the new adapter's; poly: name of the Poly adapter, None =
+      the only one.
     Raises: ConfigError for no such adapter, or a name in use.
     """
     adapted, poly = _poly_adapter(model, poly)
@@ -65,9 +66,10 @@ def freeze_to_z(model: nn.Module, *, poly: str | None = None) -> PeftModel:
 def add_task(model: nn.Module, *, poly: str | None = None, seed: int = 0) -> int:
     """Add a row of routing logits Z in every layer for a new task; return the task's number.
 
-    poly: name of the Poly adapter, None = the only one; seed: of the new rows, drawn from U(-1e-3,
-      1e-3) as the first ones were: the new task has all skills in equal shares, near MHR-mu's first
-      weights, and no other task changes. Make the optimiser afterwards.
+    model: adapted with Poly or MHR; poly: name of the Poly adapter, None = the only one; seed: of
+      the new rows, drawn from U(-1e-3, 1e-3) as the first ones were: the new task has all skills in
+      equal shares, near MHR-mu's first weights, and no other task changes. Make the optimiser
+      afterwards.
     Raises: ConfigError for no such adapter.
     """
     adapted, poly = _poly_adapter(model, poly)
@@ -86,8 +88,8 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Group trained parameters for an optimiser: routing logits Z at the rate lr_z, others at lr.
 
-    weight_decay: of all weights but Z, biases and norms.
-    Z moves by steps of its own size (0.1 in the released code beside 1e-3 to 5e-3).
+    model: adapted with Poly or MHR; weight_decay: of all weights but Z, biases and norms. Z moves
+      by steps of its own size (0.1 in the released code beside 1e-3 to 5e-3).
     """
     logits = {id(m.logits) for m in model.modules() if isinstance(m, TaskRouter)}
     groups: list[dict[str, Any]] = []

@@ -367,8 +367,9 @@ def select_largest(s: Tensor, top_p: float, capacity: int | None) -> Tensor:
 def selection(model: nn.Module, row: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Return the scores and the selected local vectors of each picture in a processor's row.
 
-    row: one sample with `input_ids`, `image`, `image_views` and `asked`.  Returns for each picture
-    (tiles, queries) float and bool, tiles row by row; nothing for a picture without tiles.
+    model: one with `Slime`; row: one sample with `input_ids`, `image`, `image_views` and `asked`.
+      Returns for each picture (tiles, queries) float and bool, tiles row by row; nothing for a
+      picture without tiles.
     """
     view = tiled_view(model)
     host: Any = model

@@ -224,7 +224,8 @@ class Annealed(
         def top(params: Params, block: Samples, joint: Joint, q: Array, states: States) -> Array:
             """Return each sample's most probable states with probabilities, (n, k, H + 1).
 
-            The arguments are those of `_sums`.
+            params: arrays by name; block: n samples, unused; joint: what `_joint` returned for
+              them; q: (n, S), the probability of each state; states: those that are considered.
             """
             best = np.argsort(-q, axis=1, kind="stable")[:, :n_states]
             rows = states.rows(best, joint.candidates, len(params["W"]))
