@@ -69,8 +69,8 @@ class Capacity:
     ) -> Routing:
         """Return the routing without the pairs (token, expert) that full experts drop.
 
-        training: whether the module is in training mode; draws: the source of the random order,
-          needed to train with the policy "random". Raises: ConfigError without it.
+        routing: the pairs of a batch; training: True in training mode; draws: the source of the
+          random order, needed to train with the policy "random". Raises: ConfigError without it.
         """
         room = self.room(routing, training)
         if room is None:
@@ -89,13 +89,14 @@ class Capacity:
             first = score.argsort(descending=True, stable=True)
         else:
             first = routing.token.argsort(stable=True)
+        # A pair stays while its place in the expert's queue is below C.
         return keep_pairs(routing, _place(routing, first) < room)
 
 
 def _place(routing: Routing, first: Tensor) -> Tensor:
-    """Return the place of each pair in its expert's queue, from 0.  (N,) int64.
+    """Return the place of each pair (token, expert) in its expert's queue, from 0.  -> (N,) int64.
 
-    routing: N pairs (token, expert). first: (N,) int64, the pairs in the order in which they queue.
+    routing: N pairs; first: (N,) int64, the numbers of the pairs in the order in which they queue.
     """
     pairs = by_expert(routing.expert[first], routing.experts)
     order = first[pairs.order]  # by expert, then as they came

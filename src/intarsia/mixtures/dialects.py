@@ -38,8 +38,8 @@ class Dialect:
     def inner(self, module: Any, hidden: Sequence[Tensor]) -> Tensor:
         """Compute the input of the MLP's last linear map from the outputs of its first ones.
 
-        module: the MLP; hidden: the outputs of the maps named in `reads`, (..., h) each.
-          Activation, gated factor, and then dropout or norm where the MLP has them (the names in
+        module: the MLP; hidden: the outputs (..., h) of the maps named in `reads`. The activation,
+          the gated factor, and dropout or norm are applied where the MLP has them (the names in
           `between`).
         """
         # the activation comes first, then the gated factor, then dropout and norm
@@ -52,16 +52,20 @@ class Dialect:
         return y
 
     def after(self, module: Any, y: Tensor) -> Tensor:
-        """Apply to y what follows the last linear map of `module`, such as a dropout."""
+        """Apply to y the modules that follow the MLP's last linear map, such as a dropout.
+
+        module: the MLP; y: (..., d).
+        """
         for name in self.behind:
             part = getattr(module, name, None)
             y = y if part is None else part(y)
         return y
 
     def compute(self, module: Any, x: Tensor, add: Add) -> Tensor:
-        """Compute the MLP `module` on x, with the output y of each linear map replaced.
+        """Compute an MLP of this form on x, with the output of each of its linear maps replaced.
 
-        add: add(name, y, input) returns what replaces y; an adapter adds to y there.
+        module: the MLP; x: (..., d); add: add(name, y, input) returns the replacement of y, the
+          output of the linear map `name`; an adapter adds to y there.
         """
 
         def linear(name: str, x: Tensor) -> Tensor:

@@ -44,10 +44,10 @@ def stock_experts(model: nn.Module) -> dict[str, StockExperts]:
 
 
 def _read(path: str, module: Any) -> StockExperts:
-    """Read the sizes of a transformers experts module at `path`.
+    """Read the sizes of a transformers module of experts.
 
-    module: it has down_proj (E, d, h) or, transposed, (E, h, d). Raises: TargetError if it has no
-      fused weights, or has them on disk.
+    path: the module's; module: it has down_proj (E, d, h) or, transposed, (E, h, d).
+    Raises: TargetError if it has no such tensor, or reads its weights from disk.
     """
     down = getattr(module, "down_proj", None)
     if not isinstance(down, Tensor) or down.dim() != 3:
@@ -63,9 +63,9 @@ def _read(path: str, module: Any) -> StockExperts:
 
 
 def arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (hidden (T, d), index (T, k), weights (T, k)) of a call of experts.
+    """Return the three arguments of a call of experts: hidden (T, d), index and weights (T, k).
 
-    args, kwargs: arguments of the call, which may name them or not.
+    args, kwargs: those of the call, which may name them or not; k: experts of a token.
     """
     values: Iterable[Any] = (*args, *kwargs.values())
     hidden, index, weights = list(values)[:3]

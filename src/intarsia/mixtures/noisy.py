@@ -24,7 +24,11 @@ class NoisyCell(Cell):
     """
 
     def __init__(self, body: Cell, generator: torch.Generator) -> None:
-        """Put noise on an adapter's cell `body`; see the class."""
+        """Put noise on an adapter.
+
+        body: the adapter's cell; generator: the source of the noise's seed; it is left where it
+          was. Raises: ConfigError for a cell that computes the whole output of its site.
+        """
         super().__init__()
         if body.whole:
             got, want = type(body).__name__, "an adapter that adds to its site"
@@ -56,11 +60,15 @@ class ScaledOutput(NoisyCell):
         self.sigma = sigma
 
     def disturbed(self, x: Tensor) -> Tensor:
-        """Return (1 + sigma e) body(x), with an e for each sample and output."""
+        """Compute (1 + sigma e) body(x), with e ~ N(0, 1) for each sample and output.
+
+        x: (B, ..., inputs) -> (B, ..., outputs).
+        """
         y = self.body(x)
         if not self.sigma:
             return y
         noise = self.noise.drawn(len(y), lambda rows: self.noise.normal(rows, y.shape[-1]))
+        # The draw is the same at all tokens of a sample: the axes between are 1.
         factor = (1 + self.sigma * noise).to(y)
         return y * factor.view(len(y), *[1] * (y.dim() - 2), y.shape[-1])
 
@@ -76,7 +84,10 @@ class DroppedWeights(NoisyCell):
         self.side, self.p = side, p
 
     def disturbed(self, x: Tensor) -> Tensor:
-        """Compute the body with random weights of one side dropped, others for each sample."""
+        """Compute the body with random weights of one side dropped, others for each sample.
+
+        x: (B, ..., inputs) -> (B, ..., outputs).
+        """
         if not self.p:
             return self.body(x)
         body: Any = self.body
@@ -85,9 +96,10 @@ class DroppedWeights(NoisyCell):
         return body.compute(self.cast(x), sides["down"], sides["up"])
 
     def _dropped(self, layer: Any) -> Callable[[Tensor], Tensor]:
-        """Return `layer` as a function of x (B, ..., in), with a random mask for each sample.
+        """Return a linear map as a function that drops random weights, others for each sample.
 
-        layer: a linear map; kept weights are divided by 1 - p.
+        layer: the linear map; the function takes x (B, ..., in), and divides weights that stay by 1
+          - p.
         """
 
         def forward(x: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class WideMlp(nn.Module):
     def __init__(self, experts: StackedExperts, shared: nn.Module | None) -> None:
         """Copy the weights of E stacked experts into one MLP of E h hidden units.
 
-        shared: the module that every token passes, None = none.
+        experts: of h units each; shared: the module that every token passes, None = none.
         """
         super().__init__()
         self.experts, self.units = experts.experts, experts.up.shape[1]
@@ -45,9 +45,9 @@ class WideMlp(nn.Module):
         self.shared = copy.deepcopy(shared)
 
     def hidden(self, x: Tensor, gates: Tensor) -> Tensor:
-        """Return the units that `down` reads, 0 where the expert or the unit is off.
+        """Compute the hidden units, 0 where a token does not have the expert or the unit is off.
 
-        x: (..., d), gates: (T, E), T the rows of x. Returns (..., E h).
+        x: (..., d); gates: (T, E), the routing's weights for the T rows of x.  -> (..., E h).
         """
         units = self.act(self.up(x) if self.gate is None else self.gate(x))
         if self.gate is not None:
@@ -56,7 +56,10 @@ class WideMlp(nn.Module):
         return units * gates.repeat_interleave(self.units, dim=-1)
 
     def forward(self, x: Tensor, gates: Tensor) -> Tensor:
-        """Return the output of the wide MLP.  x: (..., d), gates: (T, E) -> (..., out)."""
+        """Compute the output of the wide MLP.
+
+        x: (..., d); gates: (T, E), the routing's weights for the T rows of x.  -> (..., out).
+        """
         y = self.down(self.hidden(x, gates))
         # the output biases are summed by the gates
         if self.down_bias is not None:
@@ -65,9 +68,10 @@ class WideMlp(nn.Module):
 
 
 def as_wide_mlp(mixture: Mixture) -> WideMlp:
-    """Return the wide MLP that a mixture of stacked experts is, in copies of its weights.
+    """Return the wide MLP that computes the same as a mixture of stacked experts.
 
-    as_wide_mlp(mixture)(x, mixture.routing(x).dense()) is mixture(x), up to rounding.
+    Its weights are copies. as_wide_mlp(mixture)(x, mixture.routing(x).dense()) is mixture(x), up to
+    rounding.
 
     Raises: ConfigError for experts of other kinds.
     """
@@ -87,13 +91,13 @@ class ActivationL0(NamedTuple):
 
 @torch.no_grad()
 def activation_l0(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, ActivationL0]:
-    """Return path of each mixture -> its mean numbers of active (non-zero) hidden units.
+    """Count a model's active (non-zero) hidden units in one forward; return means by path.
 
-    They are counted in one forward: `expert`, active units per pair of a token and an expert;
-    `wide`, active units per token. args, kwargs: arguments of the forward, model(*args, **kwargs).
-    A model that is a mixture has the path "". The model runs in its current mode: in training a
-    capacity drops pairs. The routing is computed twice, so that a random router draws twice. Shared
-    experts are not counted. NaN for a mixture that no token reached.
+    A mean is per pair of a token and an expert (`expert`), or per token (`wide`). args, kwargs:
+    arguments of the forward, model(*args, **kwargs). A model that is a mixture has the path "". The
+    model runs in its current mode: in training a capacity drops pairs. The routing is computed
+    twice, so that a random router draws twice. Shared experts are not counted. NaN for a mixture
+    that no token reached.
     Raises: ConfigError for a model without a mixture of stacked experts.
     """
     by_path: dict[str, list[Tensor]] = {}  # (units on, pairs, tokens), of each call
@@ -125,7 +129,7 @@ def activation_l0(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Acti
 
 
 def _counts(mixture: Mixture, x: Tensor) -> Tensor:
-    """Count the units that are on, the pairs, and the tokens that have an expert, (3,) float64.
+    """Count active hidden units, pairs (token, expert), and tokens with an expert, (3,) float64.
 
     mixture: one with stacked experts; x: (..., d), its input.
     """
@@ -133,6 +137,7 @@ def _counts(mixture: Mixture, x: Tensor) -> Tensor:
     has = routing.weight != 0
     pairs = by_expert(routing.expert[has], experts.experts)
     token = routing.token[has][pairs.order]
+    # A pair of weight 0 counts as none, and so do its units.
     on = experts.hidden(x.reshape(-1, x.shape[-1]).index_select(0, token), pairs.expert) != 0
     return torch.tensor([int(on.sum()), len(token), len(token.unique())], dtype=torch.float64)
 

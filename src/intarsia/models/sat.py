@@ -95,6 +95,7 @@ class Sat:
     bandwidth: float = 256.0
 
     def __post_init__(self) -> None:
+        """Check the settings.  Raises: ConfigError."""
         for name in ("side", "latency", "interleave", "lanes"):
             at_least(name, getattr(self, name), 1)
         one_of("dataflow", self.dataflow, ("best", *FLOWS))
@@ -106,10 +107,12 @@ class Sat:
         return -(-self.latency // self.interleave)
 
     def gemm(self, rows: int, slots: int, columns: int, flow: str) -> int:
-        """Return the cycles of a product (rows, K) (K, columns) in a dataflow.
+        """Compute the cycles of a product (rows, K) (K, columns) in a dataflow.
 
-        slots: weights of the K of each column that are stored, n / m of them for N:M.
+        rows, columns: of the product; slots: weights of the K of each column that are stored, n / m
+          of them for N:M; flow: "os", outputs stay in the units, or "ws", weights do.
         """
+        # The array fills and drains along its diagonal, 2 P - 2 cycles a tile.
         side, fill = self.side, 2 * self.side - 2
         if flow == "os":
             tiles = -(-rows // side) * -(-columns // side)
@@ -117,7 +120,10 @@ class Sat:
         return -(-slots // side) * -(-columns // side) * (rows + fill + side)
 
     def cycles(self, layer: LayerShape, training: Bdwp | None = None) -> Cycles:
-        """Return the cycles of a layer's training step.  training: None = dense."""
+        """Compute the cycles of a layer's training step.
+
+        layer: its sizes; training: N:M training by BDWP, None = dense.
+        """
         pruned = training if training is not None and layer.prunes else None
         ahead = pruned if pruned is not None and pruned.directions != "backward" else None
         back = pruned if pruned is not None and pruned.directions != "forward" else None
@@ -145,10 +151,11 @@ class Sat:
         columns: int,
         pruned: Bdwp | None,
     ) -> tuple[int, str]:
-        """Return (cycles, dataflow) of a product (rows, inner taps) (inner taps, columns).
+        """Compute (cycles, dataflow) of a product (rows, inner taps) (inner taps, columns).
 
-        inner, taps: the two factors of the summed dimension, of which N:M groups lie along inner;
-        pruned: the N:M training whose pattern applies, None = dense.
+        layer: whose step it is, for its weights and memory traffic; rows, columns: of the product;
+          inner, taps: the two factors of the summed dimension, of which N:M groups lie along inner;
+          pruned: the N:M training whose pattern applies, None = dense.
         """
         slots, stored = inner * taps, layer.weights * HALF
         if pruned is not None:
@@ -164,7 +171,10 @@ class Sat:
         return max(cycles[best], self._memory_cycles(ends + stored)) + sort, best
 
     def _sort(self, layer: LayerShape, pruned: Bdwp | None) -> int:
-        """Return the cycles of sorting (SORE): m for each group, `lanes` groups at a time."""
+        """Compute the cycles of sorting (SORE): m for each group, `lanes` groups at a time.
+
+        layer: whose weights are sorted; pruned: the N:M training, None = nothing is sorted.
+        """
         m = 0 if pruned is None else NofM.read(pruned.pattern).m
         return -(-layer.weights // (self.lanes * m)) * m if m else 0
 
@@ -174,7 +184,10 @@ class Sat:
 
 
 def _bytes(layer: LayerShape, pruned: Bdwp) -> int:
-    """Return the bytes of N:M weights and their indices."""
+    """Compute the bytes of a layer's N:M weights and their indices.
+
+    layer: its sizes; pruned: the N:M training, for the pattern.
+    """
     pattern = NofM.read(pruned.pattern)
     bits = 8 * HALF + math.ceil(math.log2(pattern.m))
     return math.ceil(layer.weights * pattern.n / pattern.m * bits / 8)
@@ -231,12 +244,11 @@ def simulate(
 ) -> tuple[Tensor, int]:
     """Simulate the array cycle by cycle, for small matrices: return x W^T and the cycles.
 
-    sat: the systolic array, of side x side multipliers; flow: what stays in a unit, "os" the
-    outputs or "ws" the weights; pattern: n of m weights along K, None = dense. x: (rows, K),
-    weight: (columns, K), dense or n of m along K.  In each cycle every unit passes its activations
-    to the right and its weights (os) or sums (ws) down.
+    x: (rows, K); weight: W, (columns, K), dense or n of m along K; sat: the systolic array, of side
+      x side multipliers; flow: what stays in a unit, "os" the outputs or "ws" the weights; pattern:
+      n of m weights along K, None = dense. In each cycle every unit passes its activations to the
+      right and its weights (os) or sums (ws) down. It is the reference for `Sat.gemm`.
     Raises: ShapeError for other shapes; ConfigError for an unknown flow.
-    It is the oracle of `Sat.gemm`.
     """
     one_of("flow", flow, FLOWS)
     if x.dim() != 2 or weight.dim() != 2 or x.shape[1] != weight.shape[1]:
@@ -259,11 +271,15 @@ def simulate(
 
 
 def _compact(x: Tensor, weight: Tensor, pattern: NofM) -> tuple[Tensor, Tensor, Tensor]:
-    """Compact to S slots: activations of their groups (R, S, m), weights and indices (C, S)."""
+    """Compact an N:M weight to S slots: activations of their groups, weights and indices.
+
+    x: (R, K); weight: (C, K); pattern: n of m along K.  -> (R, S, m), (C, S), (C, S).
+    """
     n, m = pattern.n, pattern.m
     pad = -x.shape[1] % m
     mask = n_of_m_mask(weight, NofM(n, m, 1))
     weight, x, selected = (nn.functional.pad(t, (0, pad)) for t in (weight * mask, x, mask))
+    # The indices of the n selected weights of each group of m, in order.
     order = (
         selected.view(len(selected), -1, m)
         .byte()
@@ -277,7 +293,8 @@ def _compact(x: Tensor, weight: Tensor, pattern: NofM) -> tuple[Tensor, Tensor, 
 def _os(x: Tensor, values: Tensor, places: Tensor, sat: Sat) -> tuple[Tensor, int]:
     """Simulate an output-stationary tile; activations and weights enter skewed, left and top.
 
-    x: (R, S, m), values, places: (C, S), see `_compact`; sat: the array.
+    x: (R, S, m), activations by slot; values, places: (C, S), weights and their indices; sat: the
+      array.  -> the products (R, C), and the cycles.
     """
     side, slots = sat.side, values.shape[1]
     sums = torch.zeros(side, side, dtype=torch.float64)
@@ -303,7 +320,11 @@ def _os(x: Tensor, values: Tensor, places: Tensor, sat: Sat) -> tuple[Tensor, in
 
 
 def _ws(x: Tensor, values: Tensor, places: Tensor, side: int) -> tuple[Tensor, int]:
-    """Simulate a weight-stationary tile: weights are loaded by rows, sums leave at the bottom."""
+    """Simulate a weight-stationary tile: weights are loaded by rows, sums leave at the bottom.
+
+    x: (R, S, m), activations by slot; values, places: (C, S), weights and their indices; side: of
+      the array.  -> the products (R, C), and the cycles.
+    """
     y = torch.zeros(len(x), len(values), dtype=torch.float64)
     cycle = side  # loading the weights took a cycle a row
     out = 0
@@ -314,6 +335,7 @@ def _ws(x: Tensor, values: Tensor, places: Tensor, side: int) -> tuple[Tensor, i
         for p in range(side):
             if 0 <= cycle - side - p < len(x):
                 rights[p, 0] = cycle - side - p
+        # A unit adds its product to the sum from above, and passes it down in the next cycle.
         passed: dict[tuple[int, int], float] = {}
         for (p, q), row in rights.items():
             filled = q < len(values) and p < values.shape[1]
@@ -333,6 +355,9 @@ def _ws(x: Tensor, values: Tensor, places: Tensor, side: int) -> tuple[Tensor, i
 def each_layer(
     sat: Sat, layers: Sequence[LayerShape], training: Bdwp
 ) -> Iterator[tuple[LayerShape, Cycles, Cycles]]:
-    """Yield every layer with its cycles in a dense training and in this one."""
+    """Yield every layer with its cycles in a dense training and in an N:M training.
+
+    sat: the array; layers: their sizes; training: BDWP with a pattern.
+    """
     for layer in layers:
         yield layer, sat.cycles(layer), sat.cycles(layer, training)

@@ -42,9 +42,11 @@ class Attached(WholeModel):
         group: Group = None,
         wholes: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Remember which parameters are parts of a layer's experts, by identity and by path.
+        """Index the experts' parameters of this process, by identity and by path.
 
-        See the class for the arguments.
+        parts: path of a layer's part -> the experts that this process has; group: the processes,
+          None = all; wholes: path of a part -> that of the whole layer in a single process, where
+          it is another.
         """
         self.parts, self.group, self.shared = dict(parts), group, True
         self.world = dist.get_world_size(group)
@@ -59,9 +61,9 @@ class Attached(WholeModel):
     def pieces(self, state: Mapping[str, Tensor]) -> dict[str, Tensor | Piece]:
         """Return a state dict with the names that weights have in a model of a single process.
 
-        Weights of which this process has only some experts become a `Piece`, which says which rows
-        of the whole weight these are; all other weights stay tensors.
-        state: the state dict of the model in this process.
+        state: the state dict of the model in this process. Weights of which this process has only
+          some experts become a `Piece`, which says which rows of the whole weight these are; all
+          other weights stay tensors.
         """
         by_path: dict[str, Tensor | Piece] = {}
         for path, value in state.items():
@@ -71,7 +73,7 @@ class Attached(WholeModel):
         return by_path
 
     def piece(self, part: OwnExperts, name: str, value: Tensor) -> Piece:
-        """Return this process's rows of a weight, with where they belong.
+        """Return this process's rows of a weight, as a `Piece`, which says where they belong.
 
         part: the experts that this process keeps; name: their weight's; value: the weight, or an
           optimiser's state of its shape.
@@ -84,10 +86,10 @@ class Attached(WholeModel):
         return 1 + max(int(i.max()) for i, *_ in map(part.lot, range(self.world)) if len(i))
 
     def own(self, state: Mapping[str, Tensor | Stored]) -> dict[str, Tensor]:
-        """Return the tensors of a state dict that this process keeps, by the names they have here.
+        """Return the tensors of a whole state dict that this process keeps, by their names here.
 
-        state: names of one process -> tensors of all experts, or stored ones, of which only the
-          rows needed are read.
+        state: names in a single process -> tensors of all experts, or stored ones, of which only
+          the rows needed are read.
         """
         local_paths = {
             full_path: (path, part, name) for path, (full_path, part, name) in self.names.items()
@@ -138,11 +140,12 @@ class Attached(WholeModel):
                 part.past = list(past[path])
 
     def moves(self, step: int) -> Iterator[Move]:
-        """Yield the weights whose experts get new owners after `step` steps, for `Fssdp.reshard`.
+        """Yield the weights whose experts get new owners after a step, for `Fssdp.reshard`.
 
-        Each is a path, a weight, and a function that sends rows in the weight's shape to their new
-        owners (processes that keep them). The caller puts the rows that it returns in, and those of
-        what an optimiser remembers of the weight. All processes do the same.
+        An owner is the process that keeps an expert. step: number of steps so far. Each item is a
+        path, a weight, and a function that sends rows in the weight's shape to their new owners.
+        The caller stores the rows that it returns, and those of the optimiser's state of the
+        weight. All processes do the same.
         """
         due = [(path, part) for path, part in self.parts.items() if part.due(step)]
         # Layers with the same number of experts are dealt out together, so that what is uneven in
@@ -189,7 +192,8 @@ class Attached(WholeModel):
     ) -> dict[str, Any]:
         """Return an optimiser's state_dict in which the states of experts are pieces of the whole.
 
-        parameters: the optimiser's, in its order. A `Piece` says which experts its rows belong to.
+        state: of the optimiser in this process; parameters: the optimiser's, in its order. A
+          `Piece` says which experts its rows belong to.
         """
         rows = dict(state["state"])
         for number, parameter in enumerate(parameters):
@@ -197,6 +201,7 @@ class Attached(WholeModel):
                 part, name = self.of[id(parameter)]
                 rows[number] = {
                     key: self.piece(part, name, value)
+                    # a state of the weight's shape is cut as the weight is; a step count is not
                     if isinstance(value, Tensor) and value.dim() == parameter.dim()
                     else value
                     for key, value in rows[number].items()
@@ -208,7 +213,7 @@ class Attached(WholeModel):
     ) -> dict[str, Any]:
         """Return this process's part of an optimiser's state_dict, as `own` does for the model.
 
-        parameters: the optimiser's, in its order.
+        state: of the optimiser of a single process; parameters: the optimiser's here, in its order.
         """
         rows = dict(state["state"])
         for number, parameter in enumerate(parameters):
@@ -280,15 +285,15 @@ def attached(
 
     model: one with mixtures of ours, or a sparse model of transformers as it is.
     strategy: how experts are shared out; None = not at all, as with one process. topology: of the
-      links between the processes, None = as the strategy says. meter: counts what is sent, layer by
-      layer. group: the processes, None = all of torch.distributed.
+      links between the processes, None = as the strategy says. meter: counts the bytes sent, layer
+      by layer. group: the processes, None = all of torch.distributed.
     Gradients of experts, which come from all processes, are divided by their number, so that they
     are those of the mean loss, as DistributedDataParallel's are of the rest.
     gather: False leaves the parts where they are, so that no process needs room for all experts;
       write the model first, by `write_sharded`, or `save` with the parts.
     An error inside leaves the processes with their parts: go on from a checkpoint.
     Raises: ConfigError for a model without experts, with routers that read them, or experts that
-    the strategy cannot part; TrainingError where processes have other models.
+      the strategy cannot part; TrainingError where processes have other models.
     """
     world = dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
     if strategy is None or world == 1:

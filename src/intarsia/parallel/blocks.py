@@ -20,19 +20,23 @@ EXCHANGES = ("flat", "hierarchical")
 
 
 def agreed_capacity(routing: Routing, wire: Wire, multiple: int) -> int:
-    """Agree on C, the places of each expert for rows from each process, so that no pair is dropped.
+    """Agree with all processes on C, the rows that an expert has room for from each process.
 
-    routing: of this process's rows; wire: the exchanges of the layer. C is the largest load of an
-      expert in any process, 1 at least, rounded up to a multiple of `multiple`.
+    routing: pairs (token, expert) of this process's rows; wire: the layer's exchanges between
+      processes; multiple: C is a multiple of it. C is the largest load of an expert in any process,
+      1 at least, rounded up: no pair is dropped.
     """
+    # the largest load in this process; the largest of all processes decides
     load = routing.expert.bincount(minlength=routing.experts).max().reshape(1)
     return rounded_up(int(wire.told(load, "counts").max()), multiple)
 
 
 def planned_capacity(expert: Tensor, rows: Tensor, experts: int, multiple: int) -> int:
-    """Return the C of `agreed_capacity` for a recorded routing.
+    """Compute C for a recorded routing: the rows that an expert has room for from each device.
 
-    expert: (N, k), -1 = none; rows: (D, N) bool, which device has which rows; experts: E.
+    expert: (N, k), the experts of each row, -1 = none; rows: (D, N) bool, which device has which
+      rows; experts: E; multiple: C is a multiple of it. It is what `agreed_capacity` finds when
+      run.
     """
     # pairs of each device with each expert, of which the largest decides
     loads = [
@@ -46,7 +50,7 @@ def rounded_up(count: int, multiple: int) -> int:
 
 
 def counts_step(layer: int, devices: int) -> PlanStep:
-    """Return the plan's step in which processes exchange the counts of `agreed_capacity`.
+    """Return the step of a plan in which processes exchange the counts of `agreed_capacity`.
 
     layer: its number; devices: D.
     """
@@ -66,7 +70,7 @@ class PairTable:
     def of(cls, routing: Routing, capacity: int) -> PairTable:
         """Give each pair (token, expert) of a routing a place in the table of its expert.
 
-        capacity: C, places of each expert, as many as its pairs or more.
+        routing: N pairs; capacity: C, places of each expert, as many as its pairs or more.
         """
         # A stable sort keeps the order of tokens within an expert, so that the table does not
         # depend on the device.
@@ -83,16 +87,16 @@ class PairTable:
     def fill(self, x: Tensor) -> Tensor:
         """Put the row of each pair (token, expert) in its place, zeros elsewhere.
 
-        (T, d) -> (E, C, d).
+        x: (T, d) -> (E, C, d), E experts with C places each.
         """
         rows = x.new_zeros(self.routing.experts * self.capacity, x.shape[-1])
         rows = rows.index_copy(0, self.place, x.index_select(0, self.routing.token))
         return rows.view(self.routing.experts, self.capacity, -1)
 
     def combine(self, outputs: Tensor) -> Tensor:
-        """Return y_t = sum_e G_te f_e(x_t), G the routing.  (E, C, out) -> (T, out).
+        """Compute y_t = sum_e G_te f_e(x_t) from the outputs in the table, G the routing.
 
-        outputs: f_e of the row in each place.
+        outputs: (E, C, out), f_e of the row in each place.  -> (T, out).
         """
         outputs = outputs.flatten(0, 1)
         # Each pair reads its own output and is scaled by its gate weight; pairs of a token are then
@@ -114,9 +118,10 @@ class Swap:
     inner: int = 1
 
     def run(self, blocks: Tensor, wire: Wire, phase: str) -> Tensor:
-        """Exchange blocks (G, m, ...), one for each member of the group; return one from each.
+        """Exchange blocks of equal size: send one to each member, return one from each.
 
-        wire: the exchanges of the layer; phase: names them for the byte counts.
+        blocks: (G, m, ...), one for each of G members; wire: the layer's exchanges between
+          processes; phase: names them for the byte counts.
         """
         if len(self.members) == 1:
             return blocks
@@ -139,14 +144,19 @@ class Swap:
         return received.reshape(-1, *size)
 
     def _exchange(self, blocks: Tensor, members: Sequence[int], wire: Wire, phase: str) -> Tensor:
-        """Exchange blocks with `members`, one for each, in one step."""
+        """Exchange blocks with some processes, one for each, in one step.
+
+        blocks: (members, m, ...); members: the processes; wire: sends the blocks; phase: names the
+          exchange in the byte counts.
+        """
         counts = [blocks.shape[1] * (rank in members) for rank in range(wire.world)]
         return wire.send(blocks.flatten(0, 1), counts, counts, phase).view(blocks.shape)
 
     def gather(self, rows: Tensor, wire: Wire, phase: str) -> Tensor:
         """Collect every member's rows; gradients are added up at their owners.
 
-        rows: (m, ...) -> (G, m, ...). wire, phase: see `run`.
+        rows: (m, ...) -> (G, m, ...); wire: sends them; phase: names the exchange in the byte
+          counts.
         """
         # every member gets a copy of the rows
         return self.run(rows.expand(len(self.members), *rows.shape), wire, phase)
@@ -154,15 +164,16 @@ class Swap:
     def add(self, blocks: Tensor, wire: Wire, phase: str) -> Tensor:
         """Add up the blocks that the members have for this process.  (G, m, ...) -> (m, ...).
 
-        blocks: one for each member; wire, phase: see `run`.
+        blocks: one for each member; wire: sends them; phase: names the exchange in the byte counts.
         """
+        # every member sends the block of this process here
         return self.run(blocks, wire, phase).sum(0)
 
     def sent(self, rank: int, devices: int, block: int) -> dict[str, Tensor]:
-        """Return the bytes from a member to every device, by stage of the exchange.
+        """Return the bytes that a member sends to every device, by stage of the exchange.
 
         rank: the member; devices: D; block: bytes of a block. Stages are "" for one step, or
-          "_inside" and "_across" nodes. Returns (D,) int64 each.
+          "_inside" and "_across" nodes.  -> (D,) int64 each.
         """
         groups = [("", self.members, block)]
         if self.inner > 1:
@@ -211,8 +222,9 @@ def swap_steps(
 ) -> list[PlanStep]:
     """Return the plan's steps for `Swap.run` in all processes, reversed if backward.
 
-    swaps: rank -> its exchange; layer, phase: name the steps; block: bytes of a block. There is no
-      step where every process exchanges with itself alone.
+    swaps: rank -> its exchange; layer, phase: name the steps; block: bytes of a block; backward:
+      the gradients' way, from receiver to sender. There is no step where every process exchanges
+      with itself alone.
     """
     devices = len(swaps)
     if all(len(swap.members) == 1 for swap in swaps.values()):
@@ -236,13 +248,19 @@ class _Split(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
-        """Return this member's part of the rows (E, C, d), (E, C / G, d); see `split`."""
+        """Return this member's part (E, C / G, d) of the rows (E, C, d) that all G members have.
+
+        ctx: autograd's; swap: the group's exchange; wire: sends it; phase: its name in byte counts.
+        """
         ctx.swap, ctx.wire, ctx.phase = swap, wire, phase
         return _part(rows, swap, wire)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        """Return the gradient of all rows: the members' parts, gathered."""
+        """Gather the gradient of all rows (E, C, d) from the members' parts (E, C / G, d).
+
+        ctx: what the forward stored; grads: the gradient of this member's part.
+        """
         return _whole(grads[0], ctx.swap, ctx.wire, f"{ctx.phase}.back"), None, None, None
 
 
@@ -251,13 +269,20 @@ class _Join(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
-        """Return the members' parts (E, C / G, d) put together, (E, C, d); see `join`."""
+        """Put the members' parts together, (E, C / G, d) -> (E, C, d), the same in all.
+
+        ctx: autograd's; rows: this member's part; swap: the group's exchange; wire: sends it;
+          phase: its name in byte counts.
+        """
         ctx.swap, ctx.wire = swap, wire
         return _whole(rows, swap, wire, phase)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        """Return this member's part of the gradient."""
+        """Return this member's part (E, C / G, d) of the gradient (E, C, d).
+
+        ctx: what the forward stored; grads: the gradient of all rows.
+        """
         return _part(grads[0], ctx.swap, ctx.wire), None, None, None
 
 
@@ -266,33 +291,47 @@ class _Alike(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
-        """Return the rows; remember the group whose members have them, too."""
+        """Return the rows; store the group whose members have the same, for the backward.
+
+        ctx: autograd's; swap: the group's exchange; wire: sends it; phase: its name in byte counts.
+        """
         ctx.swap, ctx.wire, ctx.phase = swap, wire, phase
         return rows.view_as(rows)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        """Return the sum of all members' gradients, the same in each."""
+        """Return the sum of all members' gradients, the same in each.
+
+        ctx: what the forward stored; grads: this member's gradient.
+        """
         gradients = ctx.swap.gather(grads[0].contiguous(), ctx.wire, f"{ctx.phase}.back")
         return gradients.sum(0), None, None, None
 
 
 def _part(rows: Tensor, swap: Swap, wire: Wire) -> Tensor:
-    """Return this member's part of the second axis of rows, (E, C, d) -> (E, C / G, d)."""
+    """Return this member's part of the second axis of rows, (E, C, d) -> (E, C / G, d).
+
+    swap: the exchange of the group, which lists its G members; wire: knows this process's rank.
+    """
     # the members in order have consecutive parts
     length = rows.shape[1] // len(swap.members)
     return rows.narrow(1, swap.members.index(wire.rank) * length, length).contiguous()
 
 
 def _whole(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
-    """Gather the members' parts along the second axis, (E, C / G, d) -> (E, C, d)."""
+    """Gather the members' parts along the second axis, (E, C / G, d) -> (E, C, d).
+
+    rows: this member's part; swap: the exchange of the group of G members; wire: sends it; phase:
+      its name in the byte counts.
+    """
     return torch.cat(list(swap.gather(rows.contiguous(), wire, phase)), 1)
 
 
 def split(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
-    """Take this member's part of the places.  (E, C, d) -> (E, C / G, d).
+    """Return this member's part of rows that all members have.  (E, C, d) -> (E, C / G, d).
 
-    swap: the group of G members, which all have the same rows; wire, phase: see `Swap.run`.
+    swap: the exchange of the group, which lists its G members; wire: sends it; phase: its name in
+      the byte counts. In the backward, the parts' gradients are gathered.
     """
     return cast(Tensor, _Split.apply(rows, swap, wire, phase))
 
@@ -300,7 +339,8 @@ def split(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
 def join(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
     """Concatenate the members' parts, the inverse of `split`.  (E, C / G, d) -> (E, C, d).
 
-    swap: the group of G members; wire, phase: see `Swap.run`.
+    rows: this member's part; swap: the exchange of the group of G members; wire: sends it; phase:
+      its name in the byte counts.
     """
     return cast(Tensor, _Join.apply(rows, swap, wire, phase))
 

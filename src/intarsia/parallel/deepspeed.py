@@ -69,11 +69,15 @@ class DeepSpeed(Strategy):
     exchange: str = "flat"
 
     def __post_init__(self) -> None:
+        """Check the settings: L from 1 on, a known exchange.  Raises: ConfigError."""
         at_least("tensor", self.tensor, 1)
         one_of("exchange", self.exchange, KINDS)
 
     def rows(self, trace: Trace, devices: int) -> Tensor:
-        """Return which device has which rows, (D, N) bool; a data group's L ranks have the same."""
+        """Return which device has which rows, (D, N) bool; a data group's L ranks have the same.
+
+        trace: N recorded tokens; devices: D.
+        """
         return dealt(trace, devices, self.tensor)
 
     def check_trains(self) -> None:
@@ -123,8 +127,9 @@ class DeepSpeed(Strategy):
     ) -> DevicePlan:
         """Return what one batch sends and computes, as steps.
 
-        trace: which experts each token has; size: one expert's; topology: devices and links;
-          backward: add the steps of the gradients; past: unused.
+        trace: which experts each token has; size: one expert's widths and bytes; topology: devices
+          and links; backward: add the steps of the gradients; past: unused, other strategies need
+          it.
         """
         devices, experts = topology.devices, trace.experts
         groups, rows = self.groups(experts, topology), self.rows(trace, devices)
@@ -181,9 +186,10 @@ class DeepSpeed(Strategy):
     def shard(
         self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1
     ) -> DeepSpeedExperts:
-        """Return this process's part of a layer's experts, which stay whole.
+        """Copy this process's part of a layer's experts; the given experts stay whole.
 
-        wire: the layer's exchanges between processes; topology: devices and links; layers: unused.
+        experts: all of a layer; wire: the layer's exchanges between processes; topology: devices
+          and links; layers: unused, other strategies need it.
         """
         check_devices(topology, wire)
         return DeepSpeedExperts(stacked(experts), self, wire, topology)
@@ -209,10 +215,10 @@ class DeepSpeedExperts(OwnExperts):
     ) -> None:
         """Copy this process's experts, or its slice of one, and find the groups it exchanges with.
 
-        experts: all of a layer, whose weights can be cut; wire: the layer's exchanges (group of
-          processes, byte counter); topology: devices and nodes. Three exchanges follow from it: of
-          tables among owners of other experts, of slices of the same expert, and among
-          tensor-parallel ranks.
+        experts: all of a layer, whose weights can be cut; settings: the strategy; wire: the layer's
+          exchanges (group of processes, byte counter); topology: devices and nodes. Three exchanges
+          follow from it: of tables among owners of other experts, of slices of the same expert, and
+          among tensor-parallel ranks.
         """
         super().__init__()
         self.experts, self.settings, self.wire = experts.experts, settings, wire
@@ -225,10 +231,10 @@ class DeepSpeedExperts(OwnExperts):
         )
 
     def lot(self, rank: int) -> tuple[Tensor, int, int]:
-        """Return (experts, slice, slices): what process `rank` keeps.
+        """Return (experts, slice, slices): the part of the experts that process `rank` keeps.
 
-        experts: (n,) int64; of their hidden units it has the equal slice number `slice` of
-          `slices`.
+        experts: (n,) int64, their numbers; of their hidden units it has the equal slice number
+          `slice` of `slices`.
         """
         groups = self.groups
         # devices are numbered by owner, slice and tensor rank, the last one fastest
@@ -237,9 +243,10 @@ class DeepSpeedExperts(OwnExperts):
         return experts, part, groups.slices
 
     def mix(self, x: Tensor, routing: Routing, numbers: Tensor | None = None) -> Tensor:
-        """Return sum_e G_te f_e(x_t) for this process's rows.  (T, d) -> (T, out).
+        """Compute sum_e G_te f_e(x_t) for this process's rows, f_e the experts on all processes.
 
-        routing: G; numbers: unused; copies of experts are chosen by it in other strategies.
+        x: (T, d); routing: G, the weights of the experts; numbers: unused; other strategies choose
+          among copies of experts by it.  -> (T, out).
         """
         wire, parts = self.wire, self.settings.parts
         places = agreed_capacity(routing, wire, parts)
@@ -272,7 +279,7 @@ class DeepSpeedExperts(OwnExperts):
     def _computed(self, local: Cuttable, came: Tensor) -> Tensor:
         """Compute this process's n experts on m rows for each from each of D' devices.
 
-        came: (D', n, m, d). Returns (D', n m, out).
+        local: the experts; came: (D', n, m, d), the rows that were received.  -> (D', n m, out).
         """
         sources, experts, places, width = came.shape
         # Rows are grouped by expert, whichever device they came from.

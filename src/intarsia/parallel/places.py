@@ -73,7 +73,10 @@ class StockPlace:
         return f"{self.path}.{PART}"
 
     def put(self, part: Experts) -> None:
-        """Put a process's part in the place of the module's own weights and forward."""
+        """Put a process's part in the place of the module's own weights and forward.
+
+        part: the experts that this process keeps.
+        """
         for name in self.experts.names:
             delattr(self.module, name)
         self.module.add_module(PART, part)
@@ -106,7 +109,7 @@ class Called:
 def pairs_of(index: Tensor, weights: Tensor, experts: int) -> Routing:
     """Convert a stock gate's choice to a routing, without pairs of experts that do not exist.
 
-    index, weights: (N, k); experts: E.
+    index, weights: (N, k), the experts of each token and their weights; experts: E.
     """
     routing = Routing.from_topk(index, weights, experts)
     # An index of E or more names no expert: the pair is left out.
@@ -120,9 +123,10 @@ def pairs_of(index: Tensor, weights: Tensor, experts: int) -> Routing:
 def places(model: nn.Module) -> list[Place]:
     """Return the layers of experts of a model, in its order, that can be shared out.
 
+    A `Place` is a layer's experts, and knows how a process's part of them is put in and taken out.
     Raises: ConfigError for none, a capacity, routers that read experts or choose by the whole batch
-    (`Switch`, `ExpertChoice`, `Transport`), or what cannot be cut; TargetError for stock experts
-    with other weights than matrices.
+      (`Switch`, `ExpertChoice`, `Transport`), or weights that cannot be cut; TargetError for stock
+      experts with other weights than matrices.
     """
     by_path: dict[str, Place] = {}
     for name, module in model.named_modules():
@@ -158,9 +162,9 @@ def places(model: nn.Module) -> list[Place]:
 
 
 def _stock(model: nn.Module) -> Mapping[str, Any]:
-    """Return the experts that transformers calls, by path.
+    """Return the layers of experts that transformers calls, by path.
 
-    Raises: ConfigError if not in memory.
+    Raises: ConfigError for experts that are not in memory.
     """
     try:
         return stock_experts(model)

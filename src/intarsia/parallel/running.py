@@ -22,8 +22,8 @@ from .sharded import Sharded
 def check_agreed(plan: DevicePlan, group: Group = None) -> None:
     """Raise TrainingError unless all processes have the same plan.
 
-    With other plans they would wait forever or mix tokens up. It is raised in each of them, with
-    the two hashes that are farthest apart.
+    plan: this process's; group: the processes, None = all. With other plans they would wait forever
+      or mix tokens up. It is raised in each of them, with the two hashes that are farthest apart.
     """
     check_alike("plan of the processes", plan.digest(), group)
 
@@ -31,8 +31,9 @@ def check_agreed(plan: DevicePlan, group: Group = None) -> None:
 def check_alike(subject: str, digest: str, group: Group = None) -> None:
     """Raise TrainingError unless all processes have the same digest, a hexadecimal hash.
 
-    Processes with other plans or models would wait forever or mix tokens up. It is raised in each
-    of them, with the two hashes that are farthest apart. subject: what was hashed.
+    subject: names what was hashed; digest: this process's; group: the processes, None = all.
+      Processes with other plans or models would wait forever or mix tokens up. It is raised in each
+      of them, with the two hashes that are farthest apart.
     """
     digest_number = int(digest[:15], 16)  # 60 bits
     smallest, largest = (torch.tensor(digest_number, device=device_of(group)) for _ in range(2))
@@ -61,7 +62,9 @@ def carry_out(
 
     plan: of `expert_parallel(trace, placement, size, engine=engine)`, see there for the engines;
       layers: this process's experts; x: this process's rows of the trace, those of the sequences
-      that `homes` gives it, in order; meter: counts the bytes. Returns the same rows. Gradients
+      that `homes` gives it, in order; trace: which experts each token has; placement: which process
+      has which expert; engine: "home", rows return after each layer, or "stay", they move on;
+      meter: counts the bytes; group: the processes, None = all. Returns the same rows. Gradients
       take the same ways back.
     Raises: TrainingError where processes have different plans; ConfigError for other rows.
     """
@@ -117,7 +120,7 @@ def _move_rows(
 
     x: (n, d), rows here; numbers: (n,), which rows of the trace they are; came, goes: (N,), the
       device of each row of the trace before and after, known to all processes; layer: its number
-      names the exchange.
+      names the exchange; meter: counts the bytes; group: the processes, None = all.
     """
     rank, world = dist.get_rank(group), dist.get_world_size(group)
     target = goes[numbers]

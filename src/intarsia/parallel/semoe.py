@@ -58,6 +58,7 @@ class SeMoe(Strategy):
     dense: int = 0
 
     def __post_init__(self) -> None:
+        """Check the settings: known names, and bytes from 0 on.  Raises: ConfigError."""
         one_of("exchange", self.exchange, ("flat", "hierarchical"))
         one_of("prefetch", self.prefetch, PREFETCH)
         at_least("dense", self.dense, 0)
@@ -74,10 +75,10 @@ class SeMoe(Strategy):
         """Return what one batch sends, loads and computes, as steps.
 
         They are DeepSpeed's steps, and before the experts of each layer a load of their weights
-        from host memory and a gather of the layer's dense weights, where these are modelled.
-
-        trace: which experts each token has; size: that of one expert; topology: devices and
-          links; backward: True adds the steps of the gradients; past: unused.
+        from host memory and a gather of the layer's dense weights, where these are modelled. trace:
+        which experts each token has; size: one expert's widths and bytes; topology: devices and
+        links; backward: True adds the steps of the gradients; past: unused, other strategies need
+        it.
         """
         inner = DeepSpeed(1, self.exchange).plan(trace, size, topology, backward=backward)
         devices, experts = topology.devices, trace.experts
@@ -122,7 +123,11 @@ class SeMoe(Strategy):
     def shard(
         self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1
     ) -> DeepSpeedExperts:
-        """Return this process's experts of a layer, as `DeepSpeed` shares them out."""
+        """Copy this process's experts of a layer, as `DeepSpeed` shares them out.
+
+        experts: all of a layer; wire: the layer's exchanges between processes; topology: devices
+          and links; layers: unused, other strategies need it.
+        """
         return DeepSpeed(1, self.exchange).shard(experts, wire, topology)
 
 
@@ -138,9 +143,10 @@ class ColumnEmbedding(nn.Module):
     """
 
     def __init__(self, table: Tensor, wire: Wire) -> None:
-        """Keep this process's columns of the table.
+        """Copy this process's columns of an embedding table.
 
-        wire: the exchanges (processes, byte counter).
+        table: (V, H), the whole, alike in all processes; wire: the exchanges between processes.
+          Raises: ConfigError unless the number of processes divides H.
         """
         super().__init__()
         width = table.shape[1]
@@ -153,7 +159,10 @@ class ColumnEmbedding(nn.Module):
         self.weight, self.wire = nn.Parameter(part.clone()), wire
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Look up ids (...), of this process's tokens.  Returns (..., H)."""
+        """Look up the tokens of this process, whose columns are on all processes.
+
+        ids: (...) int64.  -> (..., H).
+        """
         wire, flat = self.wire, ids.reshape(-1)
         count = torch.tensor([len(flat)], device=ids.device)
         counts = wire.told(count, "counts").flatten().tolist()
@@ -167,10 +176,10 @@ class ColumnEmbedding(nn.Module):
 
 
 def bucketed(tensors: Sequence[Tensor], collective: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """Call a collective once for many tensors of one type, joined in one flat buffer.
+    """Call a collective once for many tensors of one dtype, joined in one flat buffer.
 
-    collective: a map of a flat tensor to one of as many numbers. Returns its result, cut into the
-      shapes of `tensors`.
+    tensors: of any shapes; collective: a map of a flat tensor to one of as many numbers, such as an
+      all-reduce. Returns its result, cut into the shapes of `tensors`.
     Source: arXiv:2205.10034, section 3.2 (fusion communication).
     """
     sizes = [t.numel() for t in tensors]
@@ -182,9 +191,9 @@ def bucketed(tensors: Sequence[Tensor], collective: Callable[[Tensor], Tensor]) 
 def elastic(weights: Sequence[float], devices: int) -> list[list[float]]:
     """Deal tasks out to devices: light tasks share a device, heavy ones are split.
 
-    weights: work of the tasks of one model.  Returns (D, tasks), the work of each task that a
-      device gets: the longest first to the least loaded device, and a task above the mean is first
-      cut into equal parts no longer than the mean.
+    weights: work of the tasks of one model; devices: D.  Returns (D, tasks), the work of each task
+      that a device gets: the longest first to the least loaded device, and a task above the mean is
+      first cut into equal parts no longer than the mean.
     The longest device takes at most 4 / 3 of what is best (Graham), and D = 1 has all.
     Raises: ConfigError for no device, or work below 0.
     Source: arXiv:2205.10034, section 3.5.

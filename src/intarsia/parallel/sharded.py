@@ -45,12 +45,12 @@ class Sharded(OwnExperts):
         meter: Meter | None = None,
         layer: int = 0,
     ) -> None:
-        """Remember the experts of this process.
+        """Store the experts of this process, and which process has which.
 
-        local: its experts, ascending; holds: (D, E) bool, which process holds which; group: the
-          processes, None = all; nodes: (D,), the node of each, None = one; meter: counts bytes;
+        local: its experts, ascending; holds: (D, E) bool, which process has which expert; group:
+          the processes, None = all; nodes: (D,), the node of each, None = one; meter: counts bytes;
           layer: a number that names the exchanges. Raises: ConfigError for local experts that are
-          not those held.
+          not those that `holds` lists.
         """
         super().__init__()
         self.local: Experts = local
@@ -66,15 +66,19 @@ class Sharded(OwnExperts):
         self.own = self.holds[self.rank].cumsum(0) - 1  # expert -> its place among the local ones
 
     def mix(self, x: Tensor, routing: Routing, numbers: Tensor | None = None) -> Tensor:
-        """Return y_t = sum_e G_te f_e(x_t) for this process's rows.  (T, d) -> (T, out).
+        """Compute sum_e G_te f_e(x_t) for this process's rows, f_e the experts on all processes.
 
-        x: the rows; routing: G, among all E experts. numbers: (T,), where an expert has several
-          copies, row number modulo copies says which; None = 0 ... T - 1.
+        x: (T, d); routing: G, among all E experts; numbers: (T,), where an expert has several
+          copies, row number modulo copies decides which; None = 0 ... T - 1.  -> (T, out).
         """
         self._check_copies()
 
         def computed(rows: Tensor, local_routing: Routing) -> Tensor:
-            """Compute rows that came here, with experts numbered among the local ones."""
+            """Compute rows that came here from any process.
+
+            local_routing: their experts, as numbers among all E, which become places among those
+              held here.
+            """
             place = self.own.to(local_routing.expert.device)
             renumbered = replace(
                 local_routing, expert=place[local_routing.expert], experts=self.local.experts
@@ -93,9 +97,10 @@ class Sharded(OwnExperts):
     ) -> Tensor:
         """Send rows to the processes that hold their experts, compute, and bring outputs back.
 
-        x, routing, numbers: see `mix`; holds: (D, E) bool, which process holds which expert;
-          computed: f(rows, routing) computes the rows that came here by their routing among the E
-          experts.
+        x: (T, d), this process's rows; routing: their weights among all E experts; numbers: (T,),
+          by which an expert with several copies deals rows out to them; None = 0 ... T - 1; holds:
+          (D, E) bool, which process holds which expert; computed: f(rows, routing) computes the
+          rows that came here by their routing among the E experts.  -> (T, out).
         """
         number = torch.arange(len(x)) if numbers is None else numbers
         sender = torch.full_like(routing.expert, self.rank)
@@ -143,9 +148,10 @@ class Sharded(OwnExperts):
             raise ConfigError("sharded experts", got=got, want=want, fix=fix)
 
     def _counts(self, mine: Tensor) -> Tensor:
-        """Exchange the numbers of rows and pairs of each message.  (D, 2) -> (D, 2).
+        """Exchange the numbers of rows and pairs of each message between D processes.
 
-        mine: those of the messages to each process; returns those of the messages from each.
+        mine: (D, 2), of the messages to each process; returns those of the messages from each, (D,
+          2).
         """
         single = [1] * self.world
         return exchanged(mine, single, single, **self._exchange_options("counts"))
@@ -166,10 +172,11 @@ def shard(
     nodes: Tensor | None = None,
     meter: Meter | None = None,
 ) -> Sharded:
-    """Return this process's experts of a layer; `experts` stay whole.
+    """Copy this process's experts of a layer, by a placement; the given experts stay whole.
 
-    placement: which devices hold which experts; layer: its number there; nodes: (D,), of the
-      processes; meter: counts the bytes.
+    experts: all of the layer; placement: which devices hold which experts; layer: its number in the
+      placement; group: the processes, None = all; nodes: (D,), of the processes; meter: counts the
+      bytes.
     Raises: ConfigError for a placement of other experts, or another number of devices.
     """
     holds = placement.holds[layer]

@@ -45,8 +45,8 @@ class NativeProgram:
     ) -> None:
         """Give each value a place in one piece of memory, and write the table for the kernels.
 
-        inputs: number of an input value -> its shape; keep: numbers of the values that can be
-          returned.
+        steps: the program; inputs: number of an input value -> its shape; keep: numbers of the
+          values that can be returned.
         """
         self.steps, self.shapes = tuple(steps), shapes_of(steps, inputs)
         self.inputs, self.keep, self.threads = tuple(inputs), tuple(keep), torch.get_num_threads()
@@ -70,7 +70,7 @@ class NativeProgram:
         self._turn = threading.Lock()  # there is one memory, and a call lets other threads go on
 
     def __call__(self, inputs: Sequence[Tensor], outputs: Sequence[int]) -> list[Tensor]:
-        """Carry out the program.
+        """Carry out the program, and return copies of some of its values.
 
         inputs: float32 tensors of the shapes, in order; outputs: numbers of values among `keep`.
         """
@@ -113,11 +113,12 @@ class NativeProgram:
     def _view(self, number: int, padded: bool = False) -> Tensor:
         """Return a value in memory as a tensor, (channels, height, width) or (channels,).
 
-        number: that of the value; padded: return (channels, floats of a channel) instead, with its
-          padding.
+        number: that of the value; padded: return (channels, floats of a channel) instead, with the
+          padding behind each channel.
         """
         shape = self.shapes[number]
         flat, pitch = self.memory[self.offsets[number] :], pitch_of(shape)
+        # A channel begins at a multiple of LINE floats, so that its rows are aligned.
         rows = flat[: shape[0] * pitch].view(shape[0], pitch)
         if padded or len(shape) == 1:
             return rows if padded else rows[:, 0]
@@ -126,8 +127,8 @@ class NativeProgram:
     def _scratch(self, step: ProgramStep, floats: Callable[..., int]) -> int:
         """Return the floats of working memory that a step needs, for all threads.
 
-        floats: the C function that says it for one thread.  Raises: ShapeError for too large a
-          window.
+        step: one of the program; floats: the C function that returns them for one thread.  Raises:
+          ShapeError for too large a window.
         """
         if step.kind not in ("conv", "depthwise"):
             return 0
@@ -137,12 +138,16 @@ class NativeProgram:
         if step.window.stride > STRIDES:
             fix = "Leave this layer out."
             raise ShapeError("stride", got=step.window.stride, want=f"at most {STRIDES}", fix=fix)
+        # channels in, then the sides of the map out
         sizes = (self.shapes[step.src][0], *self.shapes[step.dst][1:])
         window = (step.window.size, step.window.stride)
         return self.threads * floats(KINDS.index(step.kind), *sizes, *window)
 
     def _add(self, step: ProgramStep) -> None:
-        """Append a step to the kernels' table, or to the products that torch computes."""
+        """Append a step to the kernels' table, or to the products that torch computes.
+
+        step: one of the program, with its weights.
+        """
         if step.kind == "spmm" and step.dense:
             # a dense 1x1 convolution is torch's matrix product, followed by bias and activation
             weight = _floats(step.weights["weight"])
@@ -153,13 +158,14 @@ class NativeProgram:
             self._row(step, kind=step.kind)
 
     def _row(self, step: ProgramStep, kind: str, src: int = 0) -> None:
-        """Append a step to the kernels' table: a row of addresses and sizes, as FIELDS says.
+        """Append a step to the kernels' table: a row of addresses and sizes, ordered as FIELDS.
 
-        kind: one of KINDS, may differ from the step's own. src: an address in place of the step's
-          input's.
+        step: one of the program; kind: one of KINDS, may differ from the step's own; src: an
+          address in place of the step's input's, 0 = the input's.
         """
         source, result = self.shapes[step.src], self.shapes[step.dst]
         window = step.window.at(*source[1:]) if len(source) == 3 else step.window
+        # Fields that a kind does not have stay 0.
         row = dict.fromkeys(FIELDS, 0)
         row |= {"kind": KINDS.index(kind), "src": src or self._address(step.src)}
         row |= {"dst": self._address(step.dst), "rows": step.rows}
@@ -192,7 +198,8 @@ class NativeProgram:
     def _uncopied_inputs(self) -> dict[int, list[int]]:
         """Return the inputs that need no copy: number -> the rows of the table that read it.
 
-        Only k x k steps can read an input where it is.
+        Only k x k steps can read an input at its own address, and only without padding between
+        channels.
         """
         rows: dict[int, list[int]] = {}
         for number in self.inputs:
@@ -218,8 +225,8 @@ def _floats(tensor: Tensor) -> Tensor:
 def _tensors(step: ProgramStep, source: Shape) -> dict[str, Tensor]:
     """Return the tensors whose addresses a step's row has, by field, checked and converted.
 
-    source: the shape of the step's input. Raises: ShapeError, since the kernels trust the
-      addresses.
+    step: one of the program; source: the shape of the step's input. Raises: ShapeError, since the
+      kernels trust the addresses.
     """
     tensors: dict[str, Tensor] = {}
     weights = step.weights
@@ -228,6 +235,7 @@ def _tensors(step: ProgramStep, source: Shape) -> dict[str, Tensor]:
         tensors["bias"] = torch.nn.functional.pad(_floats(weights["bias"]), (0, -step.outputs % 8))
     if "values" in weights:
         checked_blocks(step, source[0])
+        # Channel numbers become distances in memory: bytes for 1x1 steps, channels for k x k.
         gap = 1 if step.kind == "conv" else 4 * pitch_of(source)
         # a map of 2 GiB would overflow the 32-bit offsets of chw.c
         if source[0] * 4 * pitch_of(source) >= 2**31:
@@ -249,8 +257,9 @@ def _lay_out(
 ) -> tuple[dict[int, int], int]:
     """Return where each value begins in memory, in floats, and the length of the memory.
 
-    shapes: those of all values; keep: numbers of values that must not be overwritten. The memory of
-      any other value is used again after the last step that reads it.
+    steps: the program; shapes: those of all values; inputs: numbers of the inputs; keep: numbers of
+      values that must not be overwritten. The memory of any other value is used again after the
+      last step that reads it.
     """
     # the last step that reads each value
     last = {n: len(steps) for n in keep}
@@ -258,6 +267,7 @@ def _lay_out(
         for number in (step.src, step.dst, step.other):
             if number is not None and number not in keep:
                 last[number] = i
+    # Values begin at multiples of LINE floats, with SLACK floats behind each.
     size = {n: -(-(s[0] * pitch_of(s) + SLACK) // LINE) * LINE for n, s in shapes.items()}
     offsets: dict[int, int] = {}
     end = 0

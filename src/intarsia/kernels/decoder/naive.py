@@ -39,9 +39,10 @@ class NaiveDecoder:
         self.steps = tuple(steps)
 
     def __call__(self, tokens: Tensor, slots: Tensor, places: Tensor) -> Tensor:
-        """Carry out the program for N rows; return what the last step wrote, (N, width).
+        """Carry out the program for N rows; return the result of the last step, (N, width).
 
-        tokens, slots, places: (N,) int64, each row's token, its text's slot, its place in the text.
+        tokens, slots, places: (N,) int64, each row's token, the number of its text in the cache,
+          its position in the text.
         """
         memory: dict[str, Tensor] = {}
         for step in self.steps:
@@ -58,7 +59,7 @@ def _read(memory: Mapping[str, Tensor], value: Value) -> Tensor:
 def _write(memory: dict[str, Tensor], value: Value, result: Tensor) -> None:
     """Replace the columns of a value in memory; a whole row if the name is new or of another width.
 
-    result: (N, value.width).
+    memory: rows by name; value: a name and some columns of its rows; result: (N, value.width).
     """
     before = memory.get(value.name)
     if value.first == 0 and (before is None or before.shape[1] == value.width):
@@ -71,10 +72,10 @@ def _write(memory: dict[str, Tensor], value: Value, result: Tensor) -> None:
 def _result(
     step: DecoderStep, memory: dict[str, Tensor], tokens: Tensor, slots: Tensor, places: Tensor
 ) -> Tensor:
-    """Compute what a step writes, (N, width).
+    """Compute the result of a step, (N, width).
 
-    memory: values by name; tokens, slots, places: (N,) of each row: token, number of its text in
-      the cache, position in the text.
+    step: one of the program; memory: rows by name; tokens, slots, places: (N,) of each row: token,
+      number of its text in the cache, position in the text.
     """
     if isinstance(step, EmbedStep):
         return step.table[tokens].float()
@@ -84,6 +85,7 @@ def _result(
         return _rotated(_read(memory, step.dst), step, places)
     if isinstance(step, AttendStep):
         return _attended(step, memory, slots, places)
+    # All other kinds of steps read one value, and some a second.
     x = _read(memory, step.src)
     if isinstance(step, NormStep):
         return _normed(x, step)
@@ -95,9 +97,9 @@ def _result(
 
 
 def _normed(x: Tensor, step: NormStep) -> Tensor:
-    """Normalise each `size` numbers of a row: a LayerNorm if centred, else an RMSNorm.
+    """Normalise each `step.size` numbers of a row: a LayerNorm if centred, else an RMSNorm.
 
-    x: (N, width); step: has size, eps and weight.
+    x: (N, width); step: has size, eps, weight, and if it is centred.
     """
     parts = x.unflatten(1, (-1, step.size))
     if step.centred:
@@ -107,9 +109,14 @@ def _normed(x: Tensor, step: NormStep) -> Tensor:
 
 
 def _rotated(x: Tensor, step: RotateStep, places: Tensor) -> Tensor:
-    """Apply rotary positions to each head of x (N, heads * size).  places: (N,), positions."""
+    """Apply rotary positions to each head.
+
+    x: (N, heads * size); step: has the number of heads, and cos and sin by position; places: (N,),
+      positions.  -> (N, heads * size).
+    """
     heads = x.unflatten(1, (step.heads, -1))
     cos, sin = (t[places].float()[:, None] for t in (step.cos, step.sin))  # (N, 1, turned)
+    # Some models rotate the first numbers of a head alone.
     turned, rest = heads[..., : cos.shape[-1]], heads[..., cos.shape[-1] :]
     first, second = turned.chunk(2, -1)
     turned = turned * cos + torch.cat((-second, first), -1) * sin
@@ -119,9 +126,10 @@ def _rotated(x: Tensor, step: RotateStep, places: Tensor) -> Tensor:
 def _attended(
     step: AttendStep, memory: Mapping[str, Tensor], slots: Tensor, places: Tensor
 ) -> Tensor:
-    """Write new keys and values into the cache, and attend to it.  Returns (N, heads * size).
+    """Write new keys and values into the cache, and attend to it.  -> (N, heads * size).
 
-    memory: values by name; slots, places: (N,), each row's text in the cache and position there.
+    step: query, key, value and the cache; memory: rows by name; slots, places: (N,), the number of
+      each row's text in the cache, and its position there.
     """
     keys, values, sink = step.cache
     groups, length = keys.shape[1], keys.shape[2]
@@ -136,6 +144,7 @@ def _attended(
     index, last = torch.arange(length), places[:, None]
     place = torch.where(index < sink, index, last - (last - index) % ring)
     near = last - place < step.window if step.window else place >= 0
+    # A row sees the sink, and of the rest the last `window` places, or all before it.
     mask = (place <= last) & (index < sink) | (place >= sink) & near
     weights = scores.masked_fill(~mask[:, None, None], -torch.inf).softmax(-1)
     return torch.einsum("nghp,ngpd->nghd", weights, values[slots].float()).flatten(1)

@@ -24,19 +24,20 @@ def runs(x: Tensor, weight: Tensor) -> bool:
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """Compute x W^T in x's dtype, summed in float32; no gradient.  (..., in) -> (..., out).
+    """Compute x W^T in x's dtype, summed in float32, without a gradient.
 
-    weight: W (out, in).
+    x: (..., in); weight: W (out, in).  -> (..., out).
     """
+    # The kernel takes a float32 matrix.
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     y = _operator()(rows.float(), weight)
     return y.to(x.dtype).view(*x.shape[:-1], len(weight))
 
 
 def bound(weight: Tensor, max_rows: int) -> native.Bound | None:
-    """Return `linear` of one weight (out, in) as a function of x; None without a kernel.
+    """Return a callable x -> x W^T, with the weight W built in; None without a kernel.
 
-    max_rows: rows of x up to which it is to be used.
+    weight: W (out, in); max_rows: the caller uses the result for at most so many rows x.
     """
     if weight.dtype not in KINDS or weight.dim() != 2:
         return None
@@ -52,10 +53,14 @@ def _operator() -> Any:
 
 
 def _run(x: Tensor, weight: Tensor) -> Tensor:
-    """Call the kernel for x (N, in) in float32.  Returns (N, out)."""
+    """Call the kernel for x (N, in) in float32.  -> (N, out).
+
+    weight: (out, in). It is the operator's implementation on the CPU.
+    """
     kernel = native.function("dense_linear", *LINEAR)
     assert kernel is not None and weight.shape[1] == x.shape[1]
     x, y = x.contiguous(), x.new_empty(len(x), len(weight))
+    # C gets addresses: the tensors must live until the call returns.
     pointers = (t.data_ptr() for t in (x, y, weight))
     kernel(KINDS[weight.dtype], *pointers, *weight.shape, len(x), torch.get_num_threads())
     return y

@@ -26,8 +26,8 @@ LARGE = 1 << 22
 def roomy(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Return an uninitialised tensor, on the CPU in large memory pages if it is large.
 
-    like: says dtype and device. The first writing of 100 MB is up to five times as fast as in pages
-      of 4 KiB, each of which interrupts it.
+    shape: of the tensor; like: has its dtype and device. The first writing of 100 MB is up to five
+      times as fast as in pages of 4 KiB, each of which interrupts it.
     """
     nbytes = math.prod(shape) * like.element_size()
     if like.device.type != "cpu" or nbytes < LARGE:
@@ -51,9 +51,10 @@ class Block:
         return self.experts.stop - self.experts.start
 
     def products(self, x: Tensor, weight: Tensor, out: Tensor, *, add: bool = False) -> Tensor:
-        """Write x_n W_e into `out`, or add it, e the expert of row n; return `out`.
+        """Write x_n W_e into a tensor, or add it, e the expert of row n; return that tensor.
 
-        x: (n, i), weight: (count, i, o), a matrix for each expert of the block; out: (n, o).
+        x: (n, i); weight: W, (count, i, o), a matrix for each expert of the block; out: (n, o),
+          written; add: add to it in place of writing.
         """
         if not self.rows_each:
             return out
@@ -71,9 +72,9 @@ class Block:
         return out
 
     def outer(self, a: Tensor, b: Tensor, out: Tensor) -> None:
-        """Write a_e^T b_e over each expert's rows into `out`.
+        """Write a_e^T b_e, summed over each expert's rows, into a tensor.
 
-        a: (n, i), b: (n, o), the block's rows; out: (count, i, o).
+        a: (n, i), b: (n, o), the block's rows; out: (count, i, o), written.
         """
         if not self.rows_each:
             out.zero_()
@@ -85,10 +86,11 @@ class Block:
 
 
 def blocks(load: list[int]) -> tuple[Block, ...]:
-    """Divide the experts into blocks of equally many rows.  load: rows of each expert.
+    """Divide the experts into blocks whose experts get equally many rows.
 
-    Experts with few or similarly many rows share a block, in which rows of zeros fill up the
-    smaller ones: all experts where all have few rows; `TOGETHER` neighbours where that adds few.
+    load: rows of each expert. Experts with few or similarly many rows share a block, in which rows
+      of zeros fill up the smaller ones: all experts where all have few rows; `TOGETHER` neighbours
+      where that adds few.
     """
     # one batched product pays for some rows of zeros, but not for many
     all_small = max(load) <= FEW and len(load) * max(load) <= SPARE * sum(load)
@@ -122,7 +124,7 @@ class Layout:
 
     @classmethod
     def of(cls, token: Tensor, expert: Tensor, tokens: int, experts: int) -> Layout:
-        """Sort pairs by expert and give each its row among the blocks.
+        """Sort pairs (token, expert) by expert and give each its row among the blocks.
 
         token, expert: (N,) int64, of each pair; tokens: T; experts: E.
         """
@@ -151,9 +153,10 @@ class Layout:
         return torch.cat([x, x.new_zeros(1, x.shape[1])]) if has_padding else x
 
     def sums(self, outputs: Tensor, weight: Tensor | None) -> Tensor:
-        """Sum rows by token, each times its pair's weight.  (rows, out) -> (T, out).
+        """Sum rows by token, each times its pair's weight.  -> (T, out).
 
-        outputs: a row for each row of the layout; weight: (N,), of each pair; None = 1.
+        outputs: (rows, out), a row for each row of the layout; weight: (N,), of each pair; None =
+          1.
         """
         if not self.tokens or not len(self.token):
             return outputs.new_zeros(self.tokens, outputs.shape[1])

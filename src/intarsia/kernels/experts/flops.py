@@ -33,7 +33,8 @@ def outer_flops(a: Shape, b: Shape, *_: Any, **__: Any) -> int:
 def mlps_flops(*args: Any, **_: Any) -> int:
     """Return the FLOPs of `mixed_mlps`, 2 N h (d + out), and 2 N h d more with gates.
 
-    args: of the operator, see there; N pairs, h hidden units.
+    args: of that operator: x, token, expert, weight, up, gate, down and others; N pairs, h hidden
+      units, d inputs.
     """
     _x, token, _expert, _weight, up, gate, down, *_rest = args
     reads = up.shape[2] * (1 if gate is None else 2)
@@ -44,8 +45,9 @@ def mlps_flops(*args: Any, **_: Any) -> int:
 def mlps_backward_flops(*args: Any, **_: Any) -> int:
     """Return the FLOPs of `mixed_mlps_backward`: one product for dL/d hidden and for each gradient.
 
-    args: of the operator; the last, `need`, says which gradients are computed: those of x, weight,
-      up, gate and down. A product has 2 N h d FLOPs, or 2 N h out if it is with the output.
+    args: of the operator; the last, `need`, lists which gradients are computed: those of x, weight,
+      up, gate and down. A product has 2 N h d FLOPs, or 2 N h out if it is with the output; N
+      pairs, h hidden units, d inputs.
     """
     _dy, x, token, _expert, _weight, up, gate, down, *_rest, need = args
     reads = 1 if gate is None else 2

@@ -29,13 +29,13 @@ def mixed_mlps(
     act: str,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute y_t = sum_n weight_n MLP_e(n)(x_t) over the pairs n of token t.
+    """Compute y_t = sum_n weight_n MLP_e(n)(x_t) over the pairs n (token t, expert e) of token t.
 
-    x: (T, d), token, expert, weight: (N,), up, gate: (E, h, d), gate None = none, down: (E, out,
-      h); act: of ACTS. Returns y (T, out) and, if `keep`, W1 x and Wg x for the backward, (rows, h)
-      both, else empty.
-    Experts are taken block by block, so that what is between two products stays in the cache. The
-    backward takes rows of x again, and the gradient of a weight is <W2' dy, hidden>, so that
+    x: (T, d); token, expert, weight: (N,), of each pair; up, gate: (E, h, d), gate None = none;
+      down: (E, out, h); act: of ACTS; keep: a backward will follow.  -> y (T, out) and, if `keep`,
+      W1 x and Wg x for the backward, (rows, h) both, else empty.
+    Experts are taken block by block, so that hidden units stay in the cache between two products.
+    The backward takes rows of x again, and the gradient of a weight is <W2' dy, hidden>, so that
     neither rows nor outputs are kept.
     """
     layout, f = Layout.of(token, expert, len(x), len(up)), ACTS[act].forward
@@ -82,8 +82,8 @@ def mixed_mlps_backward(
 ) -> list[Tensor]:
     """Return the gradients of x, weight, up, gate and down; empty ones where `need` is False.
 
-    dy: (T, out); z, g: W1 x and Wg x of the forward; need: five bools, in the order of the result;
-      the rest as in `mixed_mlps`.
+    dy: (T, out); x, token, expert, weight, up, gate, down, act: as in `mixed_mlps`; z, g: W1 x and
+      Wg x of the forward; need: five bools, in the order of the result.
     """
     layout, f = Layout.of(token, expert, len(x), len(up)), ACTS[act]
     source, grads = layout.padded(x), layout.padded(dy.to(x.dtype))
@@ -153,9 +153,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    """Return the gradients of the operator's nine inputs; None for those that need none.
+    """Return the gradients of `mixed_mlps`'s nine inputs; None for those that need none.
 
-    dy: the gradient of y, (T, out); None = y was not used.
+    ctx: has the saved tensors; dy: the gradient of y, (T, out); None = y was not used.
     """
     if dy is None:
         return (None,) * 9

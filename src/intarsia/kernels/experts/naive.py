@@ -28,7 +28,12 @@ def mlps_naive(
     down: Tensor,
     act: str,
 ) -> Tensor:
-    """Compute y of `mixed_mlps` expert by expert.  Arguments as there; returns (T, out)."""
+    """Compute sum_n weight_n MLP_e(n)(x_t) over the pairs n of each token t, expert by expert.
+
+    x: (T, d); token, expert, weight: (N,), of each pair (token, expert); up, gate: (E, h, d), gate
+      None = none; down: (E, out, h); act: of ACTS.  -> (T, out). It is the definition of
+      `mixed_mlps`.
+    """
     y = x.new_zeros(len(x), down.shape[1], dtype=torch.promote_types(x.dtype, weight.dtype))
     f = ACTS[act].forward
     for e in range(len(up)):

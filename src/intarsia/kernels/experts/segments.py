@@ -28,11 +28,11 @@ class Segments:
 
     @classmethod
     def of(cls, token: Tensor, expert: Tensor, tokens: int, length: int) -> Segments:
-        """Group N (token, expert) pairs by expert and sequence; the class says what is returned.
+        """Group N pairs (token, expert) by expert and sequence; the class names its fields.
 
-        token, expert: (N,), the token's number and the expert's number of each pair; tokens: how
-          many there are in all B sequences, numbered one sequence after the other; length: tokens
-          of one sequence.
+        token, expert: (N,), the token's number and the expert's number of each pair; tokens: their
+          number in all B sequences, numbered one sequence after the other; length: tokens of one
+          sequence.
         """
         # by expert, then by position: pairs of one expert and sequence are consecutive
         order = (expert * tokens + token).argsort()
@@ -59,9 +59,10 @@ class Segments:
         return len(self.token) == len(self.count) * self.longest
 
     def pad(self, x: Tensor, fill: float | bool = 0) -> Tensor:
-        """Move pairs to their places in the segments, `fill` in the others.
+        """Move pairs to segments, one for each expert and sequence, padded to one length.
 
-        x: (N, ...), a row for each pair -> (S, n, ...): S segments, padded to the longest, n.
+        x: (N, ...), a row for each pair; fill: the value of empty places.  -> (S, n, ...): S
+          segments, n the length of the longest.
         """
         shape = (len(self.count), self.longest, *x.shape[1:])
         if self.even:

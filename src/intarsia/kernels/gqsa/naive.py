@@ -11,10 +11,10 @@ LEAST = torch.finfo(torch.bfloat16).tiny
 def affine(groups: Tensor, bits: int, symmetric: bool = False) -> tuple[Tensor, Tensor]:
     """Return scale s and zero z of each group: s = (max - min) / (2^b - 1), z = round(-min / s).
 
-    groups: (..., G) weights; bits: b. Returns float32 (...), (...).
+    groups: (..., G) weights; bits: b; symmetric: z = 2^(b-1), s = max |w| / (z - 1/2), as
+      compressed-tensors has it.  -> float32 (...), (...).
     0 lies between min and max, so that it has a code of its own and z is one of them; s is rounded
-    to bfloat16 before z is chosen.  symmetric: z = 2^(b-1), s = max |w| / (z - 1/2), as
-    compressed-tensors has it.
+    to bfloat16 before z is chosen.
     """
     # 0 lies in every group's range, so that zero weights stay zero
     low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
@@ -38,13 +38,14 @@ def codes_of(weight: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
 
 
 def spread(groups: Tensor, offsets: Tensor, columns: Tensor, across: int) -> Tensor:
-    """Put kept groups (K, G) at their places in rows of zeros.  Returns (R, across G).
+    """Put the kept groups of a matrix at their places in rows of zeros.
 
-    offsets: (R + 1,), where each row's groups begin; columns: (K,), their places in the row;
-      across: groups of a row.
+    groups: (K, G); offsets: (R + 1,), where each row's groups begin; columns: (K,), their places in
+      the row; across: groups of a row.  -> (R, across G).
     """
     counts = offsets.long().diff()
     row = torch.arange(len(counts), device=groups.device).repeat_interleave(counts)
+    # (R, groups of a row, G): the pruned groups stay 0.
     dense = groups.new_zeros(len(counts), across, groups.shape[1])
     dense[row, columns.long()] = groups
     return dense.flatten(1)
@@ -53,7 +54,7 @@ def spread(groups: Tensor, offsets: Tensor, columns: Tensor, across: int) -> Ten
 def rounded(x: Tensor, group: int) -> Tensor:
     """Round x to int8 and back, with a scale t for each group: t round(x / t), t = max |x| / 127.
 
-    x: (..., in), group: inputs that share t, a divisor of `in`. Same shape.
+    x: (..., in); group: the number of inputs that share t, a divisor of `in`.  -> (..., in).
     """
     parts = x.unflatten(-1, (-1, group))
     step = parts.abs().amax(-1, keepdim=True) / 127
@@ -70,15 +71,16 @@ def gqsa(
     zeros: Tensor,
     integers: bool = False,
 ) -> Tensor:
-    """Return y_r = sum_g s_g sum_j (q_gj - z_g) x_j over the kept groups g of row r.  (N, R).
+    """Compute x W^T: y_r = sum_g s_g sum_j (q_gj - z_g) x_j over the kept groups g of row r.
 
     x: (N, 16 C) float32; offsets: (R + 1,) int32, where each row's groups begin; columns: (K,)
       uint16, the places of K groups; codes: q, (8 K,) uint8, the even weight in the low nibble;
-      scales: s, (K,) bfloat16; zeros: z, (ceil(K / 2),) uint8 in nibbles. integers: x is rounded to
-      int8 first, with a scale for each group.
+      scales: s, (K,) bfloat16; zeros: z, (ceil(K / 2),) uint8 in nibbles; integers: x is rounded to
+      int8 first, with a scale for each group.  -> (N, R).
     """
     pairs = codes.view(-1, 8)
     q = torch.stack([pairs & 15, pairs >> 4], -1).flatten(1).float()  # (K, 16)
+    # An odd number of groups leaves one nibble unused.
     z = torch.stack([zeros & 15, zeros >> 4], -1).flatten()[: len(q)].float()
     groups = (q - z[:, None]) * scales.float()[:, None]
     inputs = rounded(x, 16) if integers else x

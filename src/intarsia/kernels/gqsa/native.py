@@ -30,10 +30,11 @@ def gqsa(
     zeros: Tensor,
     integers: bool = False,
 ) -> Tensor:
-    """Compute `naive.gqsa` by the kernel where there is one; no gradient.  x: (N, in) -> (N, out).
+    """Compute x W^T, `naive.gqsa`, by the kernel where there is one; no gradient.
 
-    offsets, columns, codes, scales, zeros: the weight, as `GroupSparse` stores it; integers: round
-      x to int8 first.
+    x: (N, in), in a multiple of 16; offsets: (out + 1,), where each row's kept groups of 16 weights
+      begin; columns: their places in the row; codes: 4 bits of each weight; scales, zeros: of each
+      group; integers: round x to int8 first.  -> (N, out).
     Raises: ShapeError for groups outside x, rows that do not rise, tensors of other types or sizes.
     """
     check(x, offsets, columns, codes, scales, zeros)
@@ -43,14 +44,16 @@ def gqsa(
 
 
 def bound(parts: tuple[Tensor, ...], width: int, integers: bool, max_rows: int) -> Bound | None:
-    """Return `gqsa` of one stored weight as a function of x; None without a kernel.
+    """Return a callable x -> x W^T, with the stored weight W built in; None without a kernel.
 
-    parts: offsets, columns, codes, scales, zeros; width: the weight's inputs, whose last group may
-      be shorter; integers: round x to int8; max_rows: rows of x up to which it is to be used.
+    parts: of the kept groups of 16 weights: offsets of the rows, columns, codes, scales, zero
+      points; width: W's inputs, whose last group may be shorter; integers: round x to int8;
+      max_rows: the caller uses the result for at most so many rows x.
     """
     if not all(t.is_contiguous() for t in parts):
         return None
     rows, groups = len(parts[0]) - 1, len(parts[1])
+    # An empty x has the padded width that the check needs.
     check(torch.empty(0, -(-width // 16) * 16), parts[0], *parts[1:])
     return Bound.of("gqsa", (rows, width), (groups, integers), parts, max_rows)
 
@@ -87,10 +90,10 @@ def _run(
     zeros: Tensor,
     integers: bool,
 ) -> Tensor:
-    """Call the kernel for x (N, in) in float32.  Returns (N, out).
+    """Call the kernel for x (N, in) in float32.  -> (N, out).
 
-    offsets, columns, codes, scales, zeros: the weight, as `GroupSparse` stores it; integers: round
-      x to int8. Raises: ShapeError for groups outside x.
+    offsets: where each row's kept groups of 16 weights begin; columns, codes, scales, zeros: of
+      each group; integers: round x to int8. Raises: ShapeError for groups outside x.
     """
     call = function("intarsia_gqsa", *TYPES)
     assert call is not None
@@ -104,6 +107,7 @@ def _run(
     threads = torch.get_num_threads()
     sizes = len(x), across
     fault = call(x.data_ptr(), y.data_ptr(), *sizes, *addresses, rows, groups, integers, threads)
+    # The kernel returns the number of the first bad row, plus 1.
     if fault:
         want, fix = f"groups below {across}, rows one after the other", "Copy the file again."
         raise ShapeError("row of groups", got=f"row {fault - 1}", want=want, fix=fix)

@@ -73,6 +73,10 @@ class Gqsa(Change):
     walks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        """Check the settings; turn a mapping for `tuning`, as files have it, into a `Tuning`.
+
+        Raises: ConfigError.
+        """
         object.__setattr__(self, "layers", tuple(self.layers))
         if isinstance(self.tuning, Mapping):  # out of a file
             object.__setattr__(self, "tuning", Tuning(**self.tuning))
@@ -107,8 +111,10 @@ class Gqsa(Change):
     ) -> Plan:
         """Prune, quantise and tune on a copy of the model; the host stays as it is.
 
-        batches: calibration data; seed: it fixes the random draws.
-        keeping: where finished blocks are written; the end-to-end stage starts anew.
+        host: the model; batches: calibration data; seed: it fixes the order of rows in tuning;
+          keeping: where finished blocks are written, so that an interrupted plan goes on from
+          there; the end-to-end stage starts anew.
+        Returns the plan of a `Compress`, which holds every layer's stored tensors.
         """
         rows = tuple(batches)
         stops = linear_stops(host, self.layers)
@@ -130,7 +136,10 @@ class Gqsa(Change):
         return packing(change, seed, {p: shapes[p] for p in coded}, stored, record)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Pack the layers as `Compress` does, of which the plan is one."""
+        """Pack the layers of the model as `Compress` does, of which the plan is one.
+
+        host: the model; plan: the result of `plan`; name: passed on to `Compress`.
+        """
         return plan.change.apply(host, plan, name=name)
 
     def coded(
@@ -138,8 +147,9 @@ class Gqsa(Change):
     ) -> tuple[dict[str, CodedGroups], list[dict[str, Any]]]:
         """Choose and tune the codes of every layer: block by block (BQPO), then all scales at once.
 
-        model: a copy to work on, which is left with the rounded weights; rows: calibration batches;
-        seed: of the order of rows; progress: blocks that were finished before, None = none.
+        model: a copy to work on, whose weights are replaced by the decoded ones; rows: calibration
+          batches; seed: of the order of rows; progress: blocks that were finished before, None =
+          none.
         Returns the codes by path, and a report row for each layer.
         """
         coded_layers: dict[str, CodedGroups] = {}
@@ -150,7 +160,11 @@ class Gqsa(Change):
         def edit(
             path: str, layers: Mapping[str, Matrix], statistics: Mapping[str, Statistics]
         ) -> list[dict[str, Any]]:
-            """Choose the codes of a block's layers; return a report row for each."""
+            """Choose the codes of a block's layers; return a report row for each.
+
+            path: the block's, unused; layers, statistics: weights and input statistics, by the
+              layer's path.
+            """
             return [
                 self._edit(n, m, statistics.get(n), coded_layers, dense) for n, m in layers.items()
             ]
@@ -158,8 +172,8 @@ class Gqsa(Change):
         def tune(stop: Stop, flow: Any, number: int) -> None:
             """Tune the codes of a block by BQPO, and write the decoded weights into it.
 
-            stop: the block and its layers; flow: its inputs for all calibration rows; number: of
-            the block.
+            stop: the block and its layers; flow: the block's inputs for all calibration rows;
+              number: that of the block in the model.
             """
             coded = {path: coded_layers[path] for path in stop.layers if path in coded_layers}
             # A language model's head has no block whose outputs could be compared.
@@ -216,8 +230,9 @@ class Gqsa(Change):
     ) -> dict[str, Any]:
         """Choose a layer's codes, write the decoded weight, and return the layer's report row.
 
-        statistics: those of the layer's inputs, None = no row reached it; coded_layers, dense: get
-        the layer's codes and, for BQPO, its weight before.
+        name: the layer's path; layer: access to its weight; statistics: those of the layer's
+          inputs, None = no row reached it; coded_layers, dense: by path; this function adds the
+          layer's codes to the first and, for BQPO, its weight before to the second.
         """
         weight = layer.read()
         row: dict[str, Any] = {"layer": name, "weights": weight.numel(), "density": 1.0}
@@ -256,9 +271,9 @@ def _block_generator(seed: int, number: int) -> torch.Generator:
 
 
 def linear_stops(host: nn.Module, layers: Sequence[str]) -> list[Stop]:
-    """Return the blocks of a model with their linear layers only, which GQSA compresses.
+    """Return the blocks of a model, each with those of its linear layers that GQSA compresses.
 
-    layers: patterns of the layers' paths.  Raises: as `matrices_of`.
+    host: the model; layers: patterns of the layers' paths, none = all. Raises: as `matrices_of`.
     """
     linear_layers = matrices_of(host, layers)
     return [

@@ -44,7 +44,11 @@ class SharedColumns:
 
     @classmethod
     def of(cls, numbers: Array, level: LatentLevel) -> SharedColumns:
-        """Sort latents by group.  numbers: (rows, columns), the group of each latent."""
+        """Sort the latents of a level by group.
+
+        numbers: (rows, columns), the group of each latent, numbered across levels; level: their
+          level, with its number of rows.
+        """
         flat = numbers.ravel()
         order = np.argsort(flat, kind="stable")
         first, last = int(flat.min()), int(flat.max())
@@ -70,8 +74,8 @@ class GroupPosteriors:
         """Start every posterior at the prior, with no group coded.
 
         prior: trained `Prior`, whose decoder is copied and frozen; values: (signals, patches,
-        points, channels) in [0, 1]; tiles: patches along each axis; weight: (patches, points), of a
-        point in the loss; seed: that of training samples.
+          points, channels) in [0, 1]; tiles: patches along each axis; weight: (patches, points), of
+          a point in the loss; seed: that of training samples.
         """
         self.prior, self.values, self.tiles, self.weight = prior, values, tuple(tiles), weight
         self.levels = levels_of(prior.settings, tiles)
@@ -96,7 +100,10 @@ class GroupPosteriors:
         self.step, self.quality = 0, 0.0
 
     def bits(self, level: int) -> Tensor:
-        """Return the divergence KL(q || p) of each group in bits, (signals, groups)."""
+        """Compute the divergence KL(q || p) of each group in bits, (signals, groups).
+
+        level: the number of the level whose groups are meant.
+        """
         cost = divergence(
             self.mu[level], sigma(self.rho[level]), self.mean[level], self.scale[level]
         )
@@ -104,7 +111,11 @@ class GroupPosteriors:
         return total.index_add(1, self.group[level], cost.flatten(1)) / math.log(2)
 
     def run(self, steps: int) -> None:
-        """Fit the latents that are not yet coded, by steps of Adam on error + sum beta KL."""
+        """Fit the latents that are not yet coded, by steps of Adam on error + sum beta KL.
+
+        steps: their number. Every ADJUST steps, beta, the weight of each group's KL, is moved
+          towards the value at which the group has its budget of bits.
+        """
         budget = float(self.prior.settings.kl_bits)
         for _ in range(steps):
             self.step += 1
@@ -140,7 +151,8 @@ class GroupPosteriors:
     def code(self, level: int, numbers: Sequence[int]) -> Array:
         """Choose candidates for some groups of a level, and fix their latents to these.
 
-        numbers: those of groups in the level.  Returns the indices, (signals, len(numbers)).
+        level: its number; numbers: those of groups in the level.  Returns the chosen candidates'
+          indices, (signals, len(numbers)).
         """
         prior, columns = self.prior, self.columns[level]
         bits, key = prior.settings.bits, prior.key
@@ -169,8 +181,9 @@ class GroupPosteriors:
 def log_ratio(z: Tensor, t: Tensor, d: Tensor) -> Tensor:
     """Compute log q(h) / p(h) of candidates h = mean + scale z, up to a constant of each signal.
 
-    z: (candidates, columns); t = scale / deviation and d = (mean - mu) / deviation, (columns,
-    signals).  -> (candidates, signals).
+    q = N(mu, deviation^2): the posterior; p = N(mean, scale^2): the prior. z: (candidates,
+    columns); t = scale / deviation and d = (mean - mu) / deviation, (columns, signals).  ->
+    (candidates, signals).
     """
     return (z * z) @ ((1 - t * t) / 2) - z @ (t * d)
 
@@ -186,7 +199,7 @@ def _steps_between(prior: Prior, steps: int) -> int:
 
 
 def total_steps(prior: Prior, steps: int) -> int:
-    """Return the steps of `encode` in all."""
+    """Return the number of all steps of `encode`.  steps: those of the first fit."""
     return steps + _round_count(prior) * _steps_between(prior, steps)
 
 
@@ -204,8 +217,9 @@ def encode(
 
     Fit, then code level by level from the widest: in each round the group of largest divergence of
     every row, after which the rest is fitted on.
-    values, tiles, weight: see `GroupPosteriors`; steps: in the first fit; tell: called with the
-    steps that are done and the PSNR.
+    prior: trained; values: (signals, patches, points, channels) in [0, 1]; tiles: patches along
+      each axis; weight: (patches, points), of a point in the loss; steps: in the first fit; seed:
+      of the fit; tell: called with the number of steps so far and the PSNR.
     -> (signals, groups) int64, and the share of groups that needed far more bits than they have.
     """
     fit = GroupPosteriors(prior, values, tiles, weight, seed)
@@ -244,8 +258,8 @@ def encode(
 def latents(prior: Prior, indices: Array, tiles: Sequence[int]) -> Array:
     """Compute the latents h of a signal's patches from its indices, as whole numbers.
 
-    prior: trained; tiles: patches along each axis.
-    Integers throughout: the same on every machine.  indices: (groups,).
+    prior: trained; indices: (groups,), chosen candidates; tiles: patches along each axis. Integers
+      throughout: the same on every machine.
     -> (patches, columns) int64 in units of 1 / (FIXED * UNIT).
     """
     levels = levels_of(prior.settings, tiles)
@@ -269,9 +283,10 @@ def latents(prior: Prior, indices: Array, tiles: Sequence[int]) -> Array:
 
 @torch.no_grad()
 def decode(prior: Prior, indices: Array, tiles: Sequence[int]) -> Array:
-    """Decode a signal's patches, in float64 on the CPU.  -> (patches, points, channels).
+    """Decode a signal's patches, in float64 on the CPU.
 
-    prior: trained; indices: (groups,), chosen candidates; tiles: patches along each axis.
+    prior: trained; indices: (groups,), chosen candidates; tiles: patches along each axis.  ->
+      (patches, points, channels).
     """
     h = torch.from_numpy(latents(prior, indices, tiles)).double() / (FIXED * UNIT)
     # in float64 machines differ by rounding errors alone

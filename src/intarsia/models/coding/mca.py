@@ -64,7 +64,10 @@ class Maximal(Truncated, abc.ABC):
         return self.n_features_in_ * max(len(states.table), self.n_components)
 
     def _start(self, mean: Array, spread: float, random: np.random.RandomState) -> Params:
-        """Draw the first parameters.  mean: (D,) of the data; spread: their standard deviation."""
+        """Draw the first parameters.
+
+        mean: (D,) of the data; spread: their standard deviation; random: the source of the draws.
+        """
         w = mean + random.standard_normal((self.n_components, len(mean))) * spread / 4
         prior = np.full(1, min(0.5, 1 / self.n_components))
         return {"W": self._raise_to_floor(w), "noise": np.array(spread**2), "prior": prior}
@@ -72,8 +75,9 @@ class Maximal(Truncated, abc.ABC):
     def _joint(self, params: Params, block: Samples, states: States, heat: float = 1.0) -> Joint:
         """Compute log p(y | s) and log p(s) of no cause, each cause alone, and sets of candidates.
 
-        params: "W" (H, D), "noise" sigma^2, "prior" pi (1,); block: n samples; heat: temperature,
-        which sets the exponent rho of the soft maximum.
+        params: "W" (H, D), "noise" sigma^2, "prior" pi (1,); block: n samples y; states: sets of
+          candidates that are on together; heat: temperature, which sets the exponent rho of the
+          soft maximum.
         Returns a `Joint` whose `parts` are the squared errors (n, S) and noise-free data of all
         states.
         """
@@ -95,10 +99,10 @@ class Maximal(Truncated, abc.ABC):
         return Joint(-0.5 * (far / noise + rest.reshape(-1, 1)), prior, candidates, (far, means))
 
     def _state_means(self, w: Array, candidates: Array, states: States, heat: float) -> list[Array]:
-        """Return the noise-free data of states of several causes, (n, K, D) for each size of set.
+        """Compute the noise-free data of states of several causes, (n, K, D) for each size of set.
 
         w: (H, D), components; candidates: (n, H'), those that may be on in a sample; states: sets
-        of candidates by size; heat: temperature, which sets the exponent of the soft maximum.
+          of candidates by size; heat: temperature, which sets the exponent of the soft maximum.
         """
         soft, rho, largest = self.maximum == "soft", self._rho(heat), np.abs(w).max()
         if soft:  # Wbar = (sum_h (s_h W_hd)^rho)^(1 / rho), of magnitudes that keep their sign
@@ -116,7 +120,9 @@ class Maximal(Truncated, abc.ABC):
     ) -> Params:
         """Sum the statistics of the M-step over the samples of a block.
 
-        joint: what `_joint` returned for them; q: (n, S), posterior of the states.
+        params: arrays by name; block: n samples y; joint: what `_joint` returned for them; q: (n,
+          S), posterior of the states; states: sets of candidates that are on together; heat:
+          temperature.
         Returns "usage" (H,), "off" and "values" (squared error, number of values), and for W the
         sums "a" of <A> and "ay" of <A y>, (H, D), where A_hd is the influence of cause h on value
         d.
@@ -145,7 +151,10 @@ class Maximal(Truncated, abc.ABC):
         return sums | {"ay": single.T @ block.x + power * (membership.T @ (weight * block.x[n]))}
 
     def _maximise(self, params: Params, sums: Params) -> Params:
-        """Return W = sum <A y> / sum <A>, sigma^2 and pi from the sums over all samples."""
+        """Compute W = sum <A y> / sum <A>, sigma^2 and pi from the sums over all samples.
+
+        params: those before; sums: of `_sums`.
+        """
         used = sums["a"] > 1e-10
         # W = sum <A y> / sum <A>
         w = np.where(used, sums["ay"] / np.where(used, sums["a"], 1), params["W"])
@@ -156,9 +165,10 @@ class Maximal(Truncated, abc.ABC):
         return {"W": w, "noise": noise, "prior": np.clip([pi], 1e-8, 0.95)}
 
     def _code(self, params: Params, joint: Joint, q: Array, states: States) -> Array:
-        """Return the posterior mean <s> of each sample, (n, H).
+        """Compute the posterior mean <s> of each sample's causes, (n, H).
 
-        q: (n, S), posterior of the states; joint: what `_joint` returned.
+        params: only "W" (H, D) is read, for H; joint: what `_joint` returned; q: (n, S), posterior
+          of the states; states: sets of candidates that are on together.
         """
         atoms = len(params["W"])
         code = q[:, 1 : 1 + atoms].copy()
@@ -171,7 +181,10 @@ class Maximal(Truncated, abc.ABC):
         return np.einsum("ns,nsd->nd", q, np.concatenate(joint.parts[1], axis=1))
 
     def _decode(self, codes: Array) -> Array:
-        """Join components by the maximum, hard or soft, weighted by codes.  (n, H) -> (n, D)."""
+        """Join components by the maximum, hard or soft, weighted by codes.
+
+        codes: (n, H).  -> (n, D).
+        """
         soft, rho, data = self.maximum == "soft", self._rho(1.0), np.zeros(1)
         for code, w in zip(codes.T, self.components_, strict=True):
             part = code[:, None] * w

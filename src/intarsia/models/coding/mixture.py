@@ -44,7 +44,8 @@ class AnnealedMixture(Annealed, abc.ABC):
     def _joint(self, params: Params, block: Samples, states: States, heat: float = 1.0) -> Joint:
         """Compute log p(y | h) and log p(h) of each component h, (n, 1 + H).
 
-        The first state, no component, is impossible.  states, heat: unused, other models need them.
+        params: arrays by name; block: n samples y; states, heat: unused, other models need them.
+          The first state, no component, is impossible.
         """
         n = len(block.x)
         none = np.full((n, 1), -np.inf)  # no sample is without a component
@@ -58,8 +59,8 @@ class AnnealedMixture(Annealed, abc.ABC):
     ) -> Params:
         """Sum the statistics of the M-step: "usage" (H,), sum of q, and "qy" (H, D), sum of q y.
 
-        q: (n, 1 + H), posterior of the components.  params, joint, states, heat: unused, other
-        models need them.
+        block: n samples y; q: (n, 1 + H), posterior of the components; params, joint, states, heat:
+          unused, other models need them.
         """
         share = self._code(params, joint, q, states)
         return {"usage": share.sum(0), "qy": share.T @ block.x}

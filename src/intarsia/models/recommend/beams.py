@@ -53,7 +53,11 @@ class TrieTensors(nn.Module):
     leaves: Tensor
 
     def __init__(self, trie: Trie, offsets: Tensor) -> None:
-        """Copy the arrays of the trie to buffers, which are not saved; see the class."""
+        """Copy the arrays of a trie to unsaved buffers, and count the items below each node.
+
+        trie: of semantic ids, an item being a path of tokens; offsets: (L,), the vocabulary's first
+          token of each level.
+        """
         super().__init__()
         parts = {n: torch.from_numpy(getattr(trie, n)) for n in ("starts", "token", "item", "path")}
         leaves = torch.bincount(parts["path"].flatten(), minlength=len(parts["token"]))
@@ -64,9 +68,9 @@ class TrieTensors(nn.Module):
         self.levels = self.path.shape[1]
 
     def below(self, node: Tensor) -> tuple[Tensor, Tensor]:
-        """List the children (N,) of some nodes (R,), and for each the row of its parent, (N,).
+        """List the children of some nodes: the row of each one's parent, and its number, (N,) both.
 
-        node: (R,), indices of nodes of the trie.
+        node: (R,), numbers of nodes of the trie.
         """
         first, counts = self.starts[node], self.starts[node + 1] - self.starts[node]
         device = node.device
@@ -86,12 +90,13 @@ def generate_items(
     excluded: Tensor | None = None,
     draws: torch.Generator | None = None,
 ) -> GeneratedItems:
-    """Generate `items` items after each history: the `width` best sequences, or as many draws.
+    """Generate items after each history: the `width` best sequences, or as many draws.
 
-    model: computes log-probabilities of tokens; paths: the trie of semantic ids.
-    x: (B, n), places of items from 1.  excluded: (B, U), places of items that may not be generated,
-    0 = none.  draws: the generator to sample with, None = beam search.  A token is allowed where an
-    item that was not generated yet is below it in the trie, so that every sequence can be finished.
+    model: computes log-probabilities of tokens; paths: the trie of semantic ids; x: (B, n),
+      histories, as numbers of items from 1; items: how many to generate; width: sequences for each
+      history; excluded: (B, U), numbers of items that may not be generated, 0 = none; draws: the
+      generator to sample with, None = beam search. A token is allowed where an item that was not
+      generated yet is below it in the trie, so that every sequence can be finished.
     Raises: DataError where fewer items are left.
     """
     batch, rows = len(x), len(x) * width
@@ -140,9 +145,10 @@ def generate_items(
 
 
 def _items_left(paths: TrieTensors, used: Tensor, row: Tensor, child: Tensor, level: int) -> Tensor:
-    """Count the items below each child that were not generated or excluded, (N,).
+    """Count the items below each child node that were not generated or excluded, (N,).
 
-    used: (R, U), places of items, 0 = none;  row: (N,), the row of each child;  child: (N,).
+    paths: the trie; used: (R, U), numbers of items from 1, 0 = none; row: (N,), the row of each
+      child; child: (N,), nodes; level: their level.
     """
     nodes = torch.where(used > 0, paths.path[(used - 1).clamp_min(0), level], -1)  # (R, U)
     once = _first_occurrence(used)  # an item that stands twice counts once
@@ -160,8 +166,9 @@ def _choose(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Choose the rows that continue, and their tokens.
 
-    scores: (R, V), log-probabilities of the next token;  score: (R,), of each row so far;  R =
-    batch * width.  Returns the parent rows, tokens and new scores, (R,) each.
+    scores: (R, V), log-probabilities of the next token; score: (R,), of each row so far; batch: B,
+      histories; width: rows of each, R = B * width; draws: the generator to sample with, None =
+      beam search.  Returns the parent rows, tokens and new scores, (R,) each.
     """
     size = scores.shape[1]
     if draws is not None:

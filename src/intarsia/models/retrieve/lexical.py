@@ -47,6 +47,7 @@ class Lexical:
     b: float = 0.4
 
     def __post_init__(self) -> None:
+        """Check the settings.  Raises: ConfigError."""
         one_of("language", self.language, LANGUAGES)
         between("share", self.share, 0, 1, fix="Try 0.5.")
         at_least("k1", self.k1, 0, fix="Try 0.9.")
@@ -56,8 +57,9 @@ class Lexical:
 def stems(texts: Sequence[str], language: str, *, numbered: bool = False) -> Any:
     """Return the stems of each text in order, without stop words, by bm25s and Snowball.
 
-    numbered: return bm25s' object with `ids`, the stems as numbers, and `vocab`, stem -> number.
-    Raises: MissingExtra without bm25s and PyStemmer.
+    texts: of documents or queries; language: one of LANGUAGES; numbered: return bm25s' object with
+      `ids`, the stems as numbers, and `vocab`, stem -> number. Raises: MissingExtra without bm25s
+      and PyStemmer.
     """
     tokenize, stemmer = _stemmer(language)
     options: dict[str, Any] = {"stopwords": language, "stemmer": stemmer, "show_progress": False}
@@ -66,7 +68,10 @@ def stems(texts: Sequence[str], language: str, *, numbered: bool = False) -> Any
 
 @lru_cache
 def _stemmer(language: str) -> tuple[Any, Any]:
-    """Return bm25s' tokenizer, and the stemmer, cached: building it takes longer than a query."""
+    """Return bm25s' tokenizer and a stemmer, cached: building it takes longer than a query.
+
+    language: one of LANGUAGES.  Raises: MissingExtra.
+    """
     try:
         import bm25s
         import Stemmer
@@ -84,7 +89,10 @@ class Stems:
 
     @classmethod
     def of(cls, texts: Sequence[str], language: str) -> Stems:
-        """Count the stems of texts."""
+        """Count how often each text has each stem.
+
+        texts: of documents; language: one of LANGUAGES.
+        """
         tokens = stems(texts, language, numbered=True)
         names = [name for name, _ in sorted(tokens.vocab.items(), key=lambda pair: pair[1])]
         lengths = [len(of_text) for of_text in tokens.ids]
@@ -98,9 +106,9 @@ class Stems:
 
     @classmethod
     def merged(cls, parts: Sequence[Stems], alive: Sequence[Array]) -> Stems:
-        """Join the stems of several segments, of the documents that are alive.
+        """Join the stems of several segments of an index, without those of deleted documents.
 
-        alive: (documents,) bool of each segment.
+        parts: stems of each segment; alive: (documents,) bool of each, False = deleted.
         """
         names = list(dict.fromkeys(name for part in parts for name in part.names))
         place = {name: i for i, name in enumerate(names)}
@@ -119,7 +127,10 @@ class Stems:
 
     @classmethod
     def decode(cls, arrays: dict[str, Array], names: list[str], count: int) -> Stems:
-        """Read the arrays of `encode`, of `count` documents.  Raises: CheckpointError."""
+        """Read the arrays of `encode`.
+
+        arrays: by name; names: the stems; count: of documents.  Raises: CheckpointError.
+        """
         of_stems = {
             n.removeprefix("stems."): a for n, a in arrays.items() if n.startswith("stems.")
         }
@@ -159,6 +170,10 @@ class Bm25Lists:
     """
 
     def __init__(self, parts: Sequence[Stems], settings: Lexical) -> None:
+        """Compute the weights of all posting lists, with the mean length over all segments.
+
+        parts: stems of each segment; settings: k1 and b.
+        """
         self.parts, self.count = parts, sum(part.counts.count for part in parts)
         self._cached = dict[str, QueryStem]()
         words = sum(float(part.lengths.sum()) for part in parts)
@@ -168,7 +183,7 @@ class Bm25Lists:
         """Return a query's stems for each segment: (number there, idf times the uses in the query).
 
         words: the query's stems; prune: leave out those below this share of the heaviest; max_df:
-        leave out those in more than this share of the documents.
+          leave out those in more than this share of the documents.
         """
         times = Counter(words)
         looked_up = [(self._look_up(word), number) for word, number in times.items()]
@@ -183,7 +198,10 @@ class Bm25Lists:
         ]  # fmt: skip
 
     def _look_up(self, word: str) -> QueryStem:
-        """Look up a stem's number in each segment and its idf, and cache them."""
+        """Look up a stem's number in each segment and its idf, and cache them.
+
+        word: the stem.
+        """
         if (stem := self._cached.get(word)) is None:
             numbers = [part.place.get(word) for part in self.parts]
             pairs = zip(self.lists, numbers, strict=True)
@@ -197,8 +215,8 @@ class Bm25Lists:
 def _bm25_lists(part: Stems, settings: Lexical, mean: float) -> Postings:
     """Replace counts by tf / (tf + k1 (1 - b + b |d| / mean)), and shift documents by their number.
 
-    part: stems of a segment, with the counts tf; settings: k1 and b of BM25.
-    mean: that of the lengths |d| over the whole collection.
+    part: stems of a segment, with the counts tf; settings: k1 and b of BM25; mean: that of the
+      lengths |d| over the whole collection.
     """
     lists = part.counts
     # length normalisation of each document

@@ -36,10 +36,10 @@ class Scorer:
     def __init__(
         self, segments: Sequence[Segment], queries: QueryWeights, lexical: Lexical | None
     ) -> None:
-        """Prepare the scores that `lexical.share` asks for: BM25 above 0, learned ones below 1.
+        """Prepare the scores that `lexical.share` needs: BM25 above 0, learned ones below 1.
 
         segments: parts of the index; queries: weights of query tokens; lexical: settings of BM25,
-        None = learned scores alone.
+          None = learned scores alone.
         """
         self.segments, self.queries, self.lexical = segments, queries, lexical
         all_stems = [s.stems for s in segments if s.stems is not None]
@@ -47,10 +47,10 @@ class Scorer:
         self.learned = lexical is None or lexical.share < 1
 
     def joined(self, texts: Sequence[str], *, prune: float, max_df: float) -> Iterator[JoinedQuery]:
-        """Yield the tokens and stems of each query.
+        """Yield the tokens and stems of each query, with their weights.
 
-        prune: leave out weights below this share of the query's heaviest; max_df: leave out tokens
-        and stems that are in more than this share of the documents.
+        texts: the queries; prune: leave out weights below this share of the query's heaviest;
+          max_df: leave out tokens and stems that are in more than this share of the documents.
         """
         tokens: Any = [[] for _ in texts]
         if self.learned:
@@ -72,8 +72,10 @@ class Scorer:
     ) -> tuple[list[Array], tuple[float, float]]:
         """Score each segment's documents; return the scores and the two factors of the sum.
 
-        A score is factors[0] L + factors[1] B.  Deleted documents have 0.  two_phase: see
-        `SparseIndex.search`.
+        A score is factors[0] L + factors[1] B, L the learned score, B that of BM25.  Deleted
+        documents have 0. query: tokens and stems with their weights; k: number of hits that are
+        wanted; two_phase: None = exact learned scores; else only the best two_phase * k documents
+        by the heaviest tokens have one, see `SparseIndex.search`.
         """
         if self.bm25 is None or self.lexical is None:
             pairs = [(s, self._learned(s, query.tokens, k, two_phase)) for s in self.segments]
@@ -98,8 +100,9 @@ class Scorer:
     ) -> list[tuple[Postings, Query]]:
         """Return posting lists with query weights whose sum is the learned score of a segment.
 
-        two_phase: None = the lists of the query's tokens; else heavy tokens choose the best
-        two_phase * k documents, and a single list has their full scores.
+        segment: a part of the index; query: (token, weight) pairs, heaviest first; k: number of
+          hits; two_phase: None = the lists of the query's tokens; else heavy tokens choose the best
+          two_phase * k documents, and a single list has their full scores.
         """
         lists = segment.postings
         if two_phase is None or not query:
@@ -122,12 +125,18 @@ class Scorer:
 
 
 def frequencies(segments: Sequence[Segment], size: int) -> Array:
-    """Count the documents, deleted ones too, whose vectors have each token.  size: V -> (V,)."""
+    """Count the documents, deleted ones too, whose vectors have each token.
+
+    segments: parts of the index; size: V.  -> (V,).
+    """
     return sum((s.postings.frequencies() for s in segments), np.zeros(size, np.int64))
 
 
 def _without_deleted(segment: Segment, scores: Array) -> Array:
-    """Set the scores (..., documents) of deleted documents to 0, in place."""
+    """Set the scores of a segment's deleted documents to 0, in place, and return the scores.
+
+    segment: knows which are deleted; scores: (..., documents).
+    """
     if segment.deleted:
         scores[..., list(segment.deleted)] = 0
     return scores
