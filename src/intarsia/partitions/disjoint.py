@@ -33,7 +33,7 @@ def random_disjoint(
       "element"                    single weights, over the whole parameter
       "row", "column"              single weights, evenly in every row (column)
       "whole_row", "whole_column"  whole output (input) channels, the partition's pattern
-    shapes: parameter name -> shape; a vector counts as one row.
+    shapes: parameter name -> shape; a vector counts as one row. generator: source of the draw.
     Raises: ConfigError for parts < 1 or an unknown unit; ShapeError for more than two axes with a
     row or column unit.  Source: MoSA, section on splitting; here sizes differ by at most one.
     """

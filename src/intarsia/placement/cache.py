@@ -167,7 +167,7 @@ class Cache:
         return SlotGrant(slot, True, out)
 
     def give(self, key: Key) -> None:
-        """End one use of an expert: it may be evicted once no use is left.  key: (layer, expert)."""
+        """End one use of an expert; without any use it may be evicted.  key: (layer, expert)."""
         remaining = self.pinned[key] - 1
         if remaining:
             self.pinned[key] = remaining

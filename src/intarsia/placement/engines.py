@@ -188,7 +188,10 @@ def expert_parallel(
     gradient: list[PlanStep] = []
 
     def move(layer: int, source: Tensor, target: Tensor) -> None:
-        """Add the step in which rows go from their device to their next one, and its gradient's."""
+        """Add the step in which rows go to their next device, and the step of its gradient.
+
+        layer: index; source, target: (N,), the device of each row before and after.
+        """
         sent = off_diagonal(_count_rows(source, target, count) * size.row)
         step = PlanStep(f"{layer}.move", layer, "move", "link", bytes=sent)
         forward.append(step)

@@ -113,7 +113,7 @@ def _plain(value: Any) -> Any:
 
 
 def _from_plain(value: Any, kind: torch.dtype | None) -> Any:
-    """Convert a value of JSON back: a list to a tensor of type `kind`, or to a tuple without one."""
+    """Convert a JSON value back: a list to a tensor of type `kind`; a tuple if `kind` is None."""
     if kind is not None:
         return None if value is None else torch.tensor(value, dtype=kind)
     return tuple(value) if isinstance(value, list) else value

@@ -39,6 +39,7 @@ class Comet:
     entropy: float = 0.05
 
     def __post_init__(self) -> None:
+        """Check each setting.  Raises: ConfigError."""
         at_least("experts", self.experts, 1, "Try 2.")
         at_least("active", self.active, 1, "Try 2.")
         above("gamma", self.gamma, 0, "Try 10.")

@@ -202,7 +202,8 @@ def diversify_(experts: Iterable[nn.Module], fraction: float, generator: torch.G
 def drop_entries(weights: Iterable[Tensor], fraction: float, generator: torch.Generator) -> None:
     """Set a random part of the entries of each weight to 0, in place.
 
-    fraction: the share that is set to 0; generator: chooses the entries, on the CPU.
+    weights: changed in place; fraction: the share that is set to 0; generator: chooses the entries,
+    on the CPU.
     Raises: ConfigError unless 0 <= fraction < 1.
     """
     below_one("fraction", fraction)

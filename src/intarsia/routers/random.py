@@ -104,7 +104,7 @@ class RandomRouting:
         self.build(1, generator=torch.Generator())
 
     def build(self, width: int, *, generator: torch.Generator) -> RandomRouter:
-        """Return the router of tokens of any width."""
+        """Return a router for tokens of any width.  generator: source of the draws."""
         return RandomRouter(self.experts, self.active, self.draw, generator=generator)
 
 

@@ -111,7 +111,7 @@ class RecurrentRouter(GateRouter[Recurrent], PassesState):
     def recur(self, u: Tensor, state: Tensor) -> Tensor:
         """Run the GRU: return h_l from u = W1 x and the previous layer's h_{l-1}, all (N, p).
 
-        It computes in u's type, also under autocast.
+        state: h_{l-1}, zeros in the first layer. It computes in u's type, also under autocast.
         """
         (cell,) = self._cell
         weights = {name: p.to(u.dtype) for name, p in cell.named_parameters()}

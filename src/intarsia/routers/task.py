@@ -207,7 +207,10 @@ class TaskRouting:
         self.build(1, generator=torch.Generator())
 
     def build(self, width: int, *, generator: torch.Generator) -> TaskRouter:
-        """Return the router of tokens of any width."""
+        """Return a router for tokens of any width.
+
+        width: unused, because tasks are read from ids. generator: source of the random logits.
+        """
         return TaskRouter(
             self.tasks,
             self.skills,
