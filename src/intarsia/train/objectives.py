@@ -104,14 +104,15 @@ def two_pass(
     L = CE(p1) + add CE(p2) + reg/2 [KL(sg p2 || p1) + KL(sg p1 || p2)] + deep D
 
     p1, p2: predictions of the two passes, which differ by their random draws; sg: without gradient;
-      D: the `deep_alignment` of the two passes. For texts, KL is over tokens that have a label. A
-      task without classes has its own distance in place of KL. The published MoSA has add=0, reg=1;
-      its deep term has the weight 0.01 / 12. Both passes are stacked in one forward. detach: sg as
-      published; without, the gradient of the divergence is to first order twice as large.
+      D: the `deep_alignment` of the two passes. For texts, KL is over tokens that have a label; a
+      task without classes has its own distance in place of KL. Both passes are stacked in one
+      forward.
+    model: the one in training; x: inputs of the batch; loss_of: logits -> the task's loss; add,
+      reg, deep: weights; the published MoSA has add=0, reg=1, and 0.01 / 12 for its deep term.
+      detach: sg as published; without, the gradient of the divergence is to first order twice as
+      large.
     Twice the cost of `plain`. Not for a model without randomness: both passes are then equal.
     Source: R-Drop, arXiv:2106.14448, is add=1.
-    model: the one in training; x: inputs of the batch; loss_of: logits -> the task's loss; add,
-      reg, deep: weights.
     """
     # both passes are rows of one batch; `passes` has each half draw its own experts
     stacked = twice(x)
@@ -157,13 +158,14 @@ def pace(
 ) -> Outcome:
     """Compute L = CE(z1) + weight * mean |z1 - z2|^2 of two noisy passes (PACE, arXiv:2409.17137).
 
-    z1 and z2 are logits, both with a gradient, the square summed over classes. `every`: only each
-    so many steps, the first among them, have the second pass; the others are `plain` (PACE_lazy).
-    The passes are stacked; a step with both costs twice `plain`. weight=0 is `plain`.
-    Not for a model without randomness: both passes are then equal.
+    z1 and z2 are the logits of the passes, both with a gradient; the square is summed over classes.
+    model: the one in training; x: inputs of the batch; loss_of: logits -> the task's loss; weight:
+      0 is `plain`; every: only each so many steps, the first among them, have the second pass; the
+      others are `plain` (PACE_lazy).
+    The passes are stacked; a step with both costs twice `plain`. Not for a model without
+    randomness: both passes are then equal.
     Raises: ConfigError for a weight below 0, and an `every` below 1 or, above 1, in a model without
-    cells that draw, which know the step.
-    model: the one in training; x: inputs of the batch; loss_of: logits -> the task's loss.
+      adapters that draw noise, which know the step.
     """
     at_least("weight", weight, 0)
     at_least("every", every, 1)
@@ -214,8 +216,9 @@ def local_variance(model: nn.Module, x: Inputs, loss_of: LossOf, *, weight: floa
     this forward: half the expected squared distance of two passes at the adapter, without the
     second pass. It leaves out how later layers change the difference: a surrogate for `two_pass`,
     not the same loss.
+    model: the one in training; x: inputs of the batch; loss_of: logits -> the task's loss; weight:
+      of the variance; scale: the adapter's.
     Raises: ConfigError for a model without an adapter whose up-projection is split.
-    model: the one in training; x: inputs of the batch; loss_of: logits -> the task's loss.
     """
     # the forward's own activations give the variance in closed form
     with _bottlenecks(model) as calls:
