@@ -33,7 +33,7 @@ def random_disjoint(
       "element"                    single weights, over the whole parameter
       "row", "column"              single weights, evenly in every row (column)
       "whole_row", "whole_column"  whole output (input) channels, the partition's pattern
-    shapes: parameter name -> shape; a vector counts as one row.
+    shapes: parameter name -> shape; a vector counts as one row. generator: source of the draw.
     Raises: ConfigError for parts < 1 or an unknown unit; ShapeError for more than two axes with a
     row or column unit.  Source: MoSA, section on splitting; here sizes differ by at most one.
     """
@@ -47,11 +47,12 @@ def random_disjoint(
 
 
 def _deal(shape: tuple[int, ...], parts: int, unit: str, generator: torch.Generator) -> Tensor:
-    """Return a label 0 ... parts - 1 for each weight of a parameter, at random and evenly.
+    """Give each weight of a parameter a random label, each label to equally many weights.
 
-    shape: the parameter's; parts: how many labels. unit: "element", single weights over the whole
-      parameter; "row", "column", single weights, evenly in each row (column); "whole_row",
-      "whole_column", one label for a whole row (column). Returns int64 labels of this shape.
+    shape: the parameter's; parts: labels are 0 ... parts - 1; generator: source of the draw. unit:
+      "element" = single weights, even over the whole parameter; "row", "column" = single weights,
+      even in each row (column); "whole_row", "whole_column" = one label for a whole row (column).
+      Returns int64 labels of this shape.
     """
     # the parts that get one weight more are random
     names = torch.randperm(parts, generator=generator)
@@ -76,9 +77,10 @@ def _deal(shape: tuple[int, ...], parts: int, unit: str, generator: torch.Genera
 def _deal_rows(
     rows: int, columns: int, parts: int, whole_rows: bool, generator: torch.Generator
 ) -> Tensor:
-    """Deal out labels in a matrix, evenly in every row, or whole rows.  Returns (rows, columns).
+    """Give random labels to a matrix, evenly in every row, or one label to each whole row.
 
-    parts: how many labels; whole_rows: all weights of a row have one label.
+    rows, columns: of the matrix; parts: labels are 0 ... parts - 1; whole_rows: all weights of a
+      row have one label; generator: source of the draw. Returns (rows, columns) int64.
     """
     if whole_rows:
         order = torch.randperm(rows, generator=generator)

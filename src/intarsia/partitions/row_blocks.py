@@ -15,10 +15,10 @@ from .topk import keep_top
 
 
 def block_scores(score: Tensor, rows: int) -> Tensor:
-    """Return the mean score of blocks of `rows` outputs x one input x its whole kernel.
+    """Return the mean score of each block: `rows` outputs x one input x its whole kernel.
 
-    score: (out, in, ...) -> (ceil(out / rows), in). Means, because the last block may have fewer
-      rows.
+    score: of each weight, (out, in, ...). Returns (ceil(out / rows), in). The last block may have
+      fewer rows, hence means.
     """
     matrix = score.detach().float().reshape(*score.shape[:2], -1).sum(-1)  # (out, in)
     blocks = -(-len(matrix) // rows)
@@ -53,9 +53,10 @@ def keep_row_blocks(
 
 
 def kept_in_blocks(weights: Sequence[Tensor], order: Tensor, rows: int, density: float) -> float:
-    """Return the sum of the weights that the best blocks keep if rows are put into `order`.
+    """Return the sum of the weights that the best blocks keep after a reordering of the rows.
 
-    weights: (out, in) each, >= 0; order: (out,) int64; rows: per block; density: share of blocks.
+    weights: (out, in) each, >= 0; order: (out,) int64, row i becomes what was row order[i]; rows:
+      per block; density: share of blocks that is kept.
     """
     total = 0.0
     for weight, block_mask in zip(
@@ -66,14 +67,17 @@ def kept_in_blocks(weights: Sequence[Tensor], order: Tensor, rows: int, density:
 
 
 def row_order(weights: Sequence[Tensor], rows: int, density: float, rounds: int = 3) -> Tensor:
-    """Return an order of the rows that some weights share, in which blocks of rows keep more.
+    """Return an order of rows, for several weights, in which blocks of rows keep larger weights.
 
-    weights: (out, in) each, >= 0; rows: per block; density: the share of blocks that is kept.
-    First greedy: a block begins with the strongest free row and takes the rows - 1 that have most
-      in common with it, sum_j min(w_a, w_b) over its largest columns. Then, `rounds` times, columns
-      are chosen for the blocks, and rows assigned to them anew (Hungarian method), which never
-      keeps less. Returns (out,) int64: row i becomes what was row order[i]; never worse than the
-      rows as they are.
+    A block keeps or drops a column for all of its rows. weights: (out, in) each, >= 0, whose rows
+    are reordered alike; rows: per block; density: the share of blocks that is kept; rounds: of the
+    second stage.
+    First greedy: a block begins with the largest row that is in no block yet and takes the rows - 1
+      that have most in common with it, sum_j min(w_a, w_b) over its largest columns. Then, `rounds`
+      times, columns are chosen for the blocks, and rows assigned to them anew (Hungarian method),
+      which never keeps less.
+    Returns (out,) int64: row i becomes what was row order[i]; never worse than the rows as they
+    are.
     """
     plain = torch.arange(len(weights[0]))
     starts = [plain, _greedy_order(weights, rows, density)]
@@ -87,7 +91,8 @@ def _column_masks(
 ) -> list[Tensor]:
     """Return which columns each block of rows keeps, (blocks, in) bool for each weight.
 
-    weights: (out, in) each; order: (out,) of rows; rows: per block; density: the share kept.
+    weights: (out, in) each; order: (out,) int64, of the rows; rows: per block; density: share of
+      (block, column) pairs that is kept.
     """
     block_masks: list[Tensor] = []
     for weight in weights:
@@ -99,7 +104,8 @@ def _column_masks(
 def _greedy_order(weights: Sequence[Tensor], rows: int, density: float) -> Tensor:
     """Return an order of the rows, (out,) int64, built one block after the other.
 
-    weights: (out, in) each, >= 0; rows: per block; density: the share of columns that is kept.
+    weights: (out, in) each, >= 0; rows: per block; density: the share of columns that is kept. A
+      block takes the rows that are most similar to its first one.
     """
     wide = torch.cat(list(weights), 1)  # (out, sum of in)
     free = torch.ones(len(wide), dtype=torch.bool)
@@ -122,15 +128,16 @@ def _greedy_order(weights: Sequence[Tensor], rows: int, density: float) -> Tenso
 def _refine(
     weights: Sequence[Tensor], order: Tensor, rows: int, density: float, rounds: int
 ) -> Tensor:
-    """Improve an order `rounds` times: choose columns for the blocks, then rows for the blocks.
+    """Improve an order of rows: choose columns for the blocks, then rows for the blocks, in turn.
 
-    weights: (out, in) each, >= 0; order: (out,) int64; rows: per block; density: the share kept.
+    weights: (out, in) each, >= 0; order: (out,) int64, where to start; rows: per block; density:
+      share of blocks kept; rounds: repetitions at most. Returns an order that is at least as good.
     """
     best, best_norm = order, kept_in_blocks(weights, order, rows, density)
     slot = torch.arange(len(order)) // rows
     for _ in range(rounds):
         block_masks = _column_masks(weights, best, rows, density)
-        # gain[i, b]: what block b keeps of row i with its columns fixed
+        # gain[i, b]: the sum of row i in the columns of block b
         pairs = zip(weights, block_masks, strict=True)
         gain = sum(weight @ mask.to(weight).T for weight, mask in pairs)  # (out, blocks)
         assert isinstance(gain, Tensor)

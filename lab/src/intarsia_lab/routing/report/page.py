@@ -30,9 +30,13 @@ DROPS = ("by_place", "by_position")
 
 
 def report_of(sheets: Sequence[RouterSheet]) -> Report:
-    """Return the report of some sheets."""
+    """Return the report of a comparison of routers.
+
+    sheets: the results on each data set and budget.
+    """
     drawn = [figures.figures_of(sheets, number) for number in range(len(sheets))]
     training = (*_controls(sheets), *_pair(drawn, TRAINING))
+    # a table for each sheet, then figures of all
     sections = [Section(f"Results: {sheet.title}", (_table(sheet, sheets),)) for sheet in sheets]
     sections.append(Section("While training", training, "plots"))
     sections.append(Section("On the test part", _test(drawn), "test"))
@@ -43,6 +47,7 @@ def report_of(sheets: Sequence[RouterSheet]) -> Report:
         _heading(sheets),
         tuple(sentence(sheet) for sheet in sheets),
         tuple(sections),
+        # a warning that several sheets have stands once
         tuple(dict.fromkeys(note for sheet in sheets for note in notes(sheet))),
         "intarsia routers",
     )
@@ -55,7 +60,10 @@ def _heading(sheets: Sequence[RouterSheet]) -> str:
 
 
 def _table(sheet: RouterSheet, sheets: Sequence[RouterSheet]) -> Table:
-    """Return the table of a sheet with the mark of each contender."""
+    """Return the table of a sheet, with the mark that each router has in all figures.
+
+    sheets: all of them, which decide the marks.
+    """
     looks, names = figures.looks(sheets), figures.names_of(sheets)
     marks = tuple(looks[names.index(contender.name)] for contender in sheet.contenders)
     return dataclasses.replace(table_of(sheet), looks=marks)
@@ -72,6 +80,7 @@ def _controls(sheets: Sequence[RouterSheet]) -> tuple[Block, ...]:
     contender = PageControl(
         "group", "Contenders shown", contenders, "checkbox", chosen_first, looks
     )
+    # the mean over layers, or one layer by its number from 1
     depths = (("mean", "mean over layers"), *((i, str(i + 1)) for i in range(layers)))
     lines = (("mean", "means over seeds"), ("single", "single seeds, as thin lines"))
     note = "Loss on the validation part; the layer is that of load and entropy, and of drops."
@@ -89,13 +98,16 @@ def _layers(sheets: Sequence[RouterSheet]) -> int:
 
 
 def _pair(drawn: Sequence[dict[str, Figure]], names: Sequence[str]) -> tuple[Block, ...]:
-    """Return the figures of these names, side by side, sheet by sheet."""
+    """Return the figures of these names, side by side, sheet by sheet.
+
+    drawn: figures of each sheet, by name.
+    """
     figures_present = tuple(figures[name] for figures in drawn for name in names if name in figures)
     return (Container(figures_present, kind="pair"),) if figures_present else ()
 
 
 def _test(drawn: Sequence[dict[str, Figure]]) -> tuple[Block, ...]:
-    """Build the page's section on the test part.  drawn: figures of each sheet, by name."""
+    """Return the page's section on the test part.  drawn: figures of each sheet, by name."""
     agreement = Note(
         "Agreement: how much the first experts of two consecutive layers know of each other, "
         "0 = nothing, 1 = one follows from the other. Specialisation: the same of a token's first "
@@ -116,6 +128,7 @@ def _experts(sheets: Sequence[RouterSheet]) -> tuple[Block, ...]:
     if not maps:
         return ()
     names = figures.names_of(sheets)
+    # routers that have a map: a dense model has none
     groups = sorted({int(figure.when["contender"]) for figure in maps})
     depths = tuple((i, str(i + 1)) for i in range(_layers(sheets)))
     note = (
@@ -127,7 +140,7 @@ def _experts(sheets: Sequence[RouterSheet]) -> tuple[Block, ...]:
 
 
 def _rows(sheets: Sequence[RouterSheet]) -> Table:
-    """Return a row for each run."""
+    """Return a table with a row for each run."""
     titles = ["Contender", "Data", "Equal", "Seed", "Steps", "Test loss", "Difference", "Ratio"]
     rows = [_row(row) for row in tidy(sheets)]
     titles += ["Accuracy", "Operations", "CPU, s"]
@@ -136,7 +149,7 @@ def _rows(sheets: Sequence[RouterSheet]) -> Table:
 
 
 def _row(row: dict[str, Any]) -> list[str]:
-    """Format the columns of a run as texts.  row: see `findings`."""
+    """Format the columns of a run as texts.  row: see `findings.tidy`."""
     apart, ratio = row["loss_difference"], row["loss_ratio"]
     return [
         row["contender"],
@@ -156,12 +169,13 @@ def _row(row: dict[str, Any]) -> list[str]:
 def _shown(sheets: Sequence[RouterSheet], names: Sequence[str]) -> list[bool]:
     """Choose the routers that are visible at first: if there are many, those of lowest loss.
 
-    The baseline is always one of them.  names: of all routers.
+    names: of all routers. The baseline is always visible. Returns a flag for each name.
     """
     if len(names) <= figures.FEW:
         return [True] * len(names)
     names_shown = {sheet.baseline.name for sheet in sheets if sheet.baseline}
     for sheet in sheets:
+        # the places are divided among the sheets
         ranked = sorted(sheet.contenders, key=mean_loss)
         names_shown |= {
             contender.name for contender in ranked[: (figures.FEW - 1) // len(sheets) or 1]
