@@ -66,8 +66,7 @@ def _piloted(
 ) -> dict[str, Costs]:
     """Time a short training of each method; return its seconds for one image and epoch, by clock.
 
-    plan: methods, tasks and seeds; out: folder that caches timings; execution: jobs and threads;
-    work: does one training.
+    out: folder that caches timings; execution: jobs and threads; work: does one training.
     """
     pilots, running = Store(out, PILOTS), execution.running
     missing, seed = absent(plan), plan.seeds[0]

@@ -127,11 +127,9 @@ def _finish(
     report: Report,
     work: Work,
 ) -> list[records.RunResult]:
-    """Do the plan's final runs that have no result yet, append each to the file, and return all.
+    """Do the final runs that have no result yet, append each to the file, and return all.
 
-    plan: methods, tasks and seeds; places: its slots; searched: the runs of each slot's search and
-    their results; out: folder of the results; execution: jobs and threads; report: receives
-    progress lines; work: does one run.
+    searched: runs and results of each slot's search; execution: jobs, threads; work: does one run.
     """
     file = out / RESULTS
     have = {r.key: r for r in records.read(file)} if file.exists() else {}
