@@ -92,7 +92,10 @@ def _piloted(
     errors: list[str] = []
 
     def done(end: TrialEnd) -> None:
-        """Store the seconds and bytes of a finished pilot run, or its error."""
+        """Store the seconds and bytes of a finished short run, or its error.
+
+        end: of the run: its trial, and its result or error.
+        """
         if end.result is None:
             errors.append(f"{end.trial.name}: {end.error}")
         else:
@@ -135,8 +138,8 @@ def estimated(
 
     Returns "runs": their number; "hours": by the clock of this machine as it is now; "cpu_hours":
     of its cores, whatever else they do; "peak_bytes": the highest memory. None for what the short
-    runs did not measure. They run one by one: runs that step together take less. execution: jobs
-    and threads; work: does one training.
+    runs did not measure. They run one by one: runs that step together take less. out: folder that
+    caches timings; execution: jobs and threads; work: does one training.
 
     Raises: as `measured_costs` does.
     """

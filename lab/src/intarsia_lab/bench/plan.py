@@ -160,7 +160,10 @@ def _share(images: float | None) -> str:
 
 
 def key_for(experiment: Experiment) -> str:
-    """Return the key of a run: all that its result depends on but code and the suite's files."""
+    """Return the key of a run: all that its result depends on but code and the suite's files.
+
+    experiment: the settings of the run.
+    """
     # a setting at the value it had before there was one is left out, so that older results still
     # count
     settings = {k: v for k, v in experiment.flat().items() if k not in LATER or v != LATER[k]}

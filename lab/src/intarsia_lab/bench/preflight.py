@@ -63,7 +63,10 @@ def absent(plan: BenchPlan) -> dict[str, list[Path]]:
 
 
 def unfinished(plan: BenchPlan, out: Path) -> list[str]:
-    """Return the tasks that have a run without a score in the folder of results."""
+    """Return the names of tasks that have a run without a score.
+
+    plan: methods, tasks and seeds; out: folder of the results.
+    """
     file = out / RESULTS
     have = (
         {

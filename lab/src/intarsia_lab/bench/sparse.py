@@ -35,7 +35,10 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Contender:
-    """calls: one for each copy of the weight.  bytes: of one; error: largest, of the largest."""
+    """Product to be timed, with copies of its weight.
+
+    calls: one for each copy; bytes: of one copy; error: the largest, relative to the largest value.
+    """
 
     name: str
     kind: str
@@ -64,7 +67,11 @@ class Timed:
 
 @dataclass(frozen=True)
 class ShapeTable:
-    """rows of all shapes; floor: of the machine; left_out: peers that are not here, and why."""
+    """Timings of all products at all shapes.
+
+    rows: of all shapes; floor: limits of the machine; left_out: other libraries' products that are
+    not here, and why.
+    """
 
     rows: tuple[Timed, ...]
     floor: Floor

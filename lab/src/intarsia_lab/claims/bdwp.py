@@ -41,7 +41,8 @@ ARMS = {
 def momentum(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
     """Return SGD with momentum 0.9, as the paper trains.
 
-    lr: learning rate; weight_decay: factor of the L2 penalty on all parameters.
+    model: its parameters are trained; lr: learning rate; weight_decay: factor of the L2 penalty on
+    all parameters.
     """
     return SGD(model.parameters(), lr, 0.9, weight_decay=weight_decay)
 

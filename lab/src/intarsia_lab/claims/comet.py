@@ -37,8 +37,11 @@ ROUNDS = (1, 2, 3, 6)
 
 
 class Drawn(NamedTuple):
-    """lr: of AdamW; strength: 0 ... 1, where in the range of a gate's own loss; search: N_p, as a
-    share of the steps."""
+    """Settings that a random search draws for a gate.
+
+    lr: of AdamW; strength: 0 ... 1, where in the range of a gate's own loss; search: length of the
+    search for a permutation, as a share of the steps.
+    """
 
     lr: float
     strength: float
@@ -46,7 +49,10 @@ class Drawn(NamedTuple):
 
 
 class Length(NamedTuple):
-    """draws: of each gate; epochs: of a training; file: of what is kept, None = the cache's."""
+    """Length of the experiment.
+
+    draws: of each gate; epochs: of a training; file: of stored scores, None = the cache's.
+    """
 
     draws: int = 6
     epochs: int = 4
@@ -148,6 +154,8 @@ def scored(model: Watcher) -> dict[str, float]:
     ROC curve of watching; stars: root mean squared error of the stars; active: experts of a pair;
     largest: the largest share that one expert has of all choices. The last two are means over the
     gates of both tasks.
+
+    model: scored in evaluation mode, on MovieLens-100k.
     """
     model.eval()
     val, test = (
@@ -182,6 +190,10 @@ def tried(seeds: Sequence[int], report: Report, length: Length, gates: Sequence[
     store = Store(path.parent, path.name, code=code_digest(Path(__file__)))
 
     def of_gate(name: str, seed: int) -> list[Mapping[str, float]]:
+        """Return the scores of a gate with each of the seed's draws, see `scored`.
+
+        name: key of GATES.
+        """
         return [
             _one(store, GATES[name](d, length.steps), d, seed, length.epochs)
             for d in draws(seed, length.draws)
@@ -246,6 +258,8 @@ def ratio(tries_by_gate: Tries, ours: str, base: str) -> tuple[float, ...]:
     """Return the test loss of gate `ours` over that of gate `base`, one ratio for each seed.
 
     Each gate has the draw that validation picks. ours, base: keys of GATES.
+
+    tries_by_gate: scores by gate, seed and draw.
     """
     return tuple(
         picked(tries_by_gate[ours][s])["loss"] / picked(tries_by_gate[base][s])["loss"]
@@ -254,7 +268,10 @@ def ratio(tries_by_gate: Tries, ours: str, base: str) -> tuple[float, ...]:
 
 
 def nonzeros(tries_by_gate: Tries) -> tuple[float, ...]:
-    """Return experts of a test pair in the picked COMET, seed by seed."""
+    """Return the experts of a test pair under COMET's picked draw, one mean for each seed.
+
+    tries_by_gate: scores by gate, seed and draw.
+    """
     return tuple(picked(tries)["active"] for tries in tries_by_gate["COMET"].values())
 
 
@@ -263,6 +280,8 @@ def saved(tries_by_gate: Tries) -> tuple[float, ...]:
 
     It saves tuning where top-k with the search has, at the best of 2 draws, at most the test loss
     that top-k alone has at the best of 6.
+
+    tries_by_gate: scores by gate, seed and draw.
     """
     return tuple(
         float(best_of(tries_by_gate["top-k+"][s], 2) <= best_of(tries_by_gate["top-k"][s], 6))

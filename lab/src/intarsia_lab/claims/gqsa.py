@@ -124,7 +124,10 @@ def of_order(seeds: tuple[int, ...], report: Report) -> Result:
     sheet = each([Arm(n, n) for n in ARMS], seeds, cells.cell, report, tasks=TEXTS)
 
     def gap(first_arm: str, second_arm: str) -> dict[str, list[float]]:
-        """Return the loss of the first arm minus that of the second: text -> one number a seed."""
+        """Return the loss of one arm minus that of another: text -> one difference for each seed.
+
+        first_arm, second_arm: keys of ARMS. In nats per token.
+        """
         return {
             text: [
                 sheet.results[first_arm, text, s].nll - sheet.results[second_arm, text, s].nll

@@ -164,7 +164,10 @@ def save(record: Record, folder: Path) -> Path:
 
 
 def read(path: Path) -> Record:
-    """Read a record.  Raises: CheckpointError if the file is not one."""
+    """Read the record of a claim's run.
+
+    path: a JSON file that `save` wrote. Raises: CheckpointError if the file is not one.
+    """
     try:
         raw: dict[str, Any] = read_json(path)
         # JSON has lists where a record has tuples

@@ -84,7 +84,11 @@ SUM, TASK_ALONE, DOMAIN_ALONE, AT_HOME = "sum", "task alone", "domain alone", "t
 
 @lru_cache(maxsize=1)
 def bench() -> LanguageRows:
-    """Return rows of each set: TEST are tested, as many validate, the rest is trained on."""
+    """Return the rows of all texts, by set: TEST are tested, as many validate, the rest trains.
+
+    "kinds" and "emoji" are tasks; the other two are the same task in English of 1913, and text of
+    that domain.
+    """
     count = TRAIN + 2 * TEST
     sets = {
         "kinds": short_texts.kinds()[:count],
@@ -201,7 +205,7 @@ def cell(arm: str, lr: float, task: str, seed: int, report: Report) -> float:
         return 1 - sums(arm, lr, seed, report)[AT_HOME]
 
     def run() -> float:
-        """Train and test with one thread, and report the error."""
+        """Train the arm on the task with one thread; return the share of wrong test answers."""
         with threads(1):
             wrong = 1 - right(trained(ARMS[arm], task, seed, lr), task)
         report(f"  seed {seed}, {task}, {arm}: {wrong:.3f} wrong")
@@ -221,7 +225,7 @@ def sums(arm: str, lr: float, seed: int, report: Report) -> Mapping[str, float]:
     """
 
     def run() -> Mapping[str, float]:
-        """Train both deltas, and test each and their sum."""
+        """Train a task's and a domain's sparse delta; return right answers with each and both."""
         with threads(1):
             task, domain = (delta(SUMS[arm], name, seed, lr) for name in (TASKS[0], DOMAIN))
             figures = {
@@ -321,7 +325,10 @@ def compose(seeds: Sequence[int], report: Report, *, over: tuple[str, str]) -> R
 
 
 def shared(a: SparseDelta, b: SparseDelta) -> float:
-    """Return the share of the smaller delta's weights that the other changes too, 0 to 1."""
+    """Return the share of the smaller delta's weights that the other changes too, 0 to 1.
+
+    a, b: sparse changes of the same model, with the places that each changes.
+    """
     # entries that both change, which is where sums interfere
     both = 0
     for name in a.entries.keys() & b.entries.keys():

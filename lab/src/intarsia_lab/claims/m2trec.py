@@ -293,7 +293,10 @@ def compared_tuned(seeds: tuple[int, ...], report: Report, *, figure: Any) -> Re
     )
 
     def work(arm: str, seed: int) -> HitRates:
-        """Return the hit rates of a tuned method on test questions, stored or computed now."""
+        """Return the hit rates of a tuned method on test questions, stored or computed now.
+
+        arm: key of GRIDS.
+        """
         key = {**inputs[arm], "settings": best[arm], "seed": seed}
         return HitRates(
             *stored("m2trec", key, lambda: list(tuned_score(arm, best[arm], seed, "test")))

@@ -75,7 +75,7 @@ class SpanCells:
         """
 
         def run() -> dict[str, Any]:
-            """Profile each head on the rows and choose the spans."""
+            """Choose the spans of all heads on rows of a text; return them and CPU seconds."""
             model, _, texts = self.model()
             draw = torch.randperm(len(texts.train), generator=torch.Generator().manual_seed(seed))
             rows = [texts.train[int(i)] for i in draw[:ROWS]]
@@ -91,11 +91,13 @@ class SpanCells:
         The keys are those of `rivals`: full attention, MoA's spans, one window for all heads, and
         random spans of the same mean. Losses are per token, of the last third of held-out rows,
         where a limit matters most. The result is stored.
+
+        density: the share of keys that MoA's spans keep.
         """
         spans = Spans.from_dict(self.chosen(density, seed, report)["spans"])
 
         def run() -> dict[str, float]:
-            """Compute the loss of each way on the held-out rows."""
+            """Return SmolLM2's loss on held-out rows, with each way to limit attention."""
             model, _, texts = self.model()
             # rows that no span was chosen on
             ids = torch.stack([_ids(texts.test[i]) for i in range(HELD_OUT)])
@@ -111,11 +113,13 @@ class SpanCells:
 
         The ways are full attention, MoA's spans, and one window for all heads. 0 to 1; the result
         is stored.
+
+        density: the share of keys that MoA's spans keep.
         """
         spans = Spans.from_dict(self.chosen(density, seed, report)["spans"])
 
         def run() -> dict[str, float]:
-            """Ask for a line in every prompt, with each way."""
+            """Return the share of prompts that are answered, with each way to limit attention."""
             model, tokenizer, _ = self.model()
             prompts = line_prompts(tokenizer, PROMPTS, LINES, seed)
             arms = rivals(spans, seed)
@@ -163,7 +167,10 @@ def random_spans(shape: tuple[int, int], mean: float, seed: int, sink: int) -> T
     low, high = sink + BLOCK, CHECK
 
     def at(factor: float) -> Tensor:
-        """Return spans of the stretched draws, (layers, heads), in tokens."""
+        """Return spans of the stretched draws, (layers, heads), in tokens.
+
+        factor: by which the draws are stretched.
+        """
         # in blocks: from the least span to the whole text
         spans = (low + (high - low) * (draw * factor).clamp_max(1)) / BLOCK
         return spans.round().clamp_min(low / BLOCK) * BLOCK
@@ -185,7 +192,8 @@ def _ids(row: Any) -> Tensor:
 def _loss(model: nn.Module, spans: Spans | None, ids: Tensor) -> float:
     """Return the loss at the end of texts, with attention limited to spans, in nats per token.
 
-    spans: how far back each head looks, None for full attention; ids: (rows, tokens).
+    model: SmolLM2; spans: how far back each head looks, None for full attention; ids: (rows,
+    tokens).
     """
     if spans is not None:
         attach_spans(model, spans, length=CHECK)

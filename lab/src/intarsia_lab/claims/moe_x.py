@@ -170,13 +170,17 @@ def _reads(text: str) -> bool:
 def wide_units(model: nn.Module, rows: Tensor, layer: int = LAYER) -> np.ndarray:
     """Return all experts' hidden units in one mixture, (tokens, experts x hidden).
 
-    Units of experts that a token does not have are 0, the others are weighed by the gate. rows: (n,
-    T) tokens; layer: number of the mixture.
+    Units of experts that a token does not have are 0, the others are weighed by the gate. model:
+    with mixtures; rows: (n, T) tokens; layer: number of the mixture.
     """
     outputs: list[Tensor] = []
 
     def see(mixture: Any, args: Any, _: Any) -> None:
-        """Record the units of one forward of the mixture."""
+        """Record the units of one forward of the mixture.
+
+        args: the mixture's inputs, of which the first is tokens; the last parameter is its output,
+        unused.
+        """
         x = args[0].reshape(-1, args[0].shape[-1])
         # a mixture of experts is one wide MLP, most of whose units are off
         outputs.append(as_wide_mlp(mixture).hidden(x, mixture.routing(x).dense()))
@@ -259,7 +263,7 @@ def probed(seed: int, steps: int) -> dict[str, Probed]:
     """
 
     def run() -> dict[str, Any]:
-        """Train the models, record their units on held-out code, and score them."""
+        """Train a model of code under each router; return scores of their hidden units."""
         data, nets = code(), dict[str, nn.Module]()
         draws = torch.Generator().manual_seed(seed)
         rows = data.train[torch.randint(len(data.train), (steps * BATCH,), generator=draws)]

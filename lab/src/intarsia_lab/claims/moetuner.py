@@ -72,6 +72,8 @@ def _seconds(trace: Trace, placement: Placement) -> float:
 
     In each layer a row moves on to the device of its first expert; two nodes, with links of 250
     GB/s inside and 25 GB/s between them.
+
+    trace: recorded routing, of which the first rows are the batch.
     """
     rows = trace.rows(slice(BATCH))
     plan = expert_parallel(rows, placement, SIZE, engine="stay", nodes=TWO_LEVEL.nodes())

@@ -169,7 +169,8 @@ def interval(gained: Differences) -> str:
 def cost(cells: PictureCells, sheets: Mapping[str, Sheet[str, str, StudyScore]]) -> str:
     """Return a sentence on the CPU hours of all training runs and how many of them were reused.
 
-    cells: the store of runs; sheets: the scores of each budget.
+    A reused run counts with the time that it once took. cells: the store of runs; sheets: the
+    scores of each budget.
     """
     seconds = [score.cpu for sheet in sheets.values() for score in sheet.results.values()]
     words = f"{sum(seconds) / 3600:.1f} CPU hours of training in {len(seconds)} runs."

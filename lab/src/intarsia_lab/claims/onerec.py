@@ -51,6 +51,8 @@ def windows(model: OneRecModel, events: Interactions) -> tuple[Tensor, Tensor]:
     """Return the histories and the films watched next of logged events, as numbers of films.
 
     Histories are (N, history), padded with 0; the next sessions are (N, 5).
+
+    model: has the lengths of both; events: logged, by user and time.
     """
     rows: Any = model.questions(events)
     both = [rows[i] for i in range(len(rows))]
@@ -65,6 +67,8 @@ def taste(events: Interactions, odd: bool, seed: int) -> SessionReward:
     odd: fit the judge, on odd users, which is larger; else the reward that the policy is trained
     on, on even users; seed: of the fit. The policy must not be judged by what it was trained to
     please.
+
+    events: logged, by which the taste is learned.
     """
     count = len(events.item_ids)
     # the judge is larger and has other users, or the policy would be scored by what it climbs

@@ -54,7 +54,10 @@ Rank = Callable[[Tensor], Tensor]  # histories (B, n) -> places (B, 10), best fi
 
 
 class NextFound(NamedTuple):
-    """nDCG at 10 and hit rate at 10 of the next film, in percent; films of the history left out."""
+    """Scores of the next film, in percent: nDCG at 10 and hit rate at 10.
+
+    Films of the history are left out.
+    """
 
     ndcg: float
     hits: float
@@ -64,6 +67,8 @@ def early_and_late(train: Interactions) -> tuple[Interactions, Interactions]:
     """Split each user's training events by time into the first nine tenths and the last tenth.
 
     The last tenth chooses settings, so that no test event does.
+
+    train: the events, sorted by user and time.
     """
     counts = np.bincount(train.users, minlength=len(train.user_ids))
     # place: the number of an event among those of its user, which lie together
@@ -144,6 +149,8 @@ def made(arm: str, train: Interactions, settings: Settings, seed: int) -> Rank:
     """Train a method on events and return its ranking function.
 
     arm: key of GRIDS; settings: the method's, as they were chosen on validation data.
+
+    train: logged events.
     """
     if arm == ONEREC:
         return onerec(train, settings, seed)
@@ -171,7 +178,7 @@ def compared(seeds: tuple[int, ...], report: Report, *, figure: Any) -> Result:
     best, arm_rates = tuned("onerec", inputs, GRIDS, RATES, validated)
 
     def work(arm: str, seed: int) -> NextFound:
-        """Return an arm's test results for a seed, kept from an earlier run or computed now."""
+        """Return a tuned method's test scores for a seed, stored or computed now."""
 
         def run() -> list[float]:
             return list(ranked(made(arm, train, best[arm], seed), *questions(test, train)))

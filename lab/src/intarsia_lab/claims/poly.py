@@ -143,7 +143,10 @@ def task(
 
 
 def portion(glosses: Sequence[str], part: str) -> Sequence[str]:
-    """Return a third of a kind's glosses to test, a sixth to validate, the rest to train on."""
+    """Return a third of a kind's glosses to test, a sixth to validate, or the rest to train on.
+
+    part: "test", "val" or "train".
+    """
     # parts of a kind's glosses, fixed: no seed trains on what another tests
     third, half = len(glosses) // 3, len(glosses) // 2
     return {"test": glosses[:third], "val": glosses[third:half], "train": glosses[half:]}[part]
@@ -183,7 +186,10 @@ def adapted(base: nn.Module, method: Method, seed: int) -> PeftModel:
 def train(
     model: nn.Module, rows: Sequence[Row], epochs: int, batch: int, *, lr: float, seed: int
 ) -> None:
-    """Train a model on rows of sentences, in place.  batch: rows a step; lr: learning rate."""
+    """Train a model on rows of sentences, in place.
+
+    rows: of the tasks; epochs: passes over them; batch: rows a step; lr: learning rate.
+    """
     fit(
         model,
         rows,  # pyright: ignore

@@ -174,37 +174,40 @@ def interval(first: Sequence[float], second: Sequence[float]) -> tuple[float, fl
 
 
 def _gap(searches: Sequence[SearchedNet], name: str) -> list[float]:
-    """Return for each seed the mean of the selected networks minus that of the random ones.
+    """Return the mean of the selected networks minus that of the random ones, by seed.
 
-    name: field of Nets, the score.
+    searches: the trained networks of each seed; name: field of Nets, the score.
     """
     halves = ((getattr(s.selected, name), getattr(s.random, name)) for s in searches)
     return [statistics.mean(a) - statistics.mean(b) for a, b in halves]
 
 
 def of_accuracy(searches: Sequence[SearchedNet]) -> tuple[Ends, list[float], str]:
-    """Return the difference of test accuracy, selected minus random networks, of each seed.
+    """Return the difference of test accuracy, selected minus random networks, by seed.
 
-    In points; with an interval over seeds (None) and a sentence.
+    searches: the trained networks of each seed. Returns None (the interval is over seeds), a
+    difference in points for each seed, and a sentence.
     """
     gaps = _gap(searches, "accuracy")
     return None, gaps, f"Mean difference {statistics.mean(gaps):+.2f} points."
 
 
 def of_loss(searches: Sequence[SearchedNet]) -> tuple[Ends, list[float], str]:
-    """Return the difference of losses before training, selected minus random, of each seed.
+    """Return the difference of losses before training, selected minus random networks, by seed.
 
-    In nats; with an interval over seeds (None) and a sentence.
+    searches: the trained networks of each seed. Returns None (the interval is over seeds), a
+    difference in nats for each seed, and a sentence.
     """
     gaps = _gap(searches, "first")
     return None, gaps, f"Mean difference of the initial loss {statistics.mean(gaps):+.4f}."
 
 
 def of_speed(searches: Sequence[SearchedNet]) -> tuple[Ends, list[float], str]:
-    """Return by which share selected networks need fewer or more steps than random ones, by seed.
+    """Return by which share selected networks need more steps than random ones, by seed.
 
-    The steps are those to 95 % of the parent's accuracy; with an interval over seeds (None) and a
-    sentence. -0.1 = a tenth fewer.
+    The steps are those to 95 % of the parent's accuracy; -0.1 = a tenth fewer. searches: the
+    trained networks of each seed. Returns None (the interval is over seeds), a share for each seed,
+    and a sentence.
     """
     means = ((statistics.mean(s.selected.steps), statistics.mean(s.random.steps)) for s in searches)
     shares = [a / b - 1 for a, b in means]
@@ -214,7 +217,8 @@ def of_speed(searches: Sequence[SearchedNet]) -> tuple[Ends, list[float], str]:
 def correlations(searches: Sequence[SearchedNet], name: str) -> tuple[float, float, float]:
     """Return the rank correlation of test accuracy with a loss, over 60 networks: see `interval`.
 
-    name: of the loss, "first" before training or "epoch" after one epoch.
+    searches: the trained networks of each seed; name: of the loss, "first" before training or
+    "epoch" after one epoch.
     """
     pairs = [
         (getattr(half, name)[i], half.accuracy[i])
@@ -227,7 +231,10 @@ def correlations(searches: Sequence[SearchedNet], name: str) -> tuple[float, flo
 
 
 def _in_words(searches: Sequence[SearchedNet]) -> str:
-    """Return the correlations of accuracy with an early loss as a sentence, with intervals."""
+    """Return a sentence on the correlations of accuracy with two early losses, with intervals.
+
+    searches: the trained networks of each seed.
+    """
     ends = (correlations(searches, name) for name in ("first", "epoch"))
     before, after = (f"{rho:+.2f} ({low:+.3f} to {high:+.3f})" for rho, low, high in ends)
     return (
@@ -239,7 +246,8 @@ def _in_words(searches: Sequence[SearchedNet]) -> str:
 def of_ranks(searches: Sequence[SearchedNet]) -> tuple[Ends, list[float], str]:
     """Return the rank correlation of accuracy with the loss before training, over networks.
 
-    First the ends of its 95 % interval, then the correlation, then a sentence.
+    searches: the trained networks of each seed. Returns the ends of its 95 % interval, the
+    correlation in a list, and a sentence.
     """
     rho, low, high = correlations(searches, "first")
     return (low, high), [rho], _in_words(searches)
@@ -248,8 +256,8 @@ def of_ranks(searches: Sequence[SearchedNet]) -> tuple[Ends, list[float], str]:
 def of_control(searches: Sequence[SearchedNet]) -> tuple[Ends, list[float], str]:
     """Return the rank correlation of accuracy with the loss after one epoch, over networks.
 
-    It is the control: a loss that must predict the accuracy. First the ends of its 95 % interval,
-    then the correlation, then a sentence.
+    It is the control: a loss that must predict the accuracy. searches: the trained networks of each
+    seed. Returns the ends of its 95 % interval, the correlation in a list, and a sentence.
     """
     rho, low, high = correlations(searches, "epoch")
     return (low, high), [rho], _in_words(searches)
@@ -265,7 +273,7 @@ def judged(
 
     Subnetworks of an MLP are selected by their loss before training, then trained on Fashion-MNIST.
     figure: the networks of all seeds -> ends of an interval over networks (None: over seeds), the
-    values, and a sentence.
+    values, and a sentence. Densities are shares of the hidden units that stay.
     """
     arms, first, other_densities = [Arm("", None)], DENSITIES[:1], DENSITIES[1:]
     first_sheet = each(arms, seeds, cell, report, tasks=first, describe=_said)

@@ -153,7 +153,11 @@ def model_side(
 
 
 def worst_gain(extraction: Cell) -> float:
-    """Return the loss under a text's own mask less that under a random one, the largest."""
+    """Return the loss under a text's own mask minus that under a random one, for the worst text.
+
+    extraction: result of `_extracted`. In nats per token; below 0 a text's own mask is better for
+    each.
+    """
     return max(
         text_losses["own mask"] - text_losses["random mask"]
         for text_losses in extraction["losses"].values()

@@ -187,7 +187,10 @@ def classical(size: Size) -> list[dict[str, Any]]:
 
 
 def file(pixels: Array, form: str, quality: int) -> bytes:
-    """Return the bytes of a picture file.  form: "JPEG", "WEBP" or "AVIF"; quality: 0 to 100."""
+    """Return the bytes of a picture file.
+
+    pixels: (H, W, 3) of 8 bits; form: "JPEG", "WEBP" or "AVIF"; quality: 0 to 100.
+    """
     buffer = io.BytesIO()
     options = {"JPEG": {"optimize": True}, "WEBP": {"method": 6}, "AVIF": {"speed": 4}}[form]
     Image.fromarray(pixels).save(buffer, form, quality=quality, **options)
@@ -195,9 +198,10 @@ def file(pixels: Array, form: str, quality: int) -> bytes:
 
 
 def row(codec: str, payload: float, file_bits: float, quality: str) -> dict[str, Any]:
-    """Return a row of the table.
+    """Return a row of the table of codecs.
 
-    payload: bits per pixel without a header; file_bits: with it; quality: PSNR as text.
+    codec: its name; payload: bits per pixel without a header; file_bits: with it; quality: PSNR as
+    text.
     """
     names = "codec", "bits per pixel", "of a file of one picture", "PSNR"
     return dict(zip(names, (codec, f"{payload:.2f}", f"{file_bits:.2f}", quality), strict=True))

@@ -114,7 +114,10 @@ def fitted(arm: str, task: str, rate: float, seed: int, **options: Any) -> nn.Mo
 
 
 def inputs(arm: str, task: str, seed: int) -> dict[str, Any]:
-    """Return what a run's stored result depends on.  arm: key of METHODS; task: one of TARGETS."""
+    """Return what a run's stored result depends on.
+
+    arm: key of METHODS; task: one of TARGETS; seed: of the training.
+    """
     return {
         "arm": arm,
         "method": repr(METHODS[arm]),
@@ -128,7 +131,8 @@ def inputs(arm: str, task: str, seed: int) -> dict[str, Any]:
 def tried(arm: str, task: str, rate: float) -> float:
     """Return a method's accuracy on validation pictures of a task at a learning rate, 0 to 1.
 
-    Stored and read if it was computed before.
+    arm: key of METHODS; task: one of TARGETS; rate: learning rate. Stored and read if it was
+    computed before.
     """
 
     def run() -> float:
@@ -154,12 +158,15 @@ def train(arm: str, task: str, seed: int) -> task_tracks.Track:
     lr = {rate.arm: rate.rate for rate in rates()}[arm]
 
     def run() -> dict[str, list[float]]:
-        """Train and record both curves."""
+        """Train on the new task; return its accuracy and the old one's every 20 steps."""
         track, old = task_tracks.Track(), probe()
         x, y = pictures(task).test.tensors
 
         def look(model: nn.Module, step: int, steps: int) -> None:
-            """Record accuracy on the new and the old task, at every EVERY-th of `steps` steps."""
+            """Record accuracy on the new and the old task, at every EVERY-th of `steps` steps.
+
+            model: in training, and left so; step: number of this step.
+            """
             # the whole curve: new task and old, every 20 steps
             if step % EVERY == 0 or step == steps:
                 model.eval()

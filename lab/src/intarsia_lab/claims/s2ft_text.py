@@ -108,7 +108,7 @@ def inputs(arm: str, seed: int, rate: float) -> dict[str, Any]:
 def tried(arm: str, rate: float) -> float:
     """Return a method's accuracy on validation glosses at a learning rate, 0 to 1.
 
-    Stored and read if it was computed before.
+    arm: key of METHODS; rate: learning rate. Stored and read if it was computed before.
     """
 
     def run() -> float:
@@ -134,11 +134,14 @@ def train(arm: str, seed: int) -> dict[str, Track]:
     lr = {rate.arm: rate.rate for rate in rates()}[arm]
 
     def run() -> dict[str, list[float]]:
-        """Train and record the curves."""
+        """Train on glosses; return the accuracy and minus the loss of each old text, by step."""
         data, curves = glosses(), {name: list[float]() for name in ("target", *HELD)}
 
         def look(model: nn.Module, step: int, steps: int) -> None:
-            """Record scores on the new and on the old texts, at every EVERY-th of `steps` steps."""
+            """Record scores on the new and on the old texts, at every EVERY-th of `steps` steps.
+
+            model: in training, and left so; step: number of this step.
+            """
             if step % EVERY == 0 or step == steps:
                 curves["target"].append(float(scores(model, data.test).accuracy))
                 # minus the loss, so that more is better, as for the target

@@ -28,7 +28,10 @@ ABLATIONS = {
 
 
 def layers_of(name: str) -> tuple[LayerShape, ...]:
-    """Return the layers' shapes of a model of timm, for batches of 64 pictures of 224 px."""
+    """Return the layers' shapes of a network, for batches of 64 pictures of 224 px.
+
+    name: of the network in timm; no weight is made.
+    """
     with torch.device("meta"):
         model, picture = timm.create_model(name), torch.empty(1, 3, SIDE, SIDE)
     return layer_shapes(model, picture, batch=BATCH)
@@ -52,10 +55,11 @@ def grid() -> Iterator[dict[str, Any]]:
 
 
 def speed(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return how far 2:8's speedups lie outside of 1.6 to 2.0, the larger of both networks.
+    """Return how far the speedups of 2:8 training lie outside of 1.6 to 2.0, by network.
 
-    SAT is an accelerator for N:M sparse training; the speedup over dense training is counted by a
-    model of its cycles, so that seeds change nothing.
+    2:8 keeps 2 of every 8 weights. SAT is an accelerator for such training; the speedup over dense
+    training is counted by a model of its cycles, so that seeds change nothing. The larger distance
+    is judged.
     """
     rows = list(grid())
     times = [row["both"] for row in rows if row["pattern"] == MAIN]

@@ -36,9 +36,10 @@ ByKind = Mapping[str, Mapping[str, Cell]]
 def cells(kind: str, seed: int, report: Report) -> dict[str, Cell]:
     """Make a mixture forget one kind of text in several ways; return each way's result.
 
-    Ways: train the expert with the highest affinity to the text, with and without the anchor that
-    keeps the router; the expert with the highest lift; all weights, at a tenth of the rate; and
-    four random experts in the layer of each attributed one. kind: of the text to forget.
+    Ways: train the expert to which the router sends most of the text ("affinity"), with and without
+    an anchor that keeps the router so; the expert that has more of this text than of others
+    ("lift"); all weights, at a tenth of the rate; and four random experts in the layer of either
+    expert. kind: of the text to forget.
     """
     by_arm: dict[str, Cell] = {}
     first = _cell(kind, seed, TOP, report)
@@ -74,7 +75,7 @@ def _cell(
     }
 
     def run() -> Cell:
-        """Unlearn, and interpolate the damage at equal forgetting."""
+        """Unlearn one kind of text; return the damage to other texts at equal forgetting."""
         with threads(1):
             out = _run(kind, seed, arm, site, report)
         # at equal forgetting: ways that forget at unlike speeds can be compared
@@ -157,17 +158,20 @@ def damage(cell: Cell, target: float = 1.0) -> float:
     """Return the rise of the other texts' loss where the forgotten one's has risen by `target`.
 
     In nats per token; NEVER if it has not risen so far.
+
+    cell: result of one unlearning, see `_cell`.
     """
     value = cell["damage"][str(target)]
     return NEVER if value is None else float(value)
 
 
 def against_random(by_arm: Mapping[str, Cell], attributed: str) -> float:
-    """Return the damage of an attributed expert over the mean of random ones, the larger ratio.
+    """Return the damage of the chosen expert over the mean of random ones, the larger ratio.
 
-    The ratio is taken at two amounts of forgetting. by_arm: results of a seed and kind of text;
-    attributed: the way whose expert it is. Random experts are of the same layer; those that never
-    forget so far are left out, and the ratio is 1 where all are.
+    Damage is the rise of the other texts' loss where the forgotten one's has risen by a given
+    amount; the ratio is taken at two amounts. by_arm: results of a seed and kind of text;
+    attributed: the way whose expert it is, TOP or LIFT. Random experts are of the same layer; those
+    that never forget so far are left out, and the ratio is 1 where all are.
     """
     ratios: list[float] = []
     for target in TARGETS:
@@ -237,7 +241,10 @@ def _mean_row(seed: int, kind: str, attributed: str, rivals: list[Cell]) -> dict
 
 
 def _share(by_arm: Mapping[str, Cell], arm: str) -> float:
-    """Return by how much the trained expert's share of the text's router probability has risen."""
+    """Return by how much the trained expert's share of the text's router probability has risen.
+
+    by_arm: results of a kind of text, by way; arm: the way, a key of it.
+    """
     # the anchor keeps the expert in charge of the text, which this shows
     before, after = by_arm[arm]["share"]
     return after - before

@@ -151,7 +151,8 @@ def _right(model: torch.nn.Module, question_rows: QuestionRows) -> float:
 def _at_random(model: torch.nn.Module, question_rows: QuestionRows, seed: int) -> float:
     """Return the share of right answers with local vectors drawn at random, 0 to 1.
 
-    model: trained to choose them by the question; its choice is replaced and put back.
+    model: trained to choose them by the question; its choice is replaced here and put back;
+    question_rows: the test.
     """
     view: Any = tiled_view(model)
     draws = torch.Generator().manual_seed(seed)
@@ -193,13 +194,17 @@ def enough(by_arm: Mapping[str, Cell]) -> float:
     """Return the share of right answers with a chosen quarter minus that with all local vectors.
 
     It is at most by how much the reader of all vectors is above chance, minus 0.3: a reader that
-    answers nothing cannot show that a quarter is enough.
+    answers nothing cannot show that a quarter is enough. by_arm: results of one seed by key of
+    ARMS, see `_run`.
     """
     return min(by_arm[OURS]["right"] - by_arm[EVERY]["right"], above_chance(by_arm) - READS_AT)
 
 
 def _rows(seed: int, by_arm: Mapping[str, Cell]) -> Iterator[dict[str, Any]]:
-    """Yield a table row for each arm of a seed, and one with local vectors drawn at random."""
+    """Yield a table row for each arm of a seed, and one with local vectors drawn at random.
+
+    by_arm: results by key of ARMS, see `_run`.
+    """
     for arm, result in by_arm.items():
         row = {"seed": seed, "arm": arm, "local vectors": f"{result['local']:.0f}"}
         yield row | {"right": f"{result['right']:.3f}", "on train": f"{result['train']:.3f}"}

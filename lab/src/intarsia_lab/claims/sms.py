@@ -62,7 +62,10 @@ class DenseNets:
         self.dense: dict[int, dict[str, Tensor]] = {}
 
     def start(self, seed: int) -> nn.Module:
-        """Return the dense ResNet of a seed, trained on Fashion-MNIST the first time."""
+        """Return the dense thin ResNet-8 of a seed, trained on Fashion-MNIST the first time.
+
+        A fresh copy each time, since the caller prunes it.
+        """
         model = thin_resnets.resnet(seed)
         if seed not in self.dense:
             options: Any = {

@@ -81,9 +81,11 @@ class Filters(Gradual):
 
 @lru_cache
 def pictures(name: str) -> tuple[Tensor, Tensor, Any, Any, int]:
-    """Return a set's pixels as Lite0 reads them, labels, training pool, test part, classes.
+    """Return a picture set: pixels, labels, indices for training, indices for test, classes.
 
-    The parts are the same for all seeds.
+    name: of the set. Pixels are (n, 3, 112, 112), -1 to 1, as EfficientNet-Lite0 reads them;
+    training pictures are drawn from the first indices; the last number is that of the classes. The
+    parts are the same for all seeds.
     """
     data_set = sets.load(name)
     labels: Any = np.asarray(data_set.labels)
@@ -101,9 +103,9 @@ def pictures(name: str) -> tuple[Tensor, Tensor, Any, Any, int]:
 
 
 def parts(name: str, seed: int, part: str = "test") -> tuple[TensorDataset, TensorDataset]:
-    """Return training pictures, drawn by the seed, and those of a part.
+    """Return a set's training pictures, drawn by the seed, and the pictures of a part.
 
-    part: "test", or "val" for those of the pool that were not drawn.
+    name: of the set; part: "test", or "val" for those that were not drawn, which choose rates.
     """
     pixels, labels, pool, test, _ = pictures(name)
     split: Any = train_test_split(

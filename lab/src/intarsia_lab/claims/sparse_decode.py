@@ -62,7 +62,7 @@ def packed(model: nn.Module, form: Any, layers: Sequence[str] | None = None) -> 
 def ours(model: nn.Module, ids: Tensor) -> list[float]:
     """Return CPU seconds of each token after the first, by this library's `generate`.
 
-    ids: (1, T), the prompt.
+    model: SmolLM2 in some form; ids: (1, T), the prompt.
     """
     clock: list[float] = []
     generate(model, ids, TOKENS + 1, on_token=lambda _: clock.append(time.process_time()))
@@ -72,7 +72,7 @@ def ours(model: nn.Module, ids: Tensor) -> list[float]:
 def transformers_own(model: nn.Module, ids: Tensor) -> list[float]:
     """Return CPU seconds of a token by transformers' own `generate`, one mean of 16 tokens.
 
-    ids: (1, T), the prompt.
+    model: SmolLM2 in some form; ids: (1, T), the prompt.
     """
     clock = time.process_time()
     # two lengths: their difference has no prompt in it

@@ -50,7 +50,10 @@ class CountedDSnoT(DSnoT):
         return "dsnot"
 
     def swapped(self, weight: Tensor, mask: Tensor, statistics: Statistics) -> Swapped:
-        """Return the swaps, whose sums are noted."""
+        """Return DSnoT's swaps of one layer, whose errors before and after are added to SUMS.
+
+        weight: (out, in); mask: True = kept; statistics: of the layer's inputs.
+        """
         swaps = super().swapped(weight, mask, statistics)
         # the sums that swaps bring to 0 are counted beside the loss: a layer's own error
         SUMS[0] += swaps.before
@@ -130,7 +133,7 @@ def ran(names: Sequence[str], densities: Sequence[float], seeds: Any, report: Re
 def table(sheet: Any, densities: Sequence[float], seeds: Sequence[int]) -> list[dict[str, Any]]:
     """Return perplexity, the mean over draws, by text, density and arm, with CPU seconds.
 
-    sheet: scores by arm, (text, density) and seed.
+    sheet: scores by arm, (text, density) and seed; densities: of the columns.
     """
     rows: list[dict[str, Any]] = []
     for text in TEXTS:

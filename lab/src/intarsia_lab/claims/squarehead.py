@@ -135,7 +135,10 @@ def loss(model: nn.Module, rows: Any) -> float:
 
 
 def small() -> tuple[nn.Module, Any, Any]:
-    """Train a small model of bytes on Austen's novels; return it, training rows and test rows."""
+    """Train a small language model of bytes on Austen's novels.
+
+    Returns the model, rows for training it further, and held-out rows.
+    """
     text = corpora.read("austen", lambda _: None).encode()
     count = HELD_OUT + (DENSE_STEPS + STEPS) * BATCH
     ids = torch.tensor(list(text[: count * LENGTH])).view(-1, LENGTH)
@@ -146,7 +149,10 @@ def small() -> tuple[nn.Module, Any, Any]:
 
 
 def smollm2() -> tuple[nn.Module, Any, Any]:
-    """Fine-tune SmolLM2 on WordNet's definitions; return it, training rows and test rows."""
+    """Fine-tune SmolLM2 on WordNet's definitions.
+
+    Returns the model, rows for training it further, and held-out rows.
+    """
     model, tokenizer = language_model("smollm2", progress=lambda _: None)
     rows = STEPS * BATCH
     loaded = load_texts(

@@ -133,7 +133,7 @@ def train(name: str, experts: int, seed: int) -> PictureScores:
     router = ROUTERS[name](experts)
 
     def run() -> dict[str, float]:
-        """Train and score."""
+        """Train the ViT-S with this router; return its scores on the test pictures."""
         data = tails.pictures(SET, FIRST, TEST)
         # equal parts of one MLP: more experts are no more weights
         model = with_experts(tails.tail(data.classes, FIRST, seed), router, seed)
@@ -222,7 +222,10 @@ SETTING = (
 
 
 def rows_of(sheet: Runs) -> list[dict[str, Any]]:
-    """Return a table row for each number of experts and router."""
+    """Return a table row for each number of experts and router.
+
+    sheet: the scores of all runs.
+    """
     rows: list[dict[str, Any]] = []
     for i, experts in enumerate(sheet.tasks):
         for name in sheet.arms:

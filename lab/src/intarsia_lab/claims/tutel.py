@@ -147,9 +147,10 @@ def times_as_fast(
 def _seconds(
     product: Callable[[Tensor, Routing, int], Tensor], x: Tensor, routing: Routing, places: int
 ) -> float:
-    """Return the median seconds of seven calls of `product`.
+    """Return the median seconds of seven calls of a product.
 
-    x: (tokens, width); places: tokens that an expert has room for.
+    product: `one_hot` or `tables`; x: (tokens, width); routing: experts and weights of each token;
+    places: tokens that an expert has room for.
     """
     durations: list[float] = []
     for _ in range(7):

@@ -167,7 +167,7 @@ def _rows(seed: int, by_arm: Mapping[str, Cell]) -> Iterator[dict[str, Any]]:
 
 
 def note() -> str:
-    """Return the sentences on data and setting below the table."""
+    """Return the sentences on data and setting below the table of results."""
     late = [q.answer for q in questions()[1] if q.modality == "image"]
     commonest = max(map(late.count, set(late))) / len(late)
     return (

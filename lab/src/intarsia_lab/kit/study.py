@@ -176,7 +176,7 @@ class Study:
     def _undecided(self, result: Result) -> str:
         """Return why a claim is not decided, and how many seeds would decide it, in a sentence.
 
-        The count assumes that more values have the mean and spread of these.
+        result: of its run. The count assumes that more values have the mean and spread of these.
         """
         low, high = result.interval
         if not math.isfinite(low):
@@ -199,7 +199,7 @@ class Study:
     def power(self, result: Result) -> str:
         """Return a sentence on how many seeds would show the paper's own effect, by a run's spread.
 
-        "" where the effect is not known, or a single value has no spread.
+        result: of the run. "" where the effect is not known, or a single value has no spread.
         """
         if not isinstance(self.effect, Effect) or len(result.values) < 2:
             return ""

@@ -139,8 +139,8 @@ def _survives(model: PeftModel, names: list[str]) -> bool:
 def beside(first_card: Card, second_card: Card) -> str:
     """Try two adapters in one model, both active: do they train, save and load?
 
-    Returns "yes" if they can be in the same blocks, "blocks" if they must be in different ones,
-    "no" otherwise.
+    first_card, second_card: their registered descriptions. Returns "yes" if they can be in the same
+    blocks, "blocks" if they must be in different ones, "no" otherwise.
     """
     # first in all blocks, then each in a block of its own
     for places in ((None, None), ((0,), (1,))):
@@ -194,7 +194,10 @@ def after(first: Card, then: Card) -> str:
 
 
 def sums(first_card: Card, second_card: Card) -> bool:
-    """Test that the mean of two adapters changes the weights by the mean of their changes."""
+    """Test that the mean of two adapters changes the weights by the mean of their changes.
+
+    first_card, second_card: registered descriptions of the adapters.
+    """
     try:
         model: Any = adapt(vit(), tiny(first_card), name="one", head=None)
         model = adapt(model, tiny(second_card), name="two", head=None)

@@ -141,7 +141,10 @@ def _bar(kind: str, word: str, x: float, low: float, high: float, y: float) -> I
 
 
 def _mark(word: str, x: float, y: float) -> str:
-    """Return the mark of a verdict, which no two share: colours alone are not for everybody."""
+    """Return the mark of a verdict, which no two share: colours alone are not for everybody.
+
+    word: the verdict; x, y: middle of the mark in pixels.
+    """
     if word == "holds":
         return f'<circle class="mark" cx="{x:.1f}" cy="{y:g}" r="4"/>'
     if word == "fails":

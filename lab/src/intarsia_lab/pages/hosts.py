@@ -34,9 +34,9 @@ def said(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def one_step(model: nn.Module, batch: Batch) -> None:
-    """Take one optimiser step (AdamW) on the trainable parameters; the loss is the outputs' square.
+    """Take one optimiser step (AdamW) on the trainable parameters of a model.
 
-    batch: inputs by name.
+    The loss is the mean square of the outputs. batch: inputs by name.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, 1e-2)

@@ -114,7 +114,10 @@ def _type_name(annotation: object) -> str:
 
 
 def index_text(entries_by_key: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the index as JSON text, one field a line, so that changes can be read and merged."""
+    """Return the index as JSON text, one field a line, so that changes can be read and merged.
+
+    entries_by_key: description of each method, see `entry`.
+    """
     cards = (
         f" {json.dumps(key)}: {{\n"
         + ",\n".join(

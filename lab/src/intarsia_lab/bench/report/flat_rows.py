@@ -31,7 +31,10 @@ COLUMNS = {name: OTHER.get(name, "string") for name in NAMES.split()}
 
 
 def tidy(result: RunResult) -> dict[str, Any]:
-    """Return a result as a flat row with a value for each of COLUMNS; None where it has none."""
+    """Return a result as a flat row with a value for each of COLUMNS; None where it has none.
+
+    result: of a run. Settings become JSON text.
+    """
     task, method, setup, outcome = result.task, result.method, result.setup, result.outcome
     row = {
         "suite": task.suite,

@@ -59,7 +59,10 @@ def report_of(
 
 
 def _heading(summary: Summary) -> str:
-    """Return the page's heading: how many methods, and which suites."""
+    """Return the page's heading: how many methods, and which suites.
+
+    summary: statistics of all results.
+    """
     suites = list(dict.fromkeys(findings.sheet.title.suite for findings in summary.findings))
     methods = {method.name for findings in summary.findings for method in findings.sheet.arms}
     return f"{capital(numbers.plural(len(methods), 'method'))} on {joined(suites)}"
@@ -172,13 +175,19 @@ def _against(i: int, findings: Findings, tail: str) -> list[Section]:
 
 
 def _failures(summary: Summary) -> Table:
-    """Return a row for each run that failed, with the first line of its error."""
+    """Return the table of failed runs, with the first line of each error.
+
+    summary: statistics of all results.
+    """
     rows = [_failure(result) for result in summary.failed]
     return plain("", ["Method", "Task", "Seed", "Protocol, backbone", "Error"], rows, words=5)
 
 
 def _failure(result: RunResult) -> list[object]:
-    """Return the row of a failed run in the table of errors, with the first line of its error."""
+    """Return the row of a failed run in the table of errors, with the first line of its error.
+
+    result: of the run; the whole error is there, hidden.
+    """
     error = result.outcome.error if isinstance(result.outcome, Failed) else ""
     line = first_line(error)
     setup = result.setup

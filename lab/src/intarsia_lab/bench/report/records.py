@@ -182,7 +182,8 @@ _STATUS: dict[type, str] = {Done: "done", Failed: "failed"}
 def append(path: Path | str, result: RunResult) -> None:
     """Append a result to results.jsonl; the line is on disk when this returns.
 
-    Only one process may write at a time. The rest of a line that a killed process left is removed.
+    path: of the file. Only one process may write at a time. The rest of a line that a killed
+    process left is removed.
 
     Raises: TrainingError if the disk is full or the file cannot be written.
     """

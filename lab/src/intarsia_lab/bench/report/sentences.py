@@ -53,7 +53,7 @@ def sentences(findings: Findings) -> list[str]:
 def _leaders(findings: Findings) -> list[str]:
     """Return a sentence on the method with the largest mean, by group mean and by task mean.
 
-    No sentence for fewer than two methods with all tasks.
+    findings: statistics of a sheet. No sentence for fewer than two methods with all tasks.
     """
     rows = [row for row in findings.rows if row.shared is not None]
     if len(rows) < 2:
@@ -76,8 +76,8 @@ def _leaders(findings: Findings) -> list[str]:
 def _against(findings: Findings) -> list[str]:
     """Return a sentence on the methods that differ significantly from the baseline.
 
-    By Wilcoxon's test across tasks, corrected for the number of methods. No sentence without a
-    baseline.
+    By Wilcoxon's test across tasks, corrected for the number of methods. findings: statistics of a
+    sheet. No sentence without a baseline.
     """
     base = findings.baseline
     if base is None:
@@ -105,7 +105,10 @@ def _gain(row: MethodRow) -> str:
 
 
 def _ranks(findings: Findings) -> list[str]:
-    """Return a sentence on Friedman's test of equal ranks; none if it was not computed."""
+    """Return a sentence on Friedman's test of equal ranks; none if it was not computed.
+
+    findings: statistics of a sheet.
+    """
     ranking = findings.ranking
     if ranking is None:
         return []
@@ -160,7 +163,10 @@ def notes(findings: Findings) -> list[str]:
 
 
 def _lengths(sheet: SuiteSheet) -> list[str]:
-    """Return a sentence on the usual number of epochs and on the methods that had others."""
+    """Return a sentence on the usual number of epochs and on the methods that had others.
+
+    sheet: the results of one suite, backbone and protocol.
+    """
     trained = epochs_of(sheet)
     if not trained:
         return []
@@ -181,6 +187,8 @@ def _origins(sheet: SuiteSheet) -> list[str]:
 
     Settings that a method chose by itself, test pictures that were trained on, methods that saw
     different pictures, and results of several versions of the source.
+
+    sheet: the results of one suite, backbone and protocol.
     """
     choices: dict[str, set[str]] = {}
     twins: dict[str, int] = {}

@@ -195,7 +195,10 @@ def find(methods: Iterable[MethodName], name: str) -> MethodName:
 
 
 def gaps(sheet: SuiteSheet) -> list[str]:
-    """Return a sentence for each method that lacks results: which ones, and why."""
+    """Return a sentence for each method that lacks results: on which tasks and seeds, and why.
+
+    sheet: the results of one suite, backbone and protocol.
+    """
     lines: list[str] = []
     for method, begun, row in zip(sheet.arms, sheet.begun, sheet.accuracy, strict=True):
         reasons: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
@@ -223,7 +226,10 @@ def _why(result: RunResult | None) -> str:
 
 
 def _cells(task: str, seeds: Sequence[int], begun: np.ndarray) -> str:
-    """Return a task, with the seeds that lack a result if others have one."""
+    """Return a task in words, with the seeds that lack a result if others have one.
+
+    begun: (seeds,) bool, those of the method.
+    """
     if len(seeds) == begun.sum():
         return task
     return f"{task} (seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))})"

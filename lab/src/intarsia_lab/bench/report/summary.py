@@ -186,7 +186,8 @@ def _row(sheet: SuiteSheet, number: int, base: MethodName | None) -> MethodRow:
 def means_of(sheet: SuiteSheet, number: int, tasks: np.ndarray) -> Means:
     """Return a method's means over some tasks, all of them complete.
 
-    number: index of the method; tasks: (tasks,) bool.
+    sheet: results of one suite, backbone and protocol; number: index of the method; tasks: (tasks,)
+    bool.
     """
     accuracy = sheet.accuracy[number]
     names = [task.group for task, included in zip(sheet.tasks, tasks, strict=True) if included]
@@ -216,7 +217,8 @@ def _every(scores: np.ndarray) -> bool:
 def _costs(sheet: SuiteSheet, number: int, tasks: np.ndarray) -> MeanCosts | None:
     """Return a method's costs: means over tasks of the means over seeds.
 
-    number: index of the method; tasks: (tasks,) bool, those to count. None without tasks.
+    sheet: results of one suite, backbone and protocol; number: index of the method; tasks: (tasks,)
+    bool, those to count. None without tasks.
     """
 
     def mean(name: str) -> float | None:
@@ -236,7 +238,8 @@ def _costs(sheet: SuiteSheet, number: int, tasks: np.ndarray) -> MeanCosts | Non
 def trials_of(sheet: SuiteSheet) -> set[int]:
     """Return the numbers of runs among which settings were chosen; 0 = they were set by hand.
 
-    More than one number means that methods were tuned unequally.
+    More than one number means that methods were tuned unequally. sheet: the results of one suite,
+    backbone and protocol.
     """
     done = (result for result in sheet.results.values() if isinstance(result.outcome, Done))
     return {result.setup.tried for result in done}
@@ -246,7 +249,7 @@ def _ranks(sheet: SuiteSheet) -> tuple[list[float | None], statistics.Ranking | 
     """Return each method's average rank over the shared tasks, and Friedman's test of the ranks.
 
     A method without a complete task has no rank, and none has one where settings were chosen among
-    more runs for one method than for another.
+    more runs for one method than for another. sheet: results of one suite, backbone and protocol.
     """
     # who tried more settings would rank higher by chance
     if len(trials_of(sheet)) > 1:

@@ -87,7 +87,10 @@ def difference_table(findings: Findings) -> Table | None:
 
 
 def _interval_meaning(sheet: SuiteSheet) -> str:
-    """Return the sentence on how intervals of differences were computed."""
+    """Return the sentence on how intervals of differences were computed.
+
+    sheet: results, whose number of tasks decides it.
+    """
     if len(sheet.tasks) == 1:
         return "Over the task's test pictures and the seeds together"
     return (
@@ -97,7 +100,10 @@ def _interval_meaning(sheet: SuiteSheet) -> str:
 
 
 def _missing(findings: Findings) -> list[str]:
-    """Return sentences on why a difference on a single task has no interval."""
+    """Return sentences on why a difference on a single task has no interval; none if it has one.
+
+    findings: statistics of a sheet.
+    """
     sheet, base = findings.sheet, findings.baseline
     if base is None or len(sheet.tasks) > 1:
         return []
@@ -142,7 +148,7 @@ def tasks_table(findings: Findings) -> Table:
 def mean_of(sheet: SuiteSheet, method: MethodName, tasks: np.ndarray) -> Spread | None:
     """Return a method's mean accuracy over some tasks; None unless all are complete.
 
-    tasks: (tasks,) bool.
+    sheet: results of one suite, backbone and protocol; tasks: (tasks,) bool.
     """
     number = sheet.arms.index(method)
     # a mean over other tasks than the others' would look comparable
@@ -152,7 +158,10 @@ def mean_of(sheet: SuiteSheet, method: MethodName, tasks: np.ndarray) -> Spread 
 
 
 def tables_of(findings: Findings) -> list[tuple[str, Table]]:
-    """Return all tables of a sheet that exist, with their titles."""
+    """Return all tables of a sheet that exist, with their titles.
+
+    findings: statistics of the sheet.
+    """
     titled = [
         ("Results", results_table(findings)),
         ("Differences", difference_table(findings)),
