@@ -92,10 +92,7 @@ def _piloted(
     errors: list[str] = []
 
     def done(end: TrialEnd) -> None:
-        """Store the seconds and bytes of a finished short run, or its error.
-
-        end: of the run: its trial, and its result or error.
-        """
+        """Store a short run's seconds and bytes, or its error.  end: trial, and result or error."""
         if end.result is None:
             errors.append(f"{end.trial.name}: {end.error}")
         else:

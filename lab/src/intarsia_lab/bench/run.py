@@ -142,10 +142,7 @@ def _finish(
     place_of = {key: place for place, (key, *_) in finals.items()}
 
     def keep(key: str, outcome: records.Done | records.Failed, origin: records.Origin) -> None:
-        """Append the outcome of a run to the file.
-
-        key: digest of its settings; outcome: scores or error; origin: the machine and the versions.
-        """
+        """Append an outcome to the file.  key: of its settings; origin: machine and versions."""
         place = place_of[key]
         folder, task, name = _folder(place, key).as_posix(), place.task, place.arm.name
         task_id = records.TaskName(plan.suite.name, task.group, task.name, task.synthetic)
@@ -171,10 +168,7 @@ def _finish(
         report(f"{len(places) - missing} of {len(places)} runs are there already.")
 
     def done(end: TrialEnd) -> None:
-        """Record a run that has ended, by its scores or its error.
-
-        end: its trial, and its result or error.
-        """
+        """Record a run that has ended.  end: its trial, and its result or error."""
         key = str(end.trial.inputs["key"])
         if end.result is None:
             keep(key, records.Failed(end.error), records.Origin())
