@@ -209,8 +209,8 @@ def judge_again(folder: Path) -> dict[str, tuple[str, Verdict]]:
 def verdict_of(study: Study, record: Record) -> Verdict:
     """Return the verdict on a stored result by its claim's rule of today.
 
-    Where the target has changed since the run, the figure is held against today's, which comes from
-    the paper; but a target that was set after a run cannot make it hold if it missed the one
+    Where the target has changed since the run, the figure is compared with today's, which comes
+    from the paper; but a target that was set after a run cannot make it hold if it missed the one
     before. A record whose figure had to lie on another side of its target judged another question,
     and is void.
     """

@@ -54,7 +54,7 @@ def timed(seed: int) -> tuple[dict[str, tuple[float, int]], float]:
 def _row(seed: int) -> dict[str, str]:
     """Return one seed's row: time and bytes a second of each kernel.
 
-    The floor is how fast memory can be read.
+    Bytes a second are also given as a share of the fastest that memory can be read.
     """
     timings, floor = timed(seed)
     row = {"seed": str(seed), "read GB/s": f"{floor / 1e9:.1f}"}

@@ -142,10 +142,10 @@ def parents(texts: TextKinds, seed: int, steps: int) -> tuple[nn.Module, nn.Modu
 
 
 def merging(seeds: Sequence[int], report: Report, *, steps: int = PARENT) -> Result:
-    """Return the loss of two merged mixtures over their own mean loss, after as many more steps.
+    """Return the loss of a merged mixture over its two parents' mean loss, by seed.
 
-    The merged model has the experts of both. steps: of each parent's training. By seed; losses are
-    of test rows, in nats per token.
+    The merged model has the experts of both; all three learn as many steps more before they are
+    compared. steps: of each parent's training. Losses are of test rows, in nats per token.
     """
 
     def run(seed: int) -> dict[str, Further]:

@@ -32,8 +32,8 @@ def looks(findings: Findings) -> list[Look]:
 def by_cost(findings: Findings, number: int, cost: str) -> Figure | None:
     """Draw accuracy over the shared tasks against a cost; None if fewer than two methods have it.
 
-    findings: statistics of a sheet; number: of the sheet; cost: "trained" (parameters, with head)
-    or "seconds" of training.
+    findings: statistics of a sheet (one suite, model and protocol); number: of the sheet; cost:
+    "trained" (parameters, with head) or "seconds" of training.
     """
     points = points_of(findings, number, cost)
     if not points:
@@ -49,7 +49,8 @@ def points_of(findings: Findings, number: int, cost: str) -> list[charts.Points]
     """Return the points of each method for the figure of accuracy against cost.
 
     For both kinds of mean over tasks; [] if fewer than two methods have the cost. findings:
-    statistics of a sheet; number: of the sheet; cost: attribute of a result.
+    statistics of a sheet (one suite, model and protocol); number: of the sheet; cost: attribute of
+    a result.
     """
     rows = [(i, row) for i, row in enumerate(findings.rows) if row.shared and row.costs]
     if len(rows) < 2:
@@ -67,9 +68,9 @@ def _points(
 ) -> charts.Points:
     """Return a method's points in the figure of accuracy against cost, one for each seed.
 
-    findings: statistics of a sheet; row: of the method; look: colour and marker; cost: attribute of
-    a result, as "seconds"; conditions: choices on the page for which it is visible, of which the
-    last is the kind of mean, "group" or "task".
+    findings: statistics of a sheet (one suite, model and protocol); row: of the method; look:
+    colour and marker; cost: attribute of a result, as "seconds"; conditions: choices on the page
+    for which it is visible, of which the last is the kind of mean, "group" or "task".
     """
     *_, mean = conditions.values()
     sheet, number = findings.sheet, findings.sheet.arms.index(row.method)
@@ -103,8 +104,9 @@ def heat(
 ) -> tuple[list[Figure], Panels]:
     """Draw the map of tasks by methods: accuracies, and differences to the baseline.
 
-    findings: statistics of a sheet; number: of the sheet; show: describes a run for the page.
-    Returns a figure for each mode, and what a click on a cell displays of its runs.
+    findings: statistics of a sheet (one suite, model and protocol); number: of the sheet; show:
+    describes a run for the page. Returns a figure for each mode, and what a click on a cell
+    displays of its runs.
     """
     rows = _lines(findings)
     methods = [row.method for row in findings.rows]
@@ -149,9 +151,9 @@ def _cells(
 ) -> heat_maps.HeatMap:
     """Return the heat map of one mode, "differences" or "shares".
 
-    findings: statistics of a sheet; rows: (name, is a mean, spread of each method, task); shares:
-    (rows, methods), accuracy 0 to 1; places: (row, method) -> index of a panel; panels: title and
-    runs. An incomplete task has a reason in its cell.
+    findings: statistics of a sheet (one suite, model and protocol); rows: (name, is a mean, spread
+    of each method, task); shares: (rows, methods), accuracy 0 to 1; places: (row, method) -> index
+    of a panel; panels: title and runs. An incomplete task has a reason in its cell.
     """
     methods = [row.method for row in findings.rows]
     points = 100 * shares

@@ -53,7 +53,8 @@ def sentences(findings: Findings) -> list[str]:
 def _leaders(findings: Findings) -> list[str]:
     """Return a sentence on the method with the largest mean, by group mean and by task mean.
 
-    findings: statistics of a sheet. No sentence for fewer than two methods with all tasks.
+    findings: statistics of a sheet (one suite, model and protocol). No sentence for fewer than two
+    methods with all tasks.
     """
     rows = [row for row in findings.rows if row.shared is not None]
     if len(rows) < 2:
@@ -77,7 +78,7 @@ def _against(findings: Findings) -> list[str]:
     """Return a sentence on the methods that differ significantly from the baseline.
 
     By Wilcoxon's test across tasks, corrected for the number of methods. findings: statistics of a
-    sheet. No sentence without a baseline.
+    sheet (one suite, model and protocol). No sentence without a baseline.
     """
     base = findings.baseline
     if base is None:
@@ -107,7 +108,7 @@ def _gain(row: MethodRow) -> str:
 def _ranks(findings: Findings) -> list[str]:
     """Return a sentence on Friedman's test of equal ranks; none if it was not computed.
 
-    findings: statistics of a sheet.
+    findings: statistics of a sheet (one suite, model and protocol).
     """
     ranking = findings.ranking
     if ranking is None:
@@ -125,7 +126,8 @@ def notes(findings: Findings) -> list[str]:
     """Return the sentences that limit a comparison of methods.
 
     They tell missing results, unequal numbers of seeds, of tried settings and of epochs, unexpected
-    origins of scores, and the time of the searches. findings: statistics of a sheet.
+    origins of scores, and the time of the searches. findings: statistics of a sheet (one suite,
+    model and protocol).
     """
     sheet = findings.sheet
     lines = []

@@ -34,7 +34,7 @@ class Field:
 def results_table(findings: Findings) -> Table:
     """Return a row for every method: both means, balanced accuracy, loss, and what it costs.
 
-    findings: statistics of a sheet.
+    findings: statistics of a sheet (one suite, model and protocol).
     """
     fields = [
         Field(METHOD, lambda row: Entry(row.method.label)),
@@ -49,7 +49,8 @@ def results_table(findings: Findings) -> Table:
 def difference_table(findings: Findings) -> Table | None:
     """Return a row for every method but the baseline, with its paired differences.
 
-    findings: statistics of a sheet. None without a baseline, or with no other method.
+    findings: statistics of a sheet (one suite, model and protocol). None without a baseline, or
+    with no other method.
     """
     base = findings.baseline
     if base is None or len(findings.rows) < 2:
@@ -102,7 +103,7 @@ def _interval_meaning(sheet: SuiteSheet) -> str:
 def _missing(findings: Findings) -> list[str]:
     """Return sentences on why a difference on a single task has no interval; none if it has one.
 
-    findings: statistics of a sheet.
+    findings: statistics of a sheet (one suite, model and protocol).
     """
     sheet, base = findings.sheet, findings.baseline
     if base is None or len(sheet.tasks) > 1:
@@ -116,7 +117,7 @@ def _missing(findings: Findings) -> list[str]:
 def tasks_table(findings: Findings) -> Table:
     """Return a row for every task, below the mean of its group, and a column for every method.
 
-    findings: statistics of a sheet.
+    findings: statistics of a sheet (one suite, model and protocol).
     """
     sheet, methods = findings.sheet, [row.method for row in findings.rows]
     columns = [Column("Task", "A group of tasks, or one task", numeric=False)]
@@ -176,7 +177,8 @@ def _table(
 ) -> Table:
     """Build a table with a line for each method.
 
-    findings: statistics of a sheet; fields: its columns; caption: above it; below: notes under it.
+    findings: statistics of a sheet (one suite, model and protocol); fields: its columns; caption:
+    above it; below: notes under it.
     """
     columns = [_column(field, findings.rows) for field in fields]
     base = [row.method for row in findings.rows]
@@ -258,7 +260,7 @@ def share(spread: Spread | None) -> Entry:
 def _means(findings: Findings) -> list[Field]:
     """Return the columns of suite means; where a method lacks tasks, over the shared tasks as well.
 
-    findings: statistics of a sheet.
+    findings: statistics of a sheet (one suite, model and protocol).
     """
     sheet, total = findings.sheet, len(findings.sheet.tasks)
     meanings = {
@@ -307,7 +309,8 @@ def _means(findings: Findings) -> list[Field]:
 def _beside(findings: Findings) -> list[Field]:
     """Return the columns that do not rank: balanced accuracy, losses, calibration.
 
-    A column is there if any row has a value. findings: statistics of a sheet.
+    A column is there if any row has a value. findings: statistics of a sheet (one suite, model and
+    protocol).
     """
     scope = ", over the shared tasks" if findings.ragged else ""
 
@@ -343,7 +346,7 @@ def _beside(findings: Findings) -> list[Field]:
 def _costs(findings: Findings) -> list[Field]:
     """Return the columns of parameters, times and memory, without those that no run has measured.
 
-    findings: statistics of a sheet.
+    findings: statistics of a sheet (one suite, model and protocol).
     """
     scope = ", over the shared tasks" if findings.ragged else ""
 
