@@ -88,7 +88,7 @@ def comet(drawn: Drawn, _: int) -> RouterConfig:
 
 
 def searched(over: Callable[[Drawn, int], RouterConfig], drawn: Drawn, steps: int) -> RouterConfig:
-    """Return a router behind COMET's search for a permutation of the experts.
+    """Return a router whose experts are permuted by COMET's search in the first steps.
 
     over: makes the router that is permuted; drawn: settings of this draw, of which `search` is the
     share of the training that the search takes; steps: of the whole training.

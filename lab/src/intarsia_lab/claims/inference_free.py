@@ -46,7 +46,7 @@ Array = np.ndarray
 
 
 def cell(figure_name: str, inputs: Mapping[str, Any], make: Callable[[], Any]) -> Any:
-    """Return a result of the experiment on Nave's topics, stored or computed now.
+    """Return a result of this file's retrieval experiment, stored or computed now.
 
     figure_name: the kind of result, such as "arm"; inputs: what else it depends on; make: computes
     it, ready for JSON.

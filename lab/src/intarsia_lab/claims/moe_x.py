@@ -83,7 +83,7 @@ def on_text(
 
 
 def _row(name: str, cells: Sequence[Cell]) -> dict[str, Any]:
-    """Return a router's row of the table.
+    """Return a router's row of the table: active hidden units, test loss, evenness of loads.
 
     name: of the router; cells: the results of its runs, one for each seed.
     """

@@ -47,11 +47,12 @@ def natural(
 
 
 def densities(seeds: Sequence[int], report: Report) -> Result:
-    """Return which model gives held-out patches the higher likelihood, in nats a patch, by seed.
+    """Return by how much each model gives held-out patches a higher likelihood than a simpler one.
 
     The models are GSC, sparse coding with continuous amplitudes; BSC, with binary ones; and factor
-    analysis. The value is the smaller of two steps, GSC - BSC and BSC - FactorAnalysis: positive if
-    each model is better than the simpler one. The figure is the least over seeds.
+    analysis. The value of a seed is the smaller of two steps in nats a patch, GSC - BSC and BSC -
+    FactorAnalysis: positive if each model is better than the simpler one. The figure is the least
+    over seeds.
     """
 
     def make(seed: int) -> dict[str, float]:

@@ -207,7 +207,10 @@ def run(
 
 
 def _rows(seed: int, by_kind: ByKind) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one seed. by_kind: kind of text -> arm -> result."""
+    """Yield the table rows of one seed: every way to unlearn, for every text to forget.
+
+    by_kind: kind of text -> way -> result.
+    """
     for kind, by_arm in by_kind.items():
         for arm in (TOP, FREE, LIFT, ALL):
             yield _row(seed, kind, arm, by_arm[arm])
@@ -217,9 +220,11 @@ def _rows(seed: int, by_kind: ByKind) -> Iterator[dict[str, Any]]:
 
 
 def _row(seed: int, kind: str, arm: str, cell: Cell) -> dict[str, Any]:
-    """Return an arm's row: damage to other text once the text to forget has lost t nats.
+    """Return an arm's row: the damage to other text at two amounts of forgetting.
 
-    kind: the text to forget; cell: the arm's result.
+    Damage is the rise of the other texts' loss where the forgotten one's has risen by t nats;
+    "share" is the part of the text that the router sends to the expert, before and after. kind: the
+    text to forget; cell: the arm's result.
     """
     before, after = cell["share"]
     share = "" if before is None else f"{before:.2f} -> {after:.2f}"

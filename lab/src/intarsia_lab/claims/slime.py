@@ -113,10 +113,10 @@ def cell(arm: str, seed: int, report: Report) -> Cell:
 def _run(arm: str, seed: int, report: Report) -> Cell:
     """Train a small reader to answer questions on pictures; return its shares of right answers.
 
-    arm: key of ARMS: which local vectors of the picture it reads: all, a quarter that the question
-    chooses, or fewer of each tile. Keys: "right" on test questions, "train" on training questions,
-    both 0 to 1; "local": number of local vectors; "random", for the chosen quarter: right answers
-    with vectors drawn at random.
+    It reads a few vectors of the whole picture and "local" ones of its four tiles. arm: key of
+    ARMS: which local vectors: all, a quarter that the question chooses, or fewer of each tile.
+    Keys: "right" on test questions, "train" on training questions, both 0 to 1; "local": number of
+    local vectors; "random", for the chosen quarter: right answers with vectors drawn at random.
     """
     model, words = trunk(TEXTS, LAYERS)
     method = ARMS[arm]
@@ -151,8 +151,8 @@ def _right(model: torch.nn.Module, question_rows: QuestionRows) -> float:
 def _at_random(model: torch.nn.Module, question_rows: QuestionRows, seed: int) -> float:
     """Return the share of right answers with local vectors drawn at random, 0 to 1.
 
-    model: trained to choose them by the question; its choice is replaced here and put back;
-    question_rows: the test.
+    Local vectors are those of a picture's tiles. model: trained to choose them by the question; its
+    choice is replaced here and put back; question_rows: the test.
     """
     view: Any = tiled_view(model)
     draws = torch.Generator().manual_seed(seed)
@@ -193,9 +193,9 @@ def above_chance(by_arm: Mapping[str, Cell]) -> float:
 def enough(by_arm: Mapping[str, Cell]) -> float:
     """Return the share of right answers with a chosen quarter minus that with all local vectors.
 
-    It is at most by how much the reader of all vectors is above chance, minus 0.3: a reader that
-    answers nothing cannot show that a quarter is enough. by_arm: results of one seed by key of
-    ARMS, see `_run`.
+    Local vectors are those of a picture's tiles. The result is at most by how much the reader of
+    all vectors is above chance, minus 0.3: a reader that answers nothing cannot show that a quarter
+    is enough. by_arm: results of one seed by key of ARMS, see `_run`.
     """
     return min(by_arm[OURS]["right"] - by_arm[EVERY]["right"], above_chance(by_arm) - READS_AT)
 

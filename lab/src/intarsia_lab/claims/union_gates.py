@@ -89,7 +89,9 @@ def drop_patches(model: Any, start: int, keep: int) -> nn.Module:
 def gates(seed: int, report: Report) -> Found:
     """Train the first blocks of a ViT with each gate of a union of experts; return their scores.
 
-    Keys of GATES -> accuracy in percent on Fashion-MNIST ("score"), multiplications and seconds.
+    A union of experts cuts MLPs into slices and attention into groups of heads, and each expert
+    takes the tokens that its gate chooses. Keys of GATES -> accuracy in percent on Fashion-MNIST
+    ("score"), multiplications and seconds.
     """
     return {name: _gate_cell(name, seed, report) for name in GATES}
 

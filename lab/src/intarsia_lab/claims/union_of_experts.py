@@ -35,7 +35,9 @@ TEXTS: dict[str, Any] = {
 def pictures(seed: int, report: Report) -> union_arms.Found:
     """Fine-tune a ViT whole, as a union of experts and as Switch; return the scores.
 
-    Keys of PICTURES -> accuracy in percent ("score"), multiplications and seconds.
+    A union of experts cuts MLPs into slices and attention into groups of heads, of which a token
+    uses some; Switch has one of several slices of each MLP. Keys of PICTURES -> accuracy in percent
+    ("score"), multiplications and seconds.
     """
     return {name: _picture_cell(name, seed, report) for name in PICTURES}
 
@@ -111,7 +113,9 @@ def rows(tokenizer: Any, seed: int) -> tuple[Rows, Rows]:
 def text(seed: int, report: Report) -> union_arms.Found:
     """Fine-tune SmolLM2 whole, as a union of experts and as Switch; return the scores.
 
-    Keys of TEXTS -> loss in nats per token ("score"), multiplications and seconds.
+    A union of experts cuts MLPs into slices and attention into groups of heads, of which a token
+    uses some; Switch has one of several slices of each MLP. Keys of TEXTS -> loss in nats per token
+    ("score"), multiplications and seconds.
     """
     return {name: _text_cell(name, seed, report) for name in TEXTS}
 
