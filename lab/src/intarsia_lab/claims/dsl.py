@@ -44,12 +44,18 @@ class MeanOfLast(nn.Module):
     """The next film by the mean vector of the last ones.  (B, T), 0 = none -> (B, films + 1)."""
 
     def __init__(self, films: int, width: int) -> None:
+        """Build a table of vectors for watched films and one for next films.
+
+        films: their number; width: of a vector.
+        """
         super().__init__()
         self.seen = nn.Embedding(films + 1, width)
         self.next = nn.Embedding(films + 1, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Score every film as the next one.  x: (B, T) ids, 0 = none -> (B, films + 1)."""
         present = (x > 0).float()[..., None]
+        # (B, width): histories have different lengths, and padding does not count
         mean = (self.seen(x) * present).sum(1) / present.sum(1)
         return mean @ self.next.weight.T
 
@@ -65,7 +71,12 @@ class Films(NamedTuple):
 
 @lru_cache
 def films() -> Films:
-    """Return MovieLens-100k, each user's films in the order of time."""
+    """Return MovieLens-100k: films that a user watched, in the order of time, and the next film.
+
+    A history has the last 20 films before, padded with 0 in front. A user's last film is a test
+    row, every earlier one a training row.
+    """
+    # step 1: the films of each user by time
     data = load_interactions("ml-100k")
     names = [int(name) for name in data.item_ids]
     rows = [
@@ -100,7 +111,13 @@ class Recommended(NamedTuple):
 
 @stored.cell
 def cell(arm: str, seed: int) -> Recommended:
-    """Train an arm and score it on the test.  arm: one of ARMS."""
+    """Train next-film prediction with one kind of table; return its scores on test rows.
+
+    arm: key of ARMS: dense vectors, vectors that DSL prunes to half or a fifth from the first step
+    on and regrows while training, a fixed random mask, or narrower dense vectors of as many
+    weights; seed: of the start and the order of rows. Returns NDCG@20 in percent, the number of
+    nonzero weights, and how far popular films keep more weights (Spearman's rank correlation).
+    """
     (width, schedule), data = ARMS[arm], films()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -113,6 +130,7 @@ def cell(arm: str, seed: int) -> Recommended:
     options: Any = {"epochs": EPOCHS, "seed": seed, "schedule": schedule, "task": task}
     fit(model, data.train, **OPTIONS | options)
     scores = evaluate(model, data.test, task=task).scores()
+    # (2, films + 1) nonzero weights of each film's vector, in both tables
     weights = torch.stack([(t.weight != 0).sum(1) for t in (model.seen, model.next)])
     # the paper's picture of its tables: rows of popular items keep more weights
     rows = weights[1][1:].tolist()
@@ -123,7 +141,11 @@ def cell(arm: str, seed: int) -> Recommended:
 
 
 def table_of(results: dict[str, list[Recommended]], figure: Any) -> Result:
-    """Return the table of all arms, judged by one number a seed."""
+    """Return a claim's result with the table of all arms.
+
+    results: scores by arm, one for each seed; figure: the scores of one seed's arms -> the number
+    that is judged.
+    """
     order = statistics.mean(first.popular for first in results[FIFTH])
     note = (
         f"Rows' density against popularity, Spearman {order:+.2f} at density .2. {EPOCHS} epochs "
@@ -134,13 +156,20 @@ def table_of(results: dict[str, list[Recommended]], figure: Any) -> Result:
 
 
 def of_half(seeds: tuple[int, ...], report: Report) -> Result:
-    """NDCG of density .5 over the dense model's."""
+    """Return NDCG@20 of tables with half of their weights over that of dense tables, by seed.
+
+    The model recommends the next film on MovieLens-100k; DSL prunes the tables from the first step.
+    """
     results = by_arm({n: n for n in ARMS}, seeds, cell, report)
     return table_of(results, lambda by_tables: by_tables[HALF].ndcg / by_tables[DENSE].ndcg)
 
 
 def of_static(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return NDCG at density .2 minus the better of a fixed mask and a narrow model, in points."""
+    """Return NDCG@20 of DSL with a fifth of the weights minus its better rival's, in points.
+
+    The rivals have as many weights: tables under a fixed random mask, and narrower dense tables.
+    The model recommends the next film on MovieLens-100k. One difference for each seed.
+    """
     results = by_arm({n: n for n in ARMS}, seeds, cell, report)
     return table_of(
         results,

@@ -57,7 +57,10 @@ class Closed(NamedTuple):
 
 
 def linear(step: int, steps: int) -> float:
-    """Up in 20 steps, then linearly down."""
+    """Return the factor of the learning rate: up in 20 steps, then linearly down to 0.
+
+    step: number of this step; steps: of all.
+    """
     # the paper's schedule: 20 batches of warm-up, then linear
     return min((step + 1) / 20, 1) * (1 - step / steps)
 
@@ -70,20 +73,30 @@ class SparseCells:
     """
 
     def __init__(self, name: str, lr: float, make: Callable[[], tuple[nn.Module, Any, Any]]):
+        """Store what to compute later; no model is made yet.
+
+        name: of the stored results; lr: learning rate of all arms; make: returns a dense model, its
+        rows of training, and its held-out rows.
+        """
         self.name, self.lr, self.make = name, lr, make
         self.made: Any = None
 
     def cell(self, arm: str, density: float, seed: int) -> Closed:
-        """Return a cell from the file, or by running it.  arm: one of OBJECTIVES."""
+        """Prune a model and train it with one objective; return its losses, stored or computed now.
+
+        arm: key of OBJECTIVES; density: the share of weights that stay; seed: of calibration rows
+        and training.
+        """
         inputs = {"bench": self.name, "arm": arm, "density": density, "seed": seed}
         return Closed(*stored("squarehead", inputs, lambda: self._run(arm, density, seed)))
 
     def _run(self, arm: str, density: float, seed: int) -> Closed:
-        """Prune a student and train it by one objective; return its test losses before and after.
+        """Prune a language model and train it with one objective; return its held-out losses.
 
-        arm: key of OBJECTIVES; density: the share of weights that stay. Closed holds the
-        losses of the dense model, the pruned and the trained student, and how many pruned
-        weights are no longer 0. zeros=True: pruned weights stay 0 while training.
+        arm: key of OBJECTIVES: labels, labels and the dense model's logits, or its hidden states
+        (SquareHead); density: the share of weights that stay. Returns losses in nats per token of
+        the dense model, the pruned one, and the one trained after pruning, and how many pruned
+        weights are no longer 0.
         """
         self.made = self.made or self.make()
         dense, train, test = self.made
@@ -95,6 +108,7 @@ class SparseCells:
         before = [loss(model, test) for model in (dense, student)]
         # step 2: the same rows in the same order for each objective
         rows = [train[i] for i in draw[: STEPS * BATCH]]
+        # zeros=True: pruned weights stay 0 while the others are trained
         trained(student, rows, self.lr, seed, objective=OBJECTIVES[arm](dense), zeros=True)
         # a zero that was filled would be a denser student
         filled = sum(int(p[zeros[n]].count_nonzero()) for n, p in student.named_parameters())
@@ -104,7 +118,11 @@ class SparseCells:
 def trained(
     model: nn.Module, rows: Any, lr: float, seed: int, *, objective: Any = plain, zeros: bool
 ) -> nn.Module:
-    """Train for one epoch over the rows by AdamW without decay."""
+    """Train a model for one epoch over the rows by AdamW without decay; return it.
+
+    lr: learning rate, of which `linear` is the course; objective: the loss; zeros: keep weights at
+    0 that are 0.
+    """
     options: dict[str, Any] = {"schedule": FixedMask()} if zeros else {}
     options |= {"epochs": 1, "batch_size": BATCH, "lr": lr, "weight_decay": 0.0, "seed": seed}
     fit(model, rows, objective=objective, lr_factor=linear, trackers=(), **options)
@@ -112,11 +130,15 @@ def trained(
 
 
 def loss(model: nn.Module, rows: Any) -> float:
+    """Return a model's mean loss per token on rows, in nats."""
     return float(evaluate(model, rows, batch_size=BATCH).scores()["loss"])
 
 
 def small() -> tuple[nn.Module, Any, Any]:
-    """Return a model of bytes, trained here on Austen."""
+    """Train a small language model of bytes on Austen's novels.
+
+    Returns the model, rows for training it further, and held-out rows.
+    """
     text = corpora.read("austen", lambda _: None).encode()
     count = HELD_OUT + (DENSE_STEPS + STEPS) * BATCH
     ids = torch.tensor(list(text[: count * LENGTH])).view(-1, LENGTH)
@@ -127,7 +149,10 @@ def small() -> tuple[nn.Module, Any, Any]:
 
 
 def smollm2() -> tuple[nn.Module, Any, Any]:
-    """Return SmolLM2, fine-tuned on WordNet's definitions."""
+    """Fine-tune SmolLM2 on WordNet's definitions.
+
+    Returns the model, rows for training it further, and held-out rows.
+    """
     model, tokenizer = language_model("smollm2", progress=lambda _: None)
     rows = STEPS * BATCH
     loaded = load_texts(
@@ -137,13 +162,19 @@ def smollm2() -> tuple[nn.Module, Any, Any]:
 
 
 def closing_of(bench: SparseCells, densities: tuple[float, ...]) -> Callable[..., Result]:
-    """Return the share of the gap that SquareHead closes over that of labels alone.
+    """Return a claim's measure: how much more of the pruning gap SquareHead closes than labels.
 
-    The worst density.
+    bench: the dense model and its rows; densities: shares of weights that stay, of which the worst
+    counts.
     """
 
     def run(seeds: tuple[int, ...], report: Report) -> Result:
-        """Compare the objectives by the share of the pruning gap that each closes."""
+        """Return the share of the gap that SquareHead closes over the share that labels close.
+
+        The gap is the loss of a pruned model minus that of the dense one; a share of it is closed
+        by 100 steps of training. The values are all ratios (density, seed), above 1 if SquareHead
+        closes more; the figure is the mean of the worst density.
+        """
         arms = [Arm(n, n) for n in OBJECTIVES]
         sheet = each(arms, seeds, bench.cell, report, tasks=densities)
         by_arm = {
