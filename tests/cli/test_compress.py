@@ -113,9 +113,9 @@ def test_groups_and_experts_are_packed_by_what_they_see(
         )
     ).save_pretrained(mixture)
     calibration = ("--calib", str(text), "--rows", "8", "--length", "40", "--force", "--json")
-    untrained = ("--steps", "0,0")
+    untrained, shared = ("--steps", "0,0"), ("--shared", "4")
     for source, name, field, options in (
-        (model, "gqsa", "layers", untrained),
+        (model, "gqsa", "layers", (*untrained, *shared)),
         (mixture, "ternary", "stacks of experts", ()),
     ):
         out = tmp_path / name
@@ -126,6 +126,7 @@ def test_groups_and_experts_are_packed_by_what_they_see(
         assert not out.with_name(f"{name}.walk").exists()
         assert result.json[field] == (14 if name == "gqsa" else 2)
         assert result.json["calibration"] == {str(text): 8}
+        assert ("rows=4" in result.json["format"]) == (name == "gqsa")
         bits = 8 * result.json["bytes of packed layers"] / result.json["weights of packed layers"]
         assert bits < 5
         opened, tokenizer = open_language_model(str(out))

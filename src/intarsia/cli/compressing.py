@@ -43,6 +43,10 @@ Steps = Annotated[
     str | None,
     typer.Option(help="Steps of gqsa's tuning, for each block and for all scales; 0,0 = none."),
 ]
+Shared = Annotated[
+    int | None,
+    typer.Option(help="Neighbouring rows that keep the same groups, of gqsa: 1, 4 or 8."),
+]
 Layers = Annotated[
     list[str] | None,
     typer.Option(help="Glob of the layers to pack, such as 'mlp.*'; may be repeated."),
@@ -58,6 +62,7 @@ def compress(
         int | None, typer.Option(help="Bits of a weight, for formats that round.")
     ] = None,
     steps: Steps = None,
+    shared: Shared = None,
     layers: Layers = None,
     calib: Calibration = "mixed",
     rows: Rows = 64,
@@ -85,7 +90,7 @@ def compress(
     time, and writes a run, for `intarsia predict` and `evaluate`.
 
     Example:  intarsia compress pruned --format bitmask --values int8 --out fast
-              intarsia compress smollm2 --format gqsa --density 0.5 --out small
+              intarsia compress smollm2 --format gqsa --density 0.5 --shared 8 --out small
               intarsia compress runs/pruned --format chw --out fast
     """
     _check(format, density, bits, rows, calib, out)
@@ -93,6 +98,7 @@ def compress(
     use_threads(threads)
     # those that were not given are None, and stay the format's own
     settings = {"values": values, "density": density, "bits": bits, "tuning": _tuning(steps)}
+    settings["rows"] = shared
     if format == NETS:
         _net(model, settings | {"layers": layers, "resume": resume or None}, force, out, as_json)
         return

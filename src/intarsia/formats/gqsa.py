@@ -13,7 +13,7 @@ from ..core import Format
 from ..core.checks import between, one_of
 from ..core.errors import ShapeError
 from ..kernels import native
-from ..kernels.gqsa import affine, bound, codes_of, gqsa, rounded, spread
+from ..kernels.gqsa import BLOCKS, affine, bound, codes_of, gqsa, rounded, spread
 from .bits import pack_bits, unpack_bits
 from .rows import finite, kept_of, matrix, sides
 
@@ -33,12 +33,14 @@ class GroupSparse(Format):
     q = clamp(round(w / s) + z, 0, 2^b - 1): a 0 is kept as 0.
     bits: b, 2 to 8.  activations: "float", or "int8": inputs are rounded, with a scale for each
     group, before they are multiplied, which is faster; for 4 bits and groups of 16 there is a
-    kernel.
-    Stored, of K kept groups: row_offsets (out + 1,) int32, columns (K,) uint16, the group's place
-    in its row; codes (ceil(K group b / 8),) uint8, b bits each, lowest first; scales (K,) bfloat16;
-    zeros (ceil(K b / 8),) uint8. At 4 bits, 16 a group and density d: 6.25 d bits a weight, and 4
-    bytes a row. A weight of more than two axes is (out, the rest); a last group may be shorter, and
-    is stored whole.
+    kernel.  rows: 1, 4 or 8 neighbouring rows that keep the same groups. Its product is faster with
+    more of them, since inputs are read once for all, and the choice of groups is coarser.
+    Stored, of K kept groups of blocks of r rows: row_offsets (ceil(out / r) + 1,) int32, where each
+    block's groups begin; columns (K,) uint16, the group's place in its rows; of each group its rows
+    one after the other: codes (ceil(K r group b / 8),) uint8, b bits each, lowest first; scales
+    (K r,) bfloat16; zeros (ceil(K r b / 8),) uint8. At 4 bits, 16 a group and density d:
+    (5.25 + 1 / r) d bits a weight, and 4 bytes a block. A weight of more than two axes is (out, the
+    rest); a last group or block may be shorter, and is stored whole.
     With float activations, NaN and infinite inputs pass as in a dense product, those of pruned
     groups not at all; with int8 the kept groups of such an input are NaN.
 
@@ -50,16 +52,18 @@ class GroupSparse(Format):
     bits: int = 4
     group: int = 16
     activations: str = "float"
+    rows: int = 1
 
     def __post_init__(self) -> None:
         between("bits", self.bits, 2, 8, "Try 4.")
         between("group", self.group, 1, 2**20, "Try 16.")
         one_of("activations", self.activations, ACTIVATIONS)
+        one_of("rows", self.rows, BLOCKS)
 
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Encode the groups of weights in a row that have any weight to store, at b bits a weight.
+        """Encode a weight; a group with any kept weight in its rows is stored, the others as 0.
 
         weight: any shape, read as (out, the rest), each row cut into groups. keep: bool, True =
         stored; None = the weights that are not 0; other weights of a stored group are stored as 0.
@@ -69,11 +73,12 @@ class GroupSparse(Format):
         """
         keep = kept_of(weight, keep)
         w = finite(weight)
-        group_mask = self.groups(matrix(keep)).any(-1)  # (R, C)
+        group_mask = self.blocks(self.groups(matrix(keep))).flatten(2).any(-1)  # (B, C)
         # a group is kept whole; its pruned weights are stored as 0
-        kept_groups = self.groups(matrix(w.masked_fill(~keep, 0)))[group_mask]  # (K, G)
+        groups = self.blocks(self.groups(matrix(w.masked_fill(~keep, 0))))
+        kept_groups = groups[group_mask]  # (K, r, G)
         scales, zeros = affine(kept_groups, self.bits)
-        codes = codes_of(kept_groups, scales[:, None], zeros[:, None], self.bits)
+        codes = codes_of(kept_groups, scales[..., None], zeros[..., None], self.bits)
         return self.stored(codes, scales, zeros, group_mask)
 
     def stored(
@@ -81,12 +86,10 @@ class GroupSparse(Format):
     ) -> dict[str, Tensor]:
         """Return the tensors of the file for weights that are quantised already.
 
-        codes: (K, group), whole numbers for the K stored groups, row by row; scales, zeros: (K,),
-        so that a weight is scale (code - zero). mask: (R, C) bool, which groups are stored, of R
-        rows with C groups.
-        Raises: ShapeError for too many groups.
+        codes: (K, r, group), scales, zeros: (K, r), block by block; mask: (B, C) bool, which groups
+          are kept: B blocks of C groups, K of them True. Raises: ShapeError for too many groups.
         """
-        rows, across = mask.shape
+        across = mask.shape[1]
         if across > MOST or len(codes) >= 2**31:
             got = f"{across:,} groups in a row, {len(codes):,} in all"
             want, fix = f"at most {MOST:,} and 2^31 - 1", "Take larger groups."
@@ -96,8 +99,8 @@ class GroupSparse(Format):
             "row_offsets": torch.cat([ends.new_zeros(1), ends]),
             "columns": mask.nonzero()[:, 1].to(torch.uint16),
             "codes": pack_bits(codes.flatten().long(), self.bits),
-            "scales": scales.bfloat16(),
-            "zeros": pack_bits(zeros.long(), self.bits),
+            "scales": scales.flatten().bfloat16(),
+            "zeros": pack_bits(zeros.flatten().long(), self.bits),
         }
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
@@ -109,19 +112,17 @@ class GroupSparse(Format):
         across = self.across(width)
         self.check(stored, shape)
         offsets, columns, codes, scales, zeros = (stored[part] for part in PARTS)
-        q = unpack_bits(codes, self.bits, len(columns) * self.group).view(-1, self.group)
-        z = unpack_bits(zeros, self.bits, len(columns))
-        # (K, group): s (q - z)
-        groups = (q - z[:, None]).float() * scales.float()[:, None]
+        q = unpack_bits(codes, self.bits, len(scales) * self.group).view(-1, self.rows, self.group)
+        z = unpack_bits(zeros, self.bits, len(scales)).view(-1, self.rows, 1)
+        groups = (q - z).float() * scales.float().view_as(z)
         dense = spread(groups, offsets, columns, across)
-        return dense[:, :width].reshape(tuple(shape))
+        return dense[:rows, :width].reshape(tuple(shape))
 
     def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
         """Return x W^T for the stored weight W.  x: (..., in) -> (..., out).
 
-        stored: the tensors that `encode` returned; shape: of W, (out, in). On the CPU and without
-        gradients compiled code multiplies up to FEW rows of x, for 4 bits and groups of 16;
-        otherwise W is decoded.
+        A kernel computes up to `FEW` rows of x without gradients on the CPU; otherwise W is
+        decoded.
         """
         width = shape[-1] if len(shape) else 1
         flat = x.reshape(x.shape[:-1].numel(), width)
@@ -134,11 +135,11 @@ class GroupSparse(Format):
                 flat = rounded(self.padded(flat.float()), self.group)[:, :width].to(x)
             return (flat @ self.decode(stored, shape).to(x).T).view(*x.shape[:-1], shape[0])
         offsets, columns, codes, scales, zeros = (stored[part] for part in PARTS)
-        if len(offsets) != shape[0] + 1:
+        if len(offsets) != -(-shape[0] // self.rows) + 1:
             self.check(stored, shape)
         padded, integers = self.padded(flat.float()), self.activations == "int8"
-        y = gqsa(padded, offsets, columns, codes, scales, zeros, integers)
-        return y.to(x.dtype).view(*x.shape[:-1], shape[0])
+        y = gqsa(padded, offsets, columns, codes, scales, zeros, integers, self.rows)
+        return y[:, : shape[0]].to(x.dtype).reshape(*x.shape[:-1], shape[0])
 
     def bound(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
         """Return a prepared call x -> x W^T for few rows of x, None without a native kernel.
@@ -146,10 +147,11 @@ class GroupSparse(Format):
         stored: the tensors that `encode` returned, which must stay where they are; shape: of W,
         (out, in).
         """
-        if (self.bits, self.group) != FAST or len(stored["row_offsets"]) != shape[0] + 1:
+        blocks = -(-shape[0] // self.rows)
+        if (self.bits, self.group) != FAST or len(stored["row_offsets"]) != blocks + 1:
             return None
-        parts = tuple(stored[part] for part in PARTS)
-        return bound(parts, shape[1], self.activations == "int8", FEW[self.activations])
+        parts, sides = tuple(stored[part] for part in PARTS), (shape[0], shape[1])
+        return bound(parts, sides, self.rows, self.activations == "int8", FEW[self.activations])
 
     def check(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> None:
         """Raise ShapeError unless the stored tensors fit each other and a weight of this shape.
@@ -159,19 +161,20 @@ class GroupSparse(Format):
         rows, width = sides(shape)
         offsets, columns, scales = (stored[p] for p in ("row_offsets", "columns", "scales"))
         places, counts = columns.long(), offsets.long().diff()
-        count = len(places)
+        count, blocks = len(places), -(-rows // self.rows)
+        each = count * self.rows
         # the kernel trusts offsets and places: wrong ones would read other memory
-        fits = len(counts) == rows and len(scales) == count and int(offsets[-1]) == count
+        fits = len(counts) == blocks and len(scales) == each and int(offsets[-1]) == count
         fits = fits and not int(offsets[0]) and bool((counts >= 0).all())
-        fits = fits and stored["codes"].shape == (-(-count * self.group * self.bits // 8),)
-        fits = fits and stored["zeros"].shape == (-(-count * self.bits // 8),)
+        fits = fits and stored["codes"].shape == (-(-each * self.group * self.bits // 8),)
+        fits = fits and stored["zeros"].shape == (-(-each * self.bits // 8),)
         if fits and count:
-            # places must rise within each row
-            row = torch.arange(rows, device=places.device).repeat_interleave(counts)
-            place = row * self.across(width) + places
+            # places must rise within each block
+            block = torch.arange(blocks, device=places.device).repeat_interleave(counts)
+            place = block * self.across(width) + places
             fits = bool((places < self.across(width)).all() and (place.diff() > 0).all())
         if not fits:
-            got = f"{len(counts)} rows of {count} groups"
+            got = f"{len(counts)} blocks of {self.rows} rows with {count} groups"
             want, fix = f"what a weight of {tuple(shape)} becomes", "Decode with its own shape."
             raise ShapeError("groups", got=got, want=want, fix=fix)
 
@@ -187,3 +190,11 @@ class GroupSparse(Format):
     def groups(self, rows: Tensor) -> Tensor:
         """Cut rows into groups.  (R, in) -> (R, C, group), a short last group filled with 0."""
         return self.padded(rows).reshape(len(rows), self.across(rows.shape[1]), self.group)
+
+    def blocks(self, groups: Tensor) -> Tensor:
+        """Put the rows of a block side by side.  (R, C, ...) -> (ceil(R / r), C, r, ...).
+
+        A short last block is filled with 0.
+        """
+        missing = groups.new_zeros(-len(groups) % self.rows, *groups.shape[1:])
+        return torch.cat([groups, missing]).unflatten(0, (-1, self.rows)).transpose(1, 2)

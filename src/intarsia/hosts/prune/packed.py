@@ -100,8 +100,9 @@ def scales_of(layer: Any) -> Tensor:
     Returns (out, in / 16), 1 where a group is pruned.
     """
     stored, groups = layer.stored, layer.in_features // GROUP
-    stored_scales = stored["scales"].float()[:, None]
+    stored_scales = stored["scales"].float().view(-1, layer.form.rows, 1)
     scale = spread(stored_scales, stored["row_offsets"], stored["columns"], groups)
+    scale = scale[: layer.out_features]  # a last block may be shorter
     return torch.where(scale > 0, scale, 1)
 
 
@@ -115,8 +116,9 @@ def _check_coded(name: str, layer: Any) -> None:
     if fits and layer.in_features % GROUP == 0:
         stored = layer.stored
         # symmetric: the code of 0 is the same in each group, which pack-quantized takes for granted
-        zeros = unpack_bits(stored["zeros"], BITS, len(stored["columns"]))
-        fits = bool((zeros == zero_code).all())
+        zeros = unpack_bits(stored["zeros"], BITS, len(stored["scales"]))
+        # of a group whose scale is 0 the code does not matter, as in rows that fill up a block
+        fits = bool(((zeros == zero_code) | (stored["scales"] == 0)).all())
     else:
         fits = False
     if not fits:

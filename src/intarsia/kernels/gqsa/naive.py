@@ -38,17 +38,16 @@ def codes_of(weight: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
 
 
 def spread(groups: Tensor, offsets: Tensor, columns: Tensor, across: int) -> Tensor:
-    """Put the kept groups of a matrix at their places in rows of zeros.
+    """Put kept groups (K, r, G) at their places in blocks of r rows.  Returns (B r, across G).
 
-    groups: (K, G); offsets: (R + 1,), where each row's groups begin; columns: (K,), their places in
-      the row; across: groups of a row.  -> (R, across G).
+    offsets: (B + 1,), where each block's groups begin; columns: (K,), their places in a row;
+      across: groups of a row. All other weights are 0.
     """
     counts = offsets.long().diff()
-    row = torch.arange(len(counts), device=groups.device).repeat_interleave(counts)
-    # (R, groups of a row, G): the pruned groups stay 0.
-    dense = groups.new_zeros(len(counts), across, groups.shape[1])
-    dense[row, columns.long()] = groups
-    return dense.flatten(1)
+    block = torch.arange(len(counts), device=groups.device).repeat_interleave(counts)
+    dense = groups.new_zeros(len(counts), across, *groups.shape[1:])
+    dense[block, columns.long()] = groups
+    return dense.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def rounded(x: Tensor, group: int) -> Tensor:
@@ -70,18 +69,19 @@ def gqsa(
     scales: Tensor,
     zeros: Tensor,
     integers: bool = False,
+    rows: int = 1,
 ) -> Tensor:
-    """Compute x W^T: y_r = sum_g s_g sum_j (q_gj - z_g) x_j over the kept groups g of row r.
+    """Return y_r = sum_g s_g sum_j (q_gj - z_g) x_j over the kept groups g of row r.  (N, B rows).
 
-    x: (N, 16 C) float32; offsets: (R + 1,) int32, where each row's groups begin; columns: (K,)
-      uint16, the places of K groups; codes: q, (8 K,) uint8, the even weight in the low nibble;
-      scales: s, (K,) bfloat16; zeros: z, (ceil(K / 2),) uint8 in nibbles; integers: x is rounded to
-      int8 first, with a scale for each group.  -> (N, R).
+    x: (N, 16 C) float32; offsets: (B + 1,) int32, where the groups of each block of `rows` rows
+      begin; columns: (K,) uint16, the places of K groups; of each its rows one after the other:
+      codes: q, (8 K rows,) uint8, the even weight in the low nibble; scales: s, (K rows,) bfloat16;
+      zeros: z, (ceil(K rows / 2),) uint8 in nibbles. integers: x is rounded to int8 first, with a
+      scale for each group.
     """
     pairs = codes.view(-1, 8)
-    q = torch.stack([pairs & 15, pairs >> 4], -1).flatten(1).float()  # (K, 16)
-    # An odd number of groups leaves one nibble unused.
+    q = torch.stack([pairs & 15, pairs >> 4], -1).flatten(1).float()  # (K rows, 16)
     z = torch.stack([zeros & 15, zeros >> 4], -1).flatten()[: len(q)].float()
-    groups = (q - z[:, None]) * scales.float()[:, None]
+    groups = ((q - z[:, None]) * scales.float()[:, None]).view(-1, rows, 16)
     inputs = rounded(x, 16) if integers else x
     return inputs @ spread(groups, offsets, columns, x.shape[1] // 16).T

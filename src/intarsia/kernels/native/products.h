@@ -17,7 +17,7 @@ INTARSIA_API int64_t columns_linear(int kind, const float *x, float *y, const vo
 INTARSIA_API int64_t intarsia_gqsa(const float *x, float *y, int64_t batch, int64_t across,
                                    const int32_t *ptr, const uint16_t *col, const uint8_t *code,
                                    const uint16_t *scale, const uint8_t *zero, int64_t rows,
-                                   int64_t groups, int rounded, int threads);
+                                   int64_t groups, int block, int rounded, int threads);
 INTARSIA_API int64_t intarsia_ternary(const float *x, float *y, int64_t batch, int64_t across,
                                       const uint16_t *code, const int64_t *ptr,
                                       const uint32_t *table, const uint16_t *levels, int64_t rows,

@@ -48,8 +48,12 @@ class CodedGroups:
 
     def stored(self) -> dict[str, Tensor]:
         """Return the tensors that the format writes."""
-        mask = self.mask
-        return self.form.stored(self.codes[mask], self.scale[mask], self.zero[mask], mask)
+        # rows of a block have the same mask
+        mask = self.form.blocks(self.mask)[..., 0]
+        codes, scale, zero = (
+            self.form.blocks(numbers)[mask] for numbers in (self.codes, self.scale, self.zero)
+        )
+        return self.form.stored(codes, scale, zero, mask)
 
     def rounded(self, raw: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         """Round other numbers to codes of these groups' bits and mask; decode them, with gradients.
@@ -119,13 +123,14 @@ class CodeRecorder:
 def kept_groups(score: Tensor, form: GroupSparse, density: float) -> Tensor:
     """Return a mask of the groups to keep: those of the largest sums of scores in the whole layer.
 
-    score: (out, in), one for each weight; form: group size; density: share of groups to keep.
-    -> (out, C) bool; rows may keep different numbers (section 3.1). Of equal sums the first is
-    kept.
+    Of equal sums the first.  score: (out, in); density: share of groups to keep. A sum is that of
+    the rows of a block, which keep the same groups (`form.rows`).
+    -> (out, C) bool; blocks may keep different numbers (section 3.1).
     """
-    # (out, C): a group is kept or pruned as a whole.
-    sums = form.groups(score).sum(-1)
-    return largest(sums.flatten(), round(density * sums.numel())).view(sums.shape)
+    # (blocks, C): a group is kept or pruned as a whole.
+    sums = form.blocks(form.groups(score)).sum((-2, -1))
+    mask = largest(sums.flatten(), round(density * sums.numel())).view(sums.shape)
+    return mask.repeat_interleave(form.rows, 0)[: len(score)]
 
 
 def by_rounding(

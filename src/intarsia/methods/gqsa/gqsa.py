@@ -39,7 +39,8 @@ class Gqsa(Change):
     w = s (q - z) in the groups that are kept (eqs. 1, 2), 0 in the others, see
     `formats.GroupSparse`; density: the share of a layer's groups that is kept, rows may have
     different numbers.  bits, group: of a weight, and weights of a row that share a scale; 4 and 16
-    have a kernel.  layers: see `Compress`.
+    have a kernel.  rows: 1, 4 or 8 neighbouring rows that keep the same groups, by the sum of their
+    scores: faster, and worse (docs/benchmarks/decode.md).  layers: see `Compress`.
     start: "obs", groups by sum w^2 / [U_jj]^2, and later columns make up for what is pruned and
     rounded, a minute for 135M parameters; "rtn", groups by sum w^2 x^2, each weight rounded by
     itself.
@@ -48,8 +49,8 @@ class Gqsa(Change):
     language model, and of no other. A stage that does not help on these rows is left out;
     Tuning(blocks=0, model=0) has none. With rows of 256 tokens both take half an hour on one core
     for 135M parameters.
-    symmetric: z is the middle code, as `pack-quantized` files have it.  activations: see
-    `formats.GroupSparse`.
+    symmetric: z is the middle code, as `pack-quantized` files have it.  activations: "int8", inputs
+    are rounded, or "float", see `formats.GroupSparse`.
 
     The plan holds all that is stored; applied, the model has `Compress` done to it.
     Raises: ConfigError on settings that cannot be; DataError for too few rows; TargetError for a
@@ -65,7 +66,8 @@ class Gqsa(Change):
     start: str = "obs"
     tuning: Tuning = Tuning()  # noqa: RUF009 - frozen
     symmetric: bool = False
-    activations: str = "float"
+    activations: str = "int8"
+    rows: int = 1
 
     stores: ClassVar[str] = "all"
     rewires: ClassVar[bool] = True
@@ -94,7 +96,7 @@ class Gqsa(Change):
     @property
     def form(self) -> GroupSparse:
         """The format in which weights are stored."""
-        return GroupSparse(self.bits, self.group, self.activations)
+        return GroupSparse(self.bits, self.group, self.activations, self.rows)
 
     @property
     def needs(self) -> frozenset[str]:
