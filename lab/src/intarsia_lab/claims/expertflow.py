@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from intarsia.placement.batching import LookAhead
 from intarsia.placement.cache import Key, Policy, most_used, replay
 from intarsia.placement.describe import demand
 from intarsia.placement.expertflow import (
@@ -63,7 +64,7 @@ def rates(seed: int, streams: int, report: Report) -> dict[str, float]:
     slots = round(SHARE * trace.layers * trace.experts)
     warm = most_used(demand(before, streams), slots)
     table = predicted_steps(trace, TokenTable.of(kept(seed, "trained")), streams)
-    # the claim's arm: the route of the next step is known, and nothing after it
+    # what a predictor knows that sees the tokens of a step: in its last layer, nothing ahead
     perfect = predicted_steps(trace, Perfect(trace, streams), streams)
 
     def rate(policy: Policy, start: list[Key], predicted: list[Tensor] | None = None) -> float:
@@ -79,7 +80,9 @@ def rates(seed: int, streams: int, report: Report) -> dict[str, float]:
         "LFU, decayed": rate(Lfu().build(*sizes), warm),
         "expected next use": rate(Expected().build(*sizes), warm),
         "table of tokens": rate(Predictive().build(*sizes), warm, table),
-        "one step known": rate(Predictive().build(*sizes), warm, perfect),
+        "present step known": rate(Predictive().build(*sizes), warm, perfect),
+        # the claim's arm: at every layer, the routes of a whole step from there on
+        "one step known": rate(LookAhead(*sizes, steps, window=1), warm),
         # the most that any cache can hit: it evicts what is used last
         "Belady": rate(Belady(*sizes, steps), warm),
         # from an empty cache, as SE-MoE's counters begin
@@ -168,7 +171,9 @@ NOTE = (
     "not trained on, from the contents that a profile of other sequences gives, or cold. Hit rates "
     "of each seed. The table of tokens is counted on training text. Eviction alone: no prefetch. "
     "With four streams a step asks for more experts than there are slots, and LRU holds what was "
-    "just used, which is not used next."
+    "just used, which is not used next. One step known: at each layer, as many layers ahead as a "
+    "step has. Present step known: only the layers that are left of the step, on average half of "
+    "them, which is all that a predictor knows that reads the tokens of a step."
 )
 REGROUPED = (
     "16 sequences, two batches of 8, regrouped at every step; shares of the order of arrival. "

@@ -77,5 +77,7 @@ CLAIMS = (
         sense=">=",
         control=TIMED,
         measure=bucket,
+        # three runs were 73, 83 and 35 times as fast: four see that with 80 % power
+        seeds=tuple(range(10)),
     ),
 )
