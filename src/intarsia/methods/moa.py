@@ -301,10 +301,9 @@ def pareto(
     rules = _programme_rules(options, shape, density)
 
     def solved(objective: int, bounds: Sequence[LinearRule] = ()) -> Tensor | None:
-        """Minimise the loss at one length, subject to bounds on the others.
+        """Minimise the loss at one length, with bounds on the others; None if that is infeasible.
 
-        objective: the number of the length; bounds: an interval for the loss at each other length.
-          Returns the option of each head (layers G,), or None if no choice is feasible.
+        objective: number of the length; bounds: of the others' losses.  -> options, (layers G,).
         """
         # variables: x_hc, head h has option c, and z_lc, some head of layer l has it
         kinds = torch.zeros(shape[0] * losses[0].shape[1])  # z, the spans of a layer

@@ -78,13 +78,11 @@ def tuned_block(
 ) -> dict[str, CodedGroups]:
     """Minimise ||B(X) - B^(X)||^2 over a block's weights, scales and zeros (BQPO, eq. 7).
 
-    B: the block with dense weights, B^: with decoded ones; X: its inputs, which have gone through
-      the compressed blocks before it.
-    stop: the block and its layers; flow: X and the other arguments of each call; block_number: of
-      the block in the chain; dense: (out, in) of each layer as it was; groups_before: its codes so
-      far; both by path; tuning: steps and rates; generator: of the order of rows.
-    Returns the codes after all steps, or those before if they fit the same rows no worse.
-    Raises: TargetError for a model whose blocks do not follow one another.
+    B, B^: the block with dense and with decoded weights; X: its inputs, from the compressed blocks
+      before; stop: the block and its layers; flow: X and the other arguments of each call;
+      block_number: of the block in the chain; dense: (out, in) of each layer, and groups_before:
+      its codes, by path; tuning: steps and rates; generator: of the order of rows.
+    Returns codes after all steps, or the former if no worse. Raises: TargetError without a chain.
     """
     if not isinstance(flow, Chain):
         got, fix = "blocks that do not follow one another", "Set tuning=Tuning(blocks=0)."
@@ -104,10 +102,7 @@ def tuned_block(
         return _masked_mse(run(weights, row), targets[row], flow.masks[row])
 
     def error(groups_by_path: Mapping[str, CodedGroups]) -> float:
-        """Sum the block's error with decoded groups over all calibration rows.
-
-        groups_by_path: the codes of each layer.
-        """
+        """Sum the block's error with decoded groups, by layer, over all calibration rows."""
         weights_now = {
             path: _as_held(stop.layers[path], c.weight()) for path, c in groups_by_path.items()
         }
