@@ -198,6 +198,10 @@ CLAIMS = (
     study(
         "dsnot",
         system="DSnoT",
+        scale=(
+            "A model of 7 billion weights: the paper's gains are at densities .4 and .3, where "
+            "one of 135 million is worse than a guess."
+        ),
         effect=UnknownEffect(
             "The abstract has 26.79 of perplexity at a density of .3, and not the perplexities "
             "that a ratio needs."
