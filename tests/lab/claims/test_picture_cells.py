@@ -51,6 +51,7 @@ def test_a_cell_runs_once_and_is_read_afterwards(small, monkeypatch):
     monkeypatch.setattr(picture_cells, "fit", None)
     again = picture_cells.PictureCells(base=BASE, ledger=small)
     assert again.cell("set", TINY, arm(), 0) == first
+    assert again.reused == [first.cpu]
     with pytest.raises(TypeError):
         again.cell("set", TINY, arm(), 1)
 

@@ -37,6 +37,13 @@ def test_arms_without_steps_are_refused() -> None:
             FixedRate(1e-3, steps, "It is published.")
 
 
+def test_stages_have_rates_of_their_own_under_the_names_of_their_steps() -> None:
+    stages = FixedRate({"first": 1e-3, "second": 1e-4}, {"first": 10, "second": 20})
+    assert stages.arms == (ArmRate("first", 1e-3, 10), ArmRate("second", 1e-4, 20))
+    with refused(ConfigError, what="rates by name", got=["first"]):
+        FixedRate({"first": 1e-3}, {"first": 10, "second": 20})
+
+
 def test_a_grid_grows_for_all_arms_while_an_edge_wins() -> None:
     tried: list[tuple[str, float]] = []
 

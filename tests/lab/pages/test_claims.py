@@ -86,6 +86,16 @@ def test_a_page_says_how_a_claim_was_judged(written: Any) -> None:
     fixed = FixedRate(5e-3, {"ours": 10, "theirs": 20}, "It is published.")
     _, page = written(a_claim(0.6, effect=effect, rates=fixed, **HEADLINE))
     assert "One rate for all arms, 0.005, 10 or 20 steps: It is published." in page
+    stages = FixedRate({"first": 5e-3, "then": 1e-3}, {"first": 10, "then": 2000}, "So it is.")
+    _, page = written(a_claim(0.6, effect=effect, rates=stages, **HEADLINE))
+    assert "fixed before: first 0.005, 10 steps; then 0.001, 2,000 steps. So it is." in page
+
+
+def test_what_does_not_hold_says_what_would_decide_it(written: Any) -> None:
+    effect = UnknownEffect("It was not found.")
+    for figure, shown in ((0.6, 0), (0.4, 1)):
+        study = a_claim(figure, effect=effect, scale="A larger carpet.", **HEADLINE)
+        assert written(study)[1].count("- What would decide it: A larger carpet.") == shown
 
 
 def test_an_older_record_is_marked_on_both_pages(written: Any) -> None:

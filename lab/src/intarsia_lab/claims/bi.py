@@ -173,6 +173,7 @@ CLAIMS = (
     study(
         "bi",
         system="Bi adapters",
+        scale="A ViT-B/16 on the 19 sets of VTAB-1k, as in the paper.",
         work="ViT-S, solar cells and turned photographs",
         sentence="Bits are better spent on width than on floats: in a pretrained ViT-S, an adapter "
         f"of one bit per weight errs less than a float adapter of as many bytes {PAPER}.",

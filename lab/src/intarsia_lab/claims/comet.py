@@ -379,6 +379,7 @@ CLAIMS = (
     study(
         "comet",
         system="COMET",
+        scale="More draws of each gate's rate and strength than two cores make in two hours.",
         effect=UnknownEffect(
             "The abstract counts AUC, up to 13 % above top-k; losses were not found."
         ),

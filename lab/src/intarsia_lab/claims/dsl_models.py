@@ -15,7 +15,7 @@ from intarsia.models.recommend.lightgcn import LightGcn
 from intarsia.models.recommend.multvae import MultVae
 from intarsia.schedules import Dsl
 
-from ..kit import Report, Result, Study, above
+from ..kit import FixedRate, Report, Result, Study, above
 from ..kit.arms import by_arm, judge, row_of
 from ..kit.stored import StoredResults
 
@@ -38,6 +38,7 @@ MODELS: dict[str, tuple[Any, Any]] = {  # of the paper's width, and a fifth of i
 }
 # of which validation picks one
 EPOCHS = {"LightGCN": 25, "MultVAE": 80}
+STEPS = {"LightGCN": 25 * 45, "MultVAE": 80 * 8}  # by events of a batch, and by users
 K = "nDCG@20"
 
 
@@ -132,6 +133,7 @@ def claims_of(key: str, model: str, minutes: float) -> tuple[Study, Study]:
     """
     named: dict[str, Any] = {"sense": ">=", "seeds": (0, 1, 2, 3, 4), "needs": "long"}
     named |= {"minutes": minutes, "control": LEARNED}
+    named["rates"] = FixedRate(MODELS[model][0].training["lr"], {"each table": STEPS[model]})
     # both claims read the same runs
     half = partial(compared, model=model, figure=of_half)
     small = partial(compared, model=model, figure=of_small)

@@ -199,6 +199,10 @@ CLAIMS = (
     study(
         "expertflow-step",
         system="ExpertFlow",
+        scale=(
+            "Routes that are predicted for more than the present step, which is what one step "
+            "known stands for."
+        ),
         effect=UnknownEffect(
             "The paper's hit rates with one step known were not found; the margin of .06 is ours."
         ),

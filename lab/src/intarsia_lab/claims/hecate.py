@@ -190,6 +190,10 @@ CLAIMS = (
     study(
         "hecate",
         system="Hecate",
+        scale=(
+            "Routing of a mixture of the paper's size while it trains: loads of small mixtures "
+            "drift with the order of the texts alone."
+        ),
         effect=UnknownEffect("Loads were not found in the paper."),
         work="routing traces, simulated",
         sentence="Copies for one batch even loads that change " + PAPER + "excess, balanced.",

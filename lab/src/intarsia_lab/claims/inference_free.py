@@ -307,6 +307,9 @@ CLAIMS = (
     study(
         "lsr-idf",
         system="Inference-free sparse retrieval",
+        scale=(
+            "A collection of millions of passages with as many queries, for which the paper trains."
+        ),
         effect=UnknownEffect("The paper's own ablation of idf was not found."),
         work="SPLADE-tiny on Nave's topics",
         sentence="At equal terms a query of idf finds more than a flat one" + PAPER,

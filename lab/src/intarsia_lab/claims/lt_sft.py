@@ -365,6 +365,9 @@ CLAIMS = (
     study(
         "lt-sft",
         system="LT-SFT",
+        scale=(
+            "A multilingual model on the paper's languages, where a phase has thousands of steps."
+        ),
         effect=UnknownEffect("The paper's table of random places was not reachable."),
         sentence="Weights chosen by how far they move in a full training, rewound and trained "
         f"alone, solve a task better than as many weights chosen at random {PAPER}.",

@@ -365,6 +365,7 @@ CLAIMS = (
     study(
         "m2trec",
         system="M2TRec",
+        scale="A shop's catalogue of many fields: films have titles and genres alone.",
         effect=UnknownEffect("The paper's tables were not reachable."),
         work="MovieLens-100k, films without an event",
         sentence="Among films that nobody has seen, metadata find the next one more often than "

@@ -428,6 +428,10 @@ CLAIMS = (
     study(
         "llava-mole",
         system="LLaVA-MoLE",
+        scale=(
+            "A model of billions of weights on millions of instructions, whose domains conflict "
+            "more than four kinds of short texts."
+        ),
         effect=UnknownEffect(
             "The official page says that the score returns to about that of a single domain (306.3 "
             "where mixing has 295.8), without its own figure."
@@ -450,6 +454,7 @@ CLAIMS = (
     study(
         "mixlora",
         system="MixLoRA",
+        scale="A model of 7 billion weights on the paper's eight tasks, whose accuracy it counts.",
         effect=UnknownEffect(
             "The official README has accuracies, 77.6 % against 71.8 of LoRA on eight tasks; "
             "losses were not found."

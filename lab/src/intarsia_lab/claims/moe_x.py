@@ -21,13 +21,21 @@ from intarsia.mixtures.zcode_m3 import mixtures_in
 from intarsia.routers import MoeX, TopK
 from intarsia.train import evaluate
 
-from ..kit import Report, Result, Study, UnknownEffect, below
+from ..kit import FixedRate, Report, Result, Study, UnknownEffect, below
 from ..kit.arms import by_seed, judge, row_of, shown, threads
 from ..kit.stored import StoredResults
 from ..materials.code_states import STATES, library, states_of
 from ..routing import VARIANTS, Expert, Variant
 from ..routing.contenders import BENCH, Bench, Cell, arm, one_rate
-from ..routing.kinds_of_text import BATCH, LENGTH, decoder_of_experts, in_rows, learn, vocabulary
+from ..routing.kinds_of_text import (
+    BATCH,
+    LENGTH,
+    LR,
+    decoder_of_experts,
+    in_rows,
+    learn,
+    vocabulary,
+)
 
 stored = StoredResults(__file__)
 
@@ -335,6 +343,7 @@ LEARNED = below(
 ANSWERED = below(
     "Every model is better than a uniform guess among 2,048 tokens, 7.62 nats.", "test loss", 7.62
 )
+PROBE_RATE = FixedRate(LR, dict.fromkeys(ROUTERS, STEPS))
 CLAIMS = (
     Study(
         "moe-x",
@@ -377,6 +386,7 @@ CLAIMS = (
         sense=">=",
         control=ANSWERED,
         measure=partial(probe, figure=lambda net: net.coverage),
+        rates=PROBE_RATE,
         needs="cpu",
         minutes=12,
     ),
@@ -391,6 +401,7 @@ CLAIMS = (
         sense=">=",
         control=ANSWERED,
         measure=partial(probe, figure=lambda net: net.reconstruction),
+        rates=PROBE_RATE,
         needs="cpu",
         minutes=12,
     ),

@@ -171,6 +171,7 @@ CLAIMS = (
         imbalance,
         arm=TUNER,
         system="MoETuner",
+        scale="Routing of a mixture of the paper's size, whose layers depend on each other more.",
         effect=UnknownEffect("The abstract counts time, 9.3 % on one node; loads were not found."),
         work="routing traces, simulated",
     ),

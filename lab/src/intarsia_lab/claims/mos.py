@@ -172,6 +172,7 @@ CLAIMS = (
     study(
         "mos",
         system="MoS",
+        scale="A model of 7 billion weights with instructions, where a rank is worth more.",
         effect=Effect(8.0, "abstract: about 8 times fewer parameters, LLaMA2-7B", null=1.0),
         work="ViT-S, solar cells and turned photographs",
         sentence="Low-rank changes put together from shards of one pool need fewer parameters: on "

@@ -424,6 +424,7 @@ CLAIMS = (
     study(
         "poly",
         system="Poly and MHR",
+        scale="More than a hundred tasks, so that there are skills to share.",
         effect=UnknownEffect("The paper's tables were not reachable."),
         sentence=KNOWN + "Here MHR against the shared LoRA, which is told the task, too.",
         baseline="error of one shared LoRA that reads the task in its input; ratio",

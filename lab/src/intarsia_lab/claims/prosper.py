@@ -12,7 +12,6 @@ import numpy as np
 from sklearn.decomposition import FastICA, MiniBatchDictionaryLearning
 
 from intarsia.models.coding import BSC, DSC, GSC, MCA, MMCA, TSC
-from intarsia.reports.sheet import deviation
 
 from ..kit import NoControl, Report, Result, Study, UnknownEffect
 from ..kit.arms import result_of
@@ -26,8 +25,9 @@ KINDS: Mapping[str, Callable[..., Any]] = {
     # three causes at once cover nine tenths of the samples
     "TSC": partial(TSC, max_active=3),
     "DSC": partial(DSC, max_active=3),
-    "MCA": MCA,
-    "MMCA": MMCA,
+    # the maximum of the E-step is the released code's
+    "MCA": partial(MCA, maximum="soft"),
+    "MMCA": partial(MMCA, maximum="soft"),
     "GSC": GSC,
 }
 Array = np.ndarray
@@ -108,40 +108,39 @@ def learned(kind: str, data: str, seed: int) -> dict[str, float]:
 
 
 def find_bars(seeds: Sequence[int], report: Report) -> Result:
-    """Return in how many seeds at least nine of ten bars were found, of the worst of six models.
+    """Return in how many seeds of ten nine bars or more were found, of the worst of six models.
 
     Each model learns from pictures of its own kind; FastICA and dictionary learning stand beside it
     in the table. The seeds' values are the fewest bars of the six models.
     """
-    rows, least, of_seed = [], len(seeds), {seed: 10.0 for seed in seeds}
+    rows, worst = [], [10.0 for _ in seeds]
     for kind in KINDS:
         for name in (kind, "DictionaryLearning", "FastICA"):
-            results = [learned(name, kind, seed) for seed in seeds]
+            # rivals stand beside it: ten seeds of each are enough for a table
+            results = [learned(name, kind, s) for s in (seeds if name == kind else seeds[:10])]
             counts = [m["bars"] for m in results]
             good = sum(c >= 9 for c in counts)
             report(f"{name} on bars of {kind}: {counts}")
             if name == kind:
                 # the worst of six models is judged: one that works excuses no other
-                least = min(least, good)
-                of_seed = {s: min(of_seed[s], c) for s, c in zip(seeds, counts, strict=True)}
+                worst = min(worst, [10.0 * (c >= 9) for c in counts], key=sum)
             rows.append(
                 {
                     "bars of": kind,
                     "model": name,
                     "bars": ", ".join(f"{c:g}" for c in counts),
-                    "seeds with 9 or 10": f"{good} of {len(seeds)}",
+                    "seeds with 9 or 10": f"{good} of {len(results)}",
                     "CPU s": f"{statistics.mean(m['cpu'] for m in results):.1f}",
                 }
             )
-    values = tuple(of_seed.values())
     note = (
         f"5 x 5 px, 10 bars of brightness 10, each on with 0.2, noise 2, {SAMPLES:,} samples; ten "
-        f"components, {STEPS} steps, default settings, of TSC and DSC max_active=3. MCA's data are "
-        "cut off at 0. DictionaryLearning is the one in mini-batches, 30 passes. A bar is "
-        "found if a component has a cosine above 0.9 with it. The values "
-        "of the seeds are the fewest bars of the six models."
+        f"components, {STEPS} steps, default settings, of TSC and DSC max_active=3, of MCA and "
+        "MMCA the released soft maximum. MCA's data are cut off at 0. DictionaryLearning is the "
+        "one in mini-batches, 30 passes. A bar is found if a component has a cosine above 0.9 with "
+        "it. A seed's value is 10 where the worst model finds nine bars or more, else 0."
     )
-    return Result(float(least), deviation(values), values, tuple(rows), note)
+    return result_of(worst, rows, note)
 
 
 def masked_bars(seeds: Sequence[int], report: Report) -> Result:
@@ -157,7 +156,7 @@ def masked_bars(seeds: Sequence[int], report: Report) -> Result:
 
 
 PAPER = " (arXiv:1908.06843)."
-TEN = tuple(range(10))
+TEN, TWENTY = tuple(range(10)), tuple(range(20))
 study = partial(
     Study,
     sense=">=",
@@ -172,6 +171,7 @@ CLAIMS = (
     study(
         "prosper-bars",
         system="ProSper",
+        scale="More seeds: a model that finds its bars in nine of ten takes eighty.",
         effect=UnknownEffect("A count of bars was not found in the paper."),
         work="drawn bars",
         sentence="Each of the six models finds at least 9 of 10 bars in data of its own kind"
@@ -180,6 +180,9 @@ CLAIMS = (
         baseline="DictionaryLearning and FastICA of scikit-learn stand beside it",
         target=8,
         measure=find_bars,
+        # a pilot of thirty seeds had 29 of 30 for BSC: of that spread twelve see eight of ten
+        seeds=TWENTY,
+        minutes=20,
     ),
     study(
         "prosper-max",

@@ -289,6 +289,9 @@ CLAIMS = (
     study(
         "s2ft",
         system="S2FT",
+        scale=(
+            "A model of 7 billion weights, fine-tuned on tasks of reasoning and tested on others."
+        ),
         effect=UnknownEffect(
             "The abstract has 11.5 % above full training out of domain; what is kept at equal "
             "accuracy was not found."

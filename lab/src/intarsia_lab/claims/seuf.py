@@ -14,7 +14,7 @@ import torch
 
 from intarsia.methods.seuf import Seuf, Unlearned, unlearn
 
-from ..kit import Control, Effect, Report, Result, Study, UnknownEffect, numbers
+from ..kit import Control, Effect, FixedRate, Report, Result, Study, UnknownEffect, numbers
 from ..kit.arms import judged, threads
 from ..kit.stored import StoredResults
 from ..materials import held_out_rows
@@ -275,6 +275,9 @@ study = partial(
         "In every arm on trial the text to forget rises by 0.5 nats.",
         lambda rows: max(numbers(rows, "at +0.5", {"arm": TOP})) < NEVER,
     ),
+    rates=FixedRate(
+        {"one expert": RATE, "all weights": RATE / 10}, {"one expert": STEPS, "all weights": STEPS}
+    ),
     needs="long",
     minutes=20,
 )
@@ -283,6 +286,9 @@ CLAIMS = (
     study(
         "seuf-expert",
         system="SEUF",
+        scale=(
+            "Mixtures of billions of weights, whose experts differ more than those of a small one."
+        ),
         effect=UnknownEffect(
             "The abstract counts utility, up to 35 % more; damage at equal forgetting was not "
             "found."

@@ -249,6 +249,11 @@ CLAIMS = (
     study(
         "slime",
         system="SliME",
+        scale=(
+            "The whole SmolLM2 on kept features for 4,000 steps, first on questions about a "
+            "single tile, two CPU hours: its first two blocks do not learn to read a tile in "
+            "400 steps."
+        ),
         effect=UnknownEffect("No table of the paper was reachable; the margin of a point is ours."),
         work="SmolLM2 with ViT-S",
         sentence=f"A quarter of the local vectors, chosen by the question, is enough {PAPER}.",

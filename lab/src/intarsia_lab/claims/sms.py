@@ -23,8 +23,11 @@ from ..materials import thin_resnets
 
 stored = StoredResults(__file__)
 
-# one in twenty of 20,000 weights: where candidates differ and yet share a basin
-DENSITIES = (0.05,)
+# one in ten of 20,000 weights, retrained below the dense net's rate: at it, or with fewer weights,
+# candidates leave the basin that they share
+DENSITIES = (0.1,)
+RETRAIN_LR = 0.03
+FEW = 3  # seeds of the arms that stand beside the claim
 
 
 ALONE: list[float] = []  # of the candidates of the round that runs
@@ -107,6 +110,7 @@ class DenseNets:
             "epochs": times * thin_resnets.EPOCHS,
             # candidates differ in the order of their batches alone, from this seed on
             "seed": 100 * seed,
+            "lr": RETRAIN_LR,
             "optimizer": thin_resnets.nesterov,
         }
         ALONE.clear()
@@ -128,6 +132,7 @@ class DenseNets:
             options: Any = {
                 "epochs": thin_resnets.EPOCHS,
                 "seed": 100 * seed + i,
+                "lr": RETRAIN_LR,
                 "optimizer": thin_resnets.nesterov,
             }
             method = SparseModelSoup(density, thin_resnets.ROUNDS, 1)
@@ -160,11 +165,18 @@ def of_soups(seeds: tuple[int, ...], report: Report) -> Result:
     weights.
     """
     bench = DenseNets()
-    sheet = each([Arm(n, n) for n in ARMS], seeds, bench.cell, report, tasks=DENSITIES)
+    results: dict[tuple[str, float, int], Souped] = {}
+    # the soup and what its control reads have all seeds, the rest of the table the first few
+    for arms, some in ((ARMS[:2], seeds), (ARMS[2:], seeds[:FEW])):
+        arms_run = [Arm(n, n) for n in arms]
+        results |= each(arms_run, some, bench.cell, report, tasks=DENSITIES).results
     table: list[dict[str, Any]] = []
     gains: list[float] = []
     for density in DENSITIES:
-        by_arm = {arm: [sheet.results[arm, density, s] for s in seeds] for arm in ARMS}
+        by_arm = {
+            arm: [results[arm, density, s] for s in seeds if (arm, density, s) in results]
+            for arm in ARMS
+        }
         gains += [net.result - net.mean for net in by_arm["soup"]]
         for arm, nets in by_arm.items():
             values = {f: [getattr(net, f) for net in nets] for f in Souped._fields}
@@ -173,15 +185,17 @@ def of_soups(seeds: tuple[int, ...], report: Report) -> Result:
                 | {"mean of its parts": shown(values["mean"], ".2f")}
                 | {"kept": f"{statistics.mean(values['density']):.3f}"}
             )
-    soups, longer = ([sheet.results[a, DENSITIES[0], s] for s in seeds] for a in (ARMS[0], ARMS[2]))
+    soups = [results[ARMS[0], DENSITIES[0], s] for s in seeds]
+    longer = [results[ARMS[2], DENSITIES[0], s] for s in seeds[:FEW]]
     # the paper's second wish: as good as the candidate that one would have picked
     better = sum(net.result >= net.best for net in soups)
-    apart = statistics.mean(a.result - b.result for a, b in zip(soups, longer, strict=True))
+    apart = statistics.mean(a.result - b.result for a, b in zip(soups, longer, strict=False))
     note = (
         f"Gain over the mean of its candidates {statistics.mean(gains):+.2f} points; at least its "
         f"best candidate in {better} of {len(seeds)} seeds (wanted: 3 of 5); against pruning in "
-        f"rounds with 3x the epochs {apart:+.2f} points (wanted: -0.1). The last two rows are "
-        "averages of nets whose masks were chosen apart, as they are and pruned again."
+        f"rounds with 3x the epochs {apart:+.2f} points (wanted: -0.1). The last three rows have "
+        f"{FEW} seeds; the last two are averages of nets whose masks were chosen "
+        "apart, as they are and pruned again."
     )
     return result_of(gains, table, note)
 
@@ -190,11 +204,15 @@ CLAIMS = (
     Study(
         "sms",
         system="Sparse Model Soups",
+        scale=(
+            "Nets of a million weights and more, whose candidates stay in one basin: the nine "
+            "seeds that are declared see .65 points."
+        ),
         effect=UnknownEffect("The paper's tables were not reachable."),
         work="a thin ResNet-8 from scratch on Fashion-MNIST",
         sentence="The average of nets that were trained from one pruned net with one mask is more "
         "accurate than they are, and as sparse (Sparse Model Soups, arXiv:2306.16788; scaled down: "
-        "a thin ResNet-8 on 10,000 pictures of Fashion-MNIST, 95 % pruned in three rounds).",
+        "a thin ResNet-8 on 10,000 pictures of Fashion-MNIST, 90 % pruned in three rounds).",
         baseline="the mean of its candidates, in points",
         target=0.0,
         sense=">=",
@@ -202,14 +220,16 @@ CLAIMS = (
             "Pruned nets are above chance, 10 %, by 40 points.", "accuracy", 50, {"model": "IMP"}
         ),
         rates=FixedRate(
-            thin_resnets.OPTIONS["lr"],
+            RETRAIN_LR,
             {
                 "soup, a candidate": thin_resnets.ROUNDS * thin_resnets.EPOCHS * thin_resnets.STEPS,
                 "IMP": thin_resnets.ROUNDS * thin_resnets.EPOCHS * thin_resnets.STEPS,
             },
         ),
         measure=of_soups,
+        # the pilot of three seeds had a spread of .57, of which nine see .65 points
+        seeds=tuple(range(9)),
         needs="long",
-        minutes=40,
+        minutes=80,
     ),
 )

@@ -142,6 +142,7 @@ CLAIMS = (
     study(
         "sparse-bytenn",
         system="SparseByteNN",
+        scale="The paper's own processor, a Snapdragon 855, with its kernels.",
         effect=Effect(
             1.27, "abstract: MobileNet-v1, 30 % of its weights 0, Snapdragon 855", null=1.0
         ),

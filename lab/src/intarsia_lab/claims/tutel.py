@@ -172,6 +172,7 @@ CLAIMS = (
     study(
         "tutel",
         system="Tutel",
+        scale="A cluster on which each batch is timed at every degree of parallelism.",
         effect=UnknownEffect(
             "The gain of switching alone was not found, apart from that of kernels."
         ),

@@ -12,7 +12,6 @@ from torch.utils.data import TensorDataset
 
 from intarsia.experiments.pool import Arm, Trial, TrialEnd, refuse_failed, run_told
 from intarsia.reports.sheet import Sheet, Spread, deviation
-from intarsia.reports.statistics import t_interval
 from intarsia.train import evaluate
 from intarsia.train.scores import Metrics
 
@@ -90,11 +89,6 @@ def by_seed(
     # one nameless arm does the work of a seed
     results = by_arm({"": work}, seeds, lambda run, seed: run(seed), report)[""]
     return {name: [arms[name] for arms in results] for name in results[0]}
-
-
-def upper(values: Sequence[float]) -> float:
-    """Return the upper end of the mean's 95 % interval over seeds."""
-    return t_interval(values)[1]
 
 
 def judge(

@@ -124,21 +124,29 @@ UNTUNED = "No arm was tuned, and which of them it suits best is not known."
 class FixedRate:
     """Learning rate of all arms, which none of them chose, and why, in a sentence.
 
-    steps: arm -> its optimiser steps.  Raises: ConfigError for arms without steps.
+    rate: one for all; or by name, where the stages of a training or models have rates of their own.
+    steps: arm, stage or model -> its optimiser steps.  Raises: ConfigError for arms without steps,
+    and for rates of other names than the steps.
     """
 
-    rate: float
+    rate: float | Mapping[str, float]
     steps: Mapping[str, int]
     reason: str = UNTUNED
 
     def __post_init__(self) -> None:
         """Check that every arm has steps.  Raises: ConfigError."""
         _check_steps(self.steps)
+        if isinstance(self.rate, Mapping) and set(self.rate) != set(self.steps):
+            fix = "Name the same stages in both."
+            raise ConfigError("rates by name", got=sorted(self.rate), want=[*self.steps], fix=fix)
 
     @property
     def arms(self) -> tuple[ArmRate, ...]:
-        """The rate of every arm."""
-        return tuple(ArmRate(arm, self.rate, steps) for arm, steps in self.steps.items())
+        """The rate of every arm, or of every stage."""
+        rates = (
+            self.rate if isinstance(self.rate, Mapping) else dict.fromkeys(self.steps, self.rate)
+        )
+        return tuple(ArmRate(name, rates[name], steps) for name, steps in self.steps.items())
 
     def failure(self, rates: Sequence[ArmRate]) -> str:
         """Return "": nothing was chosen.  rates: unused, `Rates` needs them."""

@@ -100,7 +100,7 @@ class PictureCells:
         # results depend on this file's code: a digest of it is part of the key
         self.store = Store(path.parent, path.name, code=code_digest(Path(__file__)))
         self._held: tuple[Any, Any] | None = None
-        self.kept = 0  # results that were read from the cache
+        self.reused: list[float] = []  # CPU seconds that the cells took which were read, not run
 
     def cell(self, name: str, budget: Budget, arm: Arm[StudyRecipe], seed: int) -> StudyScore:
         """Return the score of one run, from the cache or by training.
@@ -124,14 +124,15 @@ class PictureCells:
             "test": self.test,
             "part": self.part,
         }
-        # counts as read, unless `compute` is called
-        self.kept += 1
+        ran: list[StudyScore] = []
 
         def compute() -> dict[str, Any]:
-            self.kept -= 1
-            return vars(self._run(name, budget, recipe, method, seed))
+            ran.append(self._run(name, budget, recipe, method, seed))
+            return vars(ran[0])
 
-        return StudyScore(**self.store.record(inputs, compute))
+        score = StudyScore(**self.store.record(inputs, compute))
+        self.reused += [] if ran else [score.cpu]
+        return score
 
     def sheets(
         self,

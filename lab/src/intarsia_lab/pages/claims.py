@@ -252,6 +252,8 @@ def _design(study: Study, record: Record | None) -> list[str]:
         lines.append(f"- The paper's own effect in this unit is not known. {study.effect.reason}")
     if record is not None and record.target != study.bound:
         lines.append(f"- Its target was {record.target} when it was run.")
+    if study.scale and _word(record) != "holds":
+        lines.append(f"- What would decide it: {study.scale}")
     return [*lines, *_rates(study, record), ""]
 
 
@@ -263,6 +265,9 @@ def _rates(study: Study, record: Record | None) -> list[str]:
     """
     if study.rates is None:
         return []
+    if isinstance(study.rates, FixedRate) and isinstance(study.rates.rate, Mapping):
+        stages = (f"{r.arm} {r.rate:g}, {r.steps:,} steps" for r in study.rates.arms)
+        return [f"- Rates that were fixed before: {'; '.join(stages)}. {study.rates.reason}"]
     if isinstance(study.rates, FixedRate):
         steps = sorted(set(study.rates.steps.values()))
         counts = " or ".join(f"{count:,}" for count in steps)
