@@ -41,6 +41,7 @@ class Fourier(Method):
     position = "parallel"
 
     def __post_init__(self) -> None:
+        """Check the settings; turn lists, as JSON has them, into tuples.  Raises: ConfigError."""
         object.__setattr__(self, "roles", tuple(self.roles))
         if self.entries is not None:
             at_least("entries", self.entries, 1, fix=f"The paper's is {PUBLISHED}.")

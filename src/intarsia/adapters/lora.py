@@ -36,6 +36,7 @@ class Lora(Method):
     position = "parallel"
 
     def __post_init__(self) -> None:
+        """Check the settings; turn lists, as JSON has them, into tuples.  Raises: ConfigError."""
         object.__setattr__(self, "roles", tuple(self.roles))
         whole("rank", self.rank, 1, "Try 8 or 16.")
         below_one("dropout", self.dropout)

@@ -237,6 +237,7 @@ class MosCell(Cell):
         return a, b
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute (alpha / r) B A x.  x: (..., d_in) -> (..., d_out)."""
         # a pool may lie on another device than this layer of the model
         a, b = (side.to(x.device) for side in self.sides())
         x = self.cast(x, like=a)

@@ -30,6 +30,7 @@ class Ssf(Method):
     position = "sequential"
 
     def __post_init__(self) -> None:
+        """Check std; turn lists, as JSON has them, into tuples.  Raises: ConfigError."""
         object.__setattr__(self, "roles", tuple(self.roles))
         if not 0 <= self.std < float("inf"):
             raise ConfigError("std", got=self.std, want="0 or larger", fix="Try 0 or 0.02.")

@@ -209,6 +209,7 @@ def train(
 
 
 def _built_in() -> Path:
+    """Return the folder of the built-in prior, which was trained on photographs."""
     from ..models.codec.codec import PHOTOGRAPHS
 
     return PHOTOGRAPHS

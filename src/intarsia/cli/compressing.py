@@ -258,6 +258,7 @@ def _tuning(steps: str | None) -> dict[str, int] | None:
 
 
 def _tensors(host: Any) -> list[Any]:
+    """Return the parameters and buffers of a model, tied ones once."""
     # Tied weights are one tensor in memory: by address they count once.
     tensors = {t.data_ptr(): t for t in (*host.parameters(), *host.buffers())}
     return list(tensors.values())

@@ -47,6 +47,7 @@ def doctor(threads: Threads = None, as_json: Json = False) -> None:
 
 
 def _plain(value: Any) -> str:
+    """Return a value of the report as text, "-" for none."""
     if isinstance(value, dict):
         return ", ".join(f"{name} {number}" for name, number in value.items())
     return str(value) if value not in (None, "") else "-"

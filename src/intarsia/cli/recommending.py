@@ -290,6 +290,7 @@ def page_of(showing: RecommenderPage, run: Path) -> str:
 
 
 def _serve(showing: RecommenderPage, run: Path, port: int) -> None:
+    """Serve the page of recommendations until Ctrl-C."""
     from ..reports.local_page import serve_page
 
     serve_page(page_of(showing, run), answers(showing), port, say, note)

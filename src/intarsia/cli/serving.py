@@ -197,6 +197,7 @@ def _slots(text: str | None) -> int | float | None:
 
 
 def _policy(name: str) -> Any:
+    """Return the settings of a cache's policy, by its name."""
     from ..core.registry import card
 
     return card(name).config()

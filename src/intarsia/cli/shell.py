@@ -140,6 +140,7 @@ class Verbs(TyperGroup):
     """
 
     def __init__(self, **settings: Any) -> None:
+        """Begin with the names of all commands; each is imported when it is called."""
         super().__init__(**settings)
         # typer suggests one of these names for a mistyped one
         self.commands = cast(Any, dict.fromkeys(HOMES))

@@ -173,7 +173,6 @@ def _check(
     at_least("--tokens", tokens, 1)
     at_least("--streams", streams, 1)
     if slots is not None:
-        # Checked before the trace is read, which may be large.
         at_least("--slots", slots, 2, "One is computed while another comes in: give 2 or more.")
     if placement is not None and plan not in ENGINES:
         fix = "Leave --placement out, or use --plan ep or stay."
@@ -184,6 +183,7 @@ def _best(
     routed: Any, links: Any, plan: str, tokens: int, expert: str | None, backward: bool
 ) -> tuple[dict[str, Any], Any, Any]:
     """Simulate one plan, or all ("auto"); return record, timeline and plan of the fastest."""
+    # routed: the trace; links: the topology; tokens: of a batch; expert: its size, None = recorded
     from ..core.registry import card
     from ..parallel.tutel import Tutel
     from ..placement.engines import ExpertSize
@@ -230,6 +230,7 @@ def _decoded(
     trace: Any, slots: int, policy: str, streams: int, size: int, links: Any
 ) -> dict[str, Any]:
     """Simulate a cache of `slots` experts, `size` bytes each, while `streams` texts are decoded."""
+    # trace: the experts of each token; policy: which one leaves the cache; links: the topology
     from ..core.registry import card
     from ..placement.cache import replay
     from ..placement.describe import demand
@@ -258,6 +259,7 @@ def _simulated(
     batch: Any, links: Any, engine: str, file: Path | None, expert: str | None, backward: bool
 ) -> tuple[dict[str, Any], Any, Any]:
     """Simulate a batch by a placement file (None = in order); return record, timeline, plan."""
+    # batch: the tokens' experts; links: the topology; engine: "home" or "stay", where results go
     from ..placement.engines import ExpertSize, expert_parallel
     from ..placement.placement import Placement
     from ..placement.timeline import simulate as run
@@ -275,7 +277,7 @@ def _simulated(
 
 
 def _record_of(devices_plan: Any, line: Any, batch: Any, size: Any, links: Any) -> dict[str, Any]:
-    """Return a simulated plan's figures for JSON.  line: its timeline; links: the topology."""
+    """Return a batch's figures by a plan for JSON.  line: its times; links: the topology."""
     from ..placement.timeline import rows_to_hide
 
     return {

@@ -139,6 +139,7 @@ def sparsify(
 
 
 def _said(done: Any, record: dict[str, Any]) -> str:
+    """Return the lines to print: density, perplexity before and after, and seconds."""
     # Without --test there is nothing to measure on, and both are None.
     dense, pruned = (record["perplexity"][which] for which in ("dense", "pruned"))
     sentences = [] if dense is None else [f"perplexity {dense:.1f} dense, {pruned:.1f} pruned"]
@@ -247,6 +248,7 @@ def _method(method: str, base: str, density: float, pattern: str | None, layers:
 
 
 def _perplexity(model: Any, rows: Any) -> float:
+    """Return a language model's perplexity on rows of tokens."""
     from ..fitting import evaluate
 
     return float(evaluate(model, rows, batch_size=4).scores()["perplexity"])

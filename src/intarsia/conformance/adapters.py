@@ -77,6 +77,7 @@ def depends_on_its_seed_only(card: Card) -> None:
     """
 
     def weights_and_draws() -> list[Tensor]:
+        """Build a cell; return its weights and its outputs in training."""
         cell = trained(card).train()
         drawn = [cell(inputs(card)).detach() for _ in range(4)]
         return [*cell.state_dict().values(), *drawn]

@@ -86,6 +86,7 @@ def chooses_what_it_is_offered(card: Card) -> None:
     victim = policy.victim
 
     def watched(resident: Iterable[Key]) -> Key:
+        """Note what may be evicted and what the policy chooses; evict the first."""
         offered.append(list(resident))
         victims.append(victim(list(offered[-1])))
         return offered[-1][0]
@@ -111,6 +112,7 @@ def decides_alike(card: Card) -> None:
         used = policy.used
 
         def noted(key: Key, hit: bool, used: Any = used, into: list[Key] = loaded) -> None:
+            """Note an expert that was loaded, then tell the policy as before."""
             if not hit:
                 into.append(key)
             used(key, hit)

@@ -47,6 +47,7 @@ class Beside(Cell):
         self.cell = cell
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return what the cell adds to a fixed MLP.  x: (..., INPUTS) -> (..., OUTPUTS)."""
         # the same MLP in every call, so that what is left is the cell's addition
         mlp = host().to(x.device, x.dtype)
         return self.cell.around(mlp, x) - mlp(x)

@@ -61,6 +61,7 @@ class _AtImports:
     """A finder that finds nothing, and looks whether Ctrl-C came and is on its way no more."""
 
     def find_spec(self, *_: object) -> None:
+        """Raise the KeyboardInterrupt that came, unless it is on its way; find no module."""
         on_its_way = isinstance(sys.exception(), KeyboardInterrupt)
         if not on_its_way and threading.current_thread() is threading.main_thread():
             check()

@@ -110,6 +110,7 @@ class Setting:
         )
 
     def _example(self) -> float:
+        """Return a number in the declared range, as an example for an error."""
         if self.below is not None or self.above is not None:
             return 0.1
         return 0 if self.least is None else self.least
@@ -144,6 +145,7 @@ class Setting:
 
 
 def _as_float(value: Real) -> float:
+    """Return a number as a float; infinity for a whole number that no float can hold."""
     try:
         return float(value)
     except OverflowError:  # a whole number that no float can hold
@@ -361,6 +363,7 @@ def in_words(kind: Any) -> str:
 
 
 def _example_of(subject: str, kind: Any) -> str:
+    """Return an example of a setting's value for an error, such as "For example: epochs=4"."""
     examples: dict[Any, str] = {int: "4", float: "0.1", bool: "true", str: "gelu"}
     several = {tuple[item, ...]: "0,1,2" if item is int else examples[item] for item in examples}
     first = next((k for k in members(kind) if k in examples | several), str)

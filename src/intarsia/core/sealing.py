@@ -207,6 +207,7 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def _changed(path: Path, got: str) -> CheckpointError:
+    """Return the error for a file that is not as it was written.  got: what is wrong with it."""
     want = "what was written"
     fix = "Copy it again from its source: a byte was damaged, or something was edited or swapped."
     return CheckpointError(str(path), got=got, want=want, fix=fix)

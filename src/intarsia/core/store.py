@@ -40,6 +40,7 @@ class Store:
     """
 
     def __init__(self, folder: str | Path, name: str = "records.jsonl", *, code: str = "") -> None:
+        """Read the records of a folder.  name: their file; code: digest of the code or ""."""
         self.folder, self.code = Path(folder), code
         self.path = self.folder / name
         self.rows: dict[str, dict[str, Any]] = {}

@@ -34,6 +34,7 @@ class Later:
 
 
 def _add_config(mappings: ModuleType) -> None:
+    """Register the configuration of models that see and hear in transformers' mapping."""
     # register raises for a type that is there already
     if SEEING not in mappings.CONFIG_MAPPING:
         later = Later("intarsia.hosts.senses.auto", "SeeingConfig")

@@ -25,6 +25,7 @@ def decoded_once(
     """
 
     def compute() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Make the data set, as tensors and JSON-ready facts for the store."""
         images, labels, classes = make()
         return {"images": torch.from_numpy(images), "labels": torch.tensor(labels)}, {
             "classes": classes

@@ -86,6 +86,7 @@ class Pictures:
     skip_unreadable: bool = setting(False, "Leave damaged pictures out and record which.")
 
     def __post_init__(self) -> None:
+        """Check the settings; refuse a length of rows for pictures.  Raises: ConfigError."""
         check(self)
         if self.length != LENGTH and self.data and not is_text(self.data):
             got, want = f"{self.length} for pictures", "a text, which has rows of tokens"

@@ -22,6 +22,7 @@ class OnRay:
     """A slot of the cluster: a worker with so many cores, made anew when it is lost."""
 
     def __init__(self, threads: int) -> None:
+        """Connect to the cluster; a worker starts at the first run.  threads: cores of it."""
         self._ray = connected()
         self._worker: Any = None
         self.threads = threads
@@ -57,6 +58,7 @@ class OnRay:
             )
 
     def close(self) -> None:
+        """End the worker, if there is one; it may be dead already."""
         worker, self._worker = self._worker, None
         if worker is not None:
             with contextlib.suppress(Exception):  # it may be dead already

@@ -137,6 +137,7 @@ class _Trials:
             """Run trials; call `done` with the result of each, and remove its run folder."""
 
             def ended(end: TrialEnd) -> None:
+                """Pass on a trial's result, and remove its run folder unless it failed."""
                 done(end)
                 if end.result is not None:  # its score is all that is wanted of it
                     shutil.rmtree(end.trial.inputs["folder"], ignore_errors=True)

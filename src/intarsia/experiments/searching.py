@@ -92,6 +92,7 @@ def scores_by(
         ended.setdefault(tuple(flat[name] for name in names), []).append(end)
 
     def mean(rows: Sequence[Mapping[str, Any]]) -> Score:
+        """Return mean score and minus the mean loss of some runs' results."""
         parts = [row.get("val") for row in rows]
         score = fmean(0.0 if val is None else score_of(val) for val in parts)
         return score, -fmean(math.inf if val is None else val.get("loss", 0.0) for val in parts)
@@ -115,6 +116,7 @@ def smoothed(scores: Mapping[float, Score], rates: Iterable[float]) -> dict[floa
     grid_scores = [scores.get(rate, (0.0, -math.inf)) for rate in grid]
 
     def mean(place: int) -> Score:
+        """Average the scores at a place of the grid and beside it; the place counts twice."""
         # both neighbours and the rate itself twice; at an edge the missing neighbour is left out
         near = [*grid_scores[max(0, place - 1) : place + 2], grid_scores[place]]
         return fmean(score for score, _ in near), fmean(loss for _, loss in near)

@@ -85,6 +85,7 @@ class SharedWork:
             return make(), Spent.now().since(start)
 
         def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
+            """Compute the pairs, and the time that this took, as the store keeps them."""
             # the time is stored with the tensors: a run that finds them still counts it
             x, y = make().tensors
             return {"x": x, "y": y}, {"spent": Spent.now().since(start)}

@@ -136,6 +136,7 @@ class Kitchen:
     """A run's model and its data, to try averages in."""
 
     def __init__(self, run: PictureRun | TextRun, report: Report) -> None:
+        """Take a run, into whose model averages are loaded.  report: gets lines of progress."""
         self.run, self.report = run, report
         self.norms = has_batch_norms(run.model)
         self.sets: dict[str, Any] = {}
@@ -218,6 +219,7 @@ class Kitchen:
         return {name: self._score(name) for name in parts}
 
     def _score(self, name: str) -> Scores:
+        """Score the model as it is on a part of the run's data, "val" or "test"."""
         if isinstance(self.run, TextRun):
             return language.scores(self.run.model, self.part(name), self.run.experiment)
         return score(self.run, self.part(name))

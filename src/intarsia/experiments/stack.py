@@ -130,6 +130,7 @@ class StackTable:
 
         # Pareto front: no other point is at least as good in all three and differs
         def beaten(p: tuple[float, ...]) -> bool:
+            """Return True if another point is as small in all three measures, and not equal."""
             return any(
                 all(x <= y for x, y in zip(q, p, strict=True)) and q != p for q in points.values()
             )

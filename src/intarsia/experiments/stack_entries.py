@@ -109,6 +109,7 @@ def _merge(on: Stacked, text: str) -> None:
 
 
 def _count(text: str) -> int:
+    """Parse a number of experts, 1 or more, such as "2".  Raises: ConfigError."""
     count = int(text) if text.isdecimal() else 0
     at_least("experts of a student", count, 1, "For example: student:2.")
     return count
@@ -126,6 +127,7 @@ def _student(on: Stacked, text: str) -> None:
 
 
 def _quantile(text: str) -> float:
+    """Parse a quantile from 0 to 1, such as "0.5".  Raises: ConfigError."""
     share = float(text) if text.replace(".", "", 1).isdecimal() else -1.0
     between("quantile of g2 / g1", share, 0, 1, "For example: skip:0.5.")
     return share
@@ -156,6 +158,7 @@ def _place(on: Stacked, text: str) -> None:
 
 
 def _energy(text: str) -> float:
+    """Parse a share of energy from 0.01 to 1, such as "0.9".  Raises: ConfigError."""
     energy = float(text) if text.replace(".", "", 1).isdecimal() else -1.0
     between("energy", energy, 0.01, 1, "For example: lowrank:0.9.")
     return energy

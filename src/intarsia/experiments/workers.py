@@ -62,6 +62,7 @@ class OwnProcess:
     """
 
     def __init__(self, threads: int) -> None:
+        """Prepare a process, which starts at the first run.  threads: torch's in it."""
         self.threads = threads
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
@@ -192,6 +193,7 @@ def sendable(error: BaseException) -> BaseException:
 
 
 def begin(threads: int) -> None:
+    """Set torch's number of threads in a new worker process."""
     import torch
 
     torch.set_num_threads(threads)

@@ -55,6 +55,7 @@ class GroupSparse(Format):
     rows: int = 1
 
     def __post_init__(self) -> None:
+        """Check each setting's range.  Raises: ConfigError."""
         between("bits", self.bits, 2, 8, "Try 4.")
         between("group", self.group, 1, 2**20, "Try 16.")
         one_of("activations", self.activations, ACTIVATIONS)

@@ -150,6 +150,7 @@ class Context:
             vars(self).update(before)
 
     def __getstate__(self) -> dict[str, Any]:
+        """Return the settings alone for a copy or a file; what belongs to a batch is left out."""
         # a routing holds a graph, which cannot be copied
         settings = ("states", "hold", "passes", "shard", "counting", "joined")
         return vars(Context()) | {name: getattr(self, name) for name in settings}

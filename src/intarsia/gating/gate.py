@@ -40,6 +40,7 @@ class Terms:
     z: float = 0.0
 
     def __post_init__(self) -> None:
+        """Check each setting's range.  Raises: ConfigError."""
         check_counts(self.experts, self.active)
         for name in ("std", "balance", "z"):
             at_least(name, getattr(self, name), 0, "Try 0.01.")

@@ -54,6 +54,7 @@ class PartsRouter(Router):
     """
 
     def __init__(self, experts: int, active: int) -> None:
+        """Begin without load counted.  experts: E; active: k, the number of summed gates."""
         super().__init__(experts)
         at_least("active", active, 1, "Try 2.")
         self.active = active
