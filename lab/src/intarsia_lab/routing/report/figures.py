@@ -137,8 +137,8 @@ def drawings() -> tuple[LineFigure, ...]:
         LineFigure("by_place", "Dropped by place in the batch", _dropped_by("dropped_by_place"),
                 Axis("Quarter of the batch", names=quarters), dropped, layered=True),
         LineFigure("by_position", "Dropped by position in the row",
-                _dropped_by("dropped_by_position"), Axis("Quarter of the row", names=quarters), dropped,
-                layered=True),
+                _dropped_by("dropped_by_position"),
+                Axis("Quarter of the row", names=quarters), dropped, layered=True),
     )  # fmt: skip
 
 
