@@ -57,21 +57,17 @@ def choose_and_compensate(
 ) -> tuple[Partition, Tensor]:
     """Prune or round a weight column by column; later columns make up for earlier errors.
 
-    The aim is a small ||W X - W^ X|| for the layer's inputs X.
-    weight: W (out, in); statistics: second moments of X. Returns a one-part Partition of `name`
-      with the weights that are kept, and the new weight W^ (out, in), 0 where not kept.
+    weight: W (out, in); statistics: second moments of its inputs X. Returns a one-part Partition
+      of `name` with the kept weights, and the new W^ (out, in), 0 elsewhere; ||W X - W^ X|| small.
     density: with pattern=None the share kept in every `block` columns, over all rows; with Blocks
       the share of blocks; `NofM` along the inputs has its own. density=1: nothing is pruned.
     code: rounds a column to what a format can store, see also `GroupCode`; None = real numbers.
       SparseGPT is code=None; GPTQ is density=1; with both, kept weights are rounded, others 0.
-    damp: what is added to the moments' diagonal, see `inverse_factor`. block: columns that are
-      chosen at once. keep: (out, in) bool; weights outside are pruned whatever their score, and
-      count in the density. name: of the weight, in the partition and in errors.
+    damp: added to the moments' diagonal, see `inverse_factor`. block: columns chosen at once.
+    keep: (out, in) bool; weights outside are pruned whatever their score, and count as pruned.
     Column j has the error e = (w_j - w^_j) / U_jj, which is subtracted from the columns behind it,
-    W_k -= e U_jk, with U of `scores.inverse_factor`.
-
-    Raises: ConfigError for settings that cannot be; ShapeError for widths; DataError for moments
-      that cannot be inverted.
+    W_k -= e U_jk, with U of `scores.inverse_factor`.  Raises: ConfigError for settings that cannot
+    be; ShapeError for widths; DataError for moments that cannot be inverted.
     """
     _check(weight, density, pattern, block)
     dtype = torch.promote_types(weight.dtype, torch.float32)

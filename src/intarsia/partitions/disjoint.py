@@ -26,7 +26,7 @@ def random_disjoint(
 ) -> Partition:
     """Divide the weights of each parameter into `parts` disjoint parts, at random and evenly.
 
-    Weights are dealt like cards in a random order, label(order[i]) = i mod parts. Every weight is
+    With `order` a random permutation of the weights, label(order[i]) = i mod parts. Every weight is
     in one part, and sizes differ by at most one. With more parts than weights some parts are empty.
 
     unit: what is divided.
@@ -40,13 +40,15 @@ def random_disjoint(
     at_least("parts", parts, 1, "One part is no split.")
     one_of("unit", unit, UNITS)
     label = {
-        name: _deal(tuple(shape), parts, unit, generator).to(label_dtype(parts))
+        name: _random_labels(tuple(shape), parts, unit, generator).to(label_dtype(parts))
         for name, shape in shapes.items()
     }
     return Partition(label, parts, PATTERNS.get(unit))
 
 
-def _deal(shape: tuple[int, ...], parts: int, unit: str, generator: torch.Generator) -> Tensor:
+def _random_labels(
+    shape: tuple[int, ...], parts: int, unit: str, generator: torch.Generator
+) -> Tensor:
     """Give each weight of a parameter a random label, each label to equally many weights.
 
     shape: the parameter's; parts: labels are 0 ... parts - 1; generator: source of the draw. unit:
@@ -68,13 +70,13 @@ def _deal(shape: tuple[int, ...], parts: int, unit: str, generator: torch.Genera
         )
     rows, columns = shape if len(shape) == 2 else (1, shape[0])
     if unit.endswith("column"):
-        dealt = _deal_rows(columns, rows, parts, unit.startswith("whole"), generator).T
+        dealt = _labels_of_rows(columns, rows, parts, unit.startswith("whole"), generator).T
     else:
-        dealt = _deal_rows(rows, columns, parts, unit.startswith("whole"), generator)
+        dealt = _labels_of_rows(rows, columns, parts, unit.startswith("whole"), generator)
     return names[dealt].reshape(shape).contiguous()
 
 
-def _deal_rows(
+def _labels_of_rows(
     rows: int, columns: int, parts: int, whole_rows: bool, generator: torch.Generator
 ) -> Tensor:
     """Give random labels to a matrix, evenly in every row, or one label to each whole row.

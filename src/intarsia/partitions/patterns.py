@@ -44,7 +44,7 @@ def keep_rows(scores: Mapping[str, Tensor], density: float) -> Partition:
     for name, score in scores.items():
         matrix = score.flatten(1) if score.dim() > 1 else score.reshape(1, -1)
         count = kept_of(matrix.shape[1], density)
-        _no_nan(name, matrix)
+        _check_no_nan(name, matrix)
         masks[name] = largest(matrix.detach(), count).cpu().view(score.shape)
         counts.add((count, matrix.shape[1]) if score.dim() == 2 else (0, 0))
     # matrices of other widths have no pattern in common
@@ -81,7 +81,7 @@ def _n_of_m(name: str, score: Tensor, pattern: NofM) -> Tensor:
     name: the tensor's, for an error; score: its scores; pattern: n, m and the axis.
     """
     groups = pattern.groups(score.detach())
-    _no_nan(name, groups)
+    _check_no_nan(name, groups)
     return pattern.restored(largest(groups, pattern.n)).cpu().contiguous()
 
 
@@ -102,7 +102,7 @@ def largest(scores: Tensor, count: int) -> Tensor:
     return larger | equal
 
 
-def _no_nan(name: str, scores: Tensor) -> None:
+def _check_no_nan(name: str, scores: Tensor) -> None:
     """Raise DataError for a NaN among the scores of the tensor `name`."""
     if bool(scores.isnan().any()):
         got, fix = "NaN among them", "Look for a training that diverged: lower its learning rate."

@@ -72,15 +72,15 @@ def _threshold(scores: Mapping[str, Tensor], count: int) -> tuple[int, int]:
     """
     # the upper 16 bits of the threshold first, then the lower ones among the scores of that bin
     high = _histogram(keys // HALF for score in scores.values() for _, keys in _keys(score))
-    top, above = _bin(high, count)
+    top, above = _bin_of_rank(high, count)
     low = _histogram(
         keys[keys // HALF == top] % HALF for score in scores.values() for _, keys in _keys(score)
     )
-    rest, above_low = _bin(low, count - above)
+    rest, above_low = _bin_of_rank(low, count - above)
     return top * HALF + rest, count - above - above_low
 
 
-def _bin(histogram: Tensor, count: int) -> tuple[int, int]:
+def _bin_of_rank(histogram: Tensor, count: int) -> tuple[int, int]:
     """Find the histogram's bin with the count-th largest score; count the scores in higher bins.
 
     histogram: (2^16,) int64, the number of scores in each bin, low scores first; count: from 1.

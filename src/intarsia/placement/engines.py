@@ -92,7 +92,7 @@ class ExpertSize:
 
 
 def homes(trace: Trace, devices: int) -> Tensor:
-    """Return the device on which each row begins: sequences are dealt out in turn.  (N,) int64.
+    """Return the device on which each row begins, by sequence: i mod devices.  (N,) int64.
 
     trace: has the sequence of each row (token); devices: their number.
     """

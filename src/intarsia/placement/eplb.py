@@ -55,13 +55,13 @@ class Eplb:
         owner = torch.empty(trace.layers, experts, dtype=torch.int64)
         holds = torch.zeros(trace.layers, devices, experts, dtype=torch.bool)
         for layer, load in enumerate(trace.load().double()):
-            for expert, device, first in self._layer(load, node, nodes):
+            for expert, device, first in self._fill_layer(load, node, nodes):
                 holds[layer, device, expert] = True
                 if first:
                     owner[layer, expert] = device
         return Placement(owner, holds)
 
-    def _layer(self, load: Tensor, node: Tensor, nodes: int) -> list[tuple[int, int, bool]]:
+    def _fill_layer(self, load: Tensor, node: Tensor, nodes: int) -> list[tuple[int, int, bool]]:
         """Fill the places of one layer; return (expert, device, True for its first copy) for each.
 
         load: (E,), tokens of each expert; node: (D,), the node of each device; nodes: their number.

@@ -227,7 +227,7 @@ def regroup(routes: Tensor, groups: int = 2, sweeps: int = 20) -> list[list[int]
         for a in range(count):
             for b in range(a + 1, count):
                 if batch[a] != batch[b]:
-                    gain = _gain(users, asks, batch, a, b)
+                    gain = _swap_gain(users, asks, batch, a, b)
                     if gain > best:
                         best, pair = gain, [a, b]
         if pair is None:
@@ -236,7 +236,7 @@ def regroup(routes: Tensor, groups: int = 2, sweeps: int = 20) -> list[list[int]
     return [(batch == g).nonzero().flatten().tolist() for g in range(groups)]
 
 
-def _gain(users: Tensor, asks: Tensor, batch: Tensor, a: int, b: int) -> int:
+def _swap_gain(users: Tensor, asks: Tensor, batch: Tensor, a: int, b: int) -> int:
     """Return by how many experts two batches' active sets shrink if sequences a and b are swapped.
 
     users: (batches, L E), number of sequences that use each expert; asks: (S, L E), 1 where a

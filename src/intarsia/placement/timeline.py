@@ -106,7 +106,7 @@ def simulate(plan: DevicePlan, topology: Topology) -> Timeline:
         takes = durations(step, topology)
         together = step.resource == "link"
         before = [
-            _predecessors(step, device, free, ended, collective=together)
+            _spans_before(step, device, free, ended, collective=together)
             for device in range(plan.devices)
         ]
         if together:
@@ -127,7 +127,7 @@ def simulate(plan: DevicePlan, topology: Topology) -> Timeline:
     return Timeline(tuple(spans))
 
 
-def _predecessors(
+def _spans_before(
     step: PlanStep,
     device: int,
     free: Mapping[tuple[str, int], int],

@@ -88,7 +88,7 @@ def _sha256(tensor: Tensor) -> str:
     return hashlib.sha256(flat.numpy()).hexdigest()  # pyright: ignore[reportArgumentType]
 
 
-def _units(piece: Mapping[str, Any]) -> UnitAxes | None:
+def _unit_axes(piece: Mapping[str, Any]) -> UnitAxes | None:
     """Return along which axis of a weight an expert's hidden units lie; None for no such axis.
 
     piece: the weight's entry in the manifest, with "units": None or [axis, runs, width]. runs: how
@@ -131,7 +131,7 @@ class Pieces:
             for manifest in manifests:
                 # each piece remembers its file: experts of one weight are spread over several
                 for key, piece in manifest["pieces"].items():
-                    located = piece | {"file": manifest["file"], "units": _units(piece)}
+                    located = piece | {"file": manifest["file"], "units": _unit_axes(piece)}
                     self.pieces.setdefault(key, []).append(located)
             self._check_all_there(files)
         except (KeyError, TypeError, ValueError, AttributeError) as error:

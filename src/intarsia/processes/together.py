@@ -49,7 +49,7 @@ def write_together(
         scratch = Path(begun[0])
         # 2. every process writes its part
         reports = _gather_reports(
-            _result_or_error(lambda: _written(part, scratch), target), target, group
+            _result_or_error(lambda: _write_part(part, scratch), target), target, group
         )
         # 3. the first one finishes and renames; the others wait for that
         _gather_reports(
@@ -58,7 +58,7 @@ def write_together(
     return target
 
 
-def _written(part: Callable[[Path], Report], scratch: Path) -> Report:
+def _write_part(part: Callable[[Path], Report], scratch: Path) -> Report:
     """Write this process's files and flush them to the disk; return the report.
 
     part: writes into the folder `scratch`, and returns the report.

@@ -87,20 +87,20 @@ def write_whole(path: Path, tensors: Mapping[str, Tensor | Piece], *, first: boo
     try:
         os.truncate(handle, end)  # alike in all: what others have written stays
         if first:
-            _put(handle, memoryview(header), 0)
+            _write_at(handle, memoryview(header), 0)
         for name, tensor in tensors.items():
             # experts are written by the processes that have them, all else by the first
             if isinstance(tensor, Piece):
-                _put_rows(handle, tensor, starts[name])
+                _write_rows(handle, tensor, starts[name])
             elif first:
-                _put(handle, _bytes(tensor), starts[name])
+                _write_at(handle, _bytes(tensor), starts[name])
         # the file is complete when the last process has synced its share
         os.fsync(handle)
     finally:
         os.close(handle)
 
 
-def _units(piece: Piece) -> UnitAxes | None:
+def _sliced_units(piece: Piece) -> UnitAxes | None:
     """Return where the hidden units lie, if a piece has only a slice of them; else None."""
     return piece.units if piece.of > 1 else None
 
@@ -110,7 +110,7 @@ def _shape(tensor: Tensor | Piece) -> list[int]:
     if isinstance(tensor, Tensor):
         return list(tensor.shape)
     shape = [tensor.experts, *tensor.value.shape[1:]]
-    if (units := _units(tensor)) is not None:
+    if (units := _sliced_units(tensor)) is not None:
         # a slice has 1 of `tensor.of` equal parts of the hidden units
         shape[units.axis] *= tensor.of
     return shape
@@ -142,7 +142,7 @@ def _header(
     return raw, {name: len(raw) + start for name, start in starts.items()}, len(raw) + offset
 
 
-def _put_rows(handle: int, piece: Piece, start: int) -> None:
+def _write_rows(handle: int, piece: Piece, start: int) -> None:
     """Write this process's part of a weight into the file of the whole weight.
 
     handle: the open file's descriptor; piece: rows of some experts, or a slice of their hidden
@@ -150,7 +150,7 @@ def _put_rows(handle: int, piece: Piece, start: int) -> None:
     An expert's bytes are a sequence of lines of equal length. Each line has one contiguous part of
     every slice, so a slice is written in as many parts as there are lines.
     """
-    units, shape = _units(piece), _shape(piece)
+    units, shape = _sliced_units(piece), _shape(piece)
     if units is None and piece.part:
         return  # a bias after the hidden units: the first slice has it
     # bytes of an expert in the file
@@ -163,7 +163,7 @@ def _put_rows(handle: int, piece: Piece, start: int) -> None:
         raw, offset = _bytes(value), start + expert * row + piece.part * width
         for line in range(lines):
             part = raw[line * width : (line + 1) * width]
-            _put(handle, part, offset + line * (row // lines))
+            _write_at(handle, part, offset + line * (row // lines))
 
 
 def _bytes(tensor: Tensor) -> memoryview:
@@ -171,7 +171,7 @@ def _bytes(tensor: Tensor) -> memoryview:
     return memoryview(flat.numpy())  # pyright: ignore[reportArgumentType]
 
 
-def _put(handle: int, raw: memoryview, offset: int) -> None:
+def _write_at(handle: int, raw: memoryview, offset: int) -> None:
     """Write all bytes of `raw` into a file, even if the system writes only some at once.
 
     handle: the open file's descriptor; offset: byte of the file at which they begin.

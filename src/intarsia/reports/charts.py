@@ -82,18 +82,18 @@ class Chart:
 
     def svg(self, label: str) -> str:
         """Return the chart as SVG.  label: a description for readers who cannot see it."""
-        return _lines(self, label)
+        return _draw_chart(self, label)
 
 
-def _lines(chart: Chart, label: str) -> str:
+def _draw_chart(chart: Chart, label: str) -> str:
     """Draw a chart of lines or points over two axes, as SVG.
 
     label: a description for readers who cannot see it.
     """
     series, x, y = chart.series, chart.x, chart.y
-    series = [_finite(line) for line in series]
+    series = [_without_infinite(line) for line in series]
     # the axes cover every point and its error bar
-    xs = [float(v) for line in series for v in _places(line, x)]
+    xs = [float(v) for line in series for v in _coordinates(line, x)]
     ys = [v + sign * line.spread for line in series for v in line.y for sign in (-1, 1)]
     # leave room at the left for the longest tick label
     margin = 26 + LETTER * max(map(len, (text for _, text in _ticks(y, ys))), default=1)
@@ -102,7 +102,7 @@ def _lines(chart: Chart, label: str) -> str:
     up = _scale(y, ys, box[3], box[1])
     parts = [*_axis_lines(x, xs, across, box, True), *_axis_lines(y, ys, up, box, False)]
     # lines are drawn over the grid
-    inside = "".join(_series(line, x, across, up) for line in series)
+    inside = "".join(_draw_series(line, x, across, up) for line in series)
     if y.limits is not None:  # parts of lines beyond the limits are cut off
         place = (
             f"{box[0]:.1f} {box[1] - 6:.1f} {box[2] - box[0] + 12:.1f} {box[3] - box[1] + 12:.1f}"
@@ -114,7 +114,7 @@ def _lines(chart: Chart, label: str) -> str:
     return svg(WIDTH, HEIGHT, label, parts)
 
 
-def _finite(line: Series) -> Series:
+def _without_infinite(line: Series) -> Series:
     """Return a series without its points that are infinite or NaN: they cannot be drawn."""
     if all(map(math.isfinite, line.y)):
         return line
@@ -123,7 +123,7 @@ def _finite(line: Series) -> Series:
     return replace(line, x=x, y=y, hover=hover, sizes=[line.sizes[i] for i in finite if line.sizes])
 
 
-def _places(line: Series, axis: Axis) -> list[float]:
+def _coordinates(line: Series, axis: Axis) -> list[float]:
     """Return the horizontal coordinate of each point of a series, in the axis's units.
 
     axis: the horizontal axis; if it has categories, a point's coordinate is the category's number.
@@ -234,7 +234,7 @@ def _axis_lines(
     for value, text in _ticks(axis, values):
         pixel = place(value)
         if across:
-            text = text if not axis.names else _cut(text, (right - start) / len(axis.names))
+            text = text if not axis.names else _shortened(text, (right - start) / len(axis.names))
             parts.append(f'<path class="tick" d="M{pixel:.1f} {bottom}v4"/>')
             parts.append(text_at(pixel, bottom + 17, text, "middle"))
         else:
@@ -250,7 +250,7 @@ def _axis_lines(
     return parts
 
 
-def _cut(text: str, width: float) -> str:
+def _shortened(text: str, width: float) -> str:
     count = max(2, int(width / LETTER))
     return text if len(text) <= count else text[: count - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
@@ -264,7 +264,7 @@ def text_at(x: float, y: float, text: str, anchor: str, attributes: str = "") ->
     return f'<text {attributes}x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def _series(
+def _draw_series(
     line: Series, axis: Axis, across: Callable[[float], float], up: Callable[[float], float]
 ) -> str:
     """Draw one series as an SVG group: line, error bar, marks and tooltips.
@@ -272,7 +272,7 @@ def _series(
     line: the series; axis: the horizontal one; across, up: functions from a value of x or y to
       pixels.
     """
-    points = [(across(x), up(y)) for x, y in zip(_places(line, axis), line.y, strict=True)]
+    points = [(across(x), up(y)) for x, y in zip(_coordinates(line, axis), line.y, strict=True)]
     parts: list[str] = []
     if line.joined and len(points) > 1:
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
@@ -323,10 +323,10 @@ class BarChart:
 
     def svg(self, label: str) -> str:
         """Return the chart as SVG.  label: a description for readers who cannot see it."""
-        return _bars(self, label)
+        return _draw_bars(self, label)
 
 
-def _bars(chart: BarChart, label: str) -> str:
+def _draw_bars(chart: BarChart, label: str) -> str:
     """Draw horizontal bars as SVG; a row has several where they begin at different places.
 
     label: a description for readers who cannot see it.
@@ -342,7 +342,7 @@ def _bars(chart: BarChart, label: str) -> str:
     across = _scale(axis, ends, box[0], box[2])
     parts = _axis_lines(axis, ends, across, box, True)
     for i, name in enumerate(rows):
-        parts.append(text_at(margin - 6, 8 + 24 * i + 15, _cut(name, margin - 10), "end"))
+        parts.append(text_at(margin - 6, 8 + 24 * i + 15, _shortened(name, margin - 10), "end"))
     for bar in bars:
         x, end = across(bar.start), across(bar.start + bar.length)
         place = (

@@ -35,10 +35,10 @@ class HeatMap:
 
     def svg(self, label: str) -> str:
         """Return the heat map as SVG.  label: a description for readers who cannot see it."""
-        return _heat(self, label)
+        return _draw_heat_map(self, label)
 
 
-def _heat(cells: HeatMap, label: str) -> str:
+def _draw_heat_map(cells: HeatMap, label: str) -> str:
     """Draw a heat map as SVG; its cells are as wide as their texts and their number allow.
 
     cells: values, names and texts; label: a description for readers who cannot see it.
@@ -81,7 +81,7 @@ def _heat(cells: HeatMap, label: str) -> str:
     parts += _titles(cells, margin, across * cell, top, high)
     for i, row in enumerate(cells.values):
         drawn = "".join(
-            _cell(cells, i, j, value, j * cell, cell, high) for j, value in enumerate(row)
+            _draw_cell(cells, i, j, value, j * cell, cell, high) for j, value in enumerate(row)
         )
         parts.append(
             f'<g class="row" transform="translate({margin:.1f} {top + i * high:.1f})">{drawn}</g>'
@@ -105,7 +105,7 @@ def _titles(cells: HeatMap, margin: float, wide: float, top: float, high: float)
     return parts
 
 
-def _cell(
+def _draw_cell(
     cells: HeatMap, i: int, j: int, value: float | None, x: float, wide: float, high: float
 ) -> str:
     """Draw one cell of a heat map, as SVG; a style sheet sets its width and height.

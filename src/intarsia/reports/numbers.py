@@ -61,7 +61,7 @@ def count(n: int) -> str:
     for size, unit in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
         # 999 950 would round to 1000 k
         if n >= size * 0.9995:
-            return f"{_three(n / size)} {unit}"
+            return f"{_three_digits(n / size)} {unit}"
     return str(n)
 
 
@@ -82,7 +82,7 @@ def size(n: int) -> str:
     # below what would round to 1.00 GB
     if n < 10**9 * 0.9995:
         return f"{max(1, round(n / 10**6))} MB" if n >= 10**6 else f"{n / 1000:.0f} kB"
-    return f"{_three(n / 10**9)} GB"
+    return f"{_three_digits(n / 10**9)} GB"
 
 
 def prefix_of(value: float) -> tuple[float, str]:
@@ -96,12 +96,12 @@ def prefix_of(value: float) -> tuple[float, str]:
 def prefixed(value: float, unit: str) -> str:
     """Return three digits with the prefix of their size: 4.85e-5, "s" -> "48.5 µs"."""
     size, prefix = prefix_of(value)
-    return f"{_three(value / size) if value else 0} {prefix}{unit}"
+    return f"{_three_digits(value / size) if value else 0} {prefix}{unit}"
 
 
 def ratio(value: float) -> str:
     """Return a ratio in three digits: 1.05×."""
-    return f"{_three(value)}×"
+    return f"{_three_digits(value)}×"
 
 
 def plural(n: int, noun: str, plural_form: str | None = None) -> str:
@@ -109,7 +109,7 @@ def plural(n: int, noun: str, plural_form: str | None = None) -> str:
     return f"{n:,} {noun if n == 1 else plural_form or noun + 's'}"
 
 
-def _three(value: float) -> str:
+def _three_digits(value: float) -> str:
     # the limits are where a value would round to four digits
     digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
     return f"{value:.{digits}f}"

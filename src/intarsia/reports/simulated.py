@@ -60,7 +60,7 @@ def report_of(simulation: Simulated) -> Report:
         (
             Section("Traffic", _traffic(simulation)),
             Section("Loads by layer", _loads(even)),
-            Section("A cache of experts", _hits(simulation.hits)),
+            Section("A cache of experts", _hit_rates(simulation.hits)),
             Section("Timeline", (_timeline(simulation.line),)),
         ),
         ("A model of time, not a measurement: every product and every link at full rate.",),
@@ -118,7 +118,7 @@ def _traffic(simulation: Simulated) -> tuple[Container, ...]:
     }
     sent = {"before": simulation.before, "after": simulation.after}
     drawn = [
-        _map(name, *titles[name], traffic / size, top / size, unit)
+        _traffic_map(name, *titles[name], traffic / size, top / size, unit)
         for name, traffic in sent.items()
     ]
     # the same numbers for readers who cannot see the colours
@@ -132,7 +132,9 @@ def _traffic(simulation: Simulated) -> tuple[Container, ...]:
     return Container(tuple(drawn), kind="pair"), Container(tuple(tables), "The numbers", "fold")
 
 
-def _map(name: str, title: str, caption: str, sent: Tensor, top: float, unit: str) -> Figure:
+def _traffic_map(
+    name: str, title: str, caption: str, sent: Tensor, top: float, unit: str
+) -> Figure:
     """Draw what devices send each other as a heat map.
 
     name, title, caption: the figure's; sent: (D, D) in `unit`, from row to column; top: the value
@@ -177,7 +179,7 @@ def _loads(even: Mapping[str, Tensor]) -> tuple[Note | Container, ...]:
     return note, Container((drawn[0],)), Container(tuple(drawn[1:]), kind="pair")
 
 
-def _hits(hits: Mapping[str, Sequence[tuple[float, float]]]) -> tuple[Figure | Table, ...]:
+def _hit_rates(hits: Mapping[str, Sequence[tuple[float, float]]]) -> tuple[Figure | Table, ...]:
     """Draw how often a needed expert is in memory, against the share of experts that fit there.
 
     hits: policy of eviction -> (share of experts in memory, hit rate). Returns a chart and its

@@ -141,7 +141,7 @@ def paired_interval(
     differing = len(np.unique(place[all_gaps != 0]))
     # step 4: V = s^2 / S + c
     between, within = _variances(x, means)
-    if binary and (seeds == 1 or _alike(all_gaps, place)):
+    if binary and (seeds == 1 or _shows_no_spread(all_gaps, place)):
         within += 2 / n**2  # Bonett and Price (2012): two items more, one for each arm
     total = between + within
     if not total > 0:  # NaN neither
@@ -177,7 +177,7 @@ def _variances(x: np.ndarray, means: np.ndarray) -> tuple[float, float]:
     return float(means.var(ddof=1)) / seeds, within
 
 
-def _alike(gaps: np.ndarray, place: np.ndarray) -> bool:
+def _shows_no_spread(gaps: np.ndarray, place: np.ndarray) -> bool:
     """Return True if fewer than six items deviate from the most common difference.
 
     Such a sample shows no spread. gaps: differences of all items and seeds; place: number of each

@@ -29,15 +29,15 @@ class Terminal:
         """
         # leave out the columns of the highest `spare` until the table fits
         levels = sorted({0, *(c.spare for c in self.table.columns)})
-        drawn = _drawn(self.table, levels.pop())
+        drawn = _rich_table(self.table, levels.pop())
         # measured without a limit: rich would fold the text instead
         wide = options.update(width=UNBOUND)
         while levels and Measurement.get(console, wide, drawn).maximum > options.max_width:
-            drawn = _drawn(self.table, levels.pop())
+            drawn = _rich_table(self.table, levels.pop())
         yield drawn
 
 
-def _drawn(table: Table, level: int) -> RichTable:
+def _rich_table(table: Table, level: int) -> RichTable:
     """Return the table for rich, without the columns whose `spare` is above `level`.
 
     The caption names the columns that are left out.

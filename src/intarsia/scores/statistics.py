@@ -206,7 +206,7 @@ def observing(
     observed = Observed()
     hooks = [
         module.register_forward_hook(
-            partial(_count, observed, name, name in outputs, collected, unfolded)
+            partial(_add_call, observed, name, name in outputs, collected, unfolded)
         )
         for name, module in layers.items()
     ]
@@ -235,7 +235,7 @@ def of_all_processes(statistics: Mapping[str, Statistics]) -> dict[str, Statisti
     return joined
 
 
-def _count(
+def _add_call(
     observed: Observed,
     name: str,
     output: bool,

@@ -42,21 +42,21 @@ class Average:
         try:
             yield
         finally:
-            _put(self.parameters, latest)
+            _copy_into(self.parameters, latest)
 
     def keep(self) -> None:
         """Put the averaged values into the parameters for good."""
-        _put(self.parameters, self.values)
+        _copy_into(self.parameters, self.values)
 
     def state(self) -> dict[str, Any]:
         return {"values": list(self.values), "steps": self.steps}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        _put(self.values, state["values"])
+        _copy_into(self.values, state["values"])
         self.steps = state["steps"]
 
 
 @torch.no_grad()
-def _put(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+def _copy_into(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     for tensor, value in zip(into, values, strict=True):
         tensor.copy_(value)

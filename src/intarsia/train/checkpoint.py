@@ -89,7 +89,7 @@ def save(folder: Path, state: Mapping[str, Any]) -> Path:
     Raises: TrainingError when the disk is full or cannot be written; the checkpoint before stays as
       it was.
     """
-    before, final = _saves(folder), _next(folder)
+    before, final = _complete_saves(folder), _next_folder(folder)
     tensors: dict[str, Tensor] = {}
     tree = flatten(state, tensors)
     # written under another name and renamed, so that it is complete or absent
@@ -99,7 +99,7 @@ def save(folder: Path, state: Mapping[str, Any]) -> Path:
         (scratch / STATE).write_text(json.dumps(tree))
         hashes = {name: sha256(scratch / name) for name in (TENSORS, STATE)}
         (scratch / MANIFEST).write_text(json.dumps({"sha256": hashes}))
-    _tidy(folder, before)
+    _remove_old(folder, before)
     return final
 
 
@@ -111,7 +111,7 @@ def save_together(folder: Path, state: Mapping[str, Any], group: Group = None) -
     Raises: as `save`, in all of them; TrainingError where one is gone.
     """
     rank, world = dist.get_rank(group), dist.get_world_size(group)
-    before, final = _saves(folder), _next(folder)
+    before, final = _complete_saves(folder), _next_folder(folder)
     tensors: Flat = {}
     tree = flatten(state, tensors)
     # weights that all processes have alike are written once, by the first
@@ -133,15 +133,15 @@ def save_together(folder: Path, state: Mapping[str, Any], group: Group = None) -
 
     write_together(final, part, finish, group)
     if rank == 0:
-        _tidy(folder, before)
+        _remove_old(folder, before)
     return final
 
 
-def _next(folder: Path) -> Path:
-    return folder / f"save-{1 + max(_saves(folder), default=0):06d}"
+def _next_folder(folder: Path) -> Path:
+    return folder / f"save-{1 + max(_complete_saves(folder), default=0):06d}"
 
 
-def _tidy(folder: Path, before: Mapping[int, Path]) -> None:
+def _remove_old(folder: Path, before: Mapping[int, Path]) -> None:
     """Remove the earlier checkpoints, and the scratch folders of processes that were killed.
 
     folder: of the checkpoints; before: number -> folder of the earlier ones.
@@ -153,11 +153,11 @@ def _tidy(folder: Path, before: Mapping[int, Path]) -> None:
 
 def latest(folder: Path) -> Path | None:
     """Return the newest complete checkpoint in a folder, None if there is none."""
-    saves = _saves(folder)
+    saves = _complete_saves(folder)
     return saves[max(saves)] if saves else None
 
 
-def _saves(folder: Path) -> dict[int, Path]:
+def _complete_saves(folder: Path) -> dict[int, Path]:
     """Return the complete checkpoints in a folder, number -> path."""
     inside = folder.iterdir() if folder.is_dir() else ()
     named = {path: re.fullmatch(r"save-(\d{6,})", path.name) for path in inside}

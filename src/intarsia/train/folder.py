@@ -49,10 +49,7 @@ FORMAT = 1  # of run.json
 
 
 class Write(Protocol):
-    """Puts a trained model into a folder, given the record of the run.
-
-    parts: of a model whose experts are on several processes, all of which then call this.
-    """
+    """Puts a trained model into a folder, given the record of the run."""
 
     def __call__(
         self,
@@ -61,7 +58,11 @@ class Write(Protocol):
         record: Mapping[str, Any],
         parts: WholeModel | None = None,
         /,
-    ) -> object: ...
+    ) -> object:
+        """Write the trained model and the record of its run into a folder.
+
+        parts: given if the experts are on several processes, all of which then call this.
+        """
 
 
 class Log:

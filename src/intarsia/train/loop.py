@@ -113,7 +113,7 @@ class Loop:
             schedule = job.recipe.schedule
             if isinstance(schedule, LayerSchedule):
                 self.fix_weights = stack.enter_context(schedule.training(self.model))
-            self.task = self._look()
+            self.task = self._fitted_task()
             forward = stack.enter_context(wrapped(self.model, self.how, ranks, self.busy.meter))
             self.learner = Learner(
                 self.model, forward, job.objective, job.training, job.recipe, ranks, self.task
@@ -154,10 +154,10 @@ class Loop:
         """
         self.ranks, self.busy = ranks, Busy(ranks)
         guard = answered(lambda: f"after step {self.at.step}")
-        with guard, self._attached() as self.parts:
+        with guard, self._distributed() as self.parts:
             yield self.parts
 
-    def _attached(self) -> AbstractContextManager[WholeModel]:
+    def _distributed(self) -> AbstractContextManager[WholeModel]:
         """Return the context in which the model's experts are distributed over the processes.
 
         Without a strategy (`parallel`) it does nothing.
@@ -182,7 +182,7 @@ class Loop:
         gather = self.how.gather
         return parallel.attached(self.model, meter=self.busy.meter, gather=gather)
 
-    def _look(self) -> Task:
+    def _fitted_task(self) -> Task:
         """Return the task, fitted to the model's output for one sample; check all labels.
 
         The time of this one forward also gives a first guess of how long the run takes.
@@ -229,18 +229,18 @@ class Loop:
         batches = self._batches()
         while True:
             self._score(evaluate_every)
-            stop, due = self._decide(time.monotonic() - last_save)
+            stop, due = self._stop_and_save(time.monotonic() - last_save)
             if (stop or due) and self.at.step > saved:
                 self.save()
                 last_save, saved = time.monotonic(), self.at.step
             if stop:
                 raise self._interrupted()
-            if self.at.step == self.steps or self._stale(evaluate_every):
+            if self.at.step == self.steps or self._is_stale(evaluate_every):
                 break
             self._step(batches)
         self.save()
 
-    def _stale(self, evaluate_every: int) -> bool:
+    def _is_stale(self, evaluate_every: int) -> bool:
         """Return True if the validation score has not improved for as long as the recipe allows.
 
         evaluate_every: epochs between two validations.
@@ -283,7 +283,7 @@ class Loop:
         batches: yields for each step the parts of its batch, and the positions of their samples in
           the training data.
         """
-        clock, cpu = self._now()
+        clock, cpu = self._clocks()
         with self.busy.step():
             parts, positions = next(batches)
             values = self.learner.step(parts, self.at.step, self.steps, positions)
@@ -291,7 +291,7 @@ class Loop:
         best = self.at.best
         # experts may change their process, and the best epoch's copies go with them
         self.learner.reshard(self.at.step, None if best is None else best.learned)
-        wall, cores = self._now()
+        wall, cores = self._clocks()
         self.at.seconds += wall - clock
         self.at.cpu_seconds += cores - cpu
         if ended := self.at.step % self.order.steps == 0:
@@ -302,9 +302,9 @@ class Loop:
             values |= statistics.summary(self.at.loads)
             self.warned = self.warned or statistics.warn_of_collapse(self.at.loads)
             statistics.forget(self.model)
-        self._note("train", self.epochs, values)
+        self._log_values("train", self.epochs, values)
 
-    def _now(self) -> tuple[float, float]:
+    def _clocks(self) -> tuple[float, float]:
         """Return wall-clock and CPU seconds; for runs that step together this run's share."""
         seat = self.how.seat
         return seat.now() if seat else (time.perf_counter(), time.process_time())
@@ -333,7 +333,7 @@ class Loop:
                 return
             self.at.scored = self.at.step
             self.val_scores = self.at.step, scores
-            self._note("val", epoch, scores.scores())
+            self._log_values("val", epoch, scores.scores())
             best, value = self.at.best, scores.best
             # while a schedule still prunes, the model is denser than asked for: no best epoch yet
             masks = self.learner.masking
@@ -355,7 +355,7 @@ class Loop:
         if self.stop and self.ranks.num_processes == 1:
             raise self._interrupted()
 
-    def _note(self, split: str, epoch: int, values: dict[str, float]) -> None:
+    def _log_values(self, split: str, epoch: int, values: dict[str, float]) -> None:
         """Write values to the metrics file, the progress bar and the trackers.
 
         split: "train", "val" or "test"; epoch: number for the line; values: name -> number.
@@ -367,7 +367,7 @@ class Loop:
             self.bar.step(self.at.step, line)
         track(self.ranks, line)
 
-    def _decide(self, since: float) -> tuple[bool, bool]:
+    def _stop_and_save(self, since: float) -> tuple[bool, bool]:
         """Return two flags, the same in every process: stop now, and write a checkpoint now.
 
         since: seconds since the last checkpoint.
@@ -443,5 +443,5 @@ class Loop:
             if isinstance(test_scores, Metrics) and isinstance(val, Metrics):
                 test_scores = test_scores.tempered(val)
             scores["test"] = test_scores
-            self._note("test", self.epochs, scores["test"].scores())
+            self._log_values("test", self.epochs, scores["test"].scores())
         return scores

@@ -128,13 +128,13 @@ class Reader(Dataset[Batch]):
         epoch, positions = key
         task = self.task
         # tensors in memory need no loop over samples, and no random transform sees them
-        tensors = _tensors(self.dataset, positions) if task is None or task.labelled else None
+        tensors = _indexed_batch(self.dataset, positions) if task is None or task.labelled else None
         if tensors is not None:
             return tensors if task is None else task.batch(*tensors)
         items = []
         for position in positions:
             with seeded_cpu(mix(self.seed, epoch, position)):
-                items.append(_item(self.dataset, epoch, position))
+                items.append(_sample_at(self.dataset, epoch, position))
         if task is None:
             return stack([pair(item) for item in items])
         return task.batch(*task.collate(items))
@@ -169,7 +169,7 @@ def size_of(dataset: Dataset[Any]) -> int:
         raise DataError(subject, got="no length", want=want, fix=fix) from error
 
 
-def _tensors(dataset: Dataset[Any], positions: Sequence[int]) -> tuple[Tensor, Tensor] | None:
+def _indexed_batch(dataset: Dataset[Any], positions: Sequence[int]) -> tuple[Tensor, Tensor] | None:
     """Return a batch (inputs, targets) of a TensorDataset by indexing; None for other datasets.
 
     dataset: a subset of one counts, too; positions: of the samples.
@@ -184,7 +184,7 @@ def _tensors(dataset: Dataset[Any], positions: Sequence[int]) -> tuple[Tensor, T
     return x[index], y[index]
 
 
-def _item(dataset: Dataset[Any], epoch: int, position: int) -> Any:
+def _sample_at(dataset: Dataset[Any], epoch: int, position: int) -> Any:
     """Return a sample as an epoch sees it; datasets that do not augment ignore the epoch."""
     while isinstance(dataset, Subset):
         # a subset hides whether its dataset augments
@@ -229,7 +229,7 @@ def stack(rows: list[tuple[Any, Any]]) -> tuple[Inputs, Any]:
         first = rows[0][0]
         # pictures have one size already; texts have their own lengths
         if isinstance(first, Mapping) and "input_ids" in first:
-            rows = _padded(rows)
+            rows = _pad_rows(rows)
         return default_collate(rows)
     except (TypeError, RuntimeError) as error:
         raise DataError(
@@ -240,7 +240,7 @@ def stack(rows: list[tuple[Any, Any]]) -> tuple[Inputs, Any]:
         ) from error
 
 
-def _padded(rows: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+def _pad_rows(rows: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
     """Pad rows of tokens on the right, to the length of the longest.
 
     rows: (inputs by name, label or labels of the tokens). Labels are padded with -100.

@@ -49,7 +49,7 @@ def processes() -> PartialState:
         # accelerate warns of the number of threads, which is set below
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "OMP_NUM_THREADS/MKL_NUM_THREADS unset")
-            met = _met(alone) if first and waiting(os.environ) else None
+            met = _wait_for_all(alone) if first and waiting(os.environ) else None
             state = met or PartialState(cpu=alone)
     finally:
         notice.cancel()
@@ -74,7 +74,7 @@ def cores_of(environment: Mapping[str, str]) -> int:
     return max(1, (os.cpu_count() or 1) // max(1, int(count)))
 
 
-def _met(cpu: bool) -> PartialState:
+def _wait_for_all(cpu: bool) -> PartialState:
     """Wait until all processes have started, and set the limit for waits in exchanges.
 
     cpu: form a group of CPU processes.

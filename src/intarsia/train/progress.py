@@ -98,7 +98,7 @@ class Bar:
         measures = ["psnr"] if "psnr" in line else measures
         texts = [f"{n} {line[n]:.3f}" for n in measures if isinstance(line.get(n), float)]
         self._shown[split] = " ".join([split, *texts])
-        remaining = self._left(done, float(line.get("seconds", 0.0)))
+        remaining = self._remaining_seconds(done, float(line.get("seconds", 0.0)))
         position = f"epoch {line['epoch']}/{self.epochs}" if self.epochs else self.what
         if self.logged and time.monotonic() - self._line_at >= LOG_SECONDS:
             self._line_at = time.monotonic()
@@ -113,7 +113,7 @@ class Bar:
             scores="  ".join(self._shown.values()),
         )
 
-    def _left(self, done: int, seconds: float) -> float | None:
+    def _remaining_seconds(self, done: int, seconds: float) -> float | None:
         """Estimate the remaining seconds, None if not known; announce them once if many.
 
         done: number of steps done; seconds: since the run's start.
@@ -126,11 +126,11 @@ class Bar:
         if not self._estimated and remaining >= LONG:
             total = f"{self.steps:,} {self.unit}s, "
             text = f"About {duration(remaining)} of {self.what}: {total}{spent / steps:.2g} s each."
-            self._say(text + self._smaller(remaining), highlight=False)
+            self._say(text + self._smaller_hint(remaining), highlight=False)
         self._estimated = True
         return remaining
 
-    def _smaller(self, remaining: float) -> str:
+    def _smaller_hint(self, remaining: float) -> str:
         """Return a hint how much time smaller pictures would save; "" where that is little.
 
         remaining: seconds of the run that are left.
@@ -145,7 +145,7 @@ class Bar:
     @contextmanager
     def shown(self) -> Iterator[Bar]:
         """Show the bar inside the context, after a warning if the run will probably take long."""
-        if hint := self._smaller(self.start.guess):
+        if hint := self._smaller_hint(self.start.guess):
             text = f"Perhaps {duration(self.start.guess)} of {self.what}, judged by one picture."
             self._say(text + hint, highlight=False)
         # rich draws the bar in a thread of its own until the end

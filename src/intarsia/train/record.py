@@ -190,7 +190,7 @@ def shared_samples(first_set: Dataset[Any], second_set: Dataset[Any]) -> int | N
     """Count the samples that are in both datasets; None if that would need decoding."""
     if first_set is second_set:
         return size_of(first_set)
-    first, second = _keys(first_set), _keys(second_set)
+    first, second = _sample_keys(first_set), _sample_keys(second_set)
     # digests cannot be compared with rows of bytes, nor with places in a parent set
     if first is None or second is None or first[0] != second[0]:
         return None
@@ -213,7 +213,7 @@ def item_numbers(dataset: Dataset[Any]) -> torch.Tensor | None:
     return torch.tensor([int(_sha(row)[:15], 16) for row in rows]) if rows else None
 
 
-def _keys(dataset: Dataset[Any]) -> tuple[object, set[Any]] | None:
+def _sample_keys(dataset: Dataset[Any]) -> tuple[object, set[Any]] | None:
     """Return the kind of key by which a dataset's samples are compared, and the set of keys.
 
     Only keys of the same kind can be compared. None without keys.
@@ -228,7 +228,7 @@ def _keys(dataset: Dataset[Any]) -> tuple[object, set[Any]] | None:
         parent = dataset.dataset
         if isinstance(parent, TensorDataset):
             index = torch.as_tensor(list(dataset.indices), dtype=torch.int64)
-            return _keys(TensorDataset(parent.tensors[0][index]))
+            return _sample_keys(TensorDataset(parent.tensors[0][index]))
         # two subsets of one parent share the samples with the same index
         return id(parent), {int(i) for i in dataset.indices}
     return None

@@ -83,7 +83,7 @@ def fit_once(
         model.to(ranks.device)
         cast_frozen(model, training.precision)
         # the record is taken before the first step, the identity of frozen weights after their cast
-        setup = _about(job)
+        setup = _setup_record(job)
         loop = Loop(job)
         identity = _identity(setup, model) if out is not None else {}
         # memory from here on is that of training
@@ -162,7 +162,7 @@ def _check_selection(job: Job, evaluate_every: int) -> bool | None:
     return None if shared is None else True
 
 
-def _about(job: Job) -> dict[str, Any]:
+def _setup_record(job: Job) -> dict[str, Any]:
     """Return the part of a run's record that is known before the first step."""
     named = dict(zip(("train", "val", "test"), job.sets, strict=True))
     schedule = job.recipe.schedule
@@ -183,7 +183,7 @@ def _about(job: Job) -> dict[str, Any]:
         | ({"schedule": records.describe(schedule)} if masks else {}),
         # strategies and stacks are described: their objects cannot be written
         "running": records.plain_values(
-            keywords(job.running) | {"seat": _beside(job), "parallel": _shared_out(job)}
+            keywords(job.running) | {"seat": _stack_size(job), "parallel": _parallel_record(job)}
         ),
         "data": {k: records.data_of(v) for k, v in named.items() if v is not None},
         "machine": records.machine(),
@@ -191,13 +191,13 @@ def _about(job: Job) -> dict[str, Any]:
     }
 
 
-def _shared_out(job: Job) -> Any:
+def _parallel_record(job: Job) -> Any:
     """Return the strategy that distributes experts over processes, for the record; None without."""
     parallel = job.running.parallel
     return None if parallel is None else records.describe(parallel)
 
 
-def _beside(job: Job) -> int | None:
+def _stack_size(job: Job) -> int | None:
     """Return the number of runs that step together; None for a run by itself."""
     seat = job.running.seat
     return None if seat is None else len(seat.stack.spent)
@@ -206,7 +206,7 @@ def _beside(job: Job) -> int | None:
 def _identity(setup: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     """Return the settings and data that a checkpoint must have in common with the run.
 
-    setup: the record's description of the run, as `_about` returns it.
+    setup: the record's description of the run, as `_setup_record` returns it.
     """
     parts = setup["data"]
     data = parts["train"]

@@ -71,7 +71,7 @@ class SquareHead:
             target = taught(self.teacher, x)
         with block_outputs(model) as outputs:
             logits = logits_of(model, x)
-        _check(outputs, targets, logits.requires_grad)
+        _check_outputs(outputs, targets, logits.requires_grad)
         keep = mask_of(x)
         # one relative error for each pair of blocks, added up
         feature = torch.stack(
@@ -128,7 +128,7 @@ def block_outputs(model: nn.Module) -> Iterator[list[Tensor]]:
             hook.remove()
 
 
-def _check(outputs: list[Tensor], targets: list[Tensor], learns: bool) -> None:
+def _check_outputs(outputs: list[Tensor], targets: list[Tensor], learns: bool) -> None:
     """Raise ConfigError unless the student's hidden states can be compared with the teacher's.
 
     outputs, targets: hidden states of each block, of the student and the teacher; learns: True in

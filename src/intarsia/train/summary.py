@@ -32,16 +32,16 @@ def summary(
         if metrics is not None:
             lines.append(f"{split:<6}{scores_text(metrics, record['data'][split]['n'])}")
     if before := record.get("record", {}).get("before"):
-        lines.append(f"before {_numbers(before)} on test, without any training")
+        lines.append(f"before {_scores_as_text(before)} on test, without any training")
     lines.append(
         f"{counts['trained']:,} of {counts['all']:,} parameters trained "
         f"({counts['trained_without_head']:,} without the head)"
     )
     lines.append(f"{epochs}{early} epochs{selected}, {results['seconds']:.1f} s of training")
-    return "\n".join([*lines, *_next(record, out)])
+    return "\n".join([*lines, *_next_lines(record, out)])
 
 
-def _next(record: Mapping[str, Any], out: Path | None) -> list[str]:
+def _next_lines(record: Mapping[str, Any], out: Path | None) -> list[str]:
     """Return lines that say where the run is, and which command to use next.
 
     record: content of run.json; out: the run's folder.
@@ -88,7 +88,7 @@ def scores_text(metrics: Scores, n: int) -> str:
 
     n: number of samples.
     """
-    text = f"{_numbers(metrics.scores())} on {n:,} samples"
+    text = f"{_scores_as_text(metrics.scores())} on {n:,} samples"
     if isinstance(metrics, Metrics) and len(metrics.labels):
         # an accuracy says little where one class is most of the set
         share = float(metrics.labels.bincount().max()) / len(metrics.labels)
@@ -96,7 +96,7 @@ def scores_text(metrics: Scores, n: int) -> str:
     return text
 
 
-def _numbers(scores: Mapping[str, float]) -> str:
+def _scores_as_text(scores: Mapping[str, float]) -> str:
     """Return scores as text: shares in percent first, the loss last."""
     listed = [name for name in scores if name not in CALIBRATION]
     names = sorted(listed, key=lambda name: (name == "loss", name not in SHARES))

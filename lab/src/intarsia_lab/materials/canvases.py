@@ -38,7 +38,7 @@ def _items() -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(images), np.asarray(labels)
 
 
-def _of_kind(test: bool) -> list[np.ndarray]:
+def _items_of_kinds(test: bool) -> list[np.ndarray]:
     """Return, for each kind of garment, the numbers of its pictures in Fashion-MNIST.
 
     test: of the publisher's test part, else of its training part.
@@ -60,7 +60,7 @@ def canvas_questions(count: int, seed: int, *, test: bool = False) -> list[Quest
     A question names a kind of garment that occurs once in the picture; four kinds do. seed: of the
     draws; test: take the garments from Fashion-MNIST's test part.
     """
-    images, of_kind = _items()[0], _of_kind(test)
+    images, of_kind = _items()[0], _items_of_kinds(test)
     draws, colours = np.random.default_rng([seed, int(test)]), list(COLOURS)
     questions: list[Question] = []
     for number in range(count):
@@ -86,7 +86,7 @@ def tile_questions(count: int, seed: int) -> list[Question]:
 
     seed: of the draws.
     """
-    images, of_kind = _items()[0], _of_kind(False)
+    images, of_kind = _items()[0], _items_of_kinds(False)
     draws, colours = np.random.default_rng([seed, 2]), list(COLOURS)
     questions: list[Question] = []
     for number in range(count):

@@ -172,7 +172,7 @@ def decoder_states(texts: Sequence[Sequence[int]]) -> list[Tensor]:
     def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Compute the states, joined over texts, for the cache."""
         with cut(model) as prefix:
-            return {"states": torch.cat(_decoded(prefix, texts))}, {}
+            return {"states": torch.cat(_prefix_states(prefix, texts))}, {}
 
     states = Store(folder).tensors(f"last-blocks-{digest[:24]}", compute)[0]["states"]
     return list(states.split([len(ids) for ids in texts]))
@@ -193,7 +193,7 @@ def cut(model: Any) -> Iterator[Any]:
 
 
 @torch.no_grad()
-def _decoded(prefix: Any, texts: Sequence[Sequence[int]]) -> list[Tensor]:
+def _prefix_states(prefix: Any, texts: Sequence[Sequence[int]]) -> list[Tensor]:
     """Run the frozen first blocks of a causal model on texts, a batch at a time.
 
     prefix: those blocks; texts: token ids. Returns hidden states, (tokens, width) for each text.

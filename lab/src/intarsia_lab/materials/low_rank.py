@@ -90,7 +90,9 @@ class OnPictures:
         names: of the adapters; seeds: of the runs; report: prints progress. Each adapter chooses
           its rate by validation first.
         """
-        arm_rates = self.rates(names).choose(lambda name, rate: self._validated(name, rate, report))
+        arm_rates = self.rates(names).choose(
+            lambda name, rate: self._validation_accuracy(name, rate, report)
+        )
         arms = [self._arm(rate.arm, rate.rate) for rate in arm_rates]
         cells = PictureCells(base=self.base, first=self.first)
         sheets = cells.sheets(arms, [self.budget], self.sets, seeds, report)
@@ -99,7 +101,7 @@ class OnPictures:
     def _arm(self, name: str, rate: float) -> Arm[StudyRecipe]:
         return Arm(name, StudyRecipe(lambda _: self.methods[name], lr=rate))
 
-    def _validated(self, name: str, rate: float, report: Report) -> float:
+    def _validation_accuracy(self, name: str, rate: float, report: Report) -> float:
         """Return an adapter's mean accuracy on validation pictures at a learning rate.
 
         No claim is judged by it. name: of the adapter; rate: the learning rate; report: prints

@@ -117,7 +117,9 @@ class PictureCells:
             "seed": seed,
             "method": method_to_dict(cast(Any, method)),
             "base": repr(self._training(recipe)),
-            "options": sorted(f"({n!r}, {_said(v)})" for n, v in recipe.options(budget).items()),
+            "options": sorted(
+                f"({n!r}, {_stable_text(v)})" for n, v in recipe.options(budget).items()
+            ),
             "epochs": recipe.epochs,
             "size": SIZE,
             "block": self.first,
@@ -227,7 +229,7 @@ class PictureCells:
         return train, TensorDataset(tokens[test], labels[test]), tail
 
 
-def _said(value: object) -> str:
+def _stable_text(value: object) -> str:
     """Return a value as text that is the same in every process.
 
     The usual text of a function has its address in memory.

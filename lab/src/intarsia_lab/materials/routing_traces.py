@@ -121,13 +121,13 @@ def _train(seed: int, scratch: Path, report: Report) -> None:
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1, betas=(0.9, 0.95))
     for step in range(FIRST + THEN):
         if step == FIRST:
-            _keep(model, ids, "skewed", scratch)
+            _save_trace(model, ids, "skewed", scratch)
         # a warm-up of 50 steps, then a cosine down to a tenth
         rate = 3e-3 * min(1, (step + 1) / 50)
         rate *= 0.1 + 0.45 * (1 + math.cos(math.pi * step / (FIRST + THEN)))
         for group in optimiser.param_groups:
             group["lr"] = rate
-        rows = _rows(ids, draws)
+        rows = _random_rows(ids, draws)
         out = model(input_ids=rows, output_router_logits=True)
         loss = F.cross_entropy(out.logits[:, :-1].flatten(0, 1), rows[:, 1:].flatten())
         # the stage decides over what the loads are balanced
@@ -138,12 +138,12 @@ def _train(seed: int, scratch: Path, report: Report) -> None:
         optimiser.zero_grad(set_to_none=True)
         if step % 100 == 0:
             report(f"  mixture of seed {seed}, step {step}: loss {loss.item():.3f}")
-    _keep(model, ids, "balanced", scratch)
-    _keep(model, ids, "trained", scratch)
+    _save_trace(model, ids, "balanced", scratch)
+    _save_trace(model, ids, "trained", scratch)
     model.to(torch.bfloat16).save_pretrained(scratch)
 
 
-def _rows(ids: Mapping[str, Tensor], draws: torch.Generator) -> Tensor:
+def _random_rows(ids: Mapping[str, Tensor], draws: torch.Generator) -> Tensor:
     """Draw a batch of token rows, each of one kind of text, from the first nine tenths.
 
     ids: kind -> token ids; draws: source of the draws.
@@ -175,7 +175,7 @@ def each_layer(logits: tuple[Tensor, ...]) -> Tensor:
     return total / len(logits)
 
 
-def _keep(model: Any, ids: Mapping[str, Tensor], name: str, scratch: Path) -> None:
+def _save_trace(model: Any, ids: Mapping[str, Tensor], name: str, scratch: Path) -> None:
     """Record the routing of a model on whole rows of text, and write it to a file.
 
     ids: kind -> token ids; name: "trained" takes text that was learned, others the last tenth;

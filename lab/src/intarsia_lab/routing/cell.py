@@ -57,7 +57,7 @@ class Course:
 
 
 @lru_cache(maxsize=2)
-def _held(data: str, scale: Scale) -> Material:
+def _cached_material(data: str, scale: Scale) -> Material:
     return material(data, scale)
 
 
@@ -68,7 +68,8 @@ def work(inputs: Mapping[str, Any]) -> dict[str, Any]:
     Raises: ConfigError for a router that sees later tokens of a text, unless acknowledged.
     """
     variant, scale = Variant.of(inputs["variant"]), Scale.of(inputs["scale"])
-    material, seed, steps = _held(inputs["data"], scale), int(inputs["seed"]), int(inputs["steps"])
+    material = _cached_material(inputs["data"], scale)
+    seed, steps = int(inputs["seed"]), int(inputs["steps"])
     check_causal(variant, material.name, material.text, inputs["sees_later"])
     clock, cpu = time.perf_counter(), time.process_time()
     model = dense(variant, material, scale, seed)

@@ -162,7 +162,9 @@ def observed(model: nn.Module, material: Material, batch: int) -> dict[str, Any]
     report["layers"] = layers
     # between each layer and the next: how much one choice says of the other
     report["agreement"] = [
-        _both(measures.contingency(a, b, this_layer["experts"] + 1, next_layer["experts"] + 1))
+        _information(
+            measures.contingency(a, b, this_layer["experts"] + 1, next_layer["experts"] + 1)
+        )
         for a, b, this_layer, next_layer in zip(
             firsts, firsts[1:], layers, layers[1:], strict=False
         )
@@ -188,7 +190,7 @@ def _of_text(model: nn.Module, material: Material, by_place: Tensor, loss: float
     }
 
 
-def _both(table: Tensor) -> dict[str, float]:
+def _information(table: Tensor) -> dict[str, float]:
     """Return the mutual information of a table of counts, in nats and normalised."""
     return {
         "information": measures.mutual_information(table),
@@ -208,7 +210,7 @@ def _specialised(first: Tensor, experts: int, material: Material) -> dict[str, A
         # all patches of a picture have its class
         classes = y.repeat_interleave(len(first) // len(y))
     table = measures.contingency(first, classes, experts + 1, len(material.classes))
-    return {"table": table.tolist(), "specialisation": _both(table)}
+    return {"table": table.tolist(), "specialisation": _information(table)}
 
 
 def dropped(
@@ -229,20 +231,20 @@ def dropped(
             model(part)
             for mixture, mine in zip(layers, lost, strict=True):
                 # (rows, T) of each batch
-                mine.append(_lost(mixture, len(part)))
+                mine.append(_dropped_share(mixture, len(part)))
     return [
         {
             "dropped": float(torch.cat(mine).mean()),
             # mean over rows, then quarters of the row
             "dropped_by_position": measures.by_quarter(torch.cat(mine).mean(0)),
             # rows one after another: quarters of the batch
-            "dropped_by_place": measures.by_quarter(_mean([m.flatten() for m in mine])),
+            "dropped_by_place": measures.by_quarter(_mean_of_equal([m.flatten() for m in mine])),
         }
         for mine in lost
     ]
 
 
-def _mean(parts: list[Tensor]) -> Tensor:
+def _mean_of_equal(parts: list[Tensor]) -> Tensor:
     """Return the mean of some vectors, position by position.
 
     Only those as long as the first count: the last batch may be shorter.
@@ -250,7 +252,7 @@ def _mean(parts: list[Tensor]) -> Tensor:
     return torch.stack([p for p in parts if len(p) == len(parts[0])]).mean(0)
 
 
-def _lost(mixture: Mixture, rows: int) -> Tensor:
+def _dropped_share(mixture: Mixture, rows: int) -> Tensor:
     """Return the share of each token's pairs that the newest forward dropped, (rows, T).
 
     mixture: after a training forward; rows: of the forward.

@@ -100,7 +100,8 @@ def cells(
     failed |= run(missing)
     refuse_failed(list(failed.values()), len(requested))
     return [
-        _bare(store[key_of(final[trial])]) | {"name": trial.variant.name, "budget": trial.budget}
+        _without_key(store[key_of(final[trial])])
+        | {"name": trial.variant.name, "budget": trial.budget}
         for trial in requested
     ]
 
@@ -132,7 +133,7 @@ def _check(trials: Sequence[RouterTrial], sees_later: bool) -> None:
         one_of("budget", trial.budget, BUDGETS)
 
 
-def _bare(row: Mapping[str, Any]) -> dict[str, Any]:
+def _without_key(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != KEY}
 
 
@@ -163,9 +164,9 @@ def _run(
             store.add(key_of(end.trial.inputs), {**end.trial.inputs, **end.result})
 
     # each result is stored as soon as its run ends
-    run_told(trials, work, done=done, describe=_said, **execution)
+    run_told(trials, work, done=done, describe=_loss_text, **execution)
     return failed
 
 
-def _said(result: Mapping[str, Any]) -> str:
+def _loss_text(result: Mapping[str, Any]) -> str:
     return f"test loss {result['loss']:.3f}"

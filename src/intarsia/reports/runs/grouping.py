@@ -132,7 +132,7 @@ class Comparison:
         # with a second place that may be as good, no method is called the best
         rest = [group for group in self.groups if group is not self.best]
         intervals = [self.best.interval(group)[0] for group in rest]
-        return self.best if all(map(_ahead, intervals)) else None
+        return self.best if all(map(_is_ahead, intervals)) else None
 
     @property
     def chosen(self) -> ChosenRun | None:
@@ -167,7 +167,7 @@ class Comparison:
         return tuple(group for group in self.groups if group is not self.baseline)
 
 
-def _ahead(interval: PairedInterval | None) -> bool:
+def _is_ahead(interval: PairedInterval | None) -> bool:
     return interval is not None and interval.seeds > 1 and interval.low > 0
 
 

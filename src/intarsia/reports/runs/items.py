@@ -15,7 +15,7 @@ Tensors = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class RunItems:
-    """A run's items.  values: by the score that is their mean; empty where a score is none.
+    """A run's items.  values: by the score that is their mean; empty for other kinds of outputs.
 
     part: a digest of the part that was scored.  numbered: whether the run has stored which item is
     which; else they are numbered in the part's order.
@@ -33,10 +33,10 @@ def run_items(tensors: Tensors, part: str) -> RunItems:
     """
     values: dict[str, ItemValues] = {}
     if "tokens" in tensors:
-        values = _texts(tensors)
+        values = _text_values(tensors)
     elif "logits" in tensors and tensors["labels"].shape == tensors["logits"].shape[:1]:
-        values = _classes(tensors["logits"].astype(float), tensors["labels"])
-    # runs of an earlier version
+        values = _picture_values(tensors["logits"].astype(float), tensors["labels"])
+    # the samples of some data sets have no numbers
     if "items" not in tensors:
         return RunItems(part, False, values)
     items = tensors["items"]
@@ -45,7 +45,7 @@ def run_items(tensors: Tensors, part: str) -> RunItems:
     return RunItems(part, True, {name: replace(v, items=items) for name, v in values.items()})
 
 
-def _classes(logits: np.ndarray, labels: np.ndarray) -> dict[str, ItemValues]:
+def _picture_values(logits: np.ndarray, labels: np.ndarray) -> dict[str, ItemValues]:
     """Return for each picture if it was right, and its loss, by the score that is their mean.
 
     logits: (n, classes); labels: (n,).
@@ -61,7 +61,7 @@ def _classes(logits: np.ndarray, labels: np.ndarray) -> dict[str, ItemValues]:
     }
 
 
-def _texts(tensors: Tensors) -> dict[str, ItemValues]:
+def _text_values(tensors: Tensors) -> dict[str, ItemValues]:
     """Return for each text the share of right tokens and the mean loss, by the score's name.
 
     tensors: with "tokens", "hits" and "loss" of each text; texts without a token are left out.
@@ -96,7 +96,7 @@ def interval_of(
     if not all(score in run.values for run in all_items):
         return None, f"{score.replace('_', ' ')} is no mean over items"
     # without numbers the items are known to be the same only if the parts are
-    if not all(run.numbered for run in all_items) and _several(run.part for run in all_items):
+    if not all(run.numbered for run in all_items) and _are_several(run.part for run in all_items):
         return None, _UNNUMBERED
     mine, base = (
         {seed: run.values[score] for seed in seeds if (run := items[seed])}
@@ -112,5 +112,5 @@ _UNNUMBERED = (
 )
 
 
-def _several(parts: Iterable[str]) -> bool:
+def _are_several(parts: Iterable[str]) -> bool:
     return len(set(parts)) > 1

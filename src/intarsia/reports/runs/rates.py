@@ -43,12 +43,12 @@ def described(comparison: Comparison) -> list[str]:
     # methods that were searched in the same way share a sentence
     alike: dict[str, list[str]] = {}  # labels by what they tried, which differs between folders
     for label, search in searches.items():
-        alike.setdefault(_tried(search, comparison), []).append(label)
+        alike.setdefault(_search_text(search, comparison), []).append(label)
     texts = [
         f"{'Each method' if len(alike) == 1 else capital(joined(labels))} {tried}"
         for tried, labels in alike.items()
     ]
-    if _own_splits(comparison):
+    if _has_own_splits(comparison):
         texts.append("Each seed draws its own test part, in which some of these samples may be.")
     # methods that were not searched for
     if fixed := [group.label for group in comparison.groups if group.label not in searches]:
@@ -58,7 +58,7 @@ def described(comparison: Comparison) -> list[str]:
     return texts
 
 
-def _tried(search: Mapping[str, Any], comparison: Comparison) -> str:
+def _search_text(search: Mapping[str, Any], comparison: Comparison) -> str:
     """Return the predicate of a sentence about a search: "tried 5 learning rates (...) and ...".
 
     search: the record of the search; comparison: has the kind of samples.
@@ -76,7 +76,7 @@ def _tried(search: Mapping[str, Any], comparison: Comparison) -> str:
     )
 
 
-def _own_splits(comparison: Comparison) -> bool:
+def _has_own_splits(comparison: Comparison) -> bool:
     """Return True if the test parts differ between runs."""
     parts = [run.record["data"].get("test") or {} for run in comparison.runs]
     return len({part.get("sha256") for part in parts}) > 1

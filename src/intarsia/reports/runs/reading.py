@@ -172,7 +172,7 @@ def read_run(folder: Path | str) -> FinishedRun:
         scores=scores,
         costs=_costs(folder, record),
         curve=read_curve(folder / METRICS),
-        answers=None if tensors is None else _answers(folder, record, scores, tensors),
+        answers=None if tensors is None else _predicted_classes(folder, record, scores, tensors),
         mistakes=read_mistakes(folder),
         record=record,
     )
@@ -343,7 +343,7 @@ def read_items(folder: Path) -> RunItems | None:
     return run_items(tensors, str(part))
 
 
-def _answers(
+def _predicted_classes(
     folder: Path, record: Mapping[str, Any], scores: SplitScores, tensors: Tensors
 ) -> Predictions | None:
     """Return the true and predicted class of each picture.

@@ -43,9 +43,9 @@ def sentences(comparison: Comparison) -> list[str]:
     lines += differences(comparison)
     if comparison.baseline is not None and comparison.best is not comparison.baseline:
         lines.append(_cost_sentence(comparison.best, comparison.baseline))
-    if (guess := _guessing(comparison)) is not None:
+    if (guess := _guessing_sentence(comparison)) is not None:
         lines.append(guess)
-    if (text := _perplexity(comparison.best)) is not None:
+    if (text := _perplexity_sentence(comparison.best)) is not None:
         lines.append(text)
     return lines + rates.described(comparison)
 
@@ -111,11 +111,11 @@ def choice_sentence(comparison: Comparison) -> str:
     behind = [i for i in range(len(groups)) if i != place]
     if behind:
         second = max(behind, key=lambda i: ranks[i])
-        text += f"; {groups[second].label} {_behind(choice.run, ranks[place], ranks[second])}"
+        text += f"; {groups[second].label} {_why_behind(choice.run, ranks[place], ranks[second])}"
     return f"{text}. Its best run there is {choice.run.folder.name}."
 
 
-def _behind(run: FinishedRun, first: Sequence[float], second: Sequence[float]) -> str:
+def _why_behind(run: FinishedRun, first: Sequence[float], second: Sequence[float]) -> str:
     """Return words that say why the second method of a choice is behind the first.
 
     run: one of the comparison; first, second: ranks (score, minus loss, minus parameters).
@@ -160,7 +160,7 @@ def difference_sentence(group: RunGroup, base: RunGroup) -> str:
     if interval is None:
         return f"{text}. There is no interval: {missing}."
     run = group.runs[0]
-    kind = _item(run)
+    kind = _item_name(run)
     differ = (
         f"{numbers.plural(interval.differing, kind)} differ{'s' if interval.differing == 1 else ''}"
     )
@@ -190,7 +190,7 @@ _FEW = {
 }
 
 
-def _item(run: FinishedRun) -> str:
+def _item_name(run: FinishedRun) -> str:
     return "picture" if run.samples == "pictures" else "text"
 
 
@@ -212,11 +212,11 @@ def _cost_sentence(best: RunGroup, base: RunGroup) -> str:
     return f"{text}."
 
 
-def _kind(runs: Sequence[FinishedRun]) -> str:
+def _items_name(runs: Sequence[FinishedRun]) -> str:
     return "texts" if any(run.samples == "tokens" for run in runs) else "pictures"
 
 
-def _perplexity(best: RunGroup) -> str | None:
+def _perplexity_sentence(best: RunGroup) -> str | None:
     """Return the sentence about a text model's perplexity after and before training, or None.
 
     best: runs of the best method, of which the first is described.
@@ -234,7 +234,7 @@ def _perplexity(best: RunGroup) -> str | None:
     return f"{capital(now)}; before training {then}."
 
 
-def _guessing(comparison: Comparison) -> str | None:
+def _guessing_sentence(comparison: Comparison) -> str | None:
     """Return the sentence about how often the most frequent class is right; None if not known."""
     answers = comparison.best.runs[0].answers
     if answers is None:
@@ -249,12 +249,18 @@ def _guessing(comparison: Comparison) -> str | None:
 def notices(comparison: Comparison) -> list[str]:
     """Return warnings for the reader: ways in which the runs differ besides the method."""
     runs, groups = comparison.runs, comparison.groups
-    kind = _kind(runs)
+    kind = _items_name(runs)
     lines = [
         text
         for differs, text in (
-            (_per_seed(runs, "test"), f"Not all methods were scored on the same test {kind}."),
-            (_per_seed(runs, "train"), f"Not all methods learned from the same training {kind}."),
+            (
+                _differs_at_a_seed(runs, "test"),
+                f"Not all methods were scored on the same test {kind}.",
+            ),
+            (
+                _differs_at_a_seed(runs, "train"),
+                f"Not all methods learned from the same training {kind}.",
+            ),
             (_differ(runs, model_of), "The runs start from different models."),
             (
                 _differ(runs, lambda r: r.scores.split),
@@ -302,7 +308,7 @@ def _shared_pictures(runs: Iterable[FinishedRun]) -> list[str]:
     ]
 
 
-def _per_seed(runs: Iterable[FinishedRun], part: str) -> bool:
+def _differs_at_a_seed(runs: Iterable[FinishedRun], part: str) -> bool:
     """Return True if two runs of the same seed have different samples in a part of the data."""
     hashes_by_seed: dict[int, set[object]] = defaultdict(set)
     for run in runs:

@@ -45,11 +45,11 @@ def value_text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list | tuple) and not any(isinstance(v, dict | list) for v in value):
-        return _listed([value_text(v) for v in value])
+        return _joined_words([value_text(v) for v in value])
     return json.dumps(value, default=str)
 
 
-def _listed(words: Sequence[str]) -> str:
+def _joined_words(words: Sequence[str]) -> str:
     """Join words by commas; many of them, such as a model's layers, are joined by pattern."""
     if len(words) <= FEW:
         return ", ".join(words)
@@ -130,7 +130,7 @@ def data_parts(comparison: Comparison) -> dict[str, Any]:
             PART_NAMES.get(part, part),
             f"{n:,}" if isinstance(n := first_parts[part].get("n"), int) else "not known",
             sha,
-            _counts(recorded.get(part)),
+            _class_counts_text(recorded.get(part)),
         )
         for part, sha in hashes.items()
     ]
@@ -143,7 +143,7 @@ def data_parts(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _counts(part: Any) -> str:
+def _class_counts_text(part: Any) -> str:
     """Return the number of samples of each class as text, "" if the record has none."""
     counts = part.get("counts") if isinstance(part, Mapping) else None
     if not isinstance(counts, Mapping):

@@ -44,7 +44,7 @@ def courses(comparison: Comparison, looks: Sequence[Look]) -> list[Figure]:
     for name, title in COURSES.items() if changes else ():
         # the record has shares; the chart shows percent
         series = [
-            _line(
+            _chart_line(
                 comparison, number, looks, [(c["step"], 100 * c[name]) for c in rows], "%", "step "
             )
             for number, rows in changes.items()
@@ -58,7 +58,7 @@ def courses(comparison: Comparison, looks: Sequence[Look]) -> list[Figure]:
     return figures
 
 
-def _line(
+def _chart_line(
     comparison: Comparison,
     number: int,
     looks: Sequence[Look],
@@ -118,7 +118,7 @@ def lines(comparison: Comparison, looks: Sequence[Look]) -> Figure | None:
     looks: a colour and mark for each method. None if no run is such an average (a soup).
     """
     series = [
-        _line(comparison, number, looks, line["points"], "", "")
+        _chart_line(comparison, number, looks, line["points"], "", "")
         for number, group in enumerate(comparison.groups)
         if (line := (soup_of(group) or {}).get("line"))
     ]

@@ -79,14 +79,14 @@ def seen_report(
     views = [lit(q.picture, q.chosen, q.grid) for q in pictured if q.picture is not None]
     # by identity: two questions may be equal, and have pictures that are not
     address = dict(zip(map(id, pictured), embedded_pictures(views), strict=True))
-    blocks = tuple(_question(i, q, address.get(id(q))) for i, q in enumerate(questions))
+    blocks = tuple(_question_block(i, q, address.get(id(q))) for i, q in enumerate(questions))
     sections = [Section("Questions", blocks)]
     if loads:
-        sections.append(Section("Experts by modality", _modalities(_tables(loads))))
+        sections.append(Section("Experts by modality", _modality_blocks(_expert_shares(loads))))
     return Report(heading, tuple(sentences), tuple(sections), (), "A model that sees and hears")
 
 
-def _question(number: int, q: Shown, picture: str | None) -> Container:
+def _question_block(number: int, q: Shown, picture: str | None) -> Container:
     """Return a block of the page: a question's picture beside its answer.
 
     number: of the question; q: the question and its answer; picture: URL of the image, None for a
@@ -135,7 +135,11 @@ def pictures_report(
         share = numbers.percent(float(np.mean([part.mean() for part in patches.values()])), 0)
         sentence = f"An expert takes {share} of the patches, and every class token."
     pages = [lit(question.picture) for question in pictures if question.picture is not None]
-    views = [view for i in range(len(pictures)) for view in _views(pictures[i].picture, i, patches)]
+    views = [
+        view
+        for i in range(len(pictures))
+        for view in _expert_pictures(pictures[i].picture, i, patches)
+    ]
     # all pictures of the page together keep to its limit of bytes
     addresses = iter(embedded_pictures([*pages, *views]))
     shown_at = [next(addresses) for _ in pages]
@@ -157,7 +161,7 @@ def pictures_report(
     return Report(heading, (sentence,), (Section("Pictures", tuple(blocks)),), (), eyebrow)
 
 
-def _views(
+def _expert_pictures(
     picture: Image.Image | None, number: int, patches: Mapping[str, np.ndarray]
 ) -> Iterator[Image.Image]:
     """Yield a small picture for each expert, in which the patches that it processes are bright.
@@ -209,7 +213,7 @@ def lit(
     return Image.fromarray((page * light_map + np.array(VEIL) * (1 - light_map)).astype(np.uint8))
 
 
-def _tables(loads: Mapping[str, Any]) -> dict[str, list[list[float | None]]]:
+def _expert_shares(loads: Mapping[str, Any]) -> dict[str, list[list[float | None]]]:
     """Return the share of each expert of the tokens of each kind (modality), by layer.
 
     loads: tokens (modalities, experts) by router. A modality without a token has None.
@@ -225,7 +229,7 @@ def _tables(loads: Mapping[str, Any]) -> dict[str, list[list[float | None]]]:
     return tables
 
 
-def _modalities(tables: Mapping[str, list[list[float | None]]]) -> tuple[Block, ...]:
+def _modality_blocks(tables: Mapping[str, list[list[float | None]]]) -> tuple[Block, ...]:
     """Draw which experts the tokens of each kind (modality) have, as a heat map and a table.
 
     tables: layer -> [modality][expert], shares.

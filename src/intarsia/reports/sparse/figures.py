@@ -93,7 +93,7 @@ def maps(layers: Sequence[Mapping[str, Any]], folder: int) -> list[Figure]:
             continue
         top = 1.0 if name == "density" else max(errors)
         label = f"{title.strip(',')} {caption}".strip() + ", by block and layer"
-        drawing = _map(values, top)
+        drawing = _layer_map(values, top)
         figures.append(
             Figure(f"{name}-{folder}", label, drawing, title, caption, scale=("0", f"{top:.2g}"))
         )
@@ -104,7 +104,7 @@ def _values(layers: Sequence[Mapping[str, Any]], key: str) -> dict[tuple[str, st
     return {place_of(row["layer"]): row[key] for row in layers if row.get(key) is not None}
 
 
-def _map(values: Mapping[tuple[str, str], float], top: float) -> HeatMap:
+def _layer_map(values: Mapping[tuple[str, str], float], top: float) -> HeatMap:
     """Draw values as a heat map with a row for each block and a column for each layer in it.
 
     values: (block, layer within it) -> value; top: the value with the darkest colour.

@@ -45,10 +45,10 @@ class PrunedModel(NamedTuple):
 
 
 def _model_folders(folder: Path) -> list[Path]:
-    return [folder] if (folder / RECORD).is_file() else [p.parent for p in _below(folder)]
+    return [folder] if (folder / RECORD).is_file() else [p.parent for p in _folders_below(folder)]
 
 
-def _below(folder: Path) -> list[Path]:
+def _folders_below(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"*/{RECORD}")) if folder.is_dir() else []
 
 

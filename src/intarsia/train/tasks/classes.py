@@ -126,7 +126,9 @@ class Heads(Classes):
 
     def loss_of(self, batch: Batch) -> TargetLoss:
         joint = super().loss_of(batch)
-        return dataclasses.replace(joint, criterion=partial(_by_task, joint.criterion, self.groups))
+        return dataclasses.replace(
+            joint, criterion=partial(_loss_by_task, joint.criterion, self.groups)
+        )
 
     def scores(self, *rows: Tensor) -> Metrics:
         accuracy = task_accuracy(rows[0], rows[1], self.groups)
@@ -147,7 +149,7 @@ def task_heads(
         raise mixed()
     if isinstance(loss_of.criterion, WeightedCrossEntropy):
         raise weighted()
-    criterion = partial(_by_task, loss_of.criterion, groups)
+    criterion = partial(_loss_by_task, loss_of.criterion, groups)
     return over(model, x, dataclasses.replace(loss_of, criterion=criterion))
 
 
@@ -167,13 +169,13 @@ def weighted() -> ConfigError:
     return ConfigError("heads of tasks", got=got, want="classes that count the same", fix=fix)
 
 
-def _by_task(criterion: Any, groups: Groups, logits: Tensor, target: Tensor) -> Tensor:
+def _loss_by_task(criterion: Any, groups: Groups, logits: Tensor, target: Tensor) -> Tensor:
     """Compute the mean loss, each task's images by the logits of that task's classes alone.
 
     criterion: loss of logits and labels; groups: for each task the numbers of its classes; logits:
       (B, C); target: (B,).
     """
-    task, place = _tasks(groups, logits)
+    task, place = _task_of_class(groups, logits)
     of_image = task[target]
     total = logits.new_zeros(())
     for number, classes in enumerate(groups):
@@ -191,7 +193,7 @@ def own_task(logits: Tensor, labels: Tensor, groups: Groups) -> Tensor:
     logits: (n, C); labels: (n,); groups: for each task the numbers of its classes. Returns (n, C).
     Raises: ConfigError for groups that are no partition of the classes.
     """
-    task, _ = _tasks(groups, logits)
+    task, _ = _task_of_class(groups, logits)
     return logits.masked_fill(task[labels][:, None] != task, -torch.inf)
 
 
@@ -204,7 +206,7 @@ def task_accuracy(logits: Tensor, labels: Tensor, groups: Groups) -> float:
     return float((own_task(logits, labels, groups).argmax(-1) == labels).double().mean())
 
 
-def _tasks(groups: Groups, logits: Tensor) -> tuple[Tensor, Tensor]:
+def _task_of_class(groups: Groups, logits: Tensor) -> tuple[Tensor, Tensor]:
     """Return the task of each class, and its place among the classes of that task, (C,) both.
 
     groups: for each task the numbers of its classes; logits: (..., C).

@@ -48,7 +48,7 @@ class NextItem(Task):
           of whole numbers.
         """
         pairs = [pair(item) for item in items]
-        histories = [_row(history) for history, _ in pairs]
+        histories = [_history_tensor(history) for history, _ in pairs]
         if any(h.ndim != 1 or h.is_floating_point() or not len(h) for h in histories):
             got = "one that is empty, or no row of whole numbers"
             want = "the items before the next one, at least 1"
@@ -93,7 +93,7 @@ class NextItem(Task):
         return int((batch[1] != IGNORED).sum())
 
     def loss_of(self, batch: Batch) -> TargetLoss:
-        return TargetLoss(_cross_entropy, batch[1], read=_known)
+        return TargetLoss(_cross_entropy, batch[1], read=_labelled_logits)
 
     def rows(self, output: Tensor, batch: Batch) -> tuple[Tensor, ...]:
         """Return loss and rank of each sample's next item; the logits are not kept.
@@ -112,14 +112,14 @@ class NextItem(Task):
         return Named({"loss": float(loss.mean())} | ranking(ranks, self.k), f"ndcg_{self.k}")
 
 
-def _row(history: Any) -> Tensor:
+def _history_tensor(history: Any) -> Tensor:
     """Return a history as a tensor; for a mapping a scalar, which is refused later."""
     return torch.zeros(()) if isinstance(history, Mapping) else torch.as_tensor(history)
 
 
-def _known(logits: Tensor, target: Tensor) -> Tensor:
+def _labelled_logits(logits: Tensor, target: Tensor) -> Tensor:
     return logits[target != IGNORED]
 
 
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    return F.cross_entropy(wide(_known(logits, target)), target[target != IGNORED])
+    return F.cross_entropy(wide(_labelled_logits(logits, target)), target[target != IGNORED])

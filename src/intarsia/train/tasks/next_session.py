@@ -65,7 +65,7 @@ class NextSession(Task):
         return self
 
     def loss_of(self, batch: Batch) -> TargetLoss:
-        return TargetLoss(_missed, batch[1])
+        return TargetLoss(_missed_share, batch[1])
 
     def rows(self, output: Tensor, batch: Batch) -> tuple[Tensor, ...]:
         # (B, S): which items of the session were written
@@ -77,5 +77,5 @@ class NextSession(Task):
         return Named({"loss": 1 - recall, "recall": recall}, "recall")
 
 
-def _missed(output: Tensor, target: Tensor) -> Tensor:
+def _missed_share(output: Tensor, target: Tensor) -> Tensor:
     return 1 - (target[:, :, None] == output[:, None, :]).any(2).float().mean()

@@ -40,7 +40,7 @@ def _curve(axis: str) -> Read:
     return lambda row: {None: {point[axis]: point["loss"] for point in row["curve"]}}
 
 
-def _course(name: str) -> Read:
+def _course_by(name: str) -> Read:
     """Return a function that reads how a measure of the layers changed in training.
 
     name: of the measure.
@@ -74,7 +74,7 @@ def _specialisation(row: Row) -> dict[int | None, Line]:
     return {None: {f"{i + 1}": v for i, v in enumerate(values)}} if values else {}
 
 
-def _drops(name: str) -> Read:
+def _dropped_by(name: str) -> Read:
     """Return a function that reads the share of dropped pairs by quarter.
 
     name: "dropped_by_place" or "dropped_by_position".
@@ -124,19 +124,20 @@ def drawings() -> tuple[LineFigure, ...]:
         LineFigure("by_steps", "Loss by steps", _curve("step"), Axis("Steps"), loss, late=True),
         LineFigure("by_operations", "Loss by operations", _curve("flops"), Axis("Operations"), loss,
                 late=True),
-        LineFigure("load_cv", "Load CV by steps", _course("load_cv"), Axis("Steps"),
+        LineFigure("load_cv", "Load CV by steps", _course_by("load_cv"), Axis("Steps"),
                 Axis("Load CV", zero=True), layered=True),
-        LineFigure("gate_entropy", "Gate entropy by steps", _course("gate_entropy"), Axis("Steps"),
-                Axis("Nats", zero=True), layered=True),
+        LineFigure("gate_entropy", "Gate entropy by steps", _course_by("gate_entropy"),
+                Axis("Steps"), Axis("Nats", zero=True), layered=True),
         LineFigure("agreement", "Agreement of consecutive layers", _agreement, Axis("Layers"),
                 information),
         LineFigure("specialisation", "Specialisation by layer", _specialisation, Axis("Layer"),
                 information),
         LineFigure("loss_by_position", "Loss by position", _positions,
                 Axis("Quarter of the row", names=quarters), Axis("Test loss")),
-        LineFigure("by_place", "Dropped by place in the batch", _drops("dropped_by_place"),
+        LineFigure("by_place", "Dropped by place in the batch", _dropped_by("dropped_by_place"),
                 Axis("Quarter of the batch", names=quarters), dropped, layered=True),
-        LineFigure("by_position", "Dropped by position in the row", _drops("dropped_by_position"),
+        LineFigure("by_position", "Dropped by position in the row",
+                _dropped_by("dropped_by_position"),
                 Axis("Quarter of the row", names=quarters), dropped, layered=True),
     )  # fmt: skip
 
@@ -150,7 +151,7 @@ def figures_of(sheets: Sequence[RouterSheet], number: int) -> dict[str, Figure]:
     figures: dict[str, Figure] = {}
     for drawing in drawings():
         if series := series_of(sheets, number, drawing):
-            figures[drawing.name] = _drawn(drawing, series, number)
+            figures[drawing.name] = _line_figure(drawing, series, number)
     return figures
 
 
@@ -164,11 +165,11 @@ def series_of(sheets: Sequence[RouterSheet], number: int, drawing: LineFigure) -
     return [
         line
         for contender in sheets[number].contenders
-        for line in _of(contender, drawing, *by_name[contender.name])
+        for line in _router_lines(contender, drawing, *by_name[contender.name])
     ]
 
 
-def _drawn(drawing: LineFigure, series: Sequence[Series], sheet: int) -> Figure:
+def _line_figure(drawing: LineFigure, series: Sequence[Series], sheet: int) -> Figure:
     """Build a figure of lines.
 
     drawing: its title, axes and measure; series: the lines; sheet: number of the sheet for which
@@ -188,7 +189,9 @@ def _drawn(drawing: LineFigure, series: Sequence[Series], sheet: int) -> Figure:
     return Figure(name, label, Chart(series, x, y), drawing.title, when=conditions)
 
 
-def _of(contender: RouterResults, drawing: LineFigure, group: int, look: Look) -> Iterator[Series]:
+def _router_lines(
+    contender: RouterResults, drawing: LineFigure, group: int, look: Look
+) -> Iterator[Series]:
     """Yield a router's lines of a figure: for each layer the mean over seeds, and each seed.
 
     contender: the router's runs; drawing: which measure; group: number of the router on the page;
@@ -220,10 +223,10 @@ def _mean(lines: Sequence[Line]) -> Line:
     """
     # the n-th point of every seed belongs together
     points = zip(*(line.items() for line in lines), strict=False)
-    return {_middle([x for x, _ in point]): fmean(y for _, y in point) for point in points}
+    return {_mean_x([x for x, _ in point]): fmean(y for _, y in point) for point in points}
 
 
-def _middle(xs: Sequence[Any]) -> Any:
+def _mean_x(xs: Sequence[Any]) -> Any:
     return xs[0] if isinstance(xs[0], str) or len(set(xs)) == 1 else fmean(xs)
 
 

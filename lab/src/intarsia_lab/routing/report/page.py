@@ -35,12 +35,12 @@ def report_of(sheets: Sequence[RouterSheet]) -> Report:
     sheets: the results on each data set and budget.
     """
     drawn = [figures.figures_of(sheets, number) for number in range(len(sheets))]
-    training = (*_controls(sheets), *_pair(drawn, TRAINING))
+    training = (*_controls(sheets), *_side_by_side(drawn, TRAINING))
     # a table for each sheet, then figures of all
     sections = [Section(f"Results: {sheet.title}", (_table(sheet, sheets),)) for sheet in sheets]
     sections.append(Section("While training", training, "plots"))
-    sections.append(Section("On the test part", _test(drawn), "test"))
-    if experts := _experts(sheets):
+    sections.append(Section("On the test part", _test_blocks(drawn), "test"))
+    if experts := _expert_maps(sheets):
         sections.append(Section("Who has what", experts, "experts"))
     sections.append(Section("All runs", (_rows(sheets),), "cells"))
     return Report(
@@ -74,7 +74,9 @@ def _controls(sheets: Sequence[RouterSheet]) -> tuple[Block, ...]:
     names, layers = figures.names_of(sheets), _layers(sheets)
     seeds = any(len(results.rows) > 1 for sheet in sheets for results in sheet.contenders)
     on = PageControl("sheet", "On", tuple((i, sheet.title) for i, sheet in enumerate(sheets)))
-    chosen_first = tuple(i for i, is_shown in enumerate(_shown(sheets, names)) if is_shown)
+    chosen_first = tuple(
+        i for i, is_shown in enumerate(_visible_at_first(sheets, names)) if is_shown
+    )
     looks = tuple(figures.looks(sheets))
     contenders = tuple(enumerate(names))
     contender = PageControl(
@@ -97,7 +99,7 @@ def _layers(sheets: Sequence[RouterSheet]) -> int:
     return max(len(r["layers"]) for s in sheets for c in s.contenders for r in c.rows)
 
 
-def _pair(drawn: Sequence[dict[str, Figure]], names: Sequence[str]) -> tuple[Block, ...]:
+def _side_by_side(drawn: Sequence[dict[str, Figure]], names: Sequence[str]) -> tuple[Block, ...]:
     """Return the figures of these names, side by side, sheet by sheet.
 
     drawn: figures of each sheet, by name.
@@ -106,7 +108,7 @@ def _pair(drawn: Sequence[dict[str, Figure]], names: Sequence[str]) -> tuple[Blo
     return (Container(figures_present, kind="pair"),) if figures_present else ()
 
 
-def _test(drawn: Sequence[dict[str, Figure]]) -> tuple[Block, ...]:
+def _test_blocks(drawn: Sequence[dict[str, Figure]]) -> tuple[Block, ...]:
     """Return the page's section on the test part.  drawn: figures of each sheet, by name."""
     agreement = Note(
         "Agreement: how much the first experts of two consecutive layers know of each other, "
@@ -117,12 +119,12 @@ def _test(drawn: Sequence[dict[str, Figure]]) -> tuple[Block, ...]:
         "The share of a token's pairs that a full expert leaves out in training: by where it "
         "stands in the batch, rows one after another, and by where it stands in its row."
     )
-    drops = _pair(drawn, DROPS)
+    drops = _side_by_side(drawn, DROPS)
     below = (Container((dropped, *drops), "Dropped pairs"),) if drops else ()
-    return (agreement, *_pair(drawn, TEST), *below)
+    return (agreement, *_side_by_side(drawn, TEST), *below)
 
 
-def _experts(sheets: Sequence[RouterSheet]) -> tuple[Block, ...]:
+def _expert_maps(sheets: Sequence[RouterSheet]) -> tuple[Block, ...]:
     """Return the maps of experts by classes, and the choice of one of them."""
     maps = figures.maps(sheets)
     if not maps:
@@ -166,7 +168,7 @@ def _row(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def _shown(sheets: Sequence[RouterSheet], names: Sequence[str]) -> list[bool]:
+def _visible_at_first(sheets: Sequence[RouterSheet], names: Sequence[str]) -> list[bool]:
     """Choose the routers that are visible at first: if there are many, those of lowest loss.
 
     names: of all routers. The baseline is always visible. Returns a flag for each name.

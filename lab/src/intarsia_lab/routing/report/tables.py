@@ -98,7 +98,7 @@ def _row(contender: RouterResults, sheet: RouterSheet, names: Sequence[str]) -> 
     cells = [
         Entry(contender.name),
         Entry(loss.text(".3f"), full=", ".join(_per_seed(contender))),
-        *(_cell(contender, base, name) for name in names),
+        *(_entry(contender, base, name) for name in names),
     ]
     if base is not None:
         # beside the loss, as the column is
@@ -129,7 +129,7 @@ def _difference(contender: RouterResults, base: RouterResults) -> Entry:
     return Entry(text, remark, f"{difference.mean:+.5f}, ratio {ratio:.4f}")
 
 
-def _cell(contender: RouterResults, base: RouterResults | None, name: str) -> Entry:
+def _entry(contender: RouterResults, base: RouterResults | None, name: str) -> Entry:
     """Format a measure of a router, averaged over seeds; empty if no run has it.
 
     contender: the router's runs; base: the baseline, to which operations are a ratio; name: of the
