@@ -137,7 +137,7 @@ def test_groups_and_experts_are_packed_by_what_they_see(
     compress(
         open_language_model(str(model))[0], method, rows_of(), force=True, out=f"{out[1]}.walk"
     )
-    for options, says in (((), "a walk in it"), (("--resume",), "model")):  # it was of float32
+    for options, says in (((), "a run in it"), (("--resume",), "model")):  # it was of float32
         result = intarsia(
             "compress", str(model), "--format", "gqsa", *untrained, *calibration, *out, *options
         )

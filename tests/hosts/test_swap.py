@@ -449,7 +449,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], type[Exception
     ),
     "twice": (lambda: intarsia.upcycle(vit()), {}, TargetError, "upcycled before"),
     "leak": (
-        llama, {"capacity": Capacity(policy="score")}, ConfigError, "where later tokens have a say",
+        llama, {"capacity": Capacity(policy="score")}, ConfigError, "which depends on later tokens",
     ),
     "a leak by lot": (
         llama, {"capacity": Capacity(policy="random")}, ConfigError, "'random'\\), where later",

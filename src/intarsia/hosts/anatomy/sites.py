@@ -130,7 +130,7 @@ def site_at(model: nn.Module, path: str, position: str) -> Site:
         want = "a Linear, a pointwise convolution, an MLP, an attention or a block"
         raise TargetError(subject, got=got, want=want, fix=f"Candidates: {_candidates(model)}.")
     if _read_as_weight(chain[-2], path) and not hasattr(chain[-2], "qkv_bias_separate"):
-        subject, want = f"target {path!r}", "a module that is called, or the cell would do nothing"
+        subject, want = f"target {path!r}", "a module that is called: an adapter here does nothing"
         got = "a layer whose weight the host reads without calling it"
         raise TargetError(
             subject, got=got, want=want, fix="Target the attention or the MLP instead."
@@ -142,7 +142,7 @@ def site_at(model: nn.Module, path: str, position: str) -> Site:
         position = "sequential"
     if position == "parallel" and kind != "convnext" and not all(map(is_pointwise, convolutions)):
         got = f"{type(module).__name__} with spatial or strided convolutions"
-        want = "a module that maps each position on its own, for a cell beside it"
+        want = "a module that maps each position on its own, for an adapter beside it"
         fix = "Target its block, or use a sequential placement (pfeiffer, houlsby, adapter+)."
         raise TargetError(f"target {path!r}", got=got, want=want, fix=fix)
     if position == "parallel" and getattr(module, "q_stride", 1) > 1:  # Hiera's

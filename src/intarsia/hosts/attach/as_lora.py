@@ -52,7 +52,7 @@ def lora_cells(
         if type(cell) is not LoraCell or layer.intarsia_sites[of][0] != "parallel":
             got = f"{type(cell).__name__} at {layer.path!r}"
             fix = "Fold it into the model: intarsia.fold(model)."
-            want = "cells that merge into plain LoRA beside their layers"
+            want = "modules that merge into plain LoRA beside their layers"
             raise ConfigError(f"adapter {of!r} as LoRA", got=got, want=want, fix=fix)
         cells.append(cell)
     return adapted, of, layers, cells

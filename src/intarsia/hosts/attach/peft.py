@@ -192,11 +192,11 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         subject = f"merging adapter {name!r} at {self.path!r}"
         if delta is None:
             got = f"{type(cell).__name__}, which is not linear in its input"
-            want = "a cell that is a change of weights, such as LoRA"
+            want = "an adapter that is a change of weights, such as LoRA"
             fix = "Try intarsia.fold(model), or keep the adapter attached."
             raise FoldError(subject, got=got, want=want, fix=fix)
         if self.intarsia_sites[name][0] != "parallel" or not isinstance(base, LAYERS):
-            want = "a Linear or pointwise convolution with the cell beside it"
+            want = "a Linear or pointwise convolution with the adapter beside it"
             got, fix = type(base).__name__, "Target linear layers."
             raise FoldError(subject, got=got, want=want, fix=fix)
         return (delta.T if isinstance(base, Conv1D) else delta).reshape(base.weight.shape)
@@ -259,8 +259,7 @@ class IntarsiaModel(BaseTuner):
             peft_config.options = settings_to_dict(method)
             peft_config.target_modules = {site.path for site in sites}
         if layers is not None and not peft_config.layers_pattern:
-            # PEFT's own pattern expects a name before the list of blocks, which timm's `blocks.0`
-            # lacks
+            # PEFT's own pattern expects a name before the list of blocks; timm has `blocks.0`
             lists = {p.rpartition(".")[0].rpartition(".")[2] for p, _ in blocks(self.model)}
             peft_config.layers_pattern = sorted(lists)
         return peft_config

@@ -46,7 +46,7 @@ def attach_delta(model: nn.Module, delta: SparseDelta, name: str = "default") ->
         path, _, leaf = parameter.rpartition(".")
         if leaf != "weight" or not isinstance(modules[path], LAYERS):
             got = f"a {leaf} of {type(modules[path]).__name__}"
-            want = "weights of linear layers, beside which a cell can stand"
+            want = "weights of linear layers, beside which an adapter can stand"
             fix = "Use delta.apply(model), or adapt(model, LtSft()), which stays within those."
             raise TargetError(f"delta of {parameter!r}", got=got, want=want, fix=fix)
     entries = {n.rpartition(".")[0]: entry for n, entry in changed.items()}

@@ -194,7 +194,7 @@ def _stock_copy(
                     trained = trained.merged()
                 memo[id(child)] = copy.deepcopy(trained, memo)
             elif type(child).__module__.split(".")[0] in foreign:
-                want = "cells and trained heads only"
+                want = "adapters and trained heads only"
                 fix = "Merge or delete what else PEFT has put into the model."
                 raise FoldError(
                     f"fold {child_path!r}", got=type(child).__name__, want=want, fix=fix
@@ -284,8 +284,8 @@ def fold_cell(
         raise FoldError(
             f"fold {path!r}",
             got=f"{type(cell).__name__} behind {type(plain).__name__}",
-            want="a cell beside its module (adaptformer, LoRA) or a scale behind it (SSF): what "
-            "else follows a module cannot go into its weights",
+            want="an adapter beside its module (adaptformer, LoRA) or a scale behind it (SSF): "
+            "nothing else that follows a module can go into its weights",
             fix=KEEP,
         )
     original, parallel_cell = exact(plain), exact(cell.merged())
@@ -298,7 +298,7 @@ def fold_cell(
         result = "widened"
     else:
         got = f"{type(parallel_cell).__name__}, which is no linear map"
-        want = "a cell that is a weight change or a bottleneck"
+        want = "an adapter that is a weight change or a bottleneck"
         raise FoldError(f"fold {path!r}", got=got, want=want, fix=KEEP)
     inputs = 0 if isinstance(original, Conv1D) else 1
     width = next(p for p in original.parameters() if p.dim() > 1).shape[inputs]

@@ -66,13 +66,12 @@ def export_onnx(
     does that, with Pillow, numpy and onnxruntime. Weights of more than 2 GB go into a second file,
     PATH.data.
 
-    path: *.onnx; classes: names of the outputs.
-    preprocessing: of the pictures in training; None = the model's own, if it has one.
+    path: *.onnx; classes: names of the outputs; preprocessing: of the pictures in training; None =
+    the model's own, if it has one; report: is given a line of text.
     several_labels: outputs are logits of labels that may apply together, for predict.py.
     images: a batch of prepared pictures, the best check; None = seeded noise of the model's input
     size.
     tolerance: largest output difference, relative to the largest output; None = by dtype.
-    report: is given a line of text.
     Raises: MissingExtra without intarsia[export]; ExportError if torch cannot trace the model or
     onnxruntime computes other outputs; ConfigError for a path that is not *.onnx.
     """

@@ -108,14 +108,14 @@ def widen(module: nn.Module, units: Units, path: str) -> None:
         want = "an MLP that is fc2(act(fc1(x))), without gate or norm inside"
         raise FoldError(f"fold {path!r}", got=got, want=want, fix=KEEP)
     if not same_function(mlp.act, units.act):
-        subject, got = f"fold {path!r}", f"{units.act} in the cell beside {mlp.act} in the MLP"
+        subject, got = f"fold {path!r}", f"{units.act} in the adapter beside {mlp.act} in the MLP"
         raise FoldError(subject, got=got, want="one activation, to the last digit", fix=KEEP)
     cell_sizes, mlp_sizes = (
         (units.rows.shape[1], len(units.columns)),
         (mlp.inputs, len(mlp.fc2.weight)),
     )
     if cell_sizes != mlp_sizes:
-        subject, got = f"fold {path!r}", f"a cell {cell_sizes[0]} -> {cell_sizes[1]}"
+        subject, got = f"fold {path!r}", f"an adapter {cell_sizes[0]} -> {cell_sizes[1]}"
         raise FoldError(
             subject, got=got, want=f"the MLP's {mlp_sizes[0]} -> {mlp_sizes[1]}", fix=KEEP
         )
@@ -164,7 +164,7 @@ def _no_bias(path: str) -> FoldError:
     """Build the error for a layer that needs a bias and has none."""
     return FoldError(
         f"fold {path!r}",
-        got="a layer without a bias, and a cell with one",
+        got="a layer without a bias, and an adapter with one",
         want="a layer that has a bias",
         fix=KEEP,
     )
@@ -185,7 +185,7 @@ def add_weight(layer: nn.Module, delta: Tensor, path: str) -> None:
     if isinstance(layer, Conv1D):  # its weight is (in, out)
         return set_weights(layer, weight=layer.weight.detach() + delta.T.to(layer.weight))
     if not isinstance(layer, (nn.Linear, nn.Conv2d)) or not is_pointwise(layer):
-        subject, got = f"fold {path!r}", f"a linear cell beside {type(layer).__name__}"
+        subject, got = f"fold {path!r}", f"a linear adapter beside {type(layer).__name__}"
         raise FoldError(subject, got=got, want="a Linear or a 1x1 convolution", fix=KEEP)
     weight = layer.weight.detach()
     if delta.shape != weight.shape[:2]:

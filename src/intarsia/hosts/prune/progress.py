@@ -84,14 +84,14 @@ class Kept:
         self.on_resume: Callable[[Stop, Tensors], None] | None = None
         if out is None:
             if resume:
-                want, fix = "the folder of the walk to go on with", "Pass out='that/folder'."
+                want, fix = "the folder of the run to continue", "Pass out='that/folder'."
                 raise ConfigError("resume", got="no folder", want=want, fix=fix)
             return
         path = out / RECORD
         if path.is_file():
             if not resume:
-                got, want = "a folder with a walk in it", "a new one, or resume=True"
-                fix = "Choose another folder, or go on with resume=True."
+                got, want = "a folder with a run in it", "a new one, or resume=True"
+                fix = "Choose another folder, or continue with resume=True."
                 raise ConfigError(f"out {str(out)!r}", got=got, want=want, fix=fix)
             try:
                 content = check_sealed(path, read_json(path))
@@ -101,7 +101,7 @@ class Kept:
                 )
                 self.hidden_hash = content["hidden"]
             except (OSError, ValueError, KeyError, TypeError) as error:
-                raise damaged(path, f"no record of a walk ({error})", "sparsify") from error
+                raise damaged(path, f"no record of a run ({error})", "sparsify") from error
             # through JSON, which turns tuples into lists, as the saved settings were
             check_same(saved, json.loads(json.dumps(self.identity)))
 

@@ -147,7 +147,7 @@ class UnionOfExperts(Change):
         # "data" and "experts" compare the tokens of a sequence, so later ones have a say
         select = self.select or ("tokens" if causal else "data")
         if causal and select != "tokens":
-            got, want = f"{select!r}, where later tokens have a say", "'tokens'"
+            got, want = f"{select!r}, which depends on later tokens", "'tokens'"
             raise ConfigError("select of a decoder", got=got, want=want, fix="Leave select out.")
         # class tokens belong to every expert: without them no output could be read
         always = int(getattr(host, "num_prefix_tokens", 0))

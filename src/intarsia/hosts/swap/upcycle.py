@@ -351,7 +351,7 @@ def _check_causal(
     if not any(flag is True for flag in flags):
         return
     if (culprit := looks_ahead(router, capacity)) is not None:
-        got, want = f"{culprit}, where later tokens have a say", "routing that looks back only"
+        got, want = f"{culprit}, which depends on later tokens", "routing that looks back only"
         fix = "Use TopK(...) and Capacity(policy='order'), or say sees_later=True."
         raise ConfigError("routing of a decoder", got=got, want=want, fix=fix)
 
