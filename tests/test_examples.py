@@ -49,6 +49,7 @@ def test_an_example_does_its_job(
     assert all(text in output for text in SAYS[name])
 
 
+@pytest.mark.thorough
 def test_plain_peft_opens_a_run_without_this_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,6 +76,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.thorough
 def test_eleven_steps_without_one_by_hand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forked: Callable[..., Any]
 ) -> None:

@@ -21,10 +21,11 @@ from intarsia.core.files import read_json
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are forked and limited")
 def test_no_malformed_file_is_raw_hangs_or_runs() -> None:
     # a process of its own: it forks, and this one has threads
-    words = [sys.executable, "-m", "tests.fuzz", "--count", "120", "--irregular"]
+    words = [sys.executable, "-m", "tests.fuzz", "--count", "300", "--irregular"]
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         words, cwd=ROOT, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True,
