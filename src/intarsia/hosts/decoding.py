@@ -52,11 +52,12 @@ def generate(
 ) -> Generated:
     """Generate the most probable continuation of prompts, token by token.
 
-    model: a causal language model of transformers; ids: (B, T), padded on the left, with mask (B,
-    T); tokens: how many to add; the end of a text does not stop it. on_token: is called with each
-    new token (B,), and stops the loop by returning True. Memory for keys and values is allocated
-    once. A token of a Llama-like decoder is one call of native steps (`NativeText`), of another
-    model its own forward: the result's `path` says which.
+    model: a causal language model of transformers.
+    ids: (B, T), padded on the left; mask: (B, T), 0 = padding, None = without.
+    tokens: how many to add to each row; the end of a text does not stop it.
+    on_token: is called with each new token (B,), and stops the loop by returning True.
+    Memory for keys and values is allocated once. A token of a Llama-like decoder is one call of
+    native steps (`NativeText`), of another model its own forward: the result's `path` says which.
     For throughput of many requests see `intarsia serve`, which batches; this is for latency.
     Raises: ShapeError for anything but rows of tokens; ConfigError for no token.
     """

@@ -212,7 +212,7 @@ def _read(folder: Path) -> FolderContent:
 def _checked_content(folder: Path, content: Mapping[str, Any]) -> FolderContent:
     """Check the settings and files of a folder that `save` wrote, and return its content.
 
-    content: of intarsia.json. Raises: CheckpointError, ConfigError, UnknownName.
+    content: the JSON object of intarsia.json. Raises: CheckpointError, ConfigError, UnknownName.
     """
     # the digest of the settings is checked before a word of them is used
     content, files = check_settings(folder / SETTINGS, content)

@@ -199,7 +199,7 @@ def check_shapes(folder: Path, expected: dict[str, Any], got: dict[str, Tensor])
     folder: for errors; expected: name -> tensor of the adapter in the model; got: of the file.
     Raises: CheckpointError.
     """
-    # PEFT would ignore foreign names, and leave what is missing at its start
+    # PEFT would ignore foreign names, and leave missing weights at their first values
     missing, foreign = sorted(expected.keys() - got.keys()), sorted(got.keys() - expected.keys())
     if missing or foreign:
         raise CheckpointError(

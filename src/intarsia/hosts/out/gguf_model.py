@@ -247,7 +247,8 @@ def _describe(gguf: Any, writer: Any, named: GgufNames, quant: str) -> None:
     """
     config, rope = named.model.config, named.model.config.rope_parameters
     writer.add_type(gguf.GGUFType.MODEL)
-    writer.add_name(Path(config.name_or_path).name)  # by "phi-3" llama.cpp knows that tokenizer
+    # llama.cpp recognises Phi-3's tokenizer by "phi-3" in the name
+    writer.add_name(Path(config.name_or_path).name)
     file_type = "ALL_F32" if quant == "f32" else f"MOSTLY_{quant.upper()}"
     writer.add_file_type(gguf.LlamaFileType[file_type])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

@@ -102,7 +102,7 @@ class Kept:
                 self.hidden_hash = content["hidden"]
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise damaged(path, f"no record of a run ({error})", "sparsify") from error
-            # through JSON, which turns tuples into lists, as the saved settings were
+            # compared after a pass through JSON, which turns tuples into lists
             check_same(saved, json.loads(json.dumps(self.identity)))
 
     def with_beside(

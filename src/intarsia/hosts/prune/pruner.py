@@ -161,7 +161,7 @@ class LayerPruner(Pruner):
     layers: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        """Check density and pattern, which has a density of its own.  Raises: ConfigError."""
+        """Check the density; a pattern n:m must have the same one, n / m.  Raises: ConfigError."""
         object.__setattr__(self, "layers", tuple(self.layers))
         above("density", self.density, 0, "Try 0.5.")
         between("density", self.density, 0, 1, "Try 0.5.")

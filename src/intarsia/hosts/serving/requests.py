@@ -129,7 +129,7 @@ def parsed(raw: bytes) -> dict[str, Any]:
 
     try:
         body = json.loads(raw.decode(), parse_constant=constant)
-        # half of a surrogate pair is no text, and would break where the answer is encoded
+        # half of a surrogate pair passes the parser, but cannot be encoded in an answer
         json.dumps(body, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise Refused(400, f"{NOT_JSON} ({str(error)[:200]})") from error

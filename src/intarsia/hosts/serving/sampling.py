@@ -162,7 +162,7 @@ class TokenDraw:
         if self.sample:
             if config.temperature not in (None, 1.0):
                 self.processors.append(TemperatureLogitsWarper(config.temperature))
-            # `generate` takes the likeliest 50 where nobody says how many
+            # if neither request nor model says how many, `generate` draws from the 50 most probable
             usual = GenerationConfig._get_default_generation_params()["top_k"]
             if top_k := usual if config.top_k is None else config.top_k:
                 self.processors.append(TopKLogitsWarper(top_k))

@@ -62,7 +62,7 @@ class StockBatch:
         manager.register_result_handler(name, outputs.put_nowait)
         count, finished = 0, False
         try:
-            # None where the batch takes no more: it has ended
+            # None if the batch has ended, and accepts no requests
             added = manager.add_request(
                 ids,
                 request_id=name,
@@ -72,7 +72,7 @@ class StockBatch:
             )
             while not finished:
                 output = await outputs.get() if added is not None else None
-                if output is None or output.error is not None:  # whatever fails in a batch ends it
+                if output is None or output.error is not None:  # any error in a batch ends it
                     raise Refused(503, DEAD)
                 for token in output.generated_tokens[count:]:
                     yield NewToken(token)

@@ -130,9 +130,8 @@ def attended(
     with only the keys that they see, so that time falls with the spans.
     """
     out = torch.empty_like(query)
-    parts = [
-        (group, heads_of(query, group.heads, keys.shape[1])) for group in windows.groups
-    ]  # a head's queries, and which they are
+    # each group of key-value heads, with the numbers of its query heads
+    parts = [(group, heads_of(query, group.heads, keys.shape[1])) for group in windows.groups]
     outputs: list[tuple[Sequence[int], Tensor]] = []
     for group, heads in parts:
         key_heads = list(group.heads)
@@ -147,7 +146,7 @@ def attended(
             dropout,
         )
         outputs.append((heads, got))
-    # autograd knows no writes into slices: join the heads and put them in order
+    # written into slices, `out` would have no gradient: join the heads, and put them in order
     if query.requires_grad or keys.requires_grad:
         order = torch.tensor([h for heads, _ in outputs for h in heads], device=query.device)
         return torch.cat([got for _, got in outputs], 1)[:, order.argsort()]

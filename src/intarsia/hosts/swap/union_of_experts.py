@@ -144,7 +144,7 @@ class UnionOfExperts(Change):
                     mlp_path, dense_mlp(mlp_path, host.get_submodule(mlp_path)), self.experts
                 )
                 mlp[mlp_path] = self.experts
-        # "data" and "experts" compare the tokens of a sequence, so later ones have a say
+        # "data" and "experts" compare all tokens of a sequence, later ones included
         select = self.select or ("tokens" if causal else "data")
         if causal and select != "tokens":
             got, want = f"{select!r}, which depends on later tokens", "'tokens'"
