@@ -115,8 +115,9 @@ class ReMoeRouter(GateRouter[ReMoe], PassesState):
     def before_step(self, step: int, steps: int) -> None:
         """Raise lambda if tokens had more than k experts since the last step, lower it otherwise.
 
-        The first layer's router does it for the routers of all layers. step, steps: unused; other
-        routers need them.
+        lambda is the weight of the loss on the sum of the experts' weights; the first layer's
+        router sets it for all layers. S below is the share of pairs (token, expert) with weight 0.
+        step, steps: unused; other routers need them.
         """
         if self is not self.layers[0]:
             return
