@@ -110,11 +110,11 @@ def auto(
 ) -> AutoRun:
     """Choose a method, a size of pictures, epochs and a rate on held-out pictures, and train it.
 
-    A pilot measures what an image costs at each size. Candidates are trained without a fold of the
-    training pictures and answer it; of few pictures all five folds take their turn, of many one is
-    enough. All methods are looked at first, then neighbours of the leaders in rate, epochs, depth
-    and size, and in the end the finalists again at other seeds. The choice is trained on all
-    training pictures, for as many epochs, and scored on the test part once.
+    A pilot measures what an image costs at each size. Each candidate is trained without one of five
+    folds of the training pictures, and scored on that fold; with few pictures this is repeated for
+    all five folds, with many one is enough. All methods are tried first, then neighbours of the
+    leaders in rate, epochs, depth and size, and in the end the finalists again at other seeds. Last
+    the choice is trained on all training pictures, and scored on the test part once.
     data: pictures, as `load_data` takes them; their validation part is trained on, too, unless
       images or shots limit the training part.  minutes: of everything, from now on; they are used
       as long as something is left to try.  out: the folder, `runs/auto-DATA` if None.  resume: go
@@ -128,9 +128,9 @@ def auto(
       the choice is trained on this machine.
     options: of an `Experiment` by name, as model, size (then no other is tried), images, test,
       batch_size, precision, class_weights.
-    Raises: ConfigError for texts, fewer than ten training pictures, a folder in use, a setting that
-    is chosen, or another than that of the search to go on with; UnknownName; TrainingError if no
-    candidate trains.
+    Raises: ConfigError for texts, fewer than ten training pictures, a folder in use, an option that
+    the search itself chooses, or, with resume, options that differ from those of the search in the
+    folder; UnknownName; TrainingError if no candidate trains.
     Not for comparing methods: their numbers of trials differ. Use `intarsia compare`.
     """
     began = time.perf_counter()

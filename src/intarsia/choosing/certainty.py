@@ -27,7 +27,10 @@ class Margin:
 
     @property
     def words(self) -> str:
-        """The difference and its interval, in words."""
+        """The choice's score minus the other method's, with its 95 % interval, as text.
+
+        Where both answered every picture alike there is no interval, and the difference is 0.
+        """
         if self.paired is None:
             return f"{numbers.signed(0.0)} {UNIT}"
         ends = " to ".join(numbers.signed(100 * end) for end in (self.paired.low, self.paired.high))

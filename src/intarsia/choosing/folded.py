@@ -262,13 +262,14 @@ class Folded:
         return experiment.adapted.size, experiment.adapted.last_blocks
 
     def _train_parts(self, rows: Sequence[Row]) -> None:
-        """Train the next part of each candidate side by side; store times, answers and errors.
+        """Train each candidate once more, side by side; store times, answers and errors.
 
-        rows: the candidates. Parts that ran at the same time share the elapsed time in proportion
-        to the seconds each of them took, so that the stored times add up to real time.
+        rows: the candidates. Each is trained without its next fold of the pictures, at one seed
+        (its next part), and answers that fold. Trainings that ran at the same time share the
+        elapsed time in proportion to their seconds, so that the stored times add up to real time.
         """
         began, ends = time.perf_counter(), list[TrialEnd]()
-        # A forked process has everything imported; one alone shares this one's memory.
+        # a single job runs in this process; several need a process each
         local = "here" if self.jobs == 1 else "fresh"
         run_trials(
             [self._next_trial(row) for row in rows],
@@ -342,8 +343,8 @@ class Folded:
 def describe_settings(experiment: Experiment) -> str:
     """Describe the settings that are searched for, for messages: size, epochs, rate and depth.
 
-    experiment: all settings of a candidate, for example "224 px, 20 epochs, rate 0.003, last 3
-    blocks".
+    experiment: all settings of a candidate. Returns for example "224 px, 20 epochs, rate 0.003,
+    last 3 blocks".
     """
     blocks = experiment.adapted.last_blocks
     depth = f", last {blocks} blocks" if blocks else ""

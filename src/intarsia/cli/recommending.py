@@ -239,7 +239,12 @@ def recommend(
 
 
 def _cells_of(row: Mapping[str, Any], explained: bool) -> tuple[str, ...]:
-    """Return an item's row of the table; explained: add the scores of its fields."""
+    """Return the texts of a recommended item's row of the table.
+
+    row: the item: its number, title, score, "new" (True without events in training, in the table
+    "none", else "some"), "why" (field -> the part of the score that comes from it), and perhaps its
+    code. explained: add the first three parts of the score.
+    """
     cells = (row["item"], row["title"], f"{row['score']:.3f}", "none" if row["new"] else "some")
     reasons = ", ".join(f"{name} {value:+.2f}" for name, value in list(row["why"].items())[:3])
     code = ("-".join(map(str, row["code"])),) if "code" in row else ()

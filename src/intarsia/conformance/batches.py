@@ -41,7 +41,7 @@ class Toy:
 
 
 def build(card: Card, seed: int = 0, **sizes: int) -> nn.Module:
-    """Return the router of a card, with tiny settings, and with experts to read if it reads any.
+    """Return a card's router with tiny settings; one that scores by experts' weights gets experts.
 
     card: the router's entry in the catalogue. seed: of its first weights. sizes: settings that
     replace tiny ones, such as experts=1.

@@ -95,8 +95,10 @@ def keeps_rows_apart(card: Card) -> None:
 
 
 def teaches_the_block(card: Card) -> None:
-    """Check that under the update the first block gets a gradient from what it adds.
+    """Check that training reaches the blocks before: their parameters get a gradient.
 
+    An update between layers changes what a block adds to the residual stream; if it passed no
+    gradient on, the block that computed the addition would not learn.
     card: the entry in the catalogue of a layer of experts, or of an update between layers.
     """
     blocks = Stream(tiny(card))

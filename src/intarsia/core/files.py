@@ -250,7 +250,7 @@ def _check_replaced(old: Path, new: Path, spare: bool) -> None:
 def write_text(target: str | Path, content: str | bytes) -> Path:
     """Write or replace a file, whole or not at all; return its path.
 
-    content: characters that UTF-8 has not become "?".
+    content: bytes, or text, in which characters that UTF-8 cannot encode are replaced by "?".
     Raises: ConfigError where a folder is; TrainingError if it cannot be written.
     """
     # half a surrogate pair from a file's name must not stop a report

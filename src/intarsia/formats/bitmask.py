@@ -61,7 +61,8 @@ class Bitmask(Format):
         weight: any shape, read as (out, the rest). keep: bool, of the weight's shape, True =
         stored; None = the weights that are not 0. moments: unused; other formats need it. Returns
         "compressed" (n,), the stored weights row by row; "bitmask" (out, ceil(in / 8)) uint8;
-        "row_offsets" (out,), where each row begins in the former; and for int8 "scales" (out,).
+        "row_offsets" (out,), where each row's weights begin in "compressed"; and, if the weights
+        are stored as int8, "scales" (out,), a factor for each row.
         """
         keep = kept_of(weight, keep)
         mask = matrix(keep)

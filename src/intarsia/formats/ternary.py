@@ -61,8 +61,9 @@ class Ternary(Format):
 
         weight: any shape, read as (out, the rest); small weights become 0. keep: bool, False = the
         weight becomes 0; None = all are rounded. moments: unused; other formats need it. Returns
-        "codes" (K,), numbers of words of a dictionary, each a run of weights' levels; "row_offsets"
-        (out + 1,), where each row's words begin; "levels" (out, 2), min and max.
+        "codes" (K,), each the number of a word in a dictionary, which stands for a run of weights'
+        levels; "row_offsets" (out + 1,), where each row begins in "codes"; "levels" (out, 2), min
+        and max of each row.
         Raises: DataError for weights that are not finite.
         """
         w = finite(weight)
@@ -76,8 +77,9 @@ class Ternary(Format):
         """Return the tensors of the file for weights that are rounded to levels already.
 
         digits: (R, C) uint8, 0 for a zero, 1 for the row's least level, 2 for its largest. levels:
-        (R, 2), least and largest of each row. Returns "codes" (numbers of words of the dictionary,
-        each a run of digits), "row_offsets" and "levels".
+        (R, 2), least and largest of each row. Returns "codes" (K,), each the number of a word in
+        the dictionary, which stands for a run of digits; "row_offsets" (R + 1,), where each row
+        begins in "codes"; and "levels".
         """
         # words are pairs of digits, so that an odd row gets a zero behind
         even = torch.nn.functional.pad(digits, (0, digits.shape[1] % 2))
@@ -87,8 +89,8 @@ class Ternary(Format):
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
         """Return the encoded weight in float32.
 
-        stored: "codes" (words of the dictionary), "row_offsets" and "levels", as `encode` returns
-        them. shape: the weight's.
+        stored: "codes" (numbers of words in the dictionary), "row_offsets" and "levels", as
+        `encode` returns them. shape: the weight's.
         Raises: ShapeError for tensors that do not fit.
         """
         self.check(stored, shape)

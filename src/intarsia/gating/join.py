@@ -79,10 +79,10 @@ def join(model: nn.Module) -> Context:
 
 
 def number_layers(modules: Sequence[PassesState]) -> None:
-    """Number the modules that are on no thread yet, in this order, with one thread for each kind.
+    """Chain modules that hand a state to the next layer's: one chain (a thread) for each `kin`.
 
-    A thread: modules with equal `kin` (a key, such as their class) that hand a state to the next
-    one. modules: in the order of the model's layers.
+    modules: all of a model, in the order of its layers. Those that are in no thread yet are grouped
+    by `kin`, a key such as their class and width, and numbered 0, 1, ... along their thread.
     """
     # a GRU cell of one width cannot serve a thread of another: one thread for each kin
     fresh: dict[Hashable, list[PassesState]] = {}

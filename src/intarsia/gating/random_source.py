@@ -70,13 +70,13 @@ class RandomSource(ReadsContext):
         return self.context.held.get(self) if self.context.hold else None
 
     def drawn(self, rows: int, draw: Callable[[int], Tensor]) -> Tensor:
-        """Return a random row for each sample of the batch: this batch's rows again, or new ones.
+        """Return a random row for each row of the batch: those drawn for it before, or new ones.
 
-        rows: number of samples. draw: draw(n) draws n new rows. If the context's `hold` is set, the
-        draw is stored for this batch, so that a recomputed forward gets the same numbers. Returns
-        (rows, ...).
-        Raises: ShapeError if the batch is not a whole number of stacked copies, or has another
-        number of samples than the stored draw.
+        rows: number of rows; where a method passes a batch several times at once, they are
+        `context.passes` copies of its samples, one after the other, and each copy gets rows of its
+        own. draw: draw(n) draws n new rows. If the context's `hold` is set, the draw is stored for
+        this batch, so that a recomputed forward gets the same numbers. Returns (rows, ...).
+        Raises: ShapeError if `rows` is no multiple of `passes`, or differs from the stored draw's.
         """
         context, held = self.context, self.held
         # nothing stored for this batch: draw now

@@ -158,11 +158,11 @@ class ModalityRouter(TopKRouter):
         return of_real(rows, valid, lambda real: to_own(real, expert[valid]))
 
     def _expert(self, rows: int, device: torch.device) -> Tensor:
-        """Return the number of each row's expert, that of its sample's modality.  -> (N,) int64.
+        """Return each row's expert, the one of its sample's modality: its number, (N,) int64.
 
         rows: N, whole samples after one another; device: of the result.
         """
-        # Modalities without an expert are those of the text, or of the first expert.
+        # A modality without an expert goes to the text's, or to the first if text has none.
         names = list(self.modalities)
         text_expert = names.index(MODALITIES[0]) if MODALITIES[0] in names else 0
         expert_of_modality = [

@@ -62,9 +62,14 @@ class SkillsCell(Cell):
         return down, up
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the LoRA of each sample's task.  x: (N, ..., d_in) -> (N, ..., d_out)."""
+        """Apply to each sample the LoRA that is mixed from the skills for its task.
+
+        x: (N, ..., d_in) -> (N, ..., d_out). The router knows the samples' tasks: they were set
+          before the forward.
+        """
         x = self.cast(x)
-        weight = self.router(x).weight  # (N Q S,), every entry of the dense matrix in order
+        # a weight for each sample, head and skill, listed in this order: (N Q S,)
+        weight = self.router(x).weight
         down, up = self.mixed(weight.view(-1, *self.down.shape[:2]))
         rows = x.flatten(1, -2) if x.dim() > 2 else x[:, None]  # (N, T, d_in)
         # each sample has its own A and B: batched products

@@ -187,7 +187,7 @@ class SplitLinear(nn.Module):
         return change if self.start is None else self.start + change
 
     def merged_bias(self) -> Tensor | None:
-        """Return the mean of b_S over all sets S, (out,), or None without biases."""
+        """Return the mean of the experts' biases, (out,), or None without biases."""
         return None if self.biases is None else self.biases.mean(0)
 
     def merged(self) -> nn.Linear:
@@ -195,10 +195,11 @@ class SplitLinear(nn.Module):
         return plain_linear(self.merged_weight(), self.merged_bias())
 
     def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
-        """Apply the weight and bias of the experts that are active; without gates, the merge.
+        """Apply one linear map, made of the active experts' parts of the weight and mean bias.
 
-        x: (B, ..., in); gates: (G, N) of zeros and ones, 1 = active, G a divisor of B.  -> (B, ...,
-          out).
+        x: (B, ..., in); gates: (G, N) of zeros and ones, 1 = active: a row for each B / G
+          consecutive samples, G a divisor of B; None = the merged layer, the mean over all sets of
+          k active experts.  -> (B, ..., out).
         """
         if gates is None or not x.shape[0]:
             return F.linear(x, self.merged_weight(), self.merged_bias())
@@ -265,8 +266,8 @@ def _check(base: nn.Linear, partition: Partition, active: int, scaling: str, dec
 def split_linear_naive(layer: SplitLinear, x: Tensor, gates: Tensor) -> Tensor:
     """Compute SplitLinear.forward slowly, to compare with: expert by expert, copies written out.
 
-    layer: the layer; x: (B, ..., in); gates: (G, N), 1 = active, G a divisor of B.  -> (B, ...,
-      out).
+    layer: the layer; x: (B, ..., in); gates: (G, N), 1 = active, a row for each B / G consecutive
+      samples.  -> (B, ..., out).
     """
     rows = x.shape[0] // gates.shape[0]
     start = torch.zeros_like(layer.weight) if layer.start is None else layer.start

@@ -205,8 +205,11 @@ def layer_shapes(model: nn.Module, *inputs: Any, batch: int = 1) -> tuple[LayerS
     def note(name: str, layer: Any, args: Any, y: Tensor) -> None:
         """Append the sizes of a layer's matrix product to `shapes`, when a forward reaches it.
 
-        name: path of the layer; args: inputs of its forward; y: its output.
+        name: path of the layer; args: inputs of its forward; y: its output, for one sample. A
+          transposed convolution multiplies inputs at all taps (kernel positions) of its outputs.
         """
+        # `sizes` are the fields of LayerShape: outputs, inputs, kernel (taps), and places in all of
+        # `batch` samples
         groups, first, second = groups_of(layer), *layer.weight.shape[:2]
         taps = math.prod(layer.weight.shape[2:])
         if getattr(

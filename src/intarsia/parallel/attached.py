@@ -292,8 +292,9 @@ def attached(
     gather: False leaves the parts where they are, so that no process needs room for all experts;
       write the model first, by `write_sharded`, or `save` with the parts.
     An error inside leaves the processes with their parts: go on from a checkpoint.
-    Raises: ConfigError for a model without experts, with routers that read them, or experts that
-      the strategy cannot part; TrainingError where processes have other models.
+    Yields a handle with this process's parts, for saving; `WholeModel` where nothing is shared out.
+    Raises: ConfigError where the model has no experts, its routers read experts' weights, or the
+      strategy cannot divide its experts; TrainingError where processes have other models.
     """
     world = dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
     if strategy is None or world == 1:

@@ -172,15 +172,16 @@ class Swap:
     def sent(self, rank: int, devices: int, block: int) -> dict[str, Tensor]:
         """Return the bytes that a member sends to every device, by stage of the exchange.
 
-        rank: the member; devices: D; block: bytes of a block. Stages are "" for one step, or
-          "_inside" and "_across" nodes.  -> (D,) int64 each.
+        rank: the member; devices: D; block: the bytes that one member has for one other. Stages are
+          "" for an exchange in one step, or "_inside" and "_across" nodes.  -> stage -> (D,) int64.
         """
         groups = [("", self.members, block)]
         if self.inner > 1:
             node, place = divmod(self.members.index(rank), self.inner)
             near = self.members[node * self.inner : (node + 1) * self.inner]
             far = self.members[place :: self.inner]
-            # The same bytes travel twice, but in I + N messages in place of I N.
+            # The same bytes travel twice, but a member sends a message to each one of its node, and
+            # then to one of each node, in place of one to everybody.
             groups = [("_inside", near, block * len(far)), ("_across", far, block * len(near))]
         by_stage: dict[str, Tensor] = {}
         for stage, members, size in groups:

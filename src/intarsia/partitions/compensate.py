@@ -112,7 +112,8 @@ def choose_and_compensate(
 def _group_code(code: Code | None, block: int, strip: int) -> GroupCode | None:
     """Return `code` if it rounds columns in groups, None otherwise.
 
-    block, strip: the errors of columns are passed on after so many columns.
+    code: the rounding of a weight, or None. block, strip: numbers of columns after which their
+    errors are passed on to the columns behind.
     Raises: ConfigError for groups that would begin before all errors have been passed on.
     """
     if not isinstance(code, GroupCode):
@@ -139,8 +140,9 @@ def _choose(score: Tensor, density: float, pattern: Pattern, outside: Tensor | N
 def _largest(score: Tensor, density: float, pattern: Pattern) -> Tensor:
     """Return the mask of the largest scores under a pattern.
 
-    score: (out, columns); density: the share of weights, or of blocks, that is kept; unused with a
-      pattern n:m, whose columns are one group of m. Returns bool, of the same shape.
+    score: (out, columns), with a pattern n:m only m columns, of which each row keeps n; density:
+      the share of weights, or of blocks, that is kept, unused with n:m; pattern: n:m, blocks, or
+      None = single weights. Returns bool, of the same shape, True = kept.
     """
     if isinstance(pattern, NofM):
         return largest(score, pattern.n)

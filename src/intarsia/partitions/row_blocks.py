@@ -15,10 +15,10 @@ from .topk import keep_top
 
 
 def block_scores(score: Tensor, rows: int) -> Tensor:
-    """Return the mean score of each block: `rows` outputs x one input x its whole kernel.
+    """Return the score of each block, of `rows` outputs and one input: its mean over the outputs.
 
-    score: of each weight, (out, in, ...). Returns (ceil(out / rows), in). The last block may have
-      fewer rows, hence means.
+    score: of each weight, (out, in, ...), summed over the axes of a kernel first. Returns
+      (ceil(out / rows), in). The last block of an input may have fewer outputs, hence means.
     """
     matrix = score.detach().float().reshape(*score.shape[:2], -1).sum(-1)  # (out, in)
     blocks = -(-len(matrix) // rows)

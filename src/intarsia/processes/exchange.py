@@ -27,7 +27,7 @@ class Meter:
     """
 
     def __init__(self, group: Group = None, clock: Callable[[], float] = time.perf_counter) -> None:
-        """Begin at zero.
+        """Set up counters of the bytes and seconds of exchanges, all 0.
 
         group: the processes, None = all; clock: returns the time in seconds.
         """

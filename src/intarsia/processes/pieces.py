@@ -91,9 +91,9 @@ def _sha256(tensor: Tensor) -> str:
 def _unit_axes(piece: Mapping[str, Any]) -> UnitAxes | None:
     """Return along which axis of a weight an expert's hidden units lie; None for no such axis.
 
-    piece: the weight's entry in the manifest, with "units": None or [axis, runs, width]. runs: how
-      often all units follow each other along the axis (2: gates, then values); width: numbers of
-      one unit side by side.
+    piece: the weight's entry in the manifest, with "units": None or [axis, runs, width]. Along the
+      axis all units come `runs` times (2 where the gates of all are followed by the values of all);
+      each time a unit has `width` adjacent entries.
     Raises: ValueError for an impossible entry.
     """
     if piece["units"] is None:

@@ -32,8 +32,9 @@ def linear(
     """Compute `naive.bitmask_linear`, x W^T, by the kernel, in x's dtype, with a gradient for x.
 
     x: (..., in); bits: (out, ceil(in / 8)) uint8, 1 = the weight is kept; values: (kept,), row by
-      row; offsets: (out,) int64, where each row's values begin; scales: (out,) of int8 values, else
-      None.  -> (..., out). Raises: ShapeError where the stored tensors do not fit together.
+      row; offsets: (out,) int64, where each row's values begin; scales: (out,) float32, a factor
+      for each row, where values are int8, else None.  -> (..., out).
+    Raises: ShapeError where the stored tensors do not fit together.
     """
     # The kernel takes a matrix: all axes but the last are its rows.
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
@@ -54,10 +55,10 @@ def bound(
 ) -> native.Bound | None:
     """Return a callable x -> x W^T, with the stored weight W built in; None without a kernel.
 
-    bits: which weights are kept, (out, ceil(in / 8)); values: those, row by row; offsets: (out,),
-      where each row's values begin; scales: (out,) of int8 values, else None; width: W's inputs;
-      max_rows: the caller uses the result for at most so many rows x, since decoding W is faster
-      for more.
+    bits: which weights are kept, (out, ceil(in / 8)); values: the kept weights, row by row;
+      offsets: (out,), where each row's values begin; scales: (out,), a factor for each row of int8
+      values, else None; width: W's inputs; max_rows: the caller uses the result for at most so many
+      rows x, since decoding W is faster for more.
     """
     if values.dtype not in KINDS:
         return None
@@ -72,10 +73,10 @@ def linear_many(
 ) -> Tensor:
     """Compute x W^T for many rows of x (..., in), decoding some rows of the weight at a time.
 
-    bits: which weights are kept, (out, ceil(in / 8)); values: those, row by row; offsets: (out,),
-      where each row's values begin; scales: (out,) of int8 values, else None. A tile of decoded
-      rows stays in the cache until it is multiplied, and the dense weight never exists as a whole.
-      There is no gradient.
+    bits: which weights are kept, (out, ceil(in / 8)); values: the kept weights, row by row;
+      offsets: (out,), where each row's values begin; scales: (out,), a factor for each row of int8
+      values, else None.  -> (..., out). A tile of decoded rows stays in the cache until it is
+      multiplied, and the dense weight never exists as a whole. There is no gradient.
     """
     check(bits, values, offsets, scales, x.shape[-1])
     y = x.new_empty(*x.shape[:-1], len(bits))
@@ -94,8 +95,9 @@ def decode(
 ) -> Tensor:
     """Return the dense weight (out, in): float32, or bfloat16 if the values are.
 
-    bits: which weights are kept, (out, ceil(in / 8)); values: those, row by row; offsets: (out,),
-      where each row's values begin; scales: (out,) of int8 values, else None; width: in.
+    bits: which weights are kept, (out, ceil(in / 8)); values: the kept weights, row by row;
+      offsets: (out,), where each row's values begin; scales: (out,), a factor for each row of int8
+      values, else None; width: in.
     """
     check(bits, values, offsets, scales, width)
     out = torch.empty(len(bits), width, dtype=dense_type(values))
@@ -113,9 +115,9 @@ def _decode(
 ) -> None:
     """Decode rows `first`, `first` + 1, ... of a stored weight W, written into a tensor.
 
-    out: (rows, in), filled by the kernel; first: number of the first row; bits: which weights are
-      kept; values: those, row by row; offsets: where each row's values begin; scales: of int8
-      values.
+    out: (rows, in), filled by the kernel; first: number of the first row; bits: (all rows of W,
+      ceil(in / 8)), which weights are kept; values: the kept weights, row by row; offsets: where
+      each row's values begin; scales: a factor for each row of int8 values, else None.
     """
     kernel = native.function("bitmask_decode", *DECODE)
     # Callers have asked `runs`, or built the weight with a kernel.
@@ -137,9 +139,9 @@ def _decode(
 def check(bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None, width: int) -> None:
     """Raise ShapeError for tensors that a kernel may not be given: it trusts their addresses.
 
-    bits: which weights are kept, (out, ceil(in / 8)) uint8; values: those, row by row; offsets:
-      (out,) int64, where each row's values begin; scales: (out,) float32 of int8 values, else None;
-      width: in.
+    bits: which weights are kept, (out, ceil(in / 8)) uint8; values: (kept,), the kept weights, row
+      by row; offsets: (out,) int64, where each row's values begin; scales: (out,) float32, a factor
+      for each row of int8 values, else None; width: in.
     """
     rows = len(bits)
     fits = bits.shape == (rows, -(-width // 8)) and offsets.shape == (rows,) and values.dim() == 1
@@ -172,8 +174,8 @@ def _operator() -> Any:
 def _run(x: Tensor, bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None) -> Tensor:
     """Call the kernel for x (N, in) in float32.  -> (N, out).
 
-    bits: which weights are kept; values: those, row by row; offsets: where each row's values begin;
-      scales: of int8 values, else None. It is the operator's implementation on the CPU.
+    bits, values, offsets, scales: the stored weight, as `check` describes it. It is the operator's
+      implementation on the CPU.
     """
     kernel = native.function("bitmask_linear", *LINEAR)
     assert kernel is not None
@@ -199,6 +201,7 @@ def _run(x: Tensor, bits: Tensor, values: Tensor, offsets: Tensor, scales: Tenso
 def _shape(
     x: Tensor, bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None
 ) -> Tensor:
+    """Return an empty tensor of the result's shape, (N, out), for tracing without data."""
     return x.new_empty(x.shape[0], bits.shape[0])
 
 
@@ -218,17 +221,18 @@ class _BitmaskLinear(torch.autograd.Function):
     ) -> Tensor:
         """Compute the product x W^T, and keep the stored weight for the backward.
 
-        ctx: autograd's; x: (N, in); bits: which weights are kept; values: those, row by row;
-          offsets: where each row's values begin; scales: of int8 values, else None.
+        ctx: autograd's context; x: (N, in); bits, values, offsets, scales: the stored weight, as
+          `check` describes it.  -> (N, out).
         """
         ctx.stored, ctx.width = (bits, values, offsets, scales), x.shape[1]
         return _product(x, bits, values, offsets, scales)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
-        """Return dy W for x, decoding W, and no gradient for the stored tensors.
+        """Return the gradient of x, dy W, (N, in), and None for each stored tensor.
 
-        ctx: the stored weight, and the width of x; grads: dy, (N, out).
+        ctx: autograd's context, with the stored weight W and the width of x; grads: dy, (N, out),
+          the gradient of the output.
         """
         bits, values, offsets, scales = ctx.stored
         # rounding of x passes the gradient on

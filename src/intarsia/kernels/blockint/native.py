@@ -26,10 +26,8 @@ def runs(x: Tensor) -> bool:
 def blockint(x: Tensor, codes: Tensor, scales: Tensor, rows: int, bits: int) -> Tensor:
     """Compute x W^T by the kernel, in x's dtype, without a gradient.
 
-    x: (..., in); codes: (bundles, K, bits, 16, 4) uint8, those of the weight W, with 16 rows of W
-      in a bundle and K blocks of inputs; scales: (bundles, K, 16) float16, of each row and block;
-      rows: out; bits: of a code, 4 or 8.  -> (..., rows). Raises: ShapeError for stored tensors
-      that do not fit x.
+    x: (..., in); codes, scales: W rounded, as `check` describes them; rows: out; bits: of a code, 4
+      or 8.  -> (..., rows). Raises: ShapeError for stored tensors that do not fit x.
     """
     # The kernel takes a float32 matrix.
     flat = x.reshape(x.shape[:-1].numel(), x.shape[-1]).float()
@@ -40,8 +38,9 @@ def blockint(x: Tensor, codes: Tensor, scales: Tensor, rows: int, bits: int) -> 
 def bound(codes: Tensor, scales: Tensor, shape: tuple[int, int], bits: int) -> native.Bound | None:
     """Return a callable x -> x W^T, with the stored weight W built in; None without a kernel.
 
-    codes: (bundles, K, bits, 16, 4) uint8; scales: (bundles, K, 16) float16; shape: (out, in);
-      bits: of a code, 4 or 8.
+    W is stored in B bundles of 16 rows and K blocks of 32 inputs; each row has one scale a block.
+    codes: (B, K, bits, 16, 4) uint8, the integers, see `naive.bundled`; scales: (B, K, 16) float16;
+      shape: (out, in) of W; bits: of a code, 4 or 8.
     """
     check(codes, scales, shape, bits)
     return native.Bound.of("blockint", shape, (bits,), (codes, scales), native.MANY)
@@ -50,8 +49,10 @@ def bound(codes: Tensor, scales: Tensor, shape: tuple[int, int], bits: int) -> n
 def check(codes: Tensor, scales: Tensor, shape: tuple[int, int], bits: int) -> None:
     """Raise ShapeError for tensors that a kernel may not be given: it trusts their addresses.
 
-    codes: (bundles, K, bits, 16, 4) uint8, bundles of 16 rows, K blocks of 32 inputs; scales:
-      (bundles, K, 16) float16; shape: (out, in); bits: of a code, 4 or 8.
+    The weight is stored in B bundles of 16 rows and K blocks of 32 inputs.
+    codes: (B, K, bits, 16, 4) uint8, the integers of 16 rows side by side, see `naive.bundled`;
+      scales: (B, K, 16) float16, one for each row and block; shape: (out, in) of the weight; bits:
+      of a code, 4 or 8.
     """
     # The last bundle of rows and the last block of inputs may be padded.
     bundles, blocks = -(-shape[0] // BUNDLE), -(-shape[1] // BLOCK)
@@ -74,8 +75,8 @@ def _operator() -> Any:
 def _run(x: Tensor, codes: Tensor, scales: Tensor, rows: int, bits: int) -> Tensor:
     """Call the kernel for x (N, in) in float32.  -> (N, rows).
 
-    codes, scales: the stored weight, 16 rows side by side; rows: out; bits: of a code, 4 or 8. It
-      is the operator's implementation on the CPU.
+    codes, scales: the stored weight, see `check`; rows: out; bits: of a code, 4 or 8. It is the
+      operator's implementation on the CPU.
     """
     kernel = native.function("intarsia_blockint", *LINEAR)
     assert kernel is not None

@@ -27,8 +27,8 @@ class NaiveProgram:
     def __init__(self, steps: Sequence[ProgramStep], inputs: Mapping[int, tuple[int, ...]]) -> None:
         """Compute the shapes of all values, and make the steps' weights dense.
 
-        steps: the program; inputs: number of an input value -> its shape, a map (channels, height,
-          width) or a vector.
+        steps: the program, whose values are numbered; inputs: number of an input value -> its
+          shape, a map (channels, height, width) or a vector (channels,).
         """
         self.steps, self.shapes = tuple(steps), shapes_of(steps, inputs)
         self.inputs = tuple(inputs)
@@ -49,10 +49,11 @@ class NaiveProgram:
 
 
 def dense_of(step: ProgramStep, inputs: int) -> Tensor:
-    """Return a step's weight, (out, in, k, k), (out, 1, k, k) or (out, in); empty without one.
+    """Return a step's weight as a dense tensor; an empty one for a step without a weight.
 
-    step: its weight is stored whole, or as blocks of rows; inputs: the channels that the step
-      reads.
+    step: its weight is stored whole, or as blocks of rows that share their columns; inputs: the
+      channels that the step reads. Returns (out, in, k, k) for a convolution with kernels of side
+      k, (out, 1, k, k) for a depthwise one, (out, in) for a linear map.
     """
     # A weight that is stored whole; a depthwise one has a single input channel each.
     if "weight" in step.weights:
@@ -72,10 +73,11 @@ def dense_of(step: ProgramStep, inputs: int) -> Tensor:
 
 
 def run(step: ProgramStep, x: Tensor, operand: Tensor | None, weight: Tensor) -> Tensor:
-    """Compute one step.
+    """Compute one step of a program: a convolution, linear map, mean, sum, product or activation.
 
-    step: its kind, activations and window; x: the value that the step reads first (`src`); operand:
-      the second one (`other`), or None; weight: as `dense_of` returns it.
+    step: its kind, activations and window; x: the value that the step reads first (`src`), a map
+      (channels, height, width) or a vector; operand: the second one (`other`), or None; weight: as
+      `dense_of` returns it. Returns a map or a vector.
     """
     first, second = (ACT[name] for name in step.acts)
     bias = step.weights.get("bias")

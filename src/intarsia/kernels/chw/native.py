@@ -45,8 +45,8 @@ class NativeProgram:
     ) -> None:
         """Give each value a place in one piece of memory, and write the table for the kernels.
 
-        steps: the program; inputs: number of an input value -> its shape; keep: numbers of the
-          values that can be returned.
+        steps: the program, whose values are numbered; inputs: number of an input value -> its
+          shape; keep: numbers of the values that a call can return.
         """
         self.steps, self.shapes = tuple(steps), shapes_of(steps, inputs)
         self.inputs, self.keep, self.threads = tuple(inputs), tuple(keep), torch.get_num_threads()
@@ -72,7 +72,8 @@ class NativeProgram:
     def __call__(self, inputs: Sequence[Tensor], outputs: Sequence[int]) -> list[Tensor]:
         """Carry out the program, and return copies of some of its values.
 
-        inputs: float32 tensors of the shapes, in order; outputs: numbers of values among `keep`.
+        inputs: float32 tensors, in the order and of the shapes of the constructor's `inputs`;
+          outputs: numbers of the values to return, among its `keep`.
         """
         # only one thread at a time: the values share one memory
         with self._turn:
@@ -84,8 +85,8 @@ class NativeProgram:
         """Copy each input into the program's memory, or let the kernels read it where it is.
 
         inputs: tensors in the order of `self.inputs`. A row of `self.table` is a step of the
-        kernels; its column SRC is the address that the step reads. `self.direct` has, for an input
-        that need not be copied, the rows that read it.
+        kernels; its column SRC is the address that the step reads. `self.direct` maps an input that
+        need not be copied to the rows that read it.
         """
         for number, x in zip(self.inputs, inputs, strict=True):
             if number in self.direct and x.is_contiguous():
@@ -111,10 +112,10 @@ class NativeProgram:
         return self.memory.data_ptr() + 4 * self.offsets[number]
 
     def _view(self, number: int, padded: bool = False) -> Tensor:
-        """Return a value in memory as a tensor, (channels, height, width) or (channels,).
+        """Return a view of a value in the program's memory.
 
-        number: that of the value; padded: return (channels, floats of a channel) instead, with the
-          padding behind each channel.
+        number: that of the value; padded: include the padding behind each channel. Returns
+          (channels, height, width) or (channels,); if `padded`, (channels, floats of a channel).
         """
         shape = self.shapes[number]
         flat, pitch = self.memory[self.offsets[number] :], pitch_of(shape)
@@ -125,10 +126,10 @@ class NativeProgram:
         return rows.as_strided(shape, (pitch, shape[2], 1), rows.storage_offset())
 
     def _scratch(self, step: ProgramStep, floats: Callable[..., int]) -> int:
-        """Return the floats of working memory that a step needs, for all threads.
+        """Return how many floats of working memory a step needs, for all threads together.
 
-        step: one of the program; floats: the C function that returns them for one thread.  Raises:
-          ShapeError for too large a window.
+        step: one of the program; floats: the C function that returns the number for one thread.
+          Raises: ShapeError for too large a window or stride.
         """
         if step.kind not in ("conv", "depthwise"):
             return 0
@@ -160,8 +161,9 @@ class NativeProgram:
     def _row(self, step: ProgramStep, kind: str, src: int = 0) -> None:
         """Append a step to the kernels' table: a row of addresses and sizes, ordered as FIELDS.
 
-        step: one of the program; kind: one of KINDS, may differ from the step's own; src: an
-          address in place of the step's input's, 0 = the input's.
+        step: one of the program; kind: the C operation, of KINDS: the step's own, or "bias" to add
+          bias and activation behind torch's product; src: the address that is read, 0 = that of the
+          step's input. Fields: addresses (src, dst, ...), sizes, window.
         """
         source, result = self.shapes[step.src], self.shapes[step.dst]
         window = step.window.at(*source[1:]) if len(source) == 3 else step.window
@@ -191,7 +193,7 @@ class NativeProgram:
         self.work.append((first, len(self.rows)))
 
     def _hold(self, tensor: Tensor) -> int:
-        """Keep a tensor from being freed, and return its address."""
+        """Keep a tensor from being freed while the table has its address, and return that."""
         self._held.append(tensor)
         return tensor.data_ptr()
 
@@ -213,7 +215,10 @@ class NativeProgram:
 
 
 def pitch_of(shape: Shape) -> int:
-    """Return the floats from one channel to the next: pixels up to whole lines; 1 in a vector."""
+    """Return how many floats apart two channels are: a map's pixels, rounded up to 16; else 1.
+
+    shape: of a map (channels, height, width), or of a vector (channels,).
+    """
     return 1 if len(shape) == 1 else -(-shape[1] * shape[2] // LINE) * LINE
 
 
@@ -223,10 +228,12 @@ def _floats(tensor: Tensor) -> Tensor:
 
 
 def _tensors(step: ProgramStep, source: Shape) -> dict[str, Tensor]:
-    """Return the tensors whose addresses a step's row has, by field, checked and converted.
+    """Return a step's weights as the kernels read them: field of the table -> tensor.
 
-    step: one of the program; source: the shape of the step's input. Raises: ShapeError, since the
-      kernels trust the addresses.
+    step: one of the program; source: the shape of the step's input. Fields are "bias", "val"
+      (values), and for row blocks "ptr" (where each block's columns begin) and "off" (where the
+      channel of each column lies in memory).
+    Raises: ShapeError for weights that do not fit, since the kernels trust the addresses.
     """
     tensors: dict[str, Tensor] = {}
     weights = step.weights
@@ -255,11 +262,12 @@ def _lay_out(
     inputs: Sequence[int],
     keep: Sequence[int],
 ) -> tuple[dict[int, int], int]:
-    """Return where each value begins in memory, in floats, and the length of the memory.
+    """Choose where each value of a program begins in one piece of memory.
 
-    steps: the program; shapes: those of all values; inputs: numbers of the inputs; keep: numbers of
-      values that must not be overwritten. The memory of any other value is used again after the
-      last step that reads it.
+    steps: the program; shapes: number of a value -> its shape; inputs: numbers of the inputs; keep:
+      numbers of values that must not be overwritten. The memory of any other value is used again
+      after the last step that reads it. Returns number of a value -> its offset in floats, and the
+      length of the memory in floats.
     """
     # the last step that reads each value
     last = {n: len(steps) for n in keep}

@@ -31,9 +31,9 @@ class Window(NamedTuple):
     same: bool = False
 
     def at(self, height: int, width: int) -> Window:
-        """Return the window for a picture of some size, with its padding as numbers.
+        """Return the same window with its padding as numbers, for a picture of some size.
 
-        height, width: of the picture, in pixels.
+        height, width: of the picture, in pixels. With `same` the padding depends on them.
         """
         if not self.same:
             return self
@@ -46,7 +46,7 @@ class Window(NamedTuple):
         return Window(self.size, self.stride, top, left, bottom, right)
 
     def outputs(self, height: int, width: int) -> tuple[int, int]:
-        """Return rows and columns of the result for a picture of some size.
+        """Return (height, width) of a convolution's result for a picture of some size.
 
         height, width: of the picture, in pixels.
         """
@@ -131,8 +131,8 @@ def _inputs(step: ProgramStep) -> int:
 def _refuse(number: int, step: ProgramStep, got: Shape, want: Shape | None = None) -> None:
     """Raise ShapeError for the input of a step.
 
-    number: the step's; step: itself; got: the input's shape; want: None = the shape that its
-      weights need.
+    number: of the step in the program; step: the step; got: the input's shape; want: the shape that
+      it should have, None = what its weights need.
     """
     words = "what its weights read" if want is None else str(want)
     fix = "Give the net inputs of the size and channels that it was compressed for."
@@ -142,8 +142,9 @@ def _refuse(number: int, step: ProgramStep, got: Shape, want: Shape | None = Non
 def checked_blocks(step: ProgramStep, inputs: int) -> None:
     """Raise ShapeError for row blocks that do not fit together, as in a damaged file.
 
-    step: its weights "ptr", "channels" and "values" are a matrix in blocks of rows; inputs: the
-      channels that the step reads.
+    step: its weights are a matrix in blocks of `step.rows` rows: "ptr" (blocks + 1,), where each
+      block's columns begin; "channels", the input channel of each column; "values", the column's
+      weights; inputs: the channels that the step reads.
     """
     ptr, channels, values = (step.weights[name] for name in ("ptr", "channels", "values"))
     blocks, taps = -(-step.outputs // step.rows), step.window.size**2

@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def columns_linear(x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
-    """Compute y_br, the sum of x_b,column value over the kept weights of row r.
+    """Compute x W^T from the kept weights of W alone.
 
-    x: (b, in); values, columns: (kept,), each kept weight and its column, row by row; offsets: (out
-      + 1,), where each row begins.  -> (b, out).
+    x: (batch, in); values, columns: (kept,), each kept weight and its column in W, row by row;
+      offsets: (out + 1,), where each row of W begins in `values`.  -> (batch, out).
     """
     # The row of each kept weight, from where rows begin.
     counts = offsets.long().diff()

@@ -27,8 +27,8 @@ def runs(x: Tensor, values: Tensor) -> bool:
 def linear(x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
     """Compute `naive.columns_linear`, x W^T, by the kernel, in x's dtype, with a gradient for x.
 
-    x: (..., in) -> (..., out); values, columns: (kept,), each kept weight and its column, row by
-      row; offsets: (out + 1,), where each row begins.
+    x: (..., in) -> (..., out); values, columns: (kept,), each kept weight of W and its column, row
+      by row; offsets: (out + 1,), where each row of W begins in `values`.
     Raises: ShapeError where the stored tensors do not fit together.
     """
     # The kernel takes a matrix: all axes but the last are its rows.
@@ -45,9 +45,9 @@ def bound(
 ) -> native.Bound | None:
     """Return a callable x -> x W^T, with the stored weight W built in; None without a kernel.
 
-    values, columns: (kept,), each kept weight and its column, row by row; offsets: (out + 1,),
-      where each row begins; width: in; max_rows: the caller uses the result for at most so many
-      rows x.
+    values, columns: (kept,), each kept weight of W and its column, row by row; offsets: (out + 1,),
+      where each row of W begins in `values`; width: in; max_rows: the caller uses the result for at
+      most so many rows x, since decoding W is faster for more.
     """
     if values.dtype not in KINDS:
         return None
@@ -59,8 +59,8 @@ def bound(
 def check(values: Tensor, columns: Tensor, offsets: Tensor) -> None:
     """Raise ShapeError for tensors that a kernel may not be given: it trusts their addresses.
 
-    values, columns: (kept,), each kept weight and its column, uint16; offsets: (out + 1,) int32,
-      where each row begins.
+    values: (kept,), the kept weights of W, row by row; columns: (kept,) uint16, the column of each;
+      offsets: (out + 1,) int32, where each row of W begins in `values`.
     """
     # uint16 columns: the weight has at most 65,536 inputs.
     fits = values.shape == columns.shape == (len(values),) and offsets.dim() == 1 and len(offsets)
@@ -81,8 +81,8 @@ def _operator() -> Any:
 def _run(x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
     """Call the kernel for x (N, in) in float32.  -> (N, out).
 
-    values, columns: each kept weight and its column; offsets: where each row begins. It is the
-      operator's implementation on the CPU.
+    values, columns, offsets: the stored weight, as `check` describes it. It is the operator's
+      implementation on the CPU.
     """
     kernel = native.function("columns_linear", *LINEAR)
     assert kernel is not None
@@ -109,18 +109,18 @@ class _ColumnsLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
         """Compute the product x W^T, and keep the stored weight for the backward.
 
-        ctx: autograd's; x: (N, in); values, columns: each kept weight and its column; offsets:
-          where each row begins.
+        ctx: autograd's context; x: (N, in); values, columns, offsets: the stored weight, as `check`
+          describes it.  -> (N, out).
         """
         ctx.stored, ctx.width = (values, columns, offsets), x.shape[1]
         return _product(x, values, columns, offsets)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        """Return dL/dx_c, the sum of dL/dy_r w_rc over column c's kept weights w_rc, (N, in).
+        """Return the gradient of x, dy W, (N, in), and None for each stored tensor.
 
-        ctx: the stored weight, and the width of x; grads: dL/dy, (N, out). The stored tensors get
-          none.
+        ctx: autograd's context, with the stored weight W and the width of x; grads: dy, (N, out),
+          the gradient of the output.
         """
         values, columns, offsets = ctx.stored
         row = torch.arange(len(offsets) - 1).repeat_interleave(offsets.long().diff())

@@ -46,9 +46,10 @@ class NativeDecoder:
     """
 
     def __init__(self, steps: Sequence[DecoderStep], max_rows: int) -> None:
-        """Take the memory of all values, and write the steps as the kernels' table.
+        """Allocate the memory of all values, and write the steps as a table for the kernels.
 
-        steps: the program; max_rows: the most rows of a call. Raises: ShapeError, ConfigError.
+        steps: the program; max_rows: the most rows (tokens) of a call. Raises: ShapeError for steps
+          that do not fit together; ConfigError where there are no kernels.
         """
         native.require()
         self.steps, self.max_rows = tuple(steps), max_rows
@@ -82,11 +83,11 @@ class NativeDecoder:
     def __call__(
         self, tokens: Sequence[int], slots: Sequence[int], places: Sequence[int], *, tail: int = 0
     ) -> Tensor:
-        """Return the result of the last step, (N, width), for N rows.
+        """Carry out the program for N tokens; return the result of the last step, (N, width).
 
         tokens, slots, places: of each row its token, the number of its text in the cache, and its
-          position in the text. tail: steps at the end that are carried out for the last row alone,
-          which returns (1, width).
+          position in the text. tail: how many steps at the end are carried out for the last row
+          alone; if any, the result is (1, width).
         Raises: ConfigError for more than `max_rows` rows, or numbers for which there is no room.
         """
         rows = list(zip(tokens, slots, places, strict=True))
@@ -109,10 +110,10 @@ class NativeDecoder:
             return result.clone()
 
     def _carry_out(self, first: int, steps: int, count: int) -> None:
-        """Call the kernels for some steps of the program.
+        """Call the kernels for some consecutive steps of the program.
 
-        first: number of the first step; steps: how many; count: rows of each value. Raises:
-          ShapeError for a weight whose stored numbers do not fit together.
+        first: number of the first step; steps: how many; count: how many rows of each value are
+          computed. Raises: ShapeError for a weight whose stored numbers do not fit together.
         """
         # Fields are 8 bytes each.
         row = self.table.data_ptr() + 8 * len(FIELDS) * first
@@ -121,9 +122,9 @@ class NativeDecoder:
         native.refuse(self._run(row, steps, *arguments))
 
     def _check(self, rows: Sequence[tuple[int, int, int]]) -> None:
-        """Raise ConfigError for too many rows, or a token, slot or place without room.
+        """Raise ConfigError for too many rows, or for numbers beyond the tables and the cache.
 
-        rows: (token, slot, place) of each row.
+        rows: of each row its token, the number of its text in the cache, its position in the text.
         """
         if not 0 < len(rows) <= self.max_rows:
             fix = "Make calls of fewer rows."
@@ -138,9 +139,11 @@ class NativeDecoder:
                 raise ConfigError(name, got=got, want=want, fix="Make room for prompt and answer.")
 
     def _row(self, step: DecoderStep) -> list[int]:
-        """Return the numbers of a step for the kernels' table, checked: C trusts its addresses.
+        """Return a step's row of the kernels' table: a number for each of FIELDS.
 
-        step: one of the program.  Raises: ShapeError.
+        step: one of the program. Addresses of tensors, sizes and settings are checked here, since
+          the C code trusts them; fields that the step does not have are 0.
+        Raises: ShapeError for tensors that do not fit the step.
         """
         row = dict.fromkeys(FIELDS, 0)
         row |= {"kind": KINDS.index(type(step)), "width": step.dst.width}
@@ -161,10 +164,12 @@ class NativeDecoder:
         return [int(row[name]) for name in FIELDS]
 
     def _row_with_source(self, step: NormStep | ProductStep | GateStep | AddStep) -> dict[str, int]:
-        """Return, by field, the table's numbers for a step that reads a value `src`.
+        """Return the rest of a step's row of the table, field -> number, for four kinds of steps.
 
-        step: one of the program. Addresses are those of `_hold`; "act" is 1 for a centred norm.
-          Raises: ShapeError for sizes that do not fit.
+        step: a norm, a product, a gate or a sum; its `src` and `dst` are in the row already. The
+          fields are addresses of its tensors and of its second value, the size and eps of a norm,
+          and "act": the number of a gate's activation, or 1 for a centred norm.
+        Raises: ShapeError for sizes that do not fit.
         """
         if isinstance(step, NormStep):
             size, weight = step.size, step.weight
@@ -187,9 +192,10 @@ class NativeDecoder:
         return {**self._place("other", step.other), "act": act}
 
     def _rotation(self, step: RotateStep) -> dict[str, int]:
-        """Return, by field, the table's numbers for rotary positions.
+        """Return the part of the table's row that rotary positions need: field -> number.
 
-        step: heads, and the tables of cos and sin.  Raises: ShapeError.
+        step: its number of heads, and its tables of cos and sin, (positions, rotated numbers).
+        Raises: ShapeError for tables or heads that do not fit.
         """
         head, turned = step.dst.width // step.heads, step.cos.shape[1]
         # Numbers are rotated in pairs, and at most all of a head.
@@ -199,9 +205,10 @@ class NativeDecoder:
         return {"heads": step.heads, "size": turned, **tables}
 
     def _attention(self, step: AttendStep) -> dict[str, int]:
-        """Return, by field, the table's numbers for an attention.
+        """Return the part of the table's row that an attention needs: field -> number.
 
-        step: query, key, value and the cache.  Raises: ShapeError.
+        step: its query, key and value, its cache and its sizes. Raises: ShapeError for a cache that
+          does not fit them.
         """
         keys, values, sink = step.cache
         _, groups, length, size = keys.shape
@@ -219,7 +226,7 @@ class NativeDecoder:
         return {**places, **self._place("third", step.value), **cache, **sizes, **kind}
 
     def _place(self, field: str, value: Value) -> dict[str, int]:
-        """Return a value's address and the width of its rows, as the field and its pitch."""
+        """Return a value's address, as `field`, and the width of its rows, as `field`_pitch."""
         rows = self.memory[value.name]
         return {field: rows.data_ptr() + 4 * value.first, f"{field}_pitch": rows.shape[1]}
 

@@ -109,10 +109,10 @@ class AttendStep:
     window: int = 0
 
     def most_places(self, rows: int) -> int:
-        """Return the number of places that a text can have; 2^62 = no limit.
+        """Return the number of positions that a text can have; 2^62 = no limit.
 
-        rows: of the text are computed in one call. A ring has to keep the keys that the first of
-          these rows sees until the last one is written.
+        rows: the most tokens of a text in one call. Without a limit the cache is a ring, and has to
+          keep the keys that the first of these tokens sees until the last one is written.
         """
         length = self.cache.keys.shape[2]
         endless = self.window > 0 and length >= self.cache.sink + self.window + rows - 1

@@ -51,10 +51,10 @@ class Block:
         return self.experts.stop - self.experts.start
 
     def products(self, x: Tensor, weight: Tensor, out: Tensor, *, add: bool = False) -> Tensor:
-        """Write x_n W_e into a tensor, or add it, e the expert of row n; return that tensor.
+        """Multiply each row by its expert's matrix, and write the products into `out`; return it.
 
-        x: (n, i); weight: W, (count, i, o), a matrix for each expert of the block; out: (n, o),
-          written; add: add to it in place of writing.
+        x: (n, i), `rows_each` rows for each expert of the block; weight: (count, i, o), a matrix
+          for each expert; out: (n, o); add: add to `out` in place of writing.
         """
         if not self.rows_each:
             return out
@@ -72,9 +72,9 @@ class Block:
         return out
 
     def outer(self, a: Tensor, b: Tensor, out: Tensor) -> None:
-        """Write a_e^T b_e, summed over each expert's rows, into a tensor.
+        """Write the sum of the outer products of each expert's rows, a_e^T b_e, into `out`.
 
-        a: (n, i), b: (n, o), the block's rows; out: (count, i, o), written.
+        a: (n, i), b: (n, o), `rows_each` rows for each expert e of the block; out: (count, i, o).
         """
         if not self.rows_each:
             out.zero_()
@@ -88,9 +88,9 @@ class Block:
 def blocks(load: list[int]) -> tuple[Block, ...]:
     """Divide the experts into blocks whose experts get equally many rows.
 
-    load: rows of each expert. Experts with few or similarly many rows share a block, in which rows
-      of zeros fill up the smaller ones: all experts where all have few rows; `TOGETHER` neighbours
-      where that adds few.
+    load: the number of rows of each expert, which may differ. In a block all get as many as its
+      largest; the others are filled up with rows of zeros. One block has all experts if all have
+      few rows; else `TOGETHER` neighbours share one if that adds few rows, or each has its own.
     """
     # one batched product pays for some rows of zeros, but not for many
     all_small = max(load) <= FEW and len(load) * max(load) <= SPARE * sum(load)
@@ -124,9 +124,9 @@ class Layout:
 
     @classmethod
     def of(cls, token: Tensor, expert: Tensor, tokens: int, experts: int) -> Layout:
-        """Sort pairs (token, expert) by expert and give each its row among the blocks.
+        """Sort pairs (token, expert) by expert, and give each a row in its expert's block.
 
-        token, expert: (N,) int64, of each pair; tokens: T; experts: E.
+        token, expert: (N,) int64, of each pair; tokens: T, experts: E, how many there are of each.
         """
         pairs = by_expert(expert, experts)
         order, load = pairs.order, pairs.load
@@ -153,10 +153,10 @@ class Layout:
         return torch.cat([x, x.new_zeros(1, x.shape[1])]) if has_padding else x
 
     def sums(self, outputs: Tensor, weight: Tensor | None) -> Tensor:
-        """Sum rows by token, each times its pair's weight.  -> (T, out).
+        """Sum the rows of each token's pairs, each times the pair's weight.  -> (T, out).
 
-        outputs: (rows, out), a row for each row of the layout; weight: (N,), of each pair; None =
-          1.
+        outputs: (rows, out), by expert, as the layout orders them; weight: (N,), of each pair; None
+          = 1.
         """
         if not self.tokens or not len(self.token):
             return outputs.new_zeros(self.tokens, outputs.shape[1])

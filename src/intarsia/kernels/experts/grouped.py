@@ -37,16 +37,16 @@ def _aligned(t: Tensor) -> bool:
 
 
 def few(rows: Tensor, weight: Tensor) -> bool:
-    """Return True if most groups are so small that W x^T is faster than x W^T.
+    """Return True if groups have so few rows on average that W x^T is faster than x W^T.
 
-    rows: x, (N, d); weight: W, (E, h, d), for E groups.
+    rows: x, (N, d), sorted by group; weight: W, (E, h, d), a matrix for each of E groups.
     """
     on_cpu = rows.device.type == "cpu" and rows.dtype == torch.float32
     return on_cpu and weight.stride(2) == 1 and len(rows) <= FEW * len(weight)
 
 
 def sizes(ends: Tensor) -> list[int]:
-    """Return the rows of each group."""
+    """Return how many rows each group has.  ends: (E,), where each group's rows end."""
     return ends.diff(prepend=ends.new_zeros(1)).tolist()
 
 
@@ -79,10 +79,10 @@ def grouped(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     "intarsia::grouped_outer", mutates_args=(), schema="(Tensor a, Tensor b, Tensor ends) -> Tensor"
 )
 def grouped_outer(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
-    """Compute a_e^T b_e over the rows of each group, the gradient of `grouped`'s matrices.
+    """Sum the outer products of a and b over each group's rows: the gradient of its matrix.
 
-    a: (N, h), b: (N, d), sorted by group; ends: (E,) int32, where each group of rows ends.  -> (E,
-      h, d).
+    a: (N, h), b: (N, d), sorted by group; ends: (E,) int32, where each group's rows end.  -> (E, h,
+      d), a_e^T b_e for each group e.
     """
     if at_once(a, b):
         return F.grouped_mm(a.t(), b, offs=ends)
@@ -94,11 +94,13 @@ def grouped_outer(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
 
 @grouped.register_fake
 def _(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """Return an empty tensor of the shape of `grouped`'s result, for tracing without data."""
     return rows.new_empty(rows.shape[0], weight.shape[1])
 
 
 @grouped_outer.register_fake
 def _(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
+    """Return an empty tensor of the shape of `grouped_outer`'s result, for tracing without data."""
     return a.new_empty(ends.shape[0], a.shape[1], b.shape[1])
 
 

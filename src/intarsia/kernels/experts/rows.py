@@ -59,9 +59,10 @@ class GatherRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
-        """Return x, for the next call of the chain, and its rows at `token`, (M, d).
+        """Return x again, and its rows at `token`, (M, d).
 
-        ctx: autograd's; x: (T, d); token: (M,) int64, numbers of rows.
+        ctx: autograd's context; x: (T, d); token: (M,) int64, numbers of rows. The next call takes
+          the x that this one returns: in such a chain all gradients of x share one buffer.
         """
         ctx.save_for_backward(token)
         ctx.length = len(x)
@@ -70,10 +71,10 @@ class GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, None]:
-        """Add the gradient of the rows to that of x, which later calls of the chain have begun.
+        """Return the gradient of x: that of the x that forward returned, plus that of the rows.
 
-        ctx: has the saved token numbers; grads: of x (None = nobody used it further) and of the
-          rows.
+        ctx: autograd's context, with the numbers of the rows; grads: of the returned x, (T, d),
+          None = nobody used it; and of the rows, (M, d).
         """
         rest, rows = grads
         if rows is None:
@@ -103,8 +104,8 @@ class Slices:
     def add(self, y: Tensor, e: int, expert: Weighted, rows: Tensor) -> None:
         """Add an expert's weighted output for its rows to the output of all tokens, in place.
 
-        y: (T, out), of all tokens; e: the expert's number; expert: its function of rows and
-          weights; rows: (M_e, d), those of its tokens.
+        y: (T, out), of all tokens, changed; e: the expert's number; expert: its function: rows and
+          a weight for each -> weighted outputs; rows: (M_e, d), those of its M_e tokens.
         """
         y.index_add_(0, self.tokens[e], expert(rows, self.weights[e]).to(y.dtype))
 
@@ -131,7 +132,8 @@ class AllTokens:
     def add(self, y: Tensor, e: int, expert: Weighted, rows: Tensor) -> None:
         """Add an expert's weighted output for all rows to y (T, out), in place; most weights are 0.
 
-        e: the expert's number; expert: its function of rows and weights; rows: (T, d).
+        e: the expert's number; expert: its function: rows and a weight for each -> weighted
+          outputs; rows: (T, d).
         """
         y.add_(expert(rows, self.weights[e]).to(y.dtype))
 
@@ -162,10 +164,10 @@ def group_pairs(
 def add_mix(pairs: PairsByExpert, x: Tensor, *into: tuple[Tensor, Sequence[Weighted]]) -> None:
     """Add sum_e G_te expert_e(x_t) to y_t, in place, for one or several groups of experts.
 
-    pairs: the non-zero weights G_te, as `group_pairs` returns them; x: (T, d); into: (y, experts)
-      each, y (T, out) and the E experts whose outputs are added to it. Expert by expert, so that
-      results stay in a processor's cache. An expert without rows is called too: its gradient is
-      then 0, and data-parallel processes do not wait for it.
+    pairs: the non-zero weights G_te of token t for expert e, as `group_pairs` returns them; x: (T,
+      d); into: for each group (y, experts), y (T, out) and the E experts whose weighted outputs are
+      added to it. Expert by expert, so that results stay in a processor's cache. An expert without
+      rows is called too: its gradient is then 0, and data-parallel processes do not wait for it.
     """
     for e, rows in enumerate(pairs.rows(x)):
         for y, experts in into:

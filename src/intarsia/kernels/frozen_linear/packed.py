@@ -57,7 +57,7 @@ class Packed:
 
 
 def _product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    """Multiply x by a packed weight, with oneDNN."""
+    """Compute x W^T + bias in oneDNN.  packed: W in oneDNN's layout; bias: (out,) or None."""
     return OPS._linear_pointwise(x.contiguous(), packed, bias, "none", [], "")
 
 
@@ -69,8 +69,8 @@ class _PackedLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        """Return G W, G the gradient of the output, by the packed transpose; None for `packed`.
+        """Return the gradient of x, dy W, and None for `packed`.
 
-        ctx: has the packed weight; grads: G.
+        ctx: autograd's context, with the packed weight W; grads: dy, the gradient of the output.
         """
         return _product(grads[0], ctx.packed.backward, None), None

@@ -34,8 +34,9 @@ def gqsa(
 ) -> Tensor:
     """Compute x W^T, `naive.gqsa`, by the kernel where there is one; no gradient.
 
-    offsets, columns, codes, scales, zeros: the weight, as `GroupSparse` stores it; integers: round
-      x to int8 first; rows: of a block that shares its groups, 1, 4 or 8.
+    x: (N, in) float32; offsets, columns, codes, scales, zeros: W's kept groups of 16 weights, as
+      `GroupSparse` stores them and `naive.gqsa` describes; integers: round x to int8 first; rows:
+      how many rows of W share their groups, 1, 4 or 8.  -> (N, out).
     Raises: ShapeError for groups outside x, rows that do not rise, tensors of other types or sizes.
     """
     check(x, rows, offsets, columns, codes, scales, zeros)
@@ -49,9 +50,9 @@ def bound(
 ) -> Bound | None:
     """Return `gqsa` of one stored weight as a function of x; None without a kernel.
 
-    parts: offsets, columns, codes, scales, zeros; sides: (out, in) of the weight, whose last group
-      and block may be shorter; rows: of a block; integers: round x to int8; max_rows: rows of x up
-      to which it is to be used.
+    parts: offsets, columns, codes, scales and zeros of the weight; sides: (out, in) of the weight,
+      whose last group and block may be shorter; rows: how many rows of the weight share their
+      groups; integers: round x to int8; max_rows: the caller uses it for at most so many rows of x.
     """
     if not all(t.is_contiguous() for t in parts):
         return None
@@ -62,10 +63,10 @@ def bound(
 def check(x: Tensor, rows: int, offsets: Tensor, *parts: Tensor) -> None:
     """Raise ShapeError for tensors that a kernel may not be given: it trusts their addresses.
 
-    x: (N, in); rows: of a block; offsets: (blocks + 1,), where each block's groups begin; parts:
-      columns, codes, scales and zeros of the n groups that `GroupSparse` keeps. A group has a
-      column, and for each of its rows 8 bytes of 4-bit codes, a scale and a 4-bit zero point, of
-      which two share a byte.
+    x: (N, in); rows: how many rows of the weight share their groups, a block; offsets: (blocks +
+      1,), where each block's groups begin; parts: columns, codes, scales and zeros of the kept
+      groups of 16 weights. A group has a column, and for each of its rows 8 bytes of 4-bit codes, a
+      scale, and a 4-bit zero point, of which two share a byte.
     """
     count = len(parts[0])
     types = tuple(t.dtype for t in (x, offsets, *parts))
@@ -97,8 +98,9 @@ def _run(
 ) -> Tensor:
     """Call the kernel for x (N, in) in float32.  -> (N, out).
 
-    offsets, columns, codes, scales, zeros: the weight, as `GroupSparse` stores it; integers: round
-      x to int8; rows: of a block. Raises: ShapeError for groups outside x.
+    offsets, columns, codes, scales, zeros: the weight, as `naive.gqsa` describes it; integers:
+      round x to int8; rows: how many rows of the weight share their groups. Raises: ShapeError for
+      groups outside x.
     """
     call = function("intarsia_gqsa", *TYPES)
     assert call is not None
@@ -119,5 +121,6 @@ def _run(
 
 
 def _shapes(x: Tensor, offsets: Tensor, *rest: Any) -> Tensor:
+    """Return an empty tensor of the result's shape, (N, out), for tracing without data."""
     rows = rest[-1]
     return x.new_empty(len(x), (len(offsets) - 1) * rows)

@@ -43,9 +43,9 @@ class Bound:
     ) -> Bound | None:
         """Return the product with a stored weight; None without a kernel for its tensors.
 
-        kind: the format, of PRODUCTS; sides: (out, in); settings, tensors: numbers and tensors of
-          the format, in the order in which products.c reads them; max_rows: rows of x up to which
-          the kernel is faster than decoding the weight.
+        kind: the format's name, one of PRODUCTS; sides: (out, in) of the weight; settings, tensors:
+          numbers and tensors of the format, in the order in which products.c reads them; max_rows:
+          rows of x up to which the kernel is faster than decoding the weight.
         """
         present = tuple(t for t in tensors if t is not None)
         call = function("intarsia_product", *TYPES)

@@ -41,11 +41,11 @@ class Dictionary:
 
 @lru_cache(maxsize=4)
 def dictionary(zeros: float = 0.885) -> Dictionary:
-    """Build the words of digits 0, 1, 2 that are most probable for a probability of the 0.
+    """Build the dictionary of the 65,536 most probable words, runs of digits 0, 1 and 2.
 
-    zeros: p0, that probability; the other digits are 1 or 2. A word of n pairs of digits with k
-      that are not 0 has probability p0^(2n - k) ((1 - p0) / 2)^k. Words are ordered by
-      (-probability, word), digit by digit. Built once in a process, in 0.3 s.
+    zeros: p0, the probability of a digit 0; 1 and 2 are equally probable. A word of n pairs of
+      digits, k of which are not 0, has probability p0^(2n - k) ((1 - p0) / 2)^k. Words are ordered
+      by falling probability, equal ones lexicographically. Built once in a process, in 0.3 s.
     """
     words: list[tuple[int, ...]] = []
     # take the most probable classes whole, and the last one in the order of its words
@@ -78,9 +78,10 @@ def dictionary(zeros: float = 0.885) -> Dictionary:
 
 
 def _classes(zeros: float) -> list[tuple[int, int]]:
-    """Return (pairs, digits that are not 0) of all classes of words, most probable first.
+    """Return all classes of words with equal probability, the most probable first.
 
-    All words of a class have one probability. zeros: the probability of a digit 0.
+    zeros: the probability of a digit 0. A class is (n, k): words of n pairs of digits, k of which
+      are not 0.
     """
 
     # The log-probability of a word of the class.
@@ -92,7 +93,7 @@ def _classes(zeros: float) -> list[tuple[int, int]]:
 
 
 def _of_class(pairs: int, nonzeros: int) -> Iterator[tuple[int, ...]]:
-    """Yield every word of a class, in no useful order.
+    """Yield all words of one length with one number of non-zero digits, in no useful order.
 
     pairs: a word has 2 * pairs digits; nonzeros: so many of them are 1 or 2, the others 0.
     """
@@ -105,7 +106,7 @@ def _of_class(pairs: int, nonzeros: int) -> Iterator[tuple[int, ...]]:
 
 
 def _in_order(count: int, nonzeros: int) -> Iterator[tuple[int, ...]]:
-    """Yield the words of a class in lexicographic order.
+    """Yield all words of one length with one number of non-zero digits, in lexicographic order.
 
     count: digits of a word; nonzeros: the number of them that are not 0.
     """

@@ -22,10 +22,10 @@ BEHIND = 32  # numbers behind x that the kernel may read
 def ternary(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor, words: Dictionary) -> Tensor:
     """Compute x W^T, `naive.ternary`, by the kernel where there is one; no gradient.
 
-    x: (N, in) float32; codes: (K,), words of three-valued weights, row by row; offsets: (out + 1,),
-      where each row's codes begin; levels: (out, 2), the lowest and highest weight of each row;
-      words: the dictionary of the codes.  -> (N, out). An infinite input may give NaN where a dense
-      product gives infinity: 0 times it is added.
+    x: (N, in) float32; codes: (K,) uint16, numbers of words, which are runs of three-valued
+      weights, row by row; offsets: (out + 1,), where each row begins in `codes`; levels: (out, 2),
+      the lowest and highest weight of each row; words: the dictionary of the words.  -> (N, out).
+      An infinite input may give NaN where a dense product gives infinity: 0 times it is added.
     Raises: ShapeError for words that do not fill their row, and tensors of other types or sizes.
     """
     check(x, codes, offsets, levels)
@@ -37,8 +37,8 @@ def ternary(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor, words: Di
 def bound(parts: tuple[Tensor, ...], width: int, words: Dictionary, max_rows: int) -> Bound | None:
     """Return a callable x -> x W^T, with the stored weight W built in; None without a kernel.
 
-    parts: codes of W's words of digits, offsets of the rows in them, levels of each row; width: in;
-      words: the dictionary; max_rows: the caller uses the result for at most so many rows x.
+    parts: (codes, offsets, levels) of W, as `ternary` takes them; width: in; words: the dictionary;
+      max_rows: the caller uses the result for at most so many rows x.
     """
     if not all(t.is_contiguous() for t in parts):
         return None
@@ -52,8 +52,8 @@ def bound(parts: tuple[Tensor, ...], width: int, words: Dictionary, max_rows: in
 def check(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor) -> None:
     """Raise ShapeError for tensors that a kernel may not be given: it trusts their addresses.
 
-    x: (N, in) float32; codes: (K,) uint16; offsets: (out + 1,) int64, where each row's codes begin;
-      levels: (out, 2) bfloat16.
+    x: (N, in) float32; codes: (K,) uint16, numbers of words; offsets: (out + 1,) int64, where each
+      row begins in `codes`; levels: (out, 2) bfloat16, lowest and highest weight of each row.
     """
     rows = len(levels)
     types = (t.dtype for t in (x, codes, offsets, levels))
@@ -74,9 +74,8 @@ def _operator() -> Any:
 def _run(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor, table: Tensor) -> Tensor:
     """Call the kernel for x (N, in) in float32.  -> (N, out).
 
-    codes: words of the weight's digits; offsets: where each row's codes begin; levels: lowest and
-      highest weight of each row; table: the dictionary, for the kernel. Raises: ShapeError for
-      words that do not fill their row.
+    codes, offsets, levels: the stored weight, as `check` describes it; table: the dictionary's
+      `table`, which the kernel reads. Raises: ShapeError for words that do not fill their row.
     """
     call = function("intarsia_ternary", *TYPES)
     assert call is not None and table.shape == (WORDS, 2)
@@ -107,4 +106,5 @@ def _run(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor, table: Tenso
 
 
 def _shapes(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor, table: Tensor) -> Tensor:
+    """Return an empty tensor of the result's shape, (N, out), for tracing without data."""
     return x.new_empty(len(x), len(levels))

@@ -42,10 +42,11 @@ class AnnealedMixture(Annealed, abc.ABC):
         return self.n_components * self.n_features_in_
 
     def _joint(self, params: Params, block: Samples, states: States, heat: float = 1.0) -> Joint:
-        """Compute log p(y | h) and log p(h) of each component h, (n, 1 + H).
+        """Compute log p(y | h), (n, 1 + H), and log p(h), (1 + H,), of each component h.
 
         params: arrays by name; block: n samples y; states, heat: unused, other models need them.
-          The first state, no component, is impossible.
+          State 0 is "no component" and impossible; states 1 ... H are the components. The third
+          part of a `Joint`, components that may be on together, has no meaning in mixtures: zeros.
         """
         n = len(block.x)
         none = np.full((n, 1), -np.inf)  # no sample is without a component

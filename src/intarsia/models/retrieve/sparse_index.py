@@ -124,10 +124,7 @@ class SparseIndex:
 
     @property
     def lexical(self) -> Lexical | None:
-        """Settings of BM25; new ones apply to the next search, all but the language of the stems.
-
-        Raises: ConfigError for another language, or when BM25 is added or removed.
-        """
+        """Settings of BM25; None for an index that does not rank by words."""
         return self._lexical
 
     @lexical.setter
