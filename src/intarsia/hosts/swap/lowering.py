@@ -67,7 +67,9 @@ class Cluster:
     count: int = 0
 
     def outputs(self) -> dict[fx.Node, int]:
-        """Return the nodes whose values are read outside the cluster -> numbers of the values."""
+        """Return nodes of this run of layers whose values other nodes read -> numbers of the
+        values.
+        """
         return {
             node: value
             for node, value in self.values.items()
