@@ -174,7 +174,10 @@ def _places(modules: list[nn.Module]) -> Iterator[list[nn.Module]]:
 
 
 def _is_open(module: nn.Module) -> bool:
-    """Return True if a module's forward only calls its children, so that each can be shared."""
+    """Return True if a module's forward only calls its children, on each row independently.
+
+    Then each child can be shared between models, or not, by itself.
+    """
     if any(True for _ in module.parameters(recurse=False)):
         return False
     if module._forward_hooks or module._forward_pre_hooks:

@@ -50,7 +50,10 @@ class WeightParts:
             p.requires_grad_(flag)
 
     def gradients(self, loss: Tensor) -> None:
-        """Compute the gradient of a loss for each leaf; 0 if the loss does not depend on it."""
+        """Compute the gradient of a loss for each trained row or weight (`leaf.grad`).
+
+        It is 0 if the loss does not depend on it.
+        """
         # several rows of one weight share its gradient, which is computed once
         weights = list(dict.fromkeys(p for p, _ in self.chosen))
         grads = torch.autograd.grad(loss, weights, allow_unused=True)

@@ -147,7 +147,10 @@ def _decoder_outputs(
 
 
 def attention_from(union: UnionAttention) -> nn.Module:
-    """Build an attention like the one a union was made of, with the union's present weights."""
+    """Build a plain attention from the union of experts that replaced it, with present weights.
+
+    union: whose experts are the attention's heads.
+    """
     attention: Any = copy.deepcopy(union.shell[0])
     for name, part in union.named_children():
         if name != "router":

@@ -142,7 +142,7 @@ class Adapt(Change):
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Silence PEFT's warnings, inside the `with`, about what PEFT handles itself."""
+    """Silence those warnings of PEFT, inside the `with`, that need no action of a user."""
     with warnings.catch_warnings():
         # PEFT 0.21 reads an attribute that transformers 5.24 has renamed
         renamed = "`is_gradient_checkpointing` is deprecated"

@@ -199,7 +199,10 @@ class Ring:
         """Return the hook of a block's forward that waits for its weights; number: the block's."""
 
         def wait(block: nn.Module, _: Any) -> None:
-            """Wait for the block's read, and give the block its weights."""
+            """Wait until the block's file was read, and give the block its weights.
+
+            Raises: ConfigError with gradients, or for blocks out of order; an error of the read.
+            """
             if torch.is_grad_enabled():
                 fix = "Run it under torch.no_grad()."
                 raise ConfigError("model with a ring", got="gradients", want="inference", fix=fix)

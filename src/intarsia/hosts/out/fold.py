@@ -325,7 +325,10 @@ def _hidden_units(cell: Cell, path: str) -> Units | None:
 
 
 def _remove_traces(stock: nn.Module) -> None:
-    """Remove PEFT's config and this library's hooks from a folded model."""
+    """Remove PEFT's config and this library's hooks from a folded model.
+
+    Hooks that mark themselves as staying, as those of mixtures, are left.
+    """
     stock.__dict__.pop("peft_config", None)
     for module in stock.modules():
         for kind in ("_forward_pre_hooks", "_forward_hooks"):

@@ -64,7 +64,7 @@ class RequestGate:
         asyncio.get_running_loop().call_later(self.limits.drain, self._stop_all)
 
     def _stop_all(self) -> None:
-        """Interrupt every request that is still carried out, with 503."""
+        """Interrupt every request that is still carried out; their clients get 503."""
         text = f"The server ends, and its {self.limits.drain:g} seconds to finish are over."
         for end in tuple(self.ends):
             if not end.done():

@@ -90,7 +90,10 @@ class Generation:
         return may_batch(self.served.model) and sampling.plain
 
     def _started(self, sampling: Sampling) -> NativeBatch | StockBatch:
-        """Return the batch of this model, started for its first request."""
+        """Return the batch of this model, which is started for its first request.
+
+        sampling: of that request, whose end tokens transformers' batch needs.
+        """
         if self.batch is None and self.native:
             self.batch = NativeBatch(self.served, self.limits)
         elif self.batch is None:

@@ -138,7 +138,10 @@ class Responses:
         return position | {"content_index": 0} if content else position
 
     def _begin(self, kind: str) -> Iterator[Json]:
-        """Open an item and yield its events; kind: `THOUGHTS` or `MESSAGE`."""
+        """Open a new item of the answer's output, and yield the events that say so.
+
+        An item is a thought, the message or a call of a function; kind: `THOUGHTS` or `MESSAGE`.
+        """
         self.open = kind
         item: Json = {"type": kind, "status": "in_progress", "content": []}
         item |= {"role": "assistant"} if kind == MESSAGE else {"summary": []}
@@ -153,7 +156,10 @@ class Responses:
         yield self._event("response.content_part.added", **self._position(item), part=dict(part))
 
     def _close(self) -> Iterator[Json]:
-        """Close the open item, if there is one, and yield the events that say so."""
+        """Close the open item of the output, and yield the events that say so.
+
+        An item is a thought or the message; nothing happens if none is open.
+        """
         if not self.open:
             return
         item = self.output[-1]
@@ -171,7 +177,7 @@ class Responses:
         yield self._item("done", item)
 
     def _called(self, call: ToolCall) -> Iterator[Json]:
-        """Add an item for a call of a function, and yield its events."""
+        """Add a call of a function to the output as an item, and yield the events that say so."""
         name = f"{self.id}_{len(self.output)}"
         item: Json = {"type": "function_call", "id": f"fc_{name}", "call_id": f"call_{name}"}
         item |= {"name": call.name, "arguments": "", "status": "in_progress"}

@@ -247,7 +247,10 @@ def detach_spans(model: nn.Module) -> Plan | None:
 
 
 def spans_of(model: nn.Module) -> tuple[Spans, int] | None:
-    """Return the spans of a model and the length of texts that they are for, or None."""
+    """Return how far each head of a model sees, and the length of texts that this is for.
+
+    None for a model whose heads see everything.
+    """
     for step in reversed(steps_of(base_of(model))):
         if isinstance(step.plan.change, HeadSpans):
             return Spans.from_dict(step.plan.decided["spans"]), int(step.plan.decided["length"])

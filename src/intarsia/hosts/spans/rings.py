@@ -92,7 +92,7 @@ class RingLayer(CacheLayerMixin):
     is_sliding = False
 
     def __init__(self, windows: Windows) -> None:
-        """Start an empty cache.  windows: how far the heads of the layer can see."""
+        """Create an empty cache for one layer; windows: how far each of its heads can see."""
         super().__init__()
         self.windows = windows
         self.count = 0  # tokens so far, padding included

@@ -67,7 +67,7 @@ class Cluster:
     count: int = 0
 
     def outputs(self) -> dict[fx.Node, int]:
-        """Return the nodes whose values are read outside the cluster -> numbers of the values."""
+        """Return the nodes of this run of layers that other nodes read -> their numbers."""
         return {
             node: value
             for node, value in self.values.items()

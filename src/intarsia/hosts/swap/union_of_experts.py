@@ -293,7 +293,7 @@ def _mlp(path: str, old: nn.Module, gate: UnionGate, draws: torch.Generator) -> 
 
 
 def _copy_flags(experts: StackedExperts, dense: DenseMlp) -> None:
-    """Copy from an MLP to its experts which weights are trained (`requires_grad`)."""
+    """Copy `requires_grad` of an MLP's weights and biases to those of its experts."""
     for name, layer in (("up", dense.up), ("gate", dense.gate), ("down", dense.down)):
         for weight in (getattr(experts, name), getattr(experts, f"{name}_bias")):
             if weight is not None and layer is not None:
@@ -302,7 +302,10 @@ def _copy_flags(experts: StackedExperts, dense: DenseMlp) -> None:
 
 @torch.no_grad()
 def _mlp_from(union: UnionMlp) -> nn.Module:
-    """Build the dense MLP from a union's experts: their hidden units side by side."""
+    """Build a plain MLP from the union of experts that replaced it, with its present weights.
+
+    The hidden units of all experts are put side by side.
+    """
     mlp: Any = copy.deepcopy(union.shell[0])
     children = {n for n, m in mlp.named_children() if type(m) is not nn.Identity}
     dialect = next(d for d in DIALECTS if d.fits(children))
