@@ -52,9 +52,8 @@ class Choice:
     def into(self, start: Experiment) -> Experiment:
         """Return an experiment (all settings of one training run) that trains this method.
 
-        start: the experiment whose pictures, model, epochs and seeds are taken over. `suited` then
-        drops settings that the method cannot use, such as a limit to the last blocks for one that
-        has none.
+        start: the experiment whose pictures, model, epochs and seeds are taken over. Settings of it
+        that the method cannot use are dropped, such as a limit to the last blocks of a model.
         """
         experiment = start.changed(
             method=self.method, settings=self.settings, objective=self.objective, lr=self.lr
@@ -83,9 +82,9 @@ def with_recipe(arm: BenchArm, name: str) -> BenchArm:
 
 
 def by_task(arm: BenchArm) -> BenchArm:
-    """Return the method with one classification head for each of several tasks trained jointly.
+    """Return a method changed for several tasks that are trained jointly: one head for each task.
 
-    arm: a method with its settings; its training objective stays in force under those heads.
+    arm: the method with its settings; its own training objective is computed on those heads.
     """
     objective = arm.settings.objective
     over = "" if objective == "plain" else f"+{objective}"
@@ -156,12 +155,12 @@ EXTRA = (
 
 
 def arm(name: str) -> BenchArm:
-    """Return the arm (a method with all its settings) of that name; other methods get defaults.
+    """Return the arm of this name: a method with the settings that a benchmark gives it.
 
-    name: an arm of ARMS or EXTRA, or a method that `intarsia fit` knows. " ema" or " smoothing"
-    after it, as in "lora ema", adds a moving average of the weights or label smoothing to its
-    training (RECIPES). A method of the kind "change", which leaves all weights trainable, gets the
-    learning rate of full fine-tuning.
+    name: an arm of ARMS or EXTRA; or a method that `intarsia fit` knows, which then has its default
+    settings. " ema" or " smoothing" after it, as in "lora ema", adds a moving average of the
+    weights or label smoothing to its training (RECIPES). A method of the kind "change", which
+    leaves all weights trainable, gets the learning rate of full fine-tuning.
     Raises: UnknownName.
     """
     # "lora ema" is the method "lora" with the recipe "ema"

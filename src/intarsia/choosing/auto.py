@@ -154,9 +154,9 @@ def _search_and_score(
     """Search for the best candidate, train it on all training pictures, and score it on the test.
 
     request: the settings of the call by name, which the folder keeps for a resumed search. out: the
-    folder of the search. running: the fields jobs, threads, ray and running of `Folded`, which say
-    where and how many candidates train at a time. began: time.perf_counter at the start. report:
-    gets lines of progress.
+    folder of the search. running: where and how many candidates train at a time: "jobs", "threads",
+    "ray", and "running" with the device. began: time.perf_counter() at the start of the call.
+    report: gets lines of progress.
     """
     search = _prepare_search(request, out, running, report)
     # written only now: before the pictures were read there was nothing to go on with
@@ -185,17 +185,17 @@ def _search_and_score(
 def _prepare_search(
     request: Mapping[str, Any], out: Path, running: Mapping[str, Any], report: Report
 ) -> Search:
-    """Read the pictures, outline the model, and return the search with its first methods and sizes.
+    """Read the pictures and prepare the search: its first methods, sizes, and folds of pictures.
 
     request: the settings of the call by name; out: the folder of the search; running: how many
-    candidates train at a time and where (fields of `Folded`); report: gets lines of progress.
-    Raises: ConfigError for fewer training pictures than folds can decide from.
+    candidates train at a time and where, by name; report: gets lines of progress.
+    Raises: ConfigError for fewer than FEWEST training pictures.
     """
     start = _common_settings(request)
     splits = pictures_of(start, report)
     pictures = start.pictures
     limited = pictures.images is not None or pictures.shots is not None
-    # Candidates are judged on folds of the training part; a validation part is spare data for it.
+    # Candidates are judged on folds of the training part: a validation part is added to it.
     if "val" in splits.record["published_parts"] and not limited:
         start = start.changed(data=pictures.data + JOINED)
         splits = pictures_of(start, report)
@@ -213,13 +213,14 @@ def _prepare_search(
 def _open_folder(
     data: str | Path | None, out: Path | None, request: dict[str, Any], resume: bool
 ) -> tuple[Path, dict[str, Any]]:
-    """Return the folder of the search, and the settings with which that search was begun.
+    """Return the folder of a search, and its settings: those of this call, or the stored ones.
 
     data: the pictures, or None for a resumed search. out: the folder; None = named after the data.
     request: minutes, seed, methods and options of this call, by name. resume: go on with the search
-    in the folder.
-    Raises: ConfigError for a folder in use without resume, for none with it, for no data, for
-    texts, and for an option that the search itself decides; UnknownName for an option or a method.
+    in the folder, with the settings that are stored there.
+    Raises: ConfigError for a folder that has a search without resume, or has none with it; for no
+    data, or texts; for an option that the search itself decides. UnknownName for an option or a
+    method.
     """
     if out is None and data is not None:
         out = Path("runs") / f"auto-{data_name(data)}"
@@ -283,10 +284,11 @@ def _stored_request(
 
 
 def _common_settings(request: Mapping[str, Any]) -> Experiment:
-    """Return the experiment (a run's settings) on which all candidates are based.
+    """Return the settings that all candidates share, as an `Experiment`.
 
-    request: settings of the call by name. Where the model's blocks can be split and pictures are
-    not augmented, only the last blocks are adapted, and what is below them is computed once.
+    request: settings of the call by name. Where the model can be split between blocks and pictures
+    are not augmented, only the last blocks are adapted: the outputs of those below are the same in
+    each epoch, and computed once.
     """
     options = {k: v for k, v in request.items() if k not in ("minutes", "methods")}
     start = Experiment(Pictures(""), Adapted()).changed(val=0, **options)
@@ -296,10 +298,9 @@ def _common_settings(request: Mapping[str, Any]) -> Experiment:
 
 
 def _model_outline(start: Experiment) -> nn.Module:
-    """Return the model of an experiment, on the meta device (without weights) where that can be.
+    """Return the model of an experiment, to look at its modules: on the meta device if possible.
 
-    start: the experiment, of which the model's name and `pretrained` are used. For inspection of
-    its modules only.
+    start: the experiment; only its model's name and `pretrained` are used.
     """
     adapted = start.adapted
     model = outline(adapted.model, size=None, pretrained=adapted.pretrained)
@@ -324,10 +325,10 @@ def _starting_arms(model: nn.Module, names: Sequence[str]) -> list[BenchArm]:
 
 
 def _sizes_to_try(start: Experiment, model: nn.Module) -> list[int]:
-    """Return the sizes (sides in px) at which pictures are tried, the smallest first.
+    """Return the sizes at which pictures are tried: their sides in px, the smallest first.
 
-    start: if its settings name a size, that one alone is tried. model: SIZES are rounded to
-    multiples of its patch, or of 32 for a convolutional network, and are at most its own size.
+    start: the common settings; a size that they name is the only one. model: limits the sizes:
+    multiples of its patch, or of 32 for a convolutional network, and at most its own size.
     """
     if start.adapted.size is not None:
         return [start.adapted.size]
@@ -346,8 +347,9 @@ def _score_choice(
     """Train the choice on all training pictures; return its test scores and the seconds it took.
 
     best: the candidate that was chosen. certainty: how sure the choice is, for the run's record.
-    out: the folder of the search; the run goes into a subfolder. running: fields of `Running` by
-    name. report: gets lines of progress.
+    out: the folder of the search; the run goes into a subfolder. running: settings of the computer
+    by name, such as "device". report: gets lines of progress. Returns ({"test": scores, ...},
+    seconds); a run that is there already is read, and takes 0 seconds.
     """
     folder = out / CHOICE
     # A killed search may have finished its last training.
@@ -374,9 +376,9 @@ def _scored_candidates(rows: Sequence[Row]) -> list[Row]:
 
 
 def _choice_table(run: AutoRun) -> Table:
-    """Make the table of the choice, its runners-up, and the choice's test score.
+    """Make the table of candidates: the choice with its test score, then its runners-up.
 
-    run: the result of `auto`; the first of its rows that has scores is the choice.
+    run: the result of `auto`, with the candidates in order, the choice first.
     """
     rows = _scored_candidates(run.rows)
     metric = measure(run.test).replace("_", " ")
@@ -406,10 +408,10 @@ def _choice_table(run: AutoRun) -> Table:
 
 
 def _table_line(row: Row, best: Row | None) -> tuple[Entry, ...]:
-    """Make a candidate's line of the table, all columns but the last (the test score).
+    """Make a candidate's line of the table: all columns but the last one, the test score.
 
-    row: the candidate and its held-out answers. best: the choice, to which the score is compared
-    with a paired 95 % interval; None for the choice itself.
+    row: the candidate with its answers to held-out pictures. best: the choice, whose lead is shown
+    with a paired 95 % interval; None if the candidate is the choice.
     """
     experiment, answers = row.experiment, row.answers
     assert answers is not None

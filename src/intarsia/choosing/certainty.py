@@ -68,8 +68,8 @@ class Certainty:
     def of(cls, rows: Sequence[Row]) -> Certainty:
         """Compare the choice with the best candidate of every other method, picture by picture.
 
-        rows: all candidates, the best first; the first one is the choice. Returns the differences
-        of scores, with their intervals.
+        rows: all candidates (methods with settings), the best first; the first one is the choice.
+        Returns how many were compared, on which pictures, and the differences of scores.
         """
         best = rows[0]
         assert best.answers is not None
@@ -88,13 +88,13 @@ class Certainty:
 
     @property
     def sure(self) -> bool:
-        """The statement that the choice is significantly better than other methods, bool."""
+        """True if the choice is significantly better than the best candidate of other methods."""
         first = self.differences[0].paired if self.differences else None
         return first is not None and first.low > 0
 
     @property
     def statement(self) -> str:
-        """The choice and how sure it is, as sentences."""
+        """Sentences that name the choice, on how much it rests, and how sure it is."""
         held_out = (
             "held out once" if self.held == 1 else f"held out in turn ({self.held} of 5 folds)"
         )
@@ -116,13 +116,16 @@ class Certainty:
         return f"{text}; these pictures do not decide between the two."
 
     def record(self) -> dict[str, Any]:
-        """Return the certainty as JSON stores it."""
+        """Return the numbers of candidates, pictures, ..., and the differences, for JSON."""
         names = ("candidates", "pictures", "held", "seeds", "sure", "statement")
         rows = [difference.record() for difference in self.differences]
         return {name: getattr(self, name) for name in names} | {"differences": rows}
 
 
 def _margin(best: HeldOutAnswers, row: Row) -> Margin:
-    """Compare the choice with a candidate of another method."""
+    """Compare the choice with a candidate of another method, by their answers to pictures.
+
+    best: the choice's answers to held-out pictures; row: the other candidate.
+    """
     assert row.answers is not None
     return Margin(row.name, describe_settings(row.experiment), interval(best, row.answers))

@@ -121,10 +121,10 @@ class Folded:
         return len(self.labels) - self.held
 
     def answers(self, row: Row, parts: int) -> HeldOutAnswers:
-        """Return a candidate's answers (outputs for held-out pictures) to its first `parts` parts.
+        """Return a candidate's answers to held-out pictures, from its first `parts` trainings.
 
-        row: the candidate. A part is one training of it without one fold of the pictures, at one
-        seed; its answers are to the pictures of that fold. They are read from files and joined.
+        row: the candidate. It is trained several times, each time (a part) without one fold of the
+        pictures and at one seed, and then answers that fold. The answers are read from files.
         """
         keys = tuple(self._part_key(row.experiment, part) for part in range(parts))
         if keys not in self.answers_read:
@@ -139,19 +139,20 @@ class Folded:
         return self.answers_read[keys]
 
     def answer(self, rows: Sequence[Row]) -> list[Row]:
-        """Train candidates side by side, each without its next fold; return them with its answers.
+        """Train candidates side by side, each once more; return them with the answers of that.
 
-        rows: the candidates so far, at most as many as there are jobs. A part that is in the store
-        already is not trained again.
+        rows: the candidates so far, at most as many as there are jobs. Each is trained without its
+        next fold of the pictures, and answers that fold. A training whose result is in the store
+        already is not repeated.
         """
         self._train_parts([row for row in rows if self._next_key(row) not in self.store])
         return [self._answered(row) for row in rows]
 
     def _answered(self, row: Row) -> Row:
-        """Return a candidate with the stored result of its next part (a fold with a seed).
+        """Return a candidate with the result of one more training, which is in the store.
 
-        row: the candidate so far. Also adds the part's time to `spent`, and updates the estimated
-        costs.
+        row: the candidate so far. Also adds the training's time to `spent`, and updates the
+        estimated costs.
         """
         record = self.store[self._next_key(row)]
         self.spent += record["elapsed"]
@@ -163,11 +164,10 @@ class Folded:
         return advanced
 
     def takes(self, name: str, experiment: Experiment, parts: range) -> float:
-        """Estimate the seconds that training some parts of a candidate takes.
+        """Estimate the seconds that some trainings of a candidate take.
 
-        name, experiment: the candidate's method and settings. parts: numbers of the parts, such as
-        range(1, 5); a part trains on all folds but one, and part FOLDS is the first fold again with
-        another seed.
+        name, experiment: the candidate's method and settings. parts: numbers of the trainings, such
+        as range(1, 5); number p leaves out fold p mod FOLDS, at the (p div FOLDS)-th seed.
         """
         cost, epochs = self.cost(name, experiment), experiment.training.epochs
         # the first run on a fold also computes what is below the adapted blocks
@@ -178,16 +178,19 @@ class Folded:
         return sum(cost.of(self.trained, self.held, epochs, fresh=new) for new in fresh)
 
     def last_fit(self, name: str, experiment: Experiment) -> float:
-        """Estimate the seconds of the fit on all pictures, its test scores, and the page."""
+        """Estimate the seconds of the final run: training on all pictures, test scores, page.
+
+        name, experiment: the method and settings of the candidate that would be chosen.
+        """
         cost = self.cost(name, experiment)
         return cost.of(len(self.labels), self.test, experiment.training.epochs) + FINISHING
 
     def cost(self, name: str, experiment: Experiment) -> Cost:
         """Return what a candidate's training costs in seconds, for each image and for a run.
 
-        name, experiment: the candidate's method and settings. Measured ones count as they are; else
-        the cost is scaled from other depths and sizes of the method, or taken from the first short
-        run at this size.
+        name, experiment: the candidate's method and settings. The cost of an image is the measured
+        one, if the method was trained at this size and depth; else the largest guess from its other
+        sizes and depths; for a new method that of the pilot, a short run at this size.
         """
         size = experiment.adapted.size or 0
         cost = replace(self.costs[size], overhead=self.overhead)
@@ -195,8 +198,7 @@ class Folded:
         if measured is not None:
             return replace(cost, each=measured)
         blocks = experiment.adapted.last_blocks or 1
-        # Cost grows with the adapted blocks and with the square of the side; the worst guess
-        # counts.
+        # Cost grows with the number of adapted blocks and with the square of the side.
         scaled = [
             seconds * max(1.0, blocks / (depth or blocks)) * max(1.0, size / (side or size)) ** 2
             for (method, side, depth), seconds in self.seconds_per_image.items()
@@ -208,9 +210,9 @@ class Folded:
         """Measure what training costs at each picture size, by one short run (the pilot) for each.
 
         arm: the method of the pilot, with its settings. sizes: sides of pictures in px, rising, of
-        which the first is always tried. limit: seconds; the first size that is expected to take
-        longer ends the measuring. Results go to `costs` and `overhead`.
-        Raises: TrainingError if one fails.
+        which the first is always tried. limit: seconds; no size is tried whose pilot is expected to
+        take longer. Results go to `costs` and `overhead`.
+        Raises: TrainingError if a pilot fails.
         """
         # Enough pictures for each class to be in every fold.
         images = min(len(self.labels), max(PILOT_IMAGES, 2 * len(np.unique(self.labels, axis=0))))
@@ -237,9 +239,9 @@ class Folded:
             pilot_seconds, previous_size = record["trained"], size
 
     def _record_cost(self, row: Row, record: Mapping[str, Any]) -> None:
-        """Record the seconds that a part of a candidate took, for later estimates.
+        """Record the seconds that a training of a candidate took, for later estimates.
 
-        row: the candidate before this part. record: the part's stored result, with "seconds" of the
+        row: the candidate before this training. record: the stored result: "seconds" of the whole
         run, "trained" of its training, and "once" of the features that are computed once.
         """
         if record["error"]:
@@ -248,7 +250,7 @@ class Folded:
             row.experiment,
             (*self._frozen_prefix(row.experiment), row.parts % FOLDS),
         )
-        # a run tells what is computed once as it took the first time
+        # a run that reads these features from disk reports the seconds that computing them took
         training = max(0.0, record["trained"] - record["once"])
         once = 0.0 if prefix in self.prefixes_computed else record["once"]
         self.seconds_per_image[row.name, *prefix[:-1]] = (
@@ -264,9 +266,9 @@ class Folded:
     def _train_parts(self, rows: Sequence[Row]) -> None:
         """Train each candidate once more, side by side; store times, answers and errors.
 
-        rows: the candidates. Each is trained without its next fold of the pictures, at one seed
-        (its next part), and answers that fold. Trainings that ran at the same time share the
-        elapsed time in proportion to their seconds, so that the stored times add up to real time.
+        rows: the candidates. Each is trained without its next fold of the pictures, at one seed,
+        and answers that fold. Trainings that ran at the same time share the elapsed time in
+        proportion to their seconds, so that the stored times add up to real time.
         """
         began, ends = time.perf_counter(), list[TrialEnd]()
         # a single job runs in this process; several need a process each
@@ -286,9 +288,10 @@ class Folded:
             self._store_end(end, part_seconds)
 
     def _next_trial(self, row: Row) -> Trial:
-        """Return the training task of a candidate's next part: without one fold, at one seed.
+        """Return a candidate's next training, as a task for the pool of jobs.
 
-        row: the candidate so far; part p leaves out fold p mod FOLDS at its (p div FOLDS)-th seed.
+        row: the candidate so far, with its number p of trainings; this one leaves out fold p mod
+        FOLDS, at the (p div FOLDS)-th seed.
         """
         folder = (self.out / "search" / self._next_key(row)).absolute()
         seed, fold = divmod(row.parts, FOLDS)
@@ -312,7 +315,8 @@ class Folded:
     def _store_end(self, end: TrialEnd, elapsed: float) -> None:
         """Store the result of one training: its times, and its predictions or its error.
 
-        end: the finished training. elapsed: seconds of wall-clock time that count for it.
+        end: the finished training. elapsed: the seconds of the search that are counted for it, its
+        share of the wall-clock time where several ran at once.
         """
         folder = Path(end.trial.inputs["folder"])
         key = folder.name

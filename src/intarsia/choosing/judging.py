@@ -38,9 +38,9 @@ class HeldOutAnswers:
 
     @classmethod
     def of(cls, parts: Sequence[tuple[int, np.ndarray, Tensor, Tensor]]) -> HeldOutAnswers:
-        """Join a candidate's answers (outputs for held-out pictures) of several trainings, scored.
+        """Join and score a candidate's answers to held-out pictures, from several trainings.
 
-        parts: one tuple for each training: its seed, the pictures' numbers (n,), logits (n,
+        parts: one tuple for each training: its seed, the numbers of the pictures (n,), logits (n,
         classes), and labels (n,), or (n, classes) of 0 and 1 where a picture may have several.
         """
         picture = np.concatenate([part[1] for part in parts])
@@ -69,10 +69,10 @@ class HeldOutAnswers:
         return len(np.unique(self.picture))
 
     def shared_rows(self, second: HeldOutAnswers) -> tuple[np.ndarray, np.ndarray]:
-        """Return which rows of both answers are of the same picture and seed, as two index arrays.
+        """Match the rows of two candidates' answers that are for the same picture and seed.
 
-        second: another candidate's answers. Row i of the first array and of the second belong
-        together.
+        second: the other candidate's answers. Returns two index arrays of equal length: row a[i] of
+        these answers and row b[i] of the others belong together.
         """
         # Seed and picture in one integer.
         keys = [(a.seed.astype(np.int64) << 32) + a.picture for a in (self, second)]
@@ -81,10 +81,11 @@ class HeldOutAnswers:
 
 
 def gap(first: HeldOutAnswers, second: HeldOutAnswers, by: str) -> tuple[float, float]:
-    """Return the mean of first minus second over the pictures of both, and its standard error.
+    """Compute how far one candidate is ahead of another: a mean difference and its standard error.
 
-    by: the answers' field to compare, "score" or "loss". Seeds of a picture are averaged first. (0,
-    infinity) for fewer than two shared pictures.
+    first, second: their answers; the difference is first minus second, on the pictures that both
+    answered. by: the field to compare, "score" or "loss". Differences of one picture at several
+    seeds are averaged first. Returns (0, infinity) for fewer than two shared pictures.
     """
     rows_of_first, rows_of_second = first.shared_rows(second)
     _, picture_index = np.unique(first.picture[rows_of_first], return_inverse=True)
@@ -101,10 +102,10 @@ def gap(first: HeldOutAnswers, second: HeldOutAnswers, by: str) -> tuple[float, 
 
 
 def behind(answers: HeldOutAnswers, leader: HeldOutAnswers) -> bool:
-    """Decide whether a candidate may be given up: no better score, and a clearly higher loss.
+    """Decide whether a candidate may be given up: its score is not better, its loss clearly higher.
 
     Clearly: by more than one standard error of the paired difference.
-    answers: of the candidate; leader: of the best one so far.
+    answers: those of the candidate; leader: those of the best candidate so far.
     """
     score, _ = gap(answers, leader, "score")
     loss, error = gap(answers, leader, "loss")
@@ -114,9 +115,9 @@ def behind(answers: HeldOutAnswers, leader: HeldOutAnswers) -> bool:
 def order(candidates: Sequence[HeldOutAnswers]) -> list[int]:
     """Rank the candidates; return their positions in `candidates`, the best first.
 
-    candidates: each one's answers to held-out pictures. Candidates are tied with the highest score
-    if the paired difference to it is at most one standard error: these come first, the lowest loss
-    first. The rest follow by score, then by loss.
+    candidates: the answers of each to held-out pictures. A candidate ties with the one of highest
+    score if the paired difference between them is at most one standard error. Those that tie come
+    first, ordered by loss; the rest follow by score, then by loss.
     """
     ranked = sorted(
         range(len(candidates)),

@@ -53,7 +53,7 @@ class Search:
     report: Report
 
     def __post_init__(self) -> None:
-        """Begin without candidates; decide how many folds each answers, at first and in all."""
+        """Set up an empty search, and how many folds a candidate answers: at first, and in all."""
         self.rows: dict[str, Row] = {}
         self.order: list[Row] | None = None  # of `ranked`, until something is trained
         # as many folds as hold ENOUGH pictures together
@@ -84,9 +84,9 @@ class Search:
     def ranked(self) -> list[Row]:
         """Return the candidates that can be compared, the best first.
 
-        A part is one fold of the pictures at one training seed, and `full` is the number of parts
-        of a normal candidate. Finalists, which alone have more parts, come first and are ranked by
-        all of their answers; the others follow, ranked on the parts that all of them answered.
+        Most candidates are trained `full` times, each time without another fold of the pictures.
+        Finalists were trained more often, at further seeds: they come first, ranked by all of their
+        answers. The others follow, ranked by the answers of the folds that all of them answered.
         """
         if self.order is None:
             base = self._comparable()
@@ -98,11 +98,11 @@ class Search:
         return self.order
 
     def _comparable(self) -> list[Row]:
-        """Return the candidates that answered equally many held-out parts, the best first.
+        """Return the candidates that answered the most folds of the pictures, the best first.
 
-        A part is one fold of the training pictures at one seed. A candidate is in the list if it
-        answered as many parts as the one that answered most; everything above `full` parts counts
-        as `full`.
+        `parts` of a candidate is how often it was trained, each time without another fold, which it
+        then answers. In the list are those with as many parts as the leader in parts has, or with
+        `full` and more; all are ranked by the same first parts.
         """
         trained = [row for row in self.rows.values() if row.parts and not row.error]
         parts = min(self.full, max((row.parts for row in trained), default=0))
@@ -115,9 +115,8 @@ class Search:
     def _first_look(self) -> list[Candidate]:
         """List the first candidates: every method, at the largest affordable size of pictures.
 
-        Each is to be trained on `screen` folds, for a quick comparison. The size and the epochs are
-        chosen so that all of these trainings together take at most the share SCREENING of the
-        search's seconds.
+        Each is to answer `screen` folds, for a quick comparison. The size and the epochs are chosen
+        so that all of these trainings together take at most the share SCREENING of the time.
         """
         train = self.folded.trained
         steps = -(-train // self.folded.start.training.batch_size)
@@ -135,11 +134,11 @@ class Search:
         return [(arm.name, arm.settings.into(start)) for arm in self.arms]
 
     def _next_steps(self) -> Iterator[Move]:
-        """Yield (candidate, number of parts to train it to), the most promising step first.
+        """Yield (candidate, how many parts it is to have in the end), the most promising first.
 
-        A part is one fold at one seed. A step trains a neighbour of a good candidate, brings a
-        candidate to all its folds, or trains a finalist again at one more seed; the last third of
-        the time begins with finalists.
+        A part is one training of a candidate, without one fold of the pictures and at one seed. A
+        step trains a neighbour of a good candidate, or a candidate on the folds that it lacks, or a
+        finalist at one more seed. In the last third of the time finalists come first.
         """
         ranked = self.ranked()
         # Neighbours first, then candidates that have not answered all folds yet.
@@ -183,9 +182,10 @@ class Search:
     def _advance(self, moves: Iterable[Move], at_most: int | None = None) -> bool:
         """Train candidates, as many at a time as there are jobs; return True if any was trained.
 
-        moves: pairs (candidate, number of parts to train it to), a part being one fold at one seed.
-        A candidate that falls behind the leader stops early; one for which there is no time is
-        skipped. at_most: the largest number of candidates that may be started; None = all.
+        moves: pairs (candidate, how many parts it is to have in the end); a part is one training,
+        without one fold and at one seed. A candidate that falls behind the leader stops early; one
+        for which there is no time is skipped. at_most: how many candidates may be started; None =
+        all.
         """
         waiting, working, begun = iter(moves), list[Move](), 0
         while True:
@@ -207,10 +207,11 @@ class Search:
                 self._report_end(*candidate)
 
     def _next_to_begin(self, waiting: Iterator[Move], working: Sequence[Move]) -> Move | None:
-        """Return the first waiting move that has something to train and time for it, or None.
+        """Return the next candidate to train: the first that lacks trainings and has time for them.
 
-        waiting: moves (candidate, number of parts to train it to); those before the result are used
-        up. working: the moves in training now, whose candidates are not started twice.
+        waiting: pairs (candidate, how many parts it is to have in the end), a part is one training;
+        those before the result are used up. working: such pairs that are in training now, whose
+        candidates are not started twice. Returns such a pair, None if there is none.
         """
         for (name, experiment), parts in waiting:
             if any((name, experiment) == candidate for candidate, _ in working):
@@ -226,11 +227,11 @@ class Search:
         return None
 
     def _goes_on(self, candidate: Candidate, parts: int) -> bool:
-        """Decide whether a candidate is to be trained for one more part, a fold at a seed.
+        """Decide whether a candidate is to be trained once more, without another fold.
 
-        candidate: method and experiment. parts: the number of parts at which it is done. The first
-        `screen` parts, a quick comparison of all methods, are trained in any case; then a candidate
-        that is clearly behind the leader is given up.
+        candidate: method and experiment. parts: the number of trainings at which it is done. The
+        first `screen` ones, a quick comparison of all methods, are made in any case; then a
+        candidate that is clearly behind the leader is given up.
         """
         row = self._row_of(*candidate)
         if row.error or row.parts >= parts:
@@ -250,8 +251,8 @@ class Search:
     def _may_give_up(self, row: Row) -> bool:
         """Decide whether a candidate is clearly behind the leader, so that it may be given up.
 
-        row: the candidate. Compared are the held-out parts that both answered, so that both are
-        scored on the same pictures: the temperature is fitted to them, and moves the loss.
+        row: the candidate. It and the leader are compared on the folds that both answered, since
+        the temperature that scales the loss is fitted to all answers together.
         """
         ranked = self.ranked()
         leader = ranked[0] if ranked else row
@@ -261,15 +262,15 @@ class Search:
         return judging.behind(*(self.folded.answers(r, level) for r in (row, leader)))
 
     def _row_of(self, name: str, experiment: Experiment) -> Row:
-        """Return the row of a candidate, a new one if it was not trained yet."""
+        """Return the results of a candidate so far; an empty row if it was not trained yet."""
         return self.rows.get(experiment.key, Row(name, experiment))
 
     def _fits(self, name: str, experiment: Experiment, parts: int) -> bool:
         """Decide whether there is time to train a candidate, and then the final choice.
 
-        name, experiment: the candidate. parts: number of parts (folds at a seed) that it has at the
-        end, those that it has answered already included. The final choice is trained on all
-        pictures and scored on the test part.
+        name, experiment: the candidate's method and settings. parts: how many trainings, each
+        without one fold, it is to have in the end, those that it has had included. The final choice
+        is trained on all pictures and scored on the test part.
         """
         remaining_parts = range(self._row_of(name, experiment).parts, parts)
         part_seconds = self.folded.takes(name, experiment, remaining_parts)
@@ -279,11 +280,11 @@ class Search:
         return self.folded.spent + part_seconds + last_seconds < self.seconds
 
     def _shorten_first(self, name: str, experiment: Experiment) -> Experiment:
-        """Return the first candidate, with fewer epochs if the time is too short for it.
+        """Return the settings of the first candidate, with fewer epochs if the time is too short.
 
-        name: its method; experiment: its settings. It trains however little time there is, at least
-        one epoch, so that the search has a result. Its training and the last fit of the choice,
-        which takes as long, share the remaining time.
+        name, experiment: its method and settings. However little time there is, it is trained for
+        an epoch at least, so that the search has a result. The time has to do for two trainings: on
+        all folds but one, and the final one on all pictures.
         """
         requested = experiment.training.epochs
         one_epoch, two_epochs = (

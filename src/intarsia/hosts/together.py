@@ -210,9 +210,11 @@ def _draws(module: nn.Module) -> bool:
 
 
 def _sees_trained_rows(child: nn.Module, host: nn.Module) -> bool:
-    """Return True if a child's inputs may differ between the models' trained parts.
+    """Return True for a module whose inputs may depend on weights that each model trains.
 
-    That holds for all modules but the patch embedding of the model, which is always shared.
+    Several adapted copies of one host are computed together: modules that are equal in all run once
+    for all of them. The patch embedding reads pictures, and is always shared.
+    child: a module at the top of the host; host: one of the models, without its adapters' wrapper.
     """
     return any(True for _ in child.modules()) and child is not getattr(host, "patch_embed", None)
 

@@ -51,9 +51,9 @@ class Experts(nn.Module, abc.ABC):
         """Compute each row by all experts, slow and obvious.  x: (T, d) -> (T, E, out)."""
 
     def mix(self, x: Tensor, routing: Routing) -> Tensor:
-        """Compute the weighted sum sum_e G_te expert_e(x_t) for each token t.
+        """Compute sum_e G_te expert_e(x_t), the weighted sum of its experts' outputs for token t.
 
-        x: (T, d); routing: the weights G (T, E), as pairs (token, expert).  -> (T, out).
+        x: (T, d); routing: pairs (token t, expert e) with their weights G_te.  -> (T, out).
         """
         # Sort the pairs by expert, compute each group, and add the weighted rows to their tokens.
         pairs = by_expert(routing.expert, self.experts)
@@ -74,17 +74,17 @@ class Experts(nn.Module, abc.ABC):
     def keep(self, index: Tensor) -> None:
         """Keep some experts, in a given order, in place.
 
-        index: (M,) int64, the numbers of the experts to keep. The first axis of every parameter
-          counts the experts.
+        index: (M,) int64, the numbers of the experts to keep. Every parameter must have the
+          experts along its first axis.
         """
         for name, weight in list(self.named_parameters(recurse=False)):
             replace_rows(self, name, weight[index])
         self.experts = len(index)
 
     def append(self, experts: Experts) -> None:
-        """Append the experts of another module of the same type and shapes to this one.
+        """Append copies of the experts of another module to this one's, in place.
 
-        experts: they are copied, and left as they are.
+        experts: the other module, of the same type and shapes; it is left as it is.
         """
         theirs = dict(experts.named_parameters(recurse=False))
         for name, weight in list(self.named_parameters(recurse=False)):
@@ -93,9 +93,9 @@ class Experts(nn.Module, abc.ABC):
 
 
 def replace_rows(module: nn.Module, name: str, rows: Tensor) -> None:
-    """Set a parameter or buffer of a module to another number of rows.
+    """Replace a parameter or buffer of a module by one that may have another number of rows.
 
-    name: the attribute; rows: the new value, of which no gradient is kept.
+    module: has it; name: its attribute; rows: the new value, detached from its graph.
     """
     old = getattr(module, name)
     rows = rows.detach()
@@ -128,11 +128,11 @@ class StackedExperts(Experts):
         bias: bool = False,
         generator: torch.Generator,
     ) -> None:
-        """Draw the matrices of E experts, W1 and Wg (E, h, d) and W2 (E, out, h), and their biases.
+        """Draw the matrices of E MLPs: `up` and `gate` (E, h, d), and `down` (E, out, h).
 
         experts: E; width: d; hidden: h; outputs: out, None = d; act: an activation's name or an
-          elementwise module; gated: add the matrix Wg; bias: add biases, which start at 0;
-          generator: the source of first weights.
+          elementwise module; gated: with the matrix `gate`, whose activated output multiplies that
+          of `up`; bias: add biases, which start at 0; generator: the source of first weights.
         """
         super().__init__()
         outputs = width if outputs is None else outputs
@@ -144,7 +144,7 @@ class StackedExperts(Experts):
 
         def drawn(rows: int, columns: int) -> nn.Parameter:
             """Draw a matrix (rows, columns) for each expert, as nn.Linear draws its own."""
-            # each expert is drawn like an nn.Linear of its own
+            # the bound depends on the inputs of one expert
             bound = 1 / math.sqrt(columns)
             weight = torch.empty(experts, rows, columns)
             return nn.Parameter(nn.init.uniform_(weight, -bound, bound, generator=generator))
@@ -166,10 +166,10 @@ class StackedExperts(Experts):
         return self._hidden(rows, linear_of(expert, self.experts))
 
     def encoder(self) -> tuple[Tensor, Tensor | None]:
-        """Return the matrix (E, h, d) and bias (E, h) that decide which hidden units are not 0.
+        """Return matrix (E, h, d) and bias (E, h) or None that decide which hidden units are on.
 
-        They are the gate's, or without a gate those of `up`. Raises: ConfigError unless the
-        activation is ReLU: no other leaves a unit at exactly 0.
+        They are those before the activation: the gate's, or without a gate those of `up`.
+        Raises: ConfigError unless the activation is ReLU: no other leaves a unit at exactly 0.
         """
         if not isinstance(self.act, nn.ReLU):
             got, want = type(self.act).__name__, "ReLU, which alone turns units off"
@@ -180,10 +180,10 @@ class StackedExperts(Experts):
         return self.gate, self.gate_bias
 
     def _hidden(self, rows: Tensor, linear: Linear) -> Tensor:
-        """Compute the hidden units act(W1 x), or gated act(Wg x) * W1 x.
+        """Compute the hidden units, act(up x), or act(gate x) * (up x) for gated experts.
 
-        rows: x, (..., d); linear: f(x, W, b) multiplies by stacked matrices (E, out, in), each row
-          by its expert's.  -> (..., h).
+        rows: x, (..., d); linear: a function (x, W, b) that multiplies each row by its expert's
+          matrix of W (E, out, in), and adds its bias.  -> (..., h).
         """
         up = linear(rows, self.up, self.up_bias)
         if self.gate is None:
@@ -191,9 +191,9 @@ class StackedExperts(Experts):
         return self.act(linear(rows, self.gate, self.gate_bias)) * up
 
     def mix(self, x: Tensor, routing: Routing) -> Tensor:
-        """Compute the weighted sum sum_e G_te expert_e(x_t) for each token t.
+        """Compute sum_e G_te expert_e(x_t), the weighted sum of its experts' outputs for token t.
 
-        x: (T, d); routing: the weights G (T, E), as pairs (token, expert).  -> (T, out).
+        x: (T, d); routing: pairs (token t, expert e) with their weights G_te.  -> (T, out).
         """
         # one kernel for both products of all experts, where it has the activation and no bias
         tensors = (x, routing.weight, self.up, self.gate, self.down)
@@ -299,8 +299,8 @@ class ExpertList(Experts):
         self.experts = len(self.each)
 
     def append(self, experts: Experts) -> None:
-        """Append copies of another list's experts."""
-        assert isinstance(experts, ExpertList)  # as `merged` sees to
-        # Copies, so that the other mixture can be trained on.
+        """Append copies of another list's experts, so that its mixture can be trained on."""
+        # two mixtures are merged only if their experts are of one type
+        assert isinstance(experts, ExpertList)
         self.each.extend(copy.deepcopy(expert) for expert in experts.each)
         self.experts = len(self.each)

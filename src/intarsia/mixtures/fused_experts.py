@@ -27,10 +27,11 @@ class FusedExperts(Experts):
     """
 
     def __init__(self, stock: StockExperts) -> None:
-        """Register the parameters of a transformers experts module in this one, without a copy.
+        """Register the parameters of a transformers module of experts in this one, without a copy.
 
-        stock: the module and its sizes. A copy of the module without its weights, `shell`, stays
-          for its forward. Raises: TargetError for weights that have no row for each expert.
+        stock: that module and its sizes. A copy of it without weights, `shell`, is kept, since its
+          forward computes the experts.
+        Raises: TargetError for weights that have no row for each expert.
         """
         super().__init__()
         named = dict(stock.module.named_parameters())
@@ -97,12 +98,13 @@ class FusedExperts(Experts):
 
 
 def mixed_by(function: Callable[..., Tensor], x: Tensor, routing: Routing) -> Tensor:
-    """Compute sum_e G_te expert_e(x_t) by an experts function.
+    """Compute sum_e G_te expert_e(x_t) for each token t by an experts function of transformers.
 
-    function: f(hidden (N, d), index (N, 1), weights (N, 1)) -> (N, d), times the weights; x: (T,
-      d); routing: G, N pairs (token, expert) with weights.  -> (T, d).
-    Without pairs the function is called with one row of zeros: its weights then have gradients,
-    which other processes wait for.
+    function: f(hidden (N, d), index (N, 1), weights (N, 1)) -> (N, d), each row computed by its
+      expert and multiplied by its weight; x: (T, d); routing: N pairs (token t, expert e) with
+      weights G_te.  -> (T, d).
+    Without pairs the function is called with one row of zeros: the experts' weights then have
+    gradients, which other processes wait for.
     """
     rows, expert = x.index_select(0, routing.token), routing.expert[:, None]
     weight = routing.weight[:, None]

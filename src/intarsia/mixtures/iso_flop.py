@@ -35,8 +35,8 @@ class Parallel(nn.Module):
     def folded(self) -> tuple[nn.Module, nn.Module]:
         """Fold the branches into one layer and one batch norm with the same outputs in evaluation.
 
-        Returns (layer, norm), copies. Raises: FoldError for norms whose statistics depend on the
-        sample.
+        Returns (layer, norm); the branches are left as they are.
+        Raises: FoldError for norms that are no batch norms with running statistics.
         """
         kind = type(self.norms[0]).__name__
         if not all(isinstance(n, BATCH_NORM) and n.running_var is not None for n in self.norms):

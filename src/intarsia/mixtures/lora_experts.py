@@ -78,11 +78,11 @@ class MlpExperts(Cell):
         generator: torch.Generator,
         shared: nn.Module | None = None,
     ) -> None:
-        """Build E adapters for each linear map of an MLP.
+        """Build E adapters for each linear map of an MLP; expert e has the e-th one of each map.
 
-        router: chooses among the E; over: the settings of an adapter; site: the MLP, with the
-          widths of its linear maps; generator: the source of first weights; shared: state that all
-          adapters of the model use, None = none.
+        router: chooses among the E experts; over: the settings of an adapter; site: the MLP, with
+          the widths of its linear maps; generator: the source of first weights; shared: a module
+          that all adapters of the model use, None = none.
         Raises: TargetError for another kind of MLP; ConfigError for a rank above a layer's width,
           or adapters that cannot be experts.
         """
@@ -114,25 +114,25 @@ class MlpExperts(Cell):
             raise ConfigError("over", got=got, want=want, fix=fix)
 
     def of(self, name: str) -> Sequence[Cell]:
-        """Return the experts' cells of one linear map."""
+        """Return the E experts' adapters of one linear map of the MLP.  name: the map's."""
         return cast("Sequence[Cell]", self.experts[name])
 
     def weighted(self, name: str) -> Sequence[Weighted]:
-        """Return the `weighted` of each expert's cell of one linear map."""
+        """Return each expert's adapter of one linear map, as a function of rows and weights."""
         return [cell.weighted for cell in self.of(name)]
 
     @abc.abstractmethod
     def mixed(self, module: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
-        """Compute an MLP with its experts.
+        """Compute an MLP together with the experts, which are adapters of its linear maps.
 
-        module: the MLP; rows: (N, d), its input; routing: which experts each row has, with what
-          weight.  -> (N, d).
+        module: the frozen MLP; rows: (N, d), its input; routing: the experts of each row, and their
+          weights.  -> (N, d).
         """
 
     def around(self, module: nn.Module, x: Tensor) -> Tensor:
-        """Compute an MLP with its experts, routed by the MLP's input.
+        """Compute an MLP together with the experts, which the router chooses by the MLP's input.
 
-        module: the MLP; x: (..., d), its input.  -> (..., d).
+        module: the frozen MLP; x: (..., d), its input.  -> (..., d).
         """
         y = self.mixed(module, x.reshape(-1, x.shape[-1]), self.router(x))
         return y.view(*x.shape[:-1], y.shape[-1])
@@ -145,9 +145,9 @@ class MlpExperts(Cell):
 
     @torch.no_grad()
     def check(self, module: nn.Module) -> None:
-        """Raise TargetError unless an MLP computes what its form (`Dialect`) says, on two rows.
+        """Raise TargetError if an MLP does not compute what the names of its linear maps suggest.
 
-        module: the MLP.
+        module: the MLP; its output for two rows is compared with that of its supposed form.
         """
         children = dict(module.named_children())
         weight = cast(Tensor, children[self.dialect.reads[0]].weight)
@@ -175,8 +175,8 @@ class DeltaExperts(MlpExperts):
     def mixed(self, module: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
         """Compute an MLP with each linear map P changed to P x_t + sum_e G_te cell_e(x_t).
 
-        module: the MLP; rows: x, (N, d); routing: G, the weight of expert e for token t. cell_e is
-          the expert's adapter of that map.  -> (N, d).
+        module: the frozen MLP; rows: x, (N, d); routing: G_te, the weight of expert e for row t;
+          cell_e is the expert's adapter of that map.  -> (N, d).
         """
         pairs, dialect = grouped_pairs(routing), self.dialect
         # the reading maps with all experts' changes, the activation, then the writing map
@@ -208,9 +208,10 @@ class OutputExperts(MlpExperts):
     def mixed(self, module: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
         """Compute y_t = sum_e G_te MLP_e(x_t) + (1 - sum_e G_te) MLP(x_t).
 
-        MLP_e: the frozen MLP with the adapters of expert e. module: the MLP, whose products all
-          experts share; rows: x, (N, d); routing: G.  -> (N, d). By linearity, the last map is
-          applied once, to the weighted sum of hidden units a_te.
+        MLP_e: the frozen MLP with the adapters of expert e. module: the frozen MLP, whose products
+          all experts share; rows: x, (N, d); routing: G_te, the weight of expert e for row t.  ->
+          (N, d). By linearity the last frozen map is applied once, to the weighted sum over e of
+          the hidden units a_te of MLP_e.
         """
         pairs, dialect = grouped_pairs(routing), self.dialect
         # the products of the frozen maps, once for all experts
@@ -257,11 +258,11 @@ class BesideAttention(Method):
 def attention_cell(
     attention: Lora | None, site: Site, *, generator: torch.Generator
 ) -> Cell | None:
-    """Build the plain LoRA of a site that is one linear layer; return None for an MLP.
+    """Build a plain LoRA for a linear layer of the attention; return None for an MLP.
 
-    attention: the LoRA's settings, None = the method has none; site: the host module with its
-      widths; generator: the source of first weights. Raises: TargetError for a linear layer where
-      the method has none.
+    attention: the LoRA's settings, None = the method adapts no attention; site: the host module, a
+      linear layer or an MLP, with its widths; generator: the source of first weights.
+    Raises: TargetError for a linear layer where `attention` is None.
     """
     # A site with linear layers inside is an MLP.
     if site.layers:

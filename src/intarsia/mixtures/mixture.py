@@ -76,10 +76,10 @@ class Mixture(_InPlaceOfMlp):
         """Put experts and router together.
 
         experts: an `Experts`, or modules (N, d) -> (N, out); router: chooses among them; shared: a
-          module that every token passes; capacity: limits the tokens of an expert, None = no limit;
-          generator: for a capacity with random order.
-        Raises: ConfigError for a router of another number of experts, or one that cannot read them,
-          and for a random capacity without a generator.
+          module whose output is added for every token, None = none; capacity: limits the tokens of
+          an expert, None = no limit; generator: the source of a capacity's random order.
+        Raises: ConfigError for a router of another number of experts, or one that has to read the
+          experts' weights and cannot; for a random capacity without a generator.
         """
         super().__init__()
         self.experts = experts if isinstance(experts, Experts) else ExpertList(experts)
@@ -129,10 +129,10 @@ class Mixture(_InPlaceOfMlp):
         return y if self.shared is None else y + self.shared(x)
 
     def naive(self, rows: Tensor, routing: Routing) -> Tensor:
-        """Compute sum_e G_te expert_e(x_t), every expert on every row.
+        """Compute sum_e G_te expert_e(x_t) for each row t, with every expert on every row.
 
-        It serves graphs that are traced or exported: which entries of G are 0 is not known in them.
-        rows: x, (T, d); routing: G, (T, E).  -> (T, out).
+        It serves graphs that are traced or exported, in which it is unknown where G is 0.
+        rows: x, (T, d); routing: the weights G_te of expert e for row t.  -> (T, out).
         """
         outputs = self.experts.every(rows)
         return torch.einsum("te,teo->to", routing.dense().to(outputs.dtype), outputs)
@@ -144,9 +144,10 @@ class Mixture(_InPlaceOfMlp):
 
 @contextmanager
 def undropped(model: nn.Module) -> Iterator[None]:
-    """Let no mixture in a model drop tokens inside the `with` block: each has no capacity there.
+    """Let no mixture in a model drop tokens inside the `with` block.
 
-    model: its mixtures get their capacities, the limits of tokens for each expert, back afterwards.
+    model: its mixtures have no capacity (limit of the tokens of an expert) there, and get theirs
+      back afterwards.
     """
     mixtures = [m for m in model.modules() if isinstance(m, Mixture)]
     before = [mixture.capacity for mixture in mixtures]
@@ -161,10 +162,10 @@ def undropped(model: nn.Module) -> Iterator[None]:
 
 
 def spread(routing: Routing, x: Tensor) -> Routing:
-    """Return a routing with a row for each row of x; one of whole samples is repeated inside them.
+    """Return a routing of the tokens of x: one of whole samples is repeated for each token.
 
-    routing: of the rows, or of the B samples; x: (B, ..., d). Raises: ShapeError for a routing with
-      another number of rows.
+    routing: of all tokens, or of the B samples; x: (B, ..., d), whose tokens are all axes but the
+      last. Raises: ShapeError for a routing of another number of tokens.
     """
     rows = x[..., 0].numel()
     if routing.tokens == rows:
@@ -205,10 +206,11 @@ class ResidualMixture(_InPlaceOfMlp):
         mix: str = "learned",
         generator: torch.Generator,
     ) -> None:
-        """Put a mixture beside an MLP, and draw W (2, d) of their two weights if mix="learned".
+        """Put a mixture beside an MLP; their outputs are added, with learned weights or plainly.
 
-        mixture, mlp: both (..., d) -> (..., out); width: d; mix: "learned" or "sum", see the class;
-          generator: the source of W.
+        mixture, mlp: both (..., d) -> (..., out); width: d; mix: "learned", each token's two
+          weights are the softmax of a linear map of it; "sum", both are 1; generator: the source of
+          the linear map's weights.
         """
         super().__init__()
         one_of("mix", mix, MIXES)
@@ -221,7 +223,7 @@ class ResidualMixture(_InPlaceOfMlp):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute c_1 mixture(x) + c_2 mlp(x), with weights c that are learned, or both 1.
+        """Compute c_1 mixture(x) + c_2 mlp(x); c_1 and c_2 are each token's learned weights, or 1.
 
         x: (..., d) -> (..., out).
         """

@@ -24,10 +24,11 @@ class NoisyCell(Cell):
     """
 
     def __init__(self, body: Cell, generator: torch.Generator) -> None:
-        """Put noise on an adapter.
+        """Prepare to put noise on an adapter.
 
-        body: the adapter's cell; generator: the source of the noise's seed; it is left where it
-          was. Raises: ConfigError for a cell that computes the whole output of its site.
+        body: the adapter; generator: gives the noise its seed, from a copy, so that its own state
+          does not change.
+        Raises: ConfigError for an adapter that computes the whole output of its layer.
         """
         super().__init__()
         if body.whole:
@@ -62,7 +63,7 @@ class ScaledOutput(NoisyCell):
     def disturbed(self, x: Tensor) -> Tensor:
         """Compute (1 + sigma e) body(x), with e ~ N(0, 1) for each sample and output.
 
-        x: (B, ..., inputs) -> (B, ..., outputs).
+        x: (B, ..., inputs), B samples; body: the adapter; sigma: a setting.  -> (B, ..., outputs).
         """
         y = self.body(x)
         if not self.sigma:
@@ -84,9 +85,9 @@ class DroppedWeights(NoisyCell):
         self.side, self.p = side, p
 
     def disturbed(self, x: Tensor) -> Tensor:
-        """Compute the body with random weights of one side dropped, others for each sample.
+        """Compute the adapter with random weights of one projection, `side`, set to 0.
 
-        x: (B, ..., inputs) -> (B, ..., outputs).
+        x: (B, ..., inputs) -> (B, ..., outputs). For each of the B samples other weights are drawn.
         """
         if not self.p:
             return self.body(x)
@@ -96,10 +97,10 @@ class DroppedWeights(NoisyCell):
         return body.compute(self.cast(x), sides["down"], sides["up"])
 
     def _dropped(self, layer: Any) -> Callable[[Tensor], Tensor]:
-        """Return a linear map as a function that drops random weights, others for each sample.
+        """Return a linear map as a function that sets random weights to 0, others for each sample.
 
-        layer: the linear map; the function takes x (B, ..., in), and divides weights that stay by 1
-          - p.
+        layer: the linear map. The function takes x (B, ..., in); each weight is 0 with probability
+          p, and divided by 1 - p otherwise.
         """
 
         def forward(x: Tensor) -> Tensor:

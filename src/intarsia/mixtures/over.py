@@ -30,7 +30,10 @@ class OverMethod(Method):
 
     @property
     def elsewhere(self) -> Self | None:
-        """The same settings over `over.elsewhere`, or None if that is None."""
+        """The settings for hosts without attention; None if the method serves none of these.
+
+        They are the same over what `over` (the adapter's settings) names for such hosts.
+        """
         over = self.over.elsewhere
         return None if over is None else replace(self, over=over)  # pyright: ignore
 

@@ -49,9 +49,9 @@ class SlicedMlp(nn.Module):
 
 
 def _rows(layer: nn.Linear, units: Tensor) -> nn.Linear:
-    """Return a copy of a linear layer with some of its outputs.
+    """Return a copy of a linear layer that has some of its outputs only.
 
-    units: (n,) int64, the outputs' numbers.
+    layer: (in, out); units: (n,) int64, the numbers of these outputs.
     """
     sliced = _empty(layer.in_features, len(units), bias=layer.bias is not None)
     sliced.weight = nn.Parameter(layer.weight.detach()[units].clone())
@@ -62,9 +62,9 @@ def _rows(layer: nn.Linear, units: Tensor) -> nn.Linear:
 
 
 def _columns(layer: nn.Linear, units: Tensor, *, bias: bool) -> nn.Linear:
-    """Return a copy of a linear layer with some of its inputs.
+    """Return a copy of a linear layer that reads some of its inputs only.
 
-    units: (n,) int64, the inputs' numbers; bias: keep the layer's bias.
+    layer: (in, out); units: (n,) int64, the numbers of these inputs; bias: keep the layer's bias.
     """
     has_bias = bias and layer.bias is not None
     sliced = _empty(len(units), layer.out_features, bias=has_bias)
@@ -100,11 +100,11 @@ def read_me_mixture(
 ) -> Mixture:
     """Build the mixture that takes the place of an MLP: a shared part and E slices of it.
 
-    up, gate, down, act: of the MLP, gate None if it has none; masks: (E, h) bool, the units of each
-      expert; router: chooses the experts of a token.
-    With one expert of weight 1 a token, y = residual(x) + own_i(x): the dense MLP with the units
-    outside mask i at 0, to the order of sums; the last bias is the residual's. All masks full is
-    the dense MLP.
+    up, gate, down, act: linear maps and activation of the MLP, gate None if it has none; masks: (E,
+      h) bool, True = a hidden unit that the expert has; router: chooses the experts of a token.
+    Units that all experts have are the shared part, which every token passes; expert i has the rest
+    of its units. So a token with expert i, of weight 1, gets the dense MLP's output with all units
+    outside mask i at 0, to rounding. The bias of `down` is in the shared part.
     Raises: ShapeError for masks of other sizes.
     """
     if masks.dim() != 2 or masks.shape != (router.experts, down.in_features):
@@ -123,9 +123,9 @@ def read_me_mixture(
 
 
 def random_masks(masks: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw random masks with as many units as given ones: a baseline for choosing units by data.
+    """Draw random masks, a baseline for masks that were chosen by data.
 
-    masks: (E, h) bool, whose counts are copied.  -> the same shape.
+    masks: (E, h) bool; a random mask has as many units as the mask in its row.  -> (E, h) bool.
     """
     drawn = torch.zeros_like(masks)
     for row, count in zip(drawn, masks.sum(1).tolist(), strict=True):

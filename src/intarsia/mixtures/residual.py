@@ -153,7 +153,7 @@ class Robust(Update):
     L: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check that k, L and p fit each other.  Raises: ConfigError."""
+        """Raise ConfigError unless k > 1, L > 0 and 1 - 1 / sqrt(k) <= p <= 1 - 1 / k."""
         if not (self.k > 1 and self.L > 0):
             name, got = "k, L", f"{self.k}, {self.L}"
             raise ConfigError(name, got=got, want="k above 1, L above 0", fix="Try 4 and 1.")
@@ -201,10 +201,11 @@ class Residual(PassesState):
     """
 
     def __init__(self, block: nn.Module, update: Update, *, added: bool = False) -> None:
-        """Wrap a block, whose update takes its momentum from the `Residual` before.
+        """Wrap a block in a residual update with momentum.
 
-        block: f, (..., d) -> (..., d); update: the rule; added: the host adds x itself, so that
-          only the change is returned. Raises: ConfigError for that with an update that reads x.
+        block: f, (..., d) -> (..., d), without its residual; update: the rule by which f(x) and the
+          momentum change x; added: the host adds x itself, so that the forward returns the change
+          alone. Raises: ConfigError for added=True with a rule that needs x itself.
         """
         super().__init__()
         if added and update.reads_stream:
@@ -219,7 +220,7 @@ class Residual(PassesState):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute x + change, or the change alone if the host adds x.  x: (..., d) -> (..., d)."""
-        # the momentum came from the `Residual` before, None at the first
+        # the previous layer's `Residual` has handed its momentum on; None at the first
         change, m = self.update.step(self.block, x, self.carried(len(x)))
         if m is not None:
             self.carry(m)
@@ -230,12 +231,12 @@ class Residual(PassesState):
 
 
 def wrap_residuals(model: nn.Module, update: Update, paths: Sequence[str]) -> nn.Module:
-    """Wrap some modules of a model, whose host adds x itself, in `Residual`s, in place.
+    """Wrap some modules of a model in residual updates with momentum (`Residual`), in place.
 
-    update: the rule of the residual stream, such as `HeavyBall`; paths: of the modules, in the
-      order of the depth; the momentum goes from one to the next, and starts anew at every forward
-      of the model. `intarsia.methods.add_momentum` does this to a host of blocks, and refuses what
-      it does not fit. Returns the model.
+    model: adds x itself around each of these modules; update: the rule, such as `HeavyBall`; paths:
+      of the modules, in the order of the depth; the momentum goes from one to the next, and starts
+      anew at every forward of the model. Returns the model. `intarsia.methods.add_momentum` finds
+      the paths in a transformer, and refuses what it does not fit.
     Raises: TargetError for a path that is not there; ConfigError as `Residual` does.
     """
     modules = dict(model.named_modules())

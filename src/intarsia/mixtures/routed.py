@@ -61,10 +61,10 @@ class RoutedCell(Cell):
         self.routers = nn.ModuleDict(routers)
 
     def _project(self, side: str, x: Tensor) -> Linear:
-        """Return a projection of the adapter; while training, one with the experts drawn for x.
+        """Return a projection of the adapter; while training, with experts that are drawn for x.
 
-        side: "down" or "up"; x: (B, ..., d), the adapter's input. Without a router, the layer
-          itself.
+        side: "down" or "up", the projection; x: (B, ..., d), the adapter's input. In evaluation,
+          and for a projection without a router, it is the layer itself.
         """
         layer = getattr(self.body, side)
         if side not in self.routers or not self.training:
@@ -83,7 +83,7 @@ class RoutedCell(Cell):
         return body.compute(x, self._project("down", x), self._project("up", x))
 
     def merged(self) -> Cell:
-        """Return a copy of the body whose layers with experts are replaced by their merge."""
+        """Return a plain copy of the adapter, whose layers with experts are merged linear maps."""
         # a shallow copy of the body: its experts are merged, not copied first
         plain = copy.copy(self.body)
         plain._modules = dict(self.body._modules)
@@ -110,8 +110,8 @@ def two_sided(body: Cell) -> Any:
 def check_gates(gates: Tensor, experts: int, rows: int) -> None:
     """Raise ShapeError unless gates are (G, experts) with G a divisor of the rows.
 
-    gates: the weights of the experts, a row for each of G groups; experts: their number; rows:
-      number of rows of the input; each row of gates serves rows / G of them.
+    gates: 1 = the expert is active, a row for each group of consecutive inputs; experts: their
+      number; rows: the number of inputs, of which each group has rows / G.
     """
     if gates.shape[1:] != (experts,) or not len(gates) or rows % len(gates):
         want = f"(G, {experts}) with G a divisor of the rows"

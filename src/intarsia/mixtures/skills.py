@@ -33,11 +33,12 @@ class SkillsCell(Cell):
         router: Callable[[torch.Generator], TaskRouter],
         generator: torch.Generator,
     ) -> None:
-        """Draw A of S skills, each a LoRA, for each of Q heads; B begins at 0.
+        """Draw the matrices A of S skills, each a LoRA (A, B); the matrices B begin at 0.
 
-        lora: rank, alpha; heads: Q, parts of the layer's input and output; skills: S; site: the
-          host's linear layer, with its widths; router: makes, from a generator, the router that
-          weighs the skills for a task; generator: the source of A and of the router.
+        lora: rank, alpha; heads: Q, the number of slices of the layer's inputs and outputs, each of
+          which mixes the skills by itself; skills: S; site: the host's linear layer, with its
+          widths; router: makes, from a generator, the router that weighs the skills for a task;
+          generator: the source of A and of the router.
         """
         super().__init__()
         # the settings of the LoRA that a task gets
@@ -50,9 +51,10 @@ class SkillsCell(Cell):
         self.router = router(generator)
 
     def mixed(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the weighted means of the skills' matrices, head by head.
+        """Compute the weighted sums of the skills' LoRA matrices A and B, head by head.
 
-        weight: (N, Q, S), of S skills in Q heads.  -> A (N, r, d_in), B (N, d_out, r).
+        weight: (N, Q, S), for each of N samples the weights of S skills in Q heads.  -> A (N, r,
+          d_in), B (N, d_out, r).
         """
         # The router weighs in float32, the skills may have half precision.
         weight = weight.to(self.down.dtype)

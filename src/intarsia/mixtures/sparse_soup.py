@@ -59,9 +59,11 @@ def greedy(
 ) -> GreedySoup:
     """Build a soup from the best candidate, adding each next one that does not lower the score.
 
-    states: state dicts of the candidates; score: rates a state dict on validation data; higher is
-      better. It is computed for every candidate, then for every average. names: the candidates',
-      for errors. Raises: as `mixed`; ConfigError for a score that is no number.
+    states: state dicts of the candidates; score: computes the validation score of a state dict, the
+      higher the better; it is called for every candidate, then for every average. names: names of
+      the candidates, for errors.
+    Raises: ConfigError for candidates that cannot be averaged (see `mixed`), or a score that is no
+      number.
     """
     names = list(names) or [str(i + 1) for i in range(len(states))]
     check_alike(states, names)
@@ -80,9 +82,9 @@ def greedy(
 
 
 def check_alike(states: Sequence[State], names: Sequence[str]) -> None:
-    """Raise ConfigError unless there are several state dicts, of one architecture, dtype and mask.
+    """Raise ConfigError unless several state dicts have the same tensors, dtypes and zeros.
 
-    states: of the candidates; names: the candidates' names, for the error.
+    states: state dicts of the candidates; names: the candidates' names, for the error.
     """
     if len(states) < 2:
         got, fix = f"{len(states)} candidate", "Give two or more of one pruned model."
@@ -99,9 +101,10 @@ def check_alike(states: Sequence[State], names: Sequence[str]) -> None:
 
 
 def _check_tensor(pair: str, key: str, first: Tensor, second: Tensor) -> None:
-    """Raise ConfigError where a tensor differs in shape, type or zeros, or is not finite.
+    """Raise ConfigError if a tensor of two candidates differs in shape, type or zeros.
 
-    pair: the two candidates in words; key: the tensor's name; first, second: its two values.
+    pair: the two candidates in words, for the error; key: the tensor's name; first, second: its
+      values in the two candidates, which must also be finite.
     """
     for trait, ours, theirs in (
         ("shape", tuple(first.shape), tuple(second.shape)),
@@ -145,9 +148,9 @@ def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
 
 
 def distance(states: Sequence[State], centre: State) -> float:
-    """Return the mean Euclidean distance of the candidates' weights from those of an average.
+    """Return how far candidates are from their average: the mean Euclidean distance of weights.
 
-    states: state dicts of the candidates; centre: the average's.
+    states: state dicts of the candidates; centre: the state dict of the average.
     """
     distances = [
         math.sqrt(sum(float((s[n].double() - c.double()).square().sum()) for n, c in floats))
@@ -158,7 +161,7 @@ def distance(states: Sequence[State], centre: State) -> float:
 
 
 def pairs(states: Sequence[State]) -> list[dict[str, float]]:
-    """Compute the Euclidean distance and the cosine of the weights of each two candidates.
+    """Compare all pairs of candidates: the Euclidean distance and the cosine of their weights.
 
     states: state dicts of the candidates. Returns a row {"a", "b", "distance", "cosine"} for each
       pair of candidates a < b, counted from 0.

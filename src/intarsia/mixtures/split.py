@@ -26,17 +26,17 @@ class _CountInBackward(torch.autograd.Function):
     def forward(ctx: Any, value: Tensor, probe: Tensor, gates: Tensor) -> Tensor:
         """Return the value unchanged; the backward will count the active experts.
 
-        ctx: autograd's context; value: any tensor on the way to the loss; probe: (N,), gets the
-          counts as its gradient; gates: (G, N), not 0 = the expert is active.
+        ctx: autograd's context; value: any tensor on the way to the loss; probe: (N,), a tensor
+          whose gradient will be the counts; gates: (G, N), not 0 = the expert is active.
         """
         ctx.save_for_backward(gates)
         return value.view_as(value)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Return the value's gradient, and for the probe (N,) 1 where an expert was active.
+        """Return the value's gradient, the probe's, (N,), 1 where an expert was active, and None.
 
-        ctx: autograd's context; grads: the gradient of the output. The gates have no gradient.
+        ctx: autograd's context, with the gates; grads: the gradient of the output.
         """
         (gates,) = ctx.saved_tensors
         return grads[0], (gates != 0).any(0).float(), None
@@ -79,12 +79,14 @@ class SplitLinear(nn.Module):
         decay: str = "owned",
         zero_start: bool = False,
     ) -> None:
-        """Take the weight of a linear map as V and W0, and copy its bias for each expert.
+        """Deal out a linear map's weight to N experts, and copy its bias for each of them.
 
+        One tensor V is trained for all; an expert trains the entries of V that it owns, and has the
+        start W0 in all others. Both begin as the weight of `base`.
         base: the linear map; partition: which expert owns each entry of "weight"; active: k, how
-          many experts are drawn at a time; scaling: factor c of the active part, "inverted" N / k,
-          "paper" 1; decay: which tensor weight decay pulls on, "owned", "delta" or "official", see
-          the class; zero_start: W0 is 0 and not stored.
+          many experts are drawn at a time; scaling: the factor of V - W0 in training, "inverted" N
+          / k, "paper" 1; decay: what weight decay shrinks, "owned" V, "delta" V - W0, "official" V
+          and each expert's copy of W0; zero_start: W0 is 0 and not stored.
         """
         super().__init__()
         _check(base, partition, active, scaling, decay)
@@ -135,16 +137,17 @@ class SplitLinear(nn.Module):
         return self.experts / self.active if self.scaling == "inverted" else 1.0
 
     def change(self) -> Tensor:
-        """Return D = V - W0, (out, in)."""
+        """Return D = V - W0, the trained weight less the start, (out, in)."""
         if self.start is None or self.decay == "delta":
             return self.weight
         return self.weight - self.start
 
     def parts(self) -> Tensor:
-        """Return the part c M_i D that expert i adds to W0, for every expert, (N, out, in).
+        """Return the part c M_i D that each expert i adds to the start weight, (N, out, in).
 
-        M_i: the mask of the entries that expert i owns; D = V - W0: the trained change; c: `gain`.
-          With decay="official", W_i itself.
+        M_i: the mask of the entries that expert i owns; D: the trained change of the weight; c:
+          `gain`. With decay="official", where each expert's start shrinks too, it returns the
+          experts' whole weights.
         """
         label = torch.arange(self.experts, device=self.owner.device, dtype=self.owner.dtype)
         owned = self.owner == label[:, None, None]
@@ -154,9 +157,10 @@ class SplitLinear(nn.Module):
         return torch.where(owned, self.change() * self.gain, 0.0)
 
     def expert_weight(self, gates: Tensor) -> Tensor:
-        """Compute the layer's weight with the experts S active, W_S, for each row of gates.
+        """Compute the layer's weight with some experts active, one weight for each row of gates.
 
-        gates: (G, N) of zeros and ones: S has the experts with 1.  -> (G, out, in).
+        gates: (G, N) of zeros and ones, 1 = active.  -> (G, out, in): the start weight, plus the
+          trained changes of the entries that active experts own, times `gain`.
         """
         if self.experts <= len(gates):
             # a sum of disjoint parts, so exact; one small GEMM is faster than a lookup per entry
@@ -171,9 +175,9 @@ class SplitLinear(nn.Module):
         return weight if self.start is None else self.start + weight
 
     def merged_weight(self) -> Tensor:
-        """Compute the merged weight, (out, in): the mean of W_S over all sets S of k experts.
+        """Compute the merged weight, (out, in): the mean over all sets of k active experts.
 
-        W_S: the layer's weight with the experts S active, see `expert_weight`; k: `active`.
+        The mean is that of `expert_weight` for each such set; k: `active`.
         """
         if self.rho is not None and self.start is not None:
             # an entry is V in its owner's copy, and rho_j W0 in every other copy j
@@ -220,12 +224,13 @@ class SplitLinear(nn.Module):
         return y.view(*x.shape[:-1], self.out_features)
 
     def variance(self, x: Tensor, scale: Tensor | float = 1.0) -> Tensor:
-        """Compute the variance of scale times the output over random sets of k active experts.
+        """Compute how much the output varies with the random choice of k of N experts.
 
-        x: (..., in); scale: s, a number or one for each output.  -> (...), summed over outputs.
+        x: (..., in); scale: s, a factor of the output, a number or one for each output.  -> (...),
+          the variance over the choice, summed over outputs.
         It is k (N - k) / (N - 1) times the mean over i of |s (u_i - mean u)|^2, as k of N experts
         are drawn without replacement; u_i = P_i x + b_i / k is the contribution of expert i, with
-        P_i its part of the weight, see `parts`. Costs N masked products.
+        P_i its part of the weight, see `parts`, and b_i its bias. Costs N masked products.
         """
         if self.experts == 1:
             return x.new_zeros(x.shape[:-1])
@@ -241,9 +246,9 @@ class SplitLinear(nn.Module):
 def _check(base: nn.Linear, partition: Partition, active: int, scaling: str, decay: str) -> None:
     """Raise ConfigError or ShapeError for settings of a `SplitLinear` that cannot be.
 
-    base: the linear map to split; partition: must give each entry of its weight an owner; active:
-      experts drawn at a time; scaling: "inverted" or "paper", factor of the active part; decay:
-      "owned", "delta" or "official", what weight decay pulls on.
+    base: the linear map to split; partition: must give each entry of its weight to an expert;
+      active: the number of experts drawn at a time; scaling: "inverted" or "paper"; decay: "owned",
+      "delta" or "official".
     """
     one_of("scaling", scaling, SCALINGS)
     one_of("decay", decay, DECAYS)
@@ -264,7 +269,7 @@ def _check(base: nn.Linear, partition: Partition, active: int, scaling: str, dec
 
 
 def split_linear_naive(layer: SplitLinear, x: Tensor, gates: Tensor) -> Tensor:
-    """Compute SplitLinear.forward slowly, to compare with: expert by expert, copies written out.
+    """Compute SplitLinear.forward slowly, as a check: each sample, expert by expert.
 
     layer: the layer; x: (B, ..., in); gates: (G, N), 1 = active, a row for each B / G consecutive
       samples.  -> (B, ..., out).

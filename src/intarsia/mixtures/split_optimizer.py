@@ -26,10 +26,10 @@ Groups = list[dict[str, Any]]
 def decay_groups(model: nn.Module, weight_decay: float, norm_decays: bool = False) -> Groups:
     """Return a model's trained parameters in two optimiser groups: with weight decay, and without.
 
-    weight_decay: the first group's. The second has biases (an expert's bias is one, though N of
-      them make a matrix) and every other vector, such as gains of norms and learned scales.
-      norm_decays: decay the gains of norms as well, as MoSA's released code does with its
-      adapter's.
+    model: its parameters that need gradients; weight_decay: the first group's. The second group has
+      all biases (also those of N experts, which form a matrix) and other vectors, such as gains of
+      norms and learned scales. norm_decays: put the gains of norms into the first group, as MoSA's
+      released code does with its adapter's.
     """
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
@@ -78,12 +78,13 @@ class SplitAdamW(Optimizer):
         update: str = "dense",
         variant: str = "torch",
     ) -> None:
-        """Store the settings in the parameter groups, and find the SplitLinears of a model.
+        """Store the settings in the parameter groups, and find the `SplitLinear`s of a model.
 
-        params: parameters or groups; model: where the SplitLinears are; lr, betas, eps,
-          weight_decay: as in torch's AdamW; update: "dense" also steps experts that were not drawn,
-          "lazy" does not; variant: decay before the step ("torch") or after it ("huggingface").
-          Raises: ConfigError.
+        params: parameters or groups; model: has the `SplitLinear`s, whose experts are stepped one
+          by one; lr, betas, eps, weight_decay: as in torch's AdamW; update: "dense" also steps
+          experts that were not drawn, "lazy" does not; variant: weight decay before the step
+          ("torch") or after it ("huggingface").
+        Raises: ConfigError for a setting that cannot be.
         """
         one_of("update", update, UPDATES)
         one_of("variant", variant, VARIANTS)
@@ -139,7 +140,7 @@ class SplitAdamW(Optimizer):
             layer.forget()
 
     def _drawn(self) -> dict[SplitLinear, list[bool]]:
-        """Return for each expert of each layer True if it had a gradient, on any process."""
+        """Return, by layer, True for each expert that had a gradient, in any process."""
         if not self._layers:
             return {}
         marks = torch.cat([layer.seen for layer in self._layers]).to(torch.uint8)
@@ -152,8 +153,8 @@ class SplitAdamW(Optimizer):
     def _moments(self, parameter: Tensor) -> dict[str, Any]:
         """Return the optimiser's state of a parameter, created at the first call.
 
-        Its entries are "step", of the parameter, or of each expert (N,); "exp_avg", m;
-        "exp_avg_sq", v.
+        Its entries are "step", the number of steps, or that of each expert (N,); and the running
+        means of the gradient, "exp_avg", and of its square, "exp_avg_sq".
         """
         state = self.state[parameter]
         if not state:
@@ -208,10 +209,10 @@ STAY = (1.0, 1.0, 0.0, 1.0, 1.0, 1.0)
 
 
 def _rates(step: int, group: dict[str, Any]) -> tuple[float, ...]:
-    """Compute the six numbers of an AdamW step.
+    """Return the six numbers that an AdamW step needs at step t.
 
-    They are b1, b2, lr / (1 - b1^t), sqrt(1 - b2^t), eps and 1 - lr wd. step: t, from 1; group: the
-    optimiser's settings lr, betas (b1, b2), eps and weight_decay wd.
+    They are b1, b2, lr / (1 - b1^t), sqrt(1 - b2^t), eps and 1 - lr wd. step: t, counted from 1;
+    group: the optimiser's settings lr, betas (b1, b2), eps and weight_decay wd.
     """
     b1, b2 = group["betas"]
     lr, eps = float(group["lr"]), group["eps"]
@@ -224,8 +225,9 @@ def _rates(step: int, group: dict[str, Any]) -> tuple[float, ...]:
 def _adamw(parameter: Tensor, state: dict[str, Any], rates: Iterable[Any], variant: str) -> None:
     """Make one step of AdamW on a parameter with a gradient, in place.
 
-    state: the moments m and v; rates: the six numbers that `_rates` returns, or tensors that
-      broadcast; variant: "torch", decay before the step, or "huggingface", after it.
+    state: the running means of the gradient and of its square; rates: the six numbers that `_rates`
+      returns, or six tensors that broadcast to the parameter; variant: "torch", decay before the
+      step, or "huggingface", after it.
     """
     b1, b2, rate, corrected, eps, keep = rates
     gradient, m, v = parameter.grad, state["exp_avg"], state["exp_avg_sq"]

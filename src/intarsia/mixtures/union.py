@@ -36,15 +36,18 @@ class CutLinear(nn.Module):
         return linear
 
     def reads(self, experts: int) -> tuple[Tensor, Tensor | None]:
-        """Return the weight's rows by expert, (E, n, d), and the biases (E, n) or None.
+        """Return the weight cut along its outputs, (E, n, d), and the bias, (E, n) or None.
 
-        experts: E; the weight is (E n, d).
+        experts: E; the weight is (E n, d), n outputs for each expert.
         """
         weight = self.weight.view(experts, -1, self.weight.shape[1])
         return weight, None if self.bias is None else self.bias.view(experts, -1)
 
     def writes(self, experts: int) -> Tensor:
-        """Return the weight's columns by expert, (E, d, n).  experts: E; the weight is (d, E n)."""
+        """Return the weight cut along its inputs, (E, d, n).
+
+        experts: E; the weight is (d, E n), n inputs for each expert.
+        """
         return self.weight.view(len(self.weight), experts, -1).transpose(0, 1)
 
 
@@ -72,19 +75,20 @@ class UnionMlp(Mixture):
         bias: nn.Parameter | None,
         shell: nn.Module,
     ) -> None:
-        """Make a mixture of the slices of an MLP.
+        """Make a mixture whose experts are slices of the hidden units of a dense MLP.
 
-        experts: the slices; router: chooses among them; bias: of the MLP's last layer, added once;
-          shell: the MLP's module without its weights, which gets them back when the union is
-          folded.
+        experts: the slices; router: chooses among them; bias: that of the MLP's last layer, added
+          once for every token; shell: the MLP's module without its weights, which gets them back
+          when the mixture is turned into the dense MLP again.
         """
         super().__init__(experts, router, None if bias is None else SharedBias(bias))
         self.shell = (shell,)  # not a part: it has no weights
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute b + the weighted sum of the experts; in training the gate learns their sizes.
+        """Compute the weighted sum of the experts' outputs, plus the MLP's bias.
 
-        x: (..., d) -> (..., out).
+        x: (..., d) -> (..., out). While the router's gate is taught, it also gets the outputs, so
+          that it learns to predict their sizes.
         """
         router = cast(UnionRouter, self.router)
         if not router.teaches:
@@ -110,11 +114,12 @@ class UnionAttention(nn.Module):
     def __init__(
         self, router: UnionRouter, out: CutLinear, heads: int, width: int, shell: nn.Module
     ) -> None:
-        """Store the parts of an attention that both forms of cutting it need.
+        """Store what any attention needs whose heads are divided into experts.
 
-        router: chooses experts, groups of heads, for each token; out: the weights of the output
-          layer W_o; heads: the host's number of heads; width: a head's; shell: the host's attention
-          without its weights, which gets them back when the union is folded.
+        router: chooses experts, which are groups of heads, for each token; out: the weights of the
+          output layer; heads: the host's number of heads; width: numbers of a head; shell: the
+          host's attention without its weights, which gets them back when the dense attention is
+          restored.
         """
         super().__init__()
         self.router, self.heads, self.width = router, heads, width
@@ -124,9 +129,9 @@ class UnionAttention(nn.Module):
         self._out = (out,)  # under the host's own name among the modules
 
     def route(self, x: Tensor) -> tuple[Segments, Tensor]:
-        """Return the pairs (token, expert) by sequence and expert, and their weights (N,).
+        """Choose experts for each token; return the pairs (token, expert), and their weights (N,).
 
-        x: (B, T, d), the attention's input.
+        x: (B, T, d), the attention's input. The pairs are grouped by expert and sequence.
         """
         routing: Routing = self.router(x)
         tokens, length = routing.tokens, x.shape[1]
@@ -134,11 +139,13 @@ class UnionAttention(nn.Module):
         return pairs, routing.weight.to(x.dtype)[pairs.order]
 
     def summed(self, x: Tensor, pairs: Segments, weight: Tensor, attended: Tensor) -> Tensor:
-        """Compute b_o + sum_e G_te W_o,e a_te, (B, T, d): the experts' outputs added up by token.
+        """Apply the output layer to the heads of all pairs, and add up the results by token.
 
-        W_o,e: the columns of the output layer for the heads of expert e; b_o: its bias; G: the
-          weights. x: (B, T, d); pairs, weight: as returned by `route`; attended: a, (N, heads of an
-          expert * width), the attention outputs of each pair's heads.
+        y_t = b_o + sum_e G_te W_o,e a_te, with W_o,e the columns of the output layer for the heads
+        of expert e, b_o its bias, and G_te the weight of expert e for token t.
+        x: (B, T, d), the attention's input; pairs, weight: N pairs and their weights, as returned
+          by `route`; attended: a, (N, heads of an expert * width), what the heads of each pair's
+          expert return for its token.  -> (B, T, d).
         """
         (out,) = self._out
         linear = linear_of(pairs.expert, self.experts)
@@ -213,9 +220,9 @@ class SelectiveAttention(UnionAttention):
         return self.proj_drop(self.summed(x, pairs, weight, attended))
 
     def _query_key_value(self) -> tuple[Tensor, Tensor | None]:
-        """Return the rows of W_q, W_k, W_v by expert, (E, 3 g w, d), and biases (E, 3 g w) or None.
+        """Return each expert's weight for queries, keys and values, and its bias or None.
 
-        E: experts, of g heads each; w: the width of a head.
+        (E, 3 g w, d) and (E, 3 g w): E experts of g heads each, of width w, for inputs of width d.
         """
         n, d = self.each * self.width, self.qkv.weight.shape[1]
         weight = self.qkv.weight.view(3, self.experts, n, d).transpose(0, 1)
@@ -350,9 +357,9 @@ class SelectiveQueries(UnionAttention):
         return k.transpose(1, 2), v.transpose(1, 2)
 
     def _key_heads(self, owner: Tensor) -> Tensor:
-        """Return the numbers of the key heads that the g query heads of each expert use, (S, g).
+        """Return which key head each query head of an expert uses, by number, (S, g).
 
-        owner: (S,), the expert of each of S padded sequences.
+        owner: (S,), the experts, one for each of S padded sequences; an expert has g query heads.
         """
         head = owner[:, None] * self.each + torch.arange(self.each, device=owner.device)
         return torch.div(head, self.pairs_of, rounding_mode="floor")
@@ -378,7 +385,8 @@ class SelectiveQueries(UnionAttention):
     def naive(self, x: Tensor, routing: Routing, positions: tuple[Tensor, Tensor]) -> Tensor:
         """Compute the same as `forward`, slowly: all heads on all tokens, times 0 where not routed.
 
-        x: (B, T, d) -> (B, T, d); routing: the experts of the B T tokens; positions: (cos, sin).
+        x: (B, T, d) -> (B, T, d); routing: the experts of the B T tokens; positions: (cos, sin) of
+          the rotary positions.
         """
         k, v = (t.repeat_interleave(self.pairs_of, 1) for t in self._keys(x, positions))
         q = F.linear(x, self.q_proj.weight, self.q_proj.bias)
@@ -404,7 +412,10 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _pair_positions(positions: Tensor, batch: int, token: Tensor) -> Tensor:
-    """Return the positions of each pair's token.  (1 or B, T, w) -> (N, 1, w)."""
+    """Return the rotary cos or sin of each pair's token, (N, 1, w).
+
+    positions: cos or sin, (1 or B, T, w); batch: B; token: (N,), the token of each pair, 0 to B T.
+    """
     return positions.expand(batch, -1, -1).reshape(-1, positions.shape[-1])[token][:, None]
 
 

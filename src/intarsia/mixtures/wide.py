@@ -28,7 +28,8 @@ class WideMlp(nn.Module):
     def __init__(self, experts: StackedExperts, shared: nn.Module | None) -> None:
         """Copy the weights of E stacked experts into one MLP of E h hidden units.
 
-        experts: of h units each; shared: the module that every token passes, None = none.
+        experts: MLPs of h hidden units each; shared: a module whose output is added for every
+          token, None = none.
         """
         super().__init__()
         self.experts, self.units = experts.experts, experts.up.shape[1]
@@ -45,9 +46,10 @@ class WideMlp(nn.Module):
         self.shared = copy.deepcopy(shared)
 
     def hidden(self, x: Tensor, gates: Tensor) -> Tensor:
-        """Compute the hidden units, 0 where a token does not have the expert or the unit is off.
+        """Compute the hidden units of all experts, each multiplied by its expert's weight.
 
-        x: (..., d); gates: (T, E), the routing's weights for the T rows of x.  -> (..., E h).
+        x: (..., d); gates: (T, E), the weights of E experts for the T rows of x, 0 = the row does
+          not have the expert.  -> (..., E h).
         """
         units = self.act(self.up(x) if self.gate is None else self.gate(x))
         if self.gate is not None:
@@ -58,7 +60,7 @@ class WideMlp(nn.Module):
     def forward(self, x: Tensor, gates: Tensor) -> Tensor:
         """Compute the output of the wide MLP.
 
-        x: (..., d); gates: (T, E), the routing's weights for the T rows of x.  -> (..., out).
+        x: (..., d); gates: (T, E), the weights of E experts for the T rows of x.  -> (..., out).
         """
         y = self.down(self.hidden(x, gates))
         # the output biases are summed by the gates
@@ -68,10 +70,10 @@ class WideMlp(nn.Module):
 
 
 def as_wide_mlp(mixture: Mixture) -> WideMlp:
-    """Return the wide MLP that computes the same as a mixture of stacked experts.
+    """Return one MLP with the hidden units of all experts, which computes the same as a mixture.
 
-    Its weights are copies. as_wide_mlp(mixture)(x, mixture.routing(x).dense()) is mixture(x), up to
-    rounding.
+    mixture: one of `StackedExperts`; the weights are copied. as_wide_mlp(mixture)(x, gates) with
+    gates = mixture.routing(x).dense() is mixture(x), up to rounding.
 
     Raises: ConfigError for experts of other kinds.
     """
@@ -91,11 +93,12 @@ class ActivationL0(NamedTuple):
 
 @torch.no_grad()
 def activation_l0(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, ActivationL0]:
-    """Count a model's active (non-zero) hidden units in one forward; return means by path.
+    """Count the active (non-zero) hidden units of a model's mixtures; return means by path.
 
-    A mean is per pair of a token and an expert (`expert`), or per token (`wide`). args, kwargs:
-    arguments of the forward, model(*args, **kwargs). A model that is a mixture has the path "". The
-    model runs in its current mode: in training a capacity drops pairs. The routing is computed
+    model: has mixtures of `StackedExperts`; one that is itself a mixture has the path "". args,
+    kwargs: arguments of one forward, model(*args, **kwargs), in which units are counted. For each
+    mixture the mean number of a pair of a token and an expert (`expert`), and of a token (`wide`).
+    The model runs in its current mode: in training a capacity drops pairs. The routing is computed
     twice, so that a random router draws twice. Shared experts are not counted. NaN for a mixture
     that no token reached.
     Raises: ConfigError for a model without a mixture of stacked experts.

@@ -62,7 +62,8 @@ class ZCodeM3:
     def build(self, width: int, hidden: int, *, generator: torch.Generator) -> Mixture:
         """Build a mixture of E MLPs width -> hidden -> width, with router and capacity.
 
-        generator: the source of first weights and of the random drops.
+        width, hidden: sizes of each MLP; generator: the source of first weights and of the random
+          drops.
         """
         experts = StackedExperts(self.experts, width, hidden, bias=True, generator=generator)
         router = self.router.build(width, generator=generator)
@@ -140,9 +141,12 @@ def prune(mixture: Mixture, experts: Sequence[int]) -> None:
 
 
 def check_prune(mixture: Mixture, experts: Sequence[int], subject: str = "experts to keep") -> None:
-    """Raise the ConfigError that `prune` would raise, if any.
+    """Check that `prune` can keep these experts of a mixture.
 
-    mixture: to be pruned; experts: numbers of those to keep; subject: how an error names them.
+    mixture: to be pruned; experts: the numbers of the experts to keep; subject: what the error
+      calls them.
+    Raises: ConfigError for numbers that are none of its experts, too few of them, or a router that
+      cannot lose experts.
     """
     count = mixture.experts.experts
     if not experts or len(set(experts)) < len(experts) or not set(experts) <= set(range(count)):
@@ -158,10 +162,10 @@ def _settings(mixture: Mixture) -> Any:
 
 
 def _rows(mixture: Mixture) -> dict[str, Tensor]:
-    """Return a mixture's router tensors that have a row for each expert: name -> (E, ...).
+    """Return a mixture's router tensors that have a row for each of E experts: name -> (E, ...).
 
-    Raises: ConfigError for a router that cannot get or lose experts: one that does not name such
-      tensors in `by_expert`, or that has no settings from which to build it for another E.
+    Raises: ConfigError for a router that cannot get or lose experts: one that does not name these
+      tensors in `by_expert`, or keeps no settings that could name another number of experts.
     """
     router = mixture.router
     if not isinstance(router, Router) or router.by_expert is None or _settings(mixture) is None:
@@ -201,12 +205,12 @@ def _append(mine: Mixture, theirs: Mixture) -> None:
 
 
 def _distinct(our_salts: Tensor, salts: Tensor) -> Tensor:
-    """Return `salts` with new ones where a salt is in `our_salts` or came before.
+    """Return the salts of a second mixture, changed where one is in use already.
 
-    Salts are the numbers by which a hash router picks an expert. our_salts: (E1,), salts: (E2,)
-    int64 -> (E2,).
+    A hash router sends a token to an expert by a hash with the expert's salt, a number; experts of
+    equal salts would compete for the same tokens. our_salts: (E1,) int64, those of the first
+    mixture; salts: (E2,) int64, those of the second.  -> (E2,).
     """
-    # Salts of the first model are taken; those of the second must differ, also from each other.
     used, distinct = set(our_salts.tolist()), list[Tensor]()
     for salt in salts.cpu():
         # a hash that both models use would send all its tokens to the first of the two experts
@@ -218,9 +222,9 @@ def _distinct(our_salts: Tensor, salts: Tensor) -> Tensor:
 
 
 def _check_alike(path: str, mine: Mixture, theirs: Mixture) -> None:
-    """Raise ConfigError or ShapeError where two mixtures at `path` cannot be merged.
+    """Raise ConfigError or ShapeError if two mixtures cannot be merged.
 
-    mine, theirs: the mixtures of the two models.
+    path: their place in both models, for the error; mine, theirs: the mixtures of the two models.
     """
     experts = mine.experts.experts + theirs.experts.experts
     # type of the router, widths of its rows, and its settings for all experts together
@@ -252,9 +256,9 @@ def _widths(rows: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def _shared_tensors(model: nn.Module, twice: bool = False) -> Iterator[tuple[str, Tensor]]:
-    """Yield the parameters and buffers that belong to no single expert, with their names.
+    """Yield (name, tensor) of a model's parameters and buffers that belong to no single expert.
 
-    twice: a tensor with several names comes under each of them.
+    model: has mixtures; twice: a tensor with several names comes under each of them.
     """
     single: set[int] = set()
     for mixture in mixtures_in(model).values():
@@ -273,9 +277,9 @@ def _shared_tensors(model: nn.Module, twice: bool = False) -> Iterator[tuple[str
 
 
 def _shape_error(name: str, first: object, second: object) -> ShapeError:
-    """Return the error for shapes of the second model that are not those of the first.
+    """Return the error for weights whose shapes differ between two models.
 
-    name: of the weights; first, second: their shapes in each model.
+    name: what the error calls the weights; first, second: their shapes in each model.
     """
     return ShapeError(name, got=second, want=f"{first}, as in the first", fix=SAME)
 

@@ -163,10 +163,12 @@ class PermutationRouter(Router):
         return sinkhorn(scores / tau, rounds)
 
     def _gumbel(self) -> Tensor:
-        """Draw Gumbel noise for M, (k, E, E).
+        """Draw Gumbel noise for the scores of the permutations of E experts: M, (k, E, E).
 
-        Gradient checkpointing computes a forward twice; both have the same noise.
+        k: the number of permutations, 1 or one for each part of the gate. Gradient checkpointing
+        computes a forward twice; both get the same noise.
         """
+        # a draw for each copy of the batch (`passes`), of which all use the first
         passes, shape = self.context.passes, self.scores.shape
         return self.noise.drawn(passes, lambda n: self.noise.gumbel(n, *shape))[0]
 

@@ -138,7 +138,11 @@ class Masked:
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Collect gradients inside the context, for store="vectors"; otherwise do nothing."""
+        """Gather the gradients of the kept weights inside the context, if only these are stored.
+
+        With store="vectors" the optimiser steps a short vector of each parameter's kept weights;
+        here their gradients are copied into those vectors. With "dense" nothing is done.
+        """
         if self.entries is None:
             yield
         else:

@@ -39,13 +39,14 @@ def by_distance(
 ) -> Tensor:
     """Sum, for each head, the influence of keys by their distance from the query: (H, bins).
 
+    A key's influence on a query is |E|, how much the loss would change if the query did not attend
+    to the key, see `influence`. Its sum over all queries and keys of one range of distances is a
+    bin; bins are means over the B rows. A window of w tokens drops the keys at distance w and more,
+    so that the sum of the bins from w / block on estimates what it costs.
     query: (B, H, N, D) and keys: (B, G, N, D) with rotary positions applied, G divides H; values:
       (B, G, N, D'); gradient: dL / d(A v), (B, H, N, D'), A the attention weights. sink: so many
       first keys are left out, because every window keeps them. block: width of a bin; bin b has the
-      distances b block ... (b + 1) block - 1 of all queries. scale: of the scores, None = 1 /
-      sqrt(D). Returns means of the sums of |E| over the B rows, E as in `influence`.
-    The loss of a window of w tokens is then the sum of the bins from w / block on: the keys it
-    drops.
+      distances b block ... (b + 1) block - 1. scale: of the scores, None = 1 / sqrt(D).
     A and dL/dA = (dL/d(A v)) v^T are computed for some queries at a time, so that no (N, N) of all
     heads is ever in memory.
     """

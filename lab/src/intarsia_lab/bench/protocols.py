@@ -74,11 +74,14 @@ class Protocol:
             raise ConfigError(subject, got="no rule for it", want=f"one of {self.only}", fix=fix)
 
     def final(self, arm: BenchArm, start: Experiment, task: str) -> Experiment:
-        """Return the run whose test score counts, with settings as they are before a search.
+        """Return the settings of a method's run on a task whose test score counts.
 
-        arm: the method; start: settings of all runs; task: "suite/task".
+        arm: the method; start: settings of all runs; task: "suite/task". The learning rate and
+        other settings are the method's own; where they are searched for, the caller replaces them
+        by those that the search chose.
         """
-        # a run that counts trains on the validation part too, unless one search chose for all tasks
+        # Such a run is trained on the validation part too, which the search has used by then. Where
+        # one search on a few tasks chose for all (`chosen_on`), it is trained on the first part.
         parts = {"data": task + JOINED, "val": 0} if self.chosen_on is None else {"data": task}
         values: dict[str, Any] = {**parts, **self.training}
         run = arm.settings.into(start.changed(**values))

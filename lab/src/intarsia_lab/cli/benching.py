@@ -42,7 +42,8 @@ def bench(
     tasks: Annotated[
         str | None,
         typer.Option(
-            help="Tasks with commas; the profile's if not given. a+b: one label space; joint: all."
+            help="Tasks with commas; the profile's if not given. a+b joins two tasks to one, with "
+            "the classes of both; joint joins all of them."
         ),
     ] = None,
     heads: Annotated[
@@ -60,7 +61,8 @@ def bench(
         typer.Option(
             autocompletion=among(PROTOCOLS),
             help="Protocol. honest: one setting for all tasks; tuned: a grid, chosen on validation "
-            "images; even: one rate a method, chosen alike; official: MoSA's published recipe.",
+            "images; even: one rate for each method, searched for in the same way; "
+            "official: MoSA's published recipe.",
         ),
     ] = "honest",
     profile: Annotated[

@@ -123,7 +123,11 @@ class Study:
     scale: str = ""
 
     def __post_init__(self) -> None:
-        """Check that there is a control and, for a headline, an effect.  Raises: ConfigError."""
+        """Check that the study has a control, and the effect of the paper that it repeats.
+
+        Only a study of a paper's headline result (`system` names the paper) needs an effect.
+        Raises: ConfigError for one that is missing, or an unknown `sense`.
+        """
         one_of("sense", self.sense, SENSES)
         if self.control is None:
             want = "a positive control, or the reason why there can be none"

@@ -67,7 +67,8 @@ class Watch:
         """Prepare to record validation losses and loads while a model trains.
 
         model: is trained; val: validation part; batch: rows at a time; marks: steps at which a
-          point is recorded; first: steps, and spent: operations, of a training before this one.
+          point is recorded, counted from the first training; first: the number of steps of a
+          training before this one, 0 = none; spent: the number of operations of that training.
         """
         self.model, self.val, self.batch = model, val, batch
         self.marks, self.first, self.before = frozenset(marks), first, spent

@@ -60,14 +60,14 @@ def _tensors(model: nn.Module, heads: Sequence[str], sized: bool) -> dict[str, T
 def fingerprint(
     model: nn.Module, heads: Sequence[str] = (), *, sized: bool = False
 ) -> dict[str, Any]:
-    """Return {"layout": sha256 of names and shapes, "values": some weights} of a model.
+    """Return what identifies a pretrained model: "layout", a digest, and "values", some weights.
 
-    heads: paths that are left out. Tables of positions are left out, too, so that a model is the
-    same at every picture size that leaves its layers as they are; sized: with them, as older
-    folders have. "values" has one weight, at a fixed place, of up to 96 matrices: the same in
-    float32, bfloat16 and float16 up to rounding, and different for another training run of the same
-    architecture. It is None for a quantised matrix, so that an adapter moves between a model and
-    its quantised form.
+    "layout" is the SHA-256 of the names and shapes of its tensors. "values" has one weight, at a
+    fixed place, of each of up to 96 matrices: the same in float32, bfloat16 and float16 up to
+    rounding, and different for another training run of the same architecture. The value of a
+    quantised matrix is None, so that an adapter moves between a model and its quantised form.
+    heads: paths that are left out. sized: False leaves the tables of positions out, too, so that a
+    model is the same at every picture size; True includes them.
     """
     tensors = _tensors(model, heads, sized)
     # the order of modules may differ between versions of a library

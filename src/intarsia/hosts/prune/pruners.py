@@ -19,9 +19,9 @@ class MaskPruner(LayerPruner):
     """Pruner that keeps the weights of the largest scores as they are."""
 
     def choose(self, scores: Mapping[str, Tensor]) -> Partition:
-        """Select the largest scores of a layer, a share `density` of them.
+        """Select the weights to keep: a share `density` of each matrix, those of largest score.
 
-        scores: {path: (out, in)} of one layer. Returns a partition whose part 0 is kept.
+        scores: path -> (out, in), one matrix here. Returns a partition whose part 0 is kept.
         """
         return keep_shares(scores, dict.fromkeys(scores, self.density))
 

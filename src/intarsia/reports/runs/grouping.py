@@ -205,11 +205,13 @@ def _validated_on(group: RunGroup, seed: int) -> str:
 
 
 def _rank(group: RunGroup, seeds: Collection[int]) -> tuple[float, float, int]:
-    """Return what methods are ordered by: mean score, minus mean loss, minus trained parameters.
+    """Return the key by which methods are ordered, the larger the better.
 
-    group: runs of a method; seeds: those whose validation scores count. The larger tuple is better.
+    group: runs of a method; seeds: those whose validation scores count. The key is the mean score,
+    then minus the mean loss, then minus the number of trained parameters.
     """
     runs = [run for run in group.runs if run.seed in seeds]
+    # `validation` has the loss with a minus already: the larger is the better
     scores, losses = zip(*(score for run in runs if (score := run.validation)), strict=True)
     return fmean(scores), fmean(losses), -group.runs[0].costs.trained
 

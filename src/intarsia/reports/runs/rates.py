@@ -28,9 +28,12 @@ def search_of(group: RunGroup) -> Mapping[str, Any] | None:
 
 
 def entry(group: RunGroup) -> Entry:
-    """Return the entry of the results table for a group's learning rate."""
+    """Return the entry of the results table for a group's learning rate.
+
+    group: the runs of a method. The entry has the note "limit" if the search chose the lowest or
+    the highest rate that it may try, so that a better one may lie beyond.
+    """
     rate = rate_of(group)
-    # the best rate is at the end of what the search may try
     limit = (search_of(group) or {}).get("limit")
     return Entry("" if rate is None else f"{rate:g}", "limit" if limit else "")
 

@@ -186,9 +186,10 @@ def lit(
 ) -> Image.Image:
     """Return a picture in which only the parts that were read are bright.
 
-    read_vectors: (tiles, queries) bool, True = read; a tile is a part of the picture, its queries
-      stand in a square. None = the whole picture, bright. grid: rows and columns of the tiles;
-      longer: pixels of the longer side.
+    read_vectors: (tiles, queries) bool, True = read. The picture is cut into tiles, and each tile
+      gives the model some vectors (queries), which stand for small squares inside it, row by row.
+      None = the whole picture, bright. grid: rows and columns of the tiles; longer: pixels of the
+      longer side.
     """
     if read_vectors is None or not grid[0]:
         small = picture.convert("RGB")
