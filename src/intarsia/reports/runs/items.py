@@ -107,8 +107,8 @@ def interval_of(
 
 
 _UNNUMBERED = (
-    "each seed has a test part of its own, and these runs, of an earlier version, did not store "
-    "which items they share; train them again"
+    "each seed has a test part of its own, and the samples of this data set have no numbers by which "
+    "the items of two runs could be paired"
 )
 
 
