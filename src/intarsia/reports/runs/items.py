@@ -107,8 +107,8 @@ def interval_of(
 
 
 _UNNUMBERED = (
-    "each seed has a test part of its own, and the samples of this data set have no numbers by which "
-    "the items of two runs could be paired"
+    "each seed has a test part of its own, and the samples of this data set have no numbers by "
+    "which the items of two runs could be paired"
 )
 
 
