@@ -26,9 +26,10 @@ from .verdict import (
 
 
 def builds_a_cell(card: Card) -> None:
-    """Check that the method's roles, position and `build` are as `Method` says.
+    """Check that an adapter's settings name its roles and position, and build a `Cell`.
 
-    card: the method's entry in the catalogue. Two sites are tried: of equal and of two widths.
+    card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer. It is
+    built for a layer with as many outputs as inputs, and for one with more.
     """
     config = tiny(card)
     holds = bool(config.roles) and config.position in ("parallel", "sequential")
@@ -43,9 +44,9 @@ def builds_a_cell(card: Card) -> None:
 
 
 def maps_the_widths(card: Card) -> None:
-    """Check that the method's cell maps (..., reads) to (..., outputs), in both modes.
+    """Check that the cell maps inputs of its layer's width to outputs of its width, in both modes.
 
-    card: the method's entry in the catalogue.
+    card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
     """
     for mode in (True, False):
         cell = trained(card).train(mode)
@@ -56,7 +57,7 @@ def maps_the_widths(card: Card) -> None:
 
 
 def leaves_its_input_alone(card: Card) -> None:
-    """Check that x is not written to and gets a gradient, for layers below that are trained too.
+    """Check that the cell does not write to its input, and passes a gradient on to it.
 
     card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
     """

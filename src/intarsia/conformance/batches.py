@@ -51,7 +51,10 @@ def build(card: Card, seed: int = 0, **sizes: int) -> nn.Module:
 
 
 def shown(router: nn.Module, like: Tensor) -> nn.Module:
-    """Give the router experts to read, on the device and of the dtype of `like`; return it."""
+    """Give a router that reads its experts' weights some to read; return the router.
+
+    like: a tensor with their device and dtype.
+    """
     for reader in expert_readers(router):
         reader.see(Toy(cast(Any, router).experts, like))
     return router
@@ -63,10 +66,9 @@ def tokens(count: int = TOKENS, seed: int = 1) -> Tensor:
 
 
 def route(router: nn.Module, x: Tensor) -> Routing:
-    """Route tokens x (T, d); check that the result is a Routing of T tokens to experts that exist.
+    """Route tokens, and check that the result is a routing of all of them to experts that exist.
 
-    router: the one that is tested.
-    Raises: Broken.
+    router: the one that is tested; x: (T, d). Raises: Broken for another result.
     """
     routing: Any = router(x)
     fix = "Build it with Routing.from_topk or Routing.from_dense."
@@ -82,7 +84,7 @@ def route(router: nn.Module, x: Tensor) -> Routing:
 
 
 def gates(router: nn.Module, x: Tensor) -> Tensor:
-    """Return the weights of the tokens' experts, (T, E)."""
+    """Return the weight of each expert for each token, (T, E), without a graph.  x: (T, d)."""
     # without a graph: only values are compared
     return route(router, x).dense().detach()
 
@@ -90,7 +92,7 @@ def gates(router: nn.Module, x: Tensor) -> Tensor:
 def _checked_routing(call: Callable[[], Routing], condition: str) -> Routing:
     """Call a function that routes; check that weights and losses are finite; return the routing.
 
-    condition: describes the batch in an error.
+    call: routes a batch; condition: describes the batch in an error.
     Raises: Broken, also where the call fails.
     """
     try:
@@ -163,7 +165,7 @@ def keeps_a_nan_in_its_row(card: Card) -> None:
 
 
 def counts_a_logit_of_zero(card: Card) -> None:
-    """Check that the router gives tokens of zeros, whose logits may all be 0, experts as others.
+    """Check that tokens of zeros, whose logits may all be 0, get experts like other tokens.
 
     card: the router's entry in the catalogue, with tiny settings for tests.
     """
@@ -175,9 +177,9 @@ def counts_a_logit_of_zero(card: Card) -> None:
 
 
 def evaluates_as_it_trains(card: Card) -> None:
-    """Check that the router gives the same pairs and weights in both modes, but for capacity.
+    """Check that a router routes alike in training and in evaluation, up to its capacity.
 
-    Routers that draw are left out.
+    Routers that draw random numbers are left out. A capacity drops pairs in training alone.
     card: the router's entry in the catalogue, with tiny settings for tests.
     """
     if "stochastic" in card.tags:

@@ -17,9 +17,10 @@ LAYERS, EXPERTS, STEPS = 3, 6, 40
 
 
 def asked(seed: int = 0) -> list[list[Key]]:
-    """Return which experts each of STEPS steps of decoding needs: lists of (layer, expert).
+    """Make up a demand for experts: for each of STEPS steps of decoding a list (layer, expert).
 
-    seed: of the draw. Two or three of each layer, some experts much more often than others.
+    seed: of the draw. A step needs two or three experts of each layer, some much more often than
+    others.
     """
     draws = seeded(seed)
     # popular experts make the policies differ; noise makes every expert appear
@@ -42,15 +43,16 @@ def _policy(card: Card) -> Policy:
 
 
 def _run(card: Card, slots: int, demand: list[list[Key]] | None = None) -> Residency:
-    """Simulate a cache with `slots` places for experts under a card's policy; return its hits.
+    """Simulate a cache of experts under a policy; return how often it hit, and loaded.
 
-    card: the policy's entry in the catalogue. demand: the experts of each step; None = `asked()`.
+    card: the policy's entry in the catalogue. slots: how many experts fit into the cache. demand:
+    the experts that each step needs; None = `asked()`.
     """
     return replay(asked() if demand is None else demand, _policy(card), slots)
 
 
 def serves_every_ask(card: Card) -> None:
-    """Check that under the policy hits + loads = requests, with few places and with one for each.
+    """Check that a cache under the policy serves each request once: as a hit, or by a load.
 
     card: the entry in the catalogue of a policy, which says what leaves a cache of experts.
     """
@@ -65,7 +67,7 @@ def serves_every_ask(card: Card) -> None:
 
 
 def loads_each_once_where_all_fit(card: Card) -> None:
-    """Check that with a slot for each expert the policy loads each once, when first needed.
+    """Check that a cache with room for all experts loads each of them once, when first needed.
 
     card: the entry in the catalogue of a policy, which says what leaves a cache of experts.
     """
@@ -86,7 +88,7 @@ def chooses_what_it_is_offered(card: Card) -> None:
     victim = policy.victim
 
     def watched(resident: Iterable[Key]) -> Key:
-        """Note what may be evicted and what the policy chooses; evict the first."""
+        """Record what may be evicted and what the policy chooses; evict the first one."""
         offered.append(list(resident))
         victims.append(victim(list(offered[-1])))
         return offered[-1][0]
@@ -112,7 +114,7 @@ def decides_alike(card: Card) -> None:
         used = policy.used
 
         def noted(key: Key, hit: bool, used: Any = used, into: list[Key] = loaded) -> None:
-            """Note an expert that was loaded, then tell the policy as before."""
+            """Record an expert that was loaded, then call the policy's own `used`."""
             if not hit:
                 into.append(key)
             used(key, hit)

@@ -26,10 +26,10 @@ def tiny(card: Card) -> Any:
 
 
 def _config(card: Card, settings: Mapping[str, Any], want: str, fix: str) -> Any:
-    """Build the settings that a card stands for from values by name.
+    """Build a method's settings, an object of its config class, from values by name.
 
-    card: a method's entry in the catalogue. settings: the values. want, fix: text of the error.
-    Raises: Broken if they are refused.
+    card: the method's entry in the catalogue. settings: the values. want, fix: text of the error.
+    Raises: Broken if the class refuses them.
     """
     try:
         return card.config(**settings)

@@ -16,11 +16,11 @@ DRAWS = 40  # forwards after which no expert of a tiny mixture is still unseen
 
 
 def site(card: Card, *, square: bool = False) -> Site:
-    """Return a layer of a model, as a `Site`, to which a method's adapter is added in the tests.
+    """Describe the layer, as a `Site`, to which a method's adapter is added in the tests.
 
-    card: the method's entry in the catalogue; its settings say whether it is an MLP or a linear
-    layer, and whether its input or its output is read. A LayerNorm feeds it. square: outputs as
-    wide as inputs.
+    card: the method's entry in the catalogue; its settings decide whether the layer is an MLP or a
+    linear layer, and whether the adapter reads its input or its output. A LayerNorm is in front of
+    it. square: as many outputs as inputs.
     """
     position, outputs = tiny(card).position, INPUTS if square else OUTPUTS
     place = Site("block.mlp", INPUTS, outputs, position)
@@ -60,9 +60,10 @@ def host() -> nn.Module:
 
 
 def build(card: Card, seed: int = 0) -> Cell:
-    """Return a cell with the card's tiny settings, as it is before training.
+    """Build an adapter's cell, the module that it adds to a layer, as it is before training.
 
-    seed: of the generator that draws its weights.
+    card: the adapter's entry in the catalogue, with tiny settings; seed: of the generator that
+    draws the cell's weights.
     """
     # a whole cell also computes its host's output, which is taken off again
     cell = tiny(card).build(site(card), generator=seeded(seed))

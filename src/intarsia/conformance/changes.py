@@ -80,7 +80,7 @@ def reads_tokens(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def outputs(model: nn.Module) -> Tensor:
-    """Compute a model in evaluation on fixed tokens, or on fixed pictures of task 0."""
+    """Compute a model's logits in evaluation, on fixed tokens or pictures."""
     if reads_tokens(model):
         return model.eval()(input_ids=tokens()).logits
     # methods that route by task need one
@@ -89,9 +89,9 @@ def outputs(model: nn.Module) -> Tensor:
 
 
 def batches_for(change: Change, host: nn.Module) -> list[Any]:
-    """Return the batches that a change may use to decide what it does, labelled if it needs it.
+    """Return the batches by which a change may decide what it does, with labels if it needs them.
 
-    change: whose `needs` says so. host: a model of tokens or of pictures.
+    change: needs labels if "labels" is in its `needs`. host: a model of tokens or of pictures.
     """
     if reads_tokens(host):
         return [tokens()]
@@ -107,7 +107,8 @@ def change_of(card: Card) -> Change:
 def changed(host: nn.Module, change: Change, seed: int = 0) -> nn.Module:
     """Apply a change to a model, with batches that it may use; return the changed model.
 
-    host: the model. seed: of new weights and draws.
+    host: the model; change: an adapter, a pruning or another change of a model; seed: of new
+    weights and draws.
     """
     return apply(host, change, batches_for(change, host), seed=seed, name="one")
 
@@ -177,7 +178,7 @@ class _Fails(Change):
         return frozenset()
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Plan the change inside.
+        """Plan the change inside, and return a plan that keeps it.
 
         host: the model; batches: calibration inputs; seed: of weights and draws.
         """
@@ -198,7 +199,7 @@ class _Fails(Change):
 
 
 def leaves_no_trace_of_an_error(card: Card) -> None:
-    """Check that an error after the change restores the host: modules, weights, flags, hooks.
+    """Check that a change which fails half way leaves the model as it was, with weights and hooks.
 
     card: the entry in the catalogue of a change, which alters a model.
     """
@@ -213,7 +214,7 @@ def leaves_no_trace_of_an_error(card: Card) -> None:
 
 
 def preserves_what_it_says(card: Card) -> None:
-    """Check that the change's `preserves` has "outputs" and "shape" exactly if it keeps them.
+    """Check that `preserves` names "outputs" and "shape" exactly if the change keeps them.
 
     card: the entry in the catalogue of a change, which alters a model.
     """
@@ -265,7 +266,8 @@ def folds_or_refuses(card: Card) -> None:
 def _require_as_before(model: nn.Module, reference: nn.Module, moment: str) -> None:
     """Require that a model has the same modules, weights, flags and hooks as another one.
 
-    model: the one tested. reference: as it should be. moment: when it is compared, for the error.
+    model: the one that is tested. reference: the other one. moment: when they are compared, such as
+    "after a plan", for the error.
     """
     for name, read in (
         ("modules", lambda m: [(n, type(x)) for n, x in m.named_modules()]),

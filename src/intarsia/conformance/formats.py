@@ -78,7 +78,7 @@ def exact_exactly_when_tagged(card: Card) -> None:
 
 
 def errs_less_than_a_constant(card: Card) -> None:
-    """Check that the format's squared error is at most that of the mean in place of the weight.
+    """Check that a decoded weight is at least as close to the original as its mean would be.
 
     card: the entry in the catalogue of a format, a way to store a weight.
     """
@@ -91,7 +91,7 @@ def errs_less_than_a_constant(card: Card) -> None:
 
 
 def moves_less_the_second_time(card: Card) -> None:
-    """Check that storing a decoded weight changes it no more than storing it first did.
+    """Check that storing a decoded weight again changes it no more than the first time.
 
     card: the entry in the catalogue of a format, a way to store a weight.
     """
@@ -121,7 +121,7 @@ def survives_safetensors(card: Card) -> None:
 
 
 def counts_the_bytes_of_its_file(card: Card) -> None:
-    """Check that nbytes of the format's tensors is the size of their file without its header.
+    """Check that `nbytes` counts a stored weight as large as its file, without the file's header.
 
     card: the entry in the catalogue of a format, a way to store a weight.
     """
@@ -136,7 +136,7 @@ def counts_the_bytes_of_its_file(card: Card) -> None:
 
 
 def multiplies_as_it_decodes(card: Card) -> None:
-    """Check the format's matmul and its gradient in x against x decode(stored)^T.
+    """Check that the format's matmul, and its gradient, are those of the decoded weight.
 
     card: the entry in the catalogue of a format, a way to store a weight.
     """
@@ -189,7 +189,7 @@ def _weights() -> list[Tensor]:
 
 
 def _round(stores: Format, w: Tensor) -> Tensor:
-    """Encode and decode a weight with the format `stores`."""
+    """Encode a weight with a format, and return it decoded.  stores: the format; w: the weight."""
     return stores.decode(stores.encode(w), w.shape)
 
 

@@ -27,9 +27,9 @@ class Stream(nn.Module):
     """Two equal blocks in a row under an update: what each of them adds and carries."""
 
     def __init__(self, update: Any) -> None:
-        """Build a linear map of random weights, (WIDTH, WIDTH), used as block twice in a row.
+        """Build the block, a linear map of random weights (WIDTH, WIDTH), which is used twice.
 
-        update: the rule that is tested, how a block's output is added to the stream.
+        update: the rule that is tested: how a block's output changes the residual stream.
         """
         super().__init__()
         self.update = update
@@ -39,16 +39,20 @@ class Stream(nn.Module):
             self.block.bias.copy_(stream(9)[0])
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Return what two blocks in a row add to x and carry on, without what is None."""
+        """Apply the block twice in a row under the update.
+
+        x: (rows, WIDTH). Returns what each block adds to x, and the momentum that it hands on, as
+        far as there is any.
+        """
         first, m = self.update.step(self.block, x, None)
         values = first, m, *self.update.step(self.block, x + first, m)
         return [tensor for tensor in values if tensor is not None]
 
 
 def _module(card: Card) -> nn.Module:
-    """Return the card's layer of experts with random weights, or two blocks under its update.
+    """Build what a card stands for: a layer of experts, or two blocks under a residual update.
 
-    card: the method's entry in the catalogue.
+    card: the method's entry in the catalogue. The weights are random.
     """
     settings = tiny(card)
     if isinstance(settings, Update):
@@ -82,8 +86,9 @@ def keeps_shape_and_dtype(card: Card) -> None:
 
 
 def keeps_rows_apart(card: Card) -> None:
-    """Check that a row's outputs in evaluation depend on no other row if there is room.
+    """Check that a row's outputs in evaluation do not depend on the other rows of the batch.
 
+    The tiny settings leave experts room for all rows.
     card: the entry in the catalogue of a layer of experts, or of an update between layers.
     """
     rows, module = stream(1), _module(card).double().eval()

@@ -57,9 +57,9 @@ def net(seed: int) -> nn.Module:
 
 
 def batch(padding: int = 0) -> tuple[dict[str, Tensor], TargetLoss]:
-    """Return rows of several lengths as keywords of the model, and the loss of their labels.
+    """Return a batch of rows of several lengths: keyword arguments of the model, and their loss.
 
-    padding: the token id behind the end of shorter rows.
+    padding: the token id behind the end of shorter rows, whose labels do not count.
     """
     # the last tokens of short rows are padding, whose labels do not count
     mask = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]
@@ -74,10 +74,10 @@ def batch(padding: int = 0) -> tuple[dict[str, Tensor], TargetLoss]:
 
 
 def outcome(card: Card, student: nn.Module, teacher: nn.Module, padding: int = 0) -> Outcome:
-    """Compute an objective on a batch for a student model and its teacher.
+    """Compute an objective on the batch of the tests, for a student model and its teacher.
 
-    card: the objective's entry in the catalogue. padding: the token id behind the end of shorter
-    rows.
+    card: the objective's entry in the catalogue. student, teacher: models as `net` makes them.
+    padding: the token id behind the end of shorter rows.
     """
     objective: Any = replace(tiny(card), teacher=teacher)
     return objective(student, *batch(padding))
@@ -90,7 +90,7 @@ def _gradients(result: Outcome, model: nn.Module) -> Mapping[str, Tensor]:
 
 
 def asks_nothing_of_its_teacher_s_copy(card: Card) -> None:
-    """Check that with its own copy as teacher a student has the labels' loss and gradient.
+    """Check that a copy of the student, as teacher, adds nothing to loss and gradients of labels.
 
     card: the objective's entry in the catalogue, with tiny settings for tests.
     """

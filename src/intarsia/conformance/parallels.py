@@ -45,7 +45,7 @@ def _strategy(card: Card) -> Strategy:
 
 
 def _compare(card: Card, *trials: ExpertTrial) -> None:
-    """Compare a strategy in four processes with one process that has all experts, for each trial.
+    """Compare experts shared out among four processes with one process that has them all.
 
     card: the strategy's entry in the catalogue. trials: sizes and routings to compare on.
     Raises: Broken where outputs, gradients or bytes differ.
@@ -83,7 +83,7 @@ def takes_tokens_of_all_experts_and_of_one(card: Card) -> None:
 
 
 def plans_the_same_each_time(card: Card) -> None:
-    """Check that the strategy's plan is deterministic, can be written as JSON, and takes time.
+    """Check that the strategy's plan is deterministic, survives JSON, and takes more than 0 s.
 
     card: the entry in the catalogue of a strategy, which shares experts among processes.
     """

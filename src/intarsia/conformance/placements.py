@@ -33,13 +33,17 @@ def routed(seed: int = 5, experts: int = EXPERTS) -> Trace:
 
 
 def _placed(card: Card, trace: Trace, links: Topology) -> Placement:
-    """Place the experts of a trace by the search that the card stands for."""
+    """Place experts on devices by the search that a card stands for.
+
+    card: the search's entry in the catalogue; trace: which experts each token had; links: of the
+    devices.
+    """
     config: Any = tiny(card)
     return config.place(trace, links)
 
 
 def places_every_expert(card: Card) -> None:
-    """Check that the search gives each expert an owner, and devices as many places each.
+    """Check that the search gives each expert a device, and no device more than its share of them.
 
     card: the entry in the catalogue of a search, which puts experts on devices.
     """
@@ -96,7 +100,7 @@ def takes_layers_without_tokens(card: Card) -> None:
 
 
 def gives_each_expert_one_home(card: Card) -> None:
-    """Check that owners hold their experts, and that a plan sends rows to their holders alone.
+    """Check that each expert's owner holds it, and that a plan sends rows to devices that hold it.
 
     card: the entry in the catalogue of a search, which puts experts on devices.
     """

@@ -67,7 +67,7 @@ def _resized(card: Card, **sizes: int) -> nn.Module | None:
 
 
 def gives_one_expert_all(card: Card) -> None:
-    """Check that a router of one expert gives it every token, with weight 1.
+    """Check that a router with a single expert sends it every token, with weight 1.
 
     card: the router's entry in the catalogue, with tiny settings for tests.
     """
@@ -80,7 +80,7 @@ def gives_one_expert_all(card: Card) -> None:
 
 
 def leaves_nobody_out_at_k_of_k(card: Card) -> None:
-    """Check that a router with k = E gives every expert every token.
+    """Check that a router that chooses all E of E experts sends every token to each of them.
 
     card: the router's entry in the catalogue, with tiny settings for tests.
     """
@@ -93,7 +93,7 @@ def leaves_nobody_out_at_k_of_k(card: Card) -> None:
 
 
 def stands_extreme_inputs(card: Card) -> None:
-    """Check that the router's weights are finite and not negative for large inputs and zeros.
+    """Check that the router's weights are finite and not negative for huge inputs and for zeros.
 
     card: the router's entry in the catalogue, with tiny settings for tests.
     """
@@ -160,8 +160,8 @@ def capacity_exactly_when_tagged(card: Card) -> None:
 
 
 def _drawn(router: nn.Module, x: Tensor) -> Tensor:
-    """Return the weights of several forwards, (draws, T, E)."""
-    return torch.stack([gates(router, x) for _ in range(DRAWS)])  # (draws, T, E)
+    """Return the weights of the experts in DRAWS forwards of the same tokens, (DRAWS, T, E)."""
+    return torch.stack([gates(router, x) for _ in range(DRAWS)])
 
 
 def draws_from_its_generator(card: Card) -> None:
@@ -206,9 +206,10 @@ def learned_exactly_when_tagged(card: Card) -> None:
 
 
 def after_a_layer(router: nn.Module, x: Tensor, seed: int = 4) -> Routing:
-    """Return the routing of x after a random state of the layer before, if the router reads one.
+    """Return the routing of x, as in a layer after another one whose router left a random state.
 
-    router: the one tested; x: tokens (T, d); seed: of the state.
+    router: the one that is tested; it may ignore such a state; x: tokens (T, d); seed: of the
+    state.
     """
     routing = route(router, x)
     if routing.state is None or not isinstance(router, PassesState):
@@ -219,7 +220,7 @@ def after_a_layer(router: nn.Module, x: Tensor, seed: int = 4) -> Routing:
 
 
 def stateful_exactly_when_tagged(card: Card) -> None:
-    """Check that the card is tagged "stateful" exactly if the layer before changes routing.
+    """Check that the card is tagged "stateful" exactly if the state of the layer before matters.
 
     card: the router's entry in the catalogue, with tiny settings for tests.
     """
@@ -231,7 +232,7 @@ def stateful_exactly_when_tagged(card: Card) -> None:
 
 
 def non_causal_exactly_when_tagged(card: Card) -> None:
-    """Check that the card has the tag "non_causal" exactly if a later token moves earlier ones.
+    """Check that the card is tagged "non_causal" exactly if a later token decides for earlier ones.
 
     card: the router's entry in the catalogue, with tiny settings for tests.
     """

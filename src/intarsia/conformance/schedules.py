@@ -57,9 +57,9 @@ def moves(card: Card, steps: int = STEPS) -> list[Move]:
 
 
 def state(module: nn.Module) -> dict[str, Any]:
-    """Return, by name, everything that decides how a module computes.
+    """Return what decides how a module computes: plain attributes, parameters and buffers, by name.
 
-    module: its plain attributes, parameters and buffers, and those of the modules inside.
+    module: those of the modules inside are included.
     """
     plain = (bool, int, float, str)
     attributes: dict[str, Any] = {}
@@ -110,7 +110,7 @@ def sets_something(card: Card) -> None:
 
 
 def depends_on_the_step_alone(card: Card) -> None:
-    """Check that the schedule sets a model the same, whatever calls came before the step's.
+    """Check that what the schedule sets at a step does not depend on earlier calls.
 
     card: the schedule's entry in the catalogue, with tiny settings for tests.
     """
@@ -124,7 +124,7 @@ def depends_on_the_step_alone(card: Card) -> None:
 
 
 def resumes_from_a_state_dict(card: Card) -> None:
-    """Check that under the schedule a model loaded from saved tensors goes on as the saved one.
+    """Check that a model loaded from saved tensors goes on under the schedule as the saved one.
 
     card: the schedule's entry in the catalogue, with tiny settings for tests.
     """

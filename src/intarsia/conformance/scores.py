@@ -36,10 +36,10 @@ def rows(count: int = ROWS) -> Tensor:
 
 
 def _scored(card: Card, w: Tensor, statistics: Statistics) -> Tensor:
-    """Return the scores of the weight w (out, in) by the card's config, same shape.
+    """Return a score of each weight of a layer, (out, in).
 
-    statistics: those of the layer's inputs.
-    card: the entry in the catalogue of a score, which rates each weight of a layer.
+    card: the score's entry in the catalogue; w: the layer's weight, (out, in); statistics: those of
+    the layer's inputs.
     """
     config: Any = tiny(card)
     return config.score(w, statistics)
@@ -67,7 +67,7 @@ def scores_each_weight(card: Card) -> None:
 
 
 def splits_batches_as_it_likes(card: Card) -> None:
-    """Check that statistics of parts, added up, give the score of all rows together.
+    """Check that statistics of parts of the inputs, added up, give the scores of all inputs.
 
     card: the entry in the catalogue of a score, which rates each weight of a layer.
     """
@@ -86,7 +86,7 @@ def is_the_same_each_time(card: Card) -> None:
 
 
 def permutes_with_its_columns(card: Card) -> None:
-    """Check that permuted inputs give the score's columns in the permuted order.
+    """Check that with inputs in another order the scores' columns are in that order, too.
 
     card: the entry in the catalogue of a score, which rates each weight of a layer.
     """

@@ -58,8 +58,8 @@ class MaskedRun:
     def step(self, step: int) -> None:
         """Make one step of the training, as the training loop does.
 
-        step: its number. A schedule that reads gradients changes the masks in place of the
-        optimiser's step: `replaces` is then True, and `regrow` changes them.
+        step: its number, from 0. At some steps a schedule that reads gradients changes the masks
+        (`regrow`); the optimiser then makes no step.
         """
         # the order of the training loop: masks, forward, backward, then a change of masks or a step
         with self.masking.masked.training():
@@ -112,9 +112,9 @@ def is_as_dense_as_it_says(card: Card) -> None:
 
 
 def keeps_zeros_everywhere(card: Card) -> None:
-    """Check that after each step of the schedule weights and moments outside the masks are 0.
+    """Check that after each step weights, and the optimiser's moments, are 0 outside the masks.
 
-    The others must move.
+    Weights inside must change in the training.
     card: the entry in the catalogue of a schedule, which changes masks during training.
     """
     run = MaskedRun(tiny(card), net())

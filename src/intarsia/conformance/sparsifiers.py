@@ -44,7 +44,9 @@ def _edit(card: Card, statistics: Statistics | None = None, w: Tensor | None = N
 
 
 def prunes_to_its_density(card: Card) -> None:
-    """Check that the method keeps `density` of a layer, to a weight a row, and the rest is 0.
+    """Check that the method keeps the share `density` of a layer's weights, and sets the rest to 0.
+
+    The number of kept weights may be off by one for each row.
 
     card: the entry in the catalogue of a method that prunes a layer.
     """
@@ -82,7 +84,7 @@ def prunes_by_what_it_needs(card: Card) -> None:
 
 
 def prunes_alike_in_two_processes(card: Card) -> None:
-    """Check that statistics of two halves, added up, give the same masks.
+    """Check that statistics of two halves of the inputs, added up, give the same masks and weights.
 
     card: the entry in the catalogue of a method that prunes a layer.
     """

@@ -29,9 +29,10 @@ class _Watched:
         self.method, self.seen = method, list[Kept]()
 
     def phases(self, model: nn.Module, *, seed: int = 0) -> Generator[Phase, None, Any]:
-        """Run the method's phases on a model, and record the masks of its zeros before each.
+        """Run the method's phases on a model, and record before each which weights are not 0.
 
-        seed: of the method's draws. Yields each phase, and returns what the method's phases return.
+        model: it is trained by the caller, phase by phase; seed: of the method's draws. Yields the
+        phases of the method, and returns what it returns.
         """
         steps = self.method.phases(model, seed=seed)
         try:
@@ -65,7 +66,7 @@ def _count(masks: Kept) -> int:
 
 
 def ends_as_dense_as_it_says(card: Card) -> None:
-    """Check that the method leaves `density` of the weights not 0, and returns their masks.
+    """Check that the share `density` of the weights is not 0 in the end, and their masks returned.
 
     card: the entry in the catalogue of a method that prunes in several phases of training.
     """

@@ -47,10 +47,10 @@ def _nothing(_: str) -> None: ...
 
 
 def _run(card: Card, model: nn.Module, progress: Callable[[str], None] = _nothing) -> Any:
-    """Let a model forget the rows of seed 3 and keep those of seed 4; return the method's result.
+    """Let a model forget one text and keep another; return the method's result.
 
-    card: the entry in the catalogue of a method that makes a model forget a text. progress: called
-    with a text after each step.
+    card: the entry in the catalogue of a method that makes a model forget a text. model: a mixture
+    of experts, changed in place. progress: called with a line of text after each step.
     """
     config: Any = tiny(card)
     # layer 1, expert 2
@@ -85,7 +85,7 @@ def forgets_what_it_is_told(card: Card) -> None:
 
 
 def changes_what_it_trains_alone(card: Card) -> None:
-    """Check that the unlearning changes no more numbers than it trains, and no flags.
+    """Check that the unlearning changes at most the numbers that it trains, and freezes nothing.
 
     card: the entry in the catalogue of a method that makes a model forget a text.
     """

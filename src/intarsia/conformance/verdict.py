@@ -57,9 +57,11 @@ def laws_of(module: str) -> tuple[Law, ...]:
 
 
 def checks(card: Card, laws: Iterable[Law]) -> Checks:
-    """Yield a named check for each law, after one that the card's declared exceptions are laws.
+    """Yield a named check for each law that a method has to obey.
 
-    card: a method's entry in the catalogue. laws: functions that test a method by its card.
+    card: the method's entry in the catalogue, which may declare exceptions to some laws. laws:
+    functions that test a method by its card. The first check is of the declared exceptions: each
+    must name one of the laws, and give a reason.
     """
     by_name = {law.__name__: law for law in laws}
     yield Check("names_its_exceptions", partial(_names_its_exceptions, card, by_name))
@@ -72,8 +74,8 @@ def checks(card: Card, laws: Iterable[Law]) -> Checks:
 def _run_law(card: Card, law: Law) -> None:
     """Test a method by one law.
 
-    card: the method's entry in the catalogue; law: raises Broken if the method breaks it.
-    Raises: ConformanceError then.
+    card: the method's entry in the catalogue; law: raises Broken if the method breaks it. Raises:
+    ConformanceError, with the names of method and law, in that case.
     """
     try:
         law(card)
@@ -102,7 +104,7 @@ def _run_excepted_law(card: Card, law: Law) -> str:
 
 
 def _names_its_exceptions(card: Card, laws: Iterable[str]) -> None:
-    """Raise ConformanceError if a card's exception is to no law, or has no reason.
+    """Raise ConformanceError if an exception on a card names no law, or gives no reason.
 
     card: a method's entry in the catalogue. laws: names of the laws of its kind.
     """
@@ -119,7 +121,7 @@ def _error(card: Card, law: str, broken: Broken) -> ConformanceError:
 
 
 def require(holds: bool, got: object, want: object, fix: str) -> None:
-    """Raise Broken unless `holds`."""
+    """Raise Broken unless a condition holds.  got, want, fix: text of the error."""
     if not holds:
         raise Broken(got, want, fix)
 
@@ -127,7 +129,7 @@ def require(holds: bool, got: object, want: object, fix: str) -> None:
 def require_equal(got: object, want: object, fix: str) -> None:
     """Raise Broken unless two values, such as shapes, dtypes or names, are equal.
 
-    got: of the method; want: as it should be; fix: text of the error.
+    got: the method's value; want: the one that it should have; fix: how to mend it, for the error.
     """
     require(got == want, got, want, fix)
 
@@ -140,7 +142,7 @@ def require_finite(values: Tensor, name: str, fix: str) -> None:
 def require_refused(call: Callable[[], object], got: str, want: str, fix: str) -> None:
     """Raise Broken unless a call raises an error of this library.
 
-    got, want, fix: text of the error.
+    call: a function without arguments; got, want, fix: text of the error.
     """
     try:
         call()
@@ -150,10 +152,10 @@ def require_refused(call: Callable[[], object], got: str, want: str, fix: str) -
 
 
 def require_tag(card: Card, tag: str, observed: bool, behaviour: str) -> None:
-    """Raise Broken unless a card has a tag exactly when its behaviour was observed.
+    """Raise Broken if a card has a tag and the method does not behave so, or the other way round.
 
-    card: a method's entry in the catalogue. observed: True if the method behaves as the tag says.
-    behaviour: describes that in the error.
+    card: the method's entry in the catalogue. observed: True if the method behaves as the tag says.
+    behaviour: describes this behaviour in the error.
     """
     if tag in card.tags:
         fix = f"Take {tag!r} off the card's tags, or mend the method."
@@ -166,7 +168,8 @@ def require_tag(card: Card, tag: str, observed: bool, behaviour: str) -> None:
 def require_close(got: Tensor, want: Tensor, quantity: str, fix: str) -> None:
     """Raise Broken unless two tensors have one shape, dtype and device, and nearly equal values.
 
-    got: of the method; want: as it should be; quantity, fix: text of the error.
+    got: the method's values; want: those that it should have; quantity: what they are, and fix: how
+    to mend them, for the error.
     """
     for name in ("shape", "dtype", "device"):
         ours, theirs = getattr(got, name), getattr(want, name)

@@ -38,10 +38,10 @@ class Absmax(Format):
     ) -> dict[str, Tensor]:
         """Encode a weight in groups: a scale s for each, and round(w / s) in b bits a weight.
 
-        weight: any shape, read as R rows along the last axis, each cut into G groups. keep: must be
-        None: this format stores no mask. moments: unused; other formats need it. Returns "scales"
-        (R, G) float16, s = max |w| / (2^(b-1) - 1) of the group; and "codes" (ceil(n b / 8),) uint8
-        for n weights, round(w / s) + 2^(b-1), which is never negative, b bits each.
+        weight: any shape, of n entries, read as R rows along the last axis, each cut into G groups.
+        keep: must be None: this format stores no mask. moments: unused; other formats need it.
+        Returns "scales" (R, G) float16, s = max |w| / (2^(b-1) - 1) of the group; and "codes"
+        (ceil(n b / 8),) uint8: round(w / s) + 2^(b-1), which is never negative, in b bits each.
         Raises: ConfigError for a mask.
         """
         if keep is not None:
@@ -83,7 +83,10 @@ class Absmax(Format):
         return shape[-1] if len(shape) else 1
 
     def _groups(self, weight: Tensor) -> Tensor:
-        """Cut rows into groups.  (..., w) -> (R, G, g), a short last group filled up with 0."""
+        """Cut the R rows of a weight into G groups of g, a short last group filled up with 0.
+
+        weight: (..., width), any axes but the last are rows.  -> (R, G, g).
+        """
         rows = weight.reshape(math.prod(weight.shape[:-1]), self._width(weight.shape))
         rows = torch.nn.functional.pad(rows, (0, -rows.shape[1] % self.group))
         return rows.view(len(rows), rows.shape[1] // self.group, self.group)

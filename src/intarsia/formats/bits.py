@@ -9,9 +9,9 @@ from ..core.errors import ShapeError
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:
-    """Pack whole numbers below 2^b into bytes, lowest bit first.
+    """Pack whole numbers of b bits one after the other into bytes, lowest bit first.
 
-    codes: (n,) int64; bits: b. Returns (ceil(n b / 8),) uint8.
+    codes: (n,) int64, each below 2^b; bits: b. Returns (ceil(n b / 8),) uint8.
     """
     if bits == 4:  # the same result with 1 byte of memory for each code, not 32
         half = torch.cat([codes, codes.new_zeros(len(codes) % 2)]).to(torch.uint8)
@@ -25,7 +25,7 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
 def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
     """Return the whole numbers that `pack_bits` packed, (n,) int64.
 
-    packed: (ceil(n b / 8),) uint8; bits: b; count: n.
+    packed: (ceil(n b / 8),) uint8; bits: b, of each number; count: n, how many they are.
     Raises: ShapeError if `packed` has another number of bytes.
     """
     if packed.shape != ((want := -(-count * bits // 8)),):

@@ -50,9 +50,10 @@ class BlockInt(Format):
     ) -> dict[str, Tensor]:
         """Encode a weight in blocks of 32 along a row: a scale for each, b = 4 or 8 bits a weight.
 
-        weight: any shape, read as R rows of K blocks. keep: bool, False = the weight becomes 0;
-        None = none does. moments: unused; other formats need it. Returns "codes" (R / 16, K, b, 16,
-        4) uint8 and "scales" (R / 16, K, 16) float16, 16 rows side by side.
+        weight: any shape, read as R rows of K blocks. keep: bool, of that shape, False = the weight
+        becomes 0; None = none does. moments: unused; other formats need it. Returns "codes" (R /
+        16, K, b, 16, 4) uint8, the integers of 16 rows side by side, and "scales" (R / 16, K, 16)
+        float16, of their blocks; R is rounded up to a multiple of 16.
         Raises: DataError for weights that are not finite.
         """
         w = finite(weight)
@@ -95,10 +96,10 @@ class BlockInt(Format):
         return {"codes": kernels.bundled(codes, self.bits), "scales": side.contiguous()}
 
     def _rows(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return codes (R, K, 32) and scales (R, K) by row from bundles of 16 rows.
+        """Return codes (R, K, 32) and scales (R, K) of R rows with K blocks, row by row.
 
-        stored: "codes" and "scales", as `encode` returns them; shape: the weight's.
-        Raises: ShapeError for bundles that do not fit it.
+        stored: "codes" and "scales" in bundles of 16 rows, as `encode` returns them; shape: the
+        weight's. Raises: ShapeError for bundles that do not fit it.
         """
         out, width = matrix(torch.empty(tuple(shape), device="meta")).shape
         kernels.check(stored["codes"], stored["scales"], (out, width), self.bits)
@@ -106,7 +107,7 @@ class BlockInt(Format):
         return codes[:out], stored["scales"].transpose(1, 2).flatten(0, 1)[:out]
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return the encoded weight in float32: (code - 2^(b-1)) times its block's scale.
+        """Return the encoded weight in float32: (code - 2^(b-1)) times its block's scale, b bits.
 
         stored: "codes" and "scales" in bundles of 16 rows, as `encode` returns them; shape: the
         weight's.

@@ -56,8 +56,8 @@ class Columns(Format):
 
         weight: any shape, read as rows of its first axis. keep: bool, of the weight's shape, True =
         stored; None = the weights that are not 0. moments: unused; other formats need it. Returns
-        "values" (n,), "columns" (n,) uint16 and "row_offsets" (out + 1,) int32, where each row
-        begins.
+        "values" (n,), "columns" (n,) uint16, the column of each, and "row_offsets" (out + 1,)
+        int32, where each row begins in "values".
         Raises: ShapeError for more columns or weights than these types can count.
         """
         keep = kept_of(weight, keep)
@@ -120,8 +120,8 @@ class Columns(Format):
 
 
 def break_even(width: int, itemsize: int = 2) -> float:
-    """Return the density, share of weights not 0, below which `Columns` takes less than dense.
+    """Return the density (share of weights that are not 0) below which `Columns` saves bytes.
 
-    width: weights of a row; itemsize: bytes of a weight.
+    width: the number of weights in a row; itemsize: bytes of a weight that is stored whole.
     """
     return max(0.0, (itemsize * width - OFFSET) / ((itemsize + INDEX) * width)) if width else 0.0

@@ -34,8 +34,8 @@ class Dense(Format):
     ) -> dict[str, Tensor]:
         """Encode a weight as "values" in bfloat16, of the weight's shape.
 
-        keep: bool, False = the weight becomes 0; None = none does. moments: unused; other formats
-        need it.
+        weight: any shape. keep: bool, of that shape, False = the weight becomes 0; None = none
+        does. moments: unused; other formats need it.
         """
         masked = weight if keep is None else weight.masked_fill(~kept_of(weight, keep), 0)
         # a copy, also of a weight that is bfloat16 already
@@ -44,8 +44,8 @@ class Dense(Format):
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
         """Return a copy of the stored weight, in bfloat16.
 
-        stored: "values", as `encode` returns it.
-        Raises: ShapeError where it has another shape.
+        stored: "values", as `encode` returns it; shape: the weight's.
+        Raises: ShapeError where the stored values have another shape.
         """
         values = stored["values"]
         if values.shape != tuple(shape):

@@ -41,10 +41,10 @@ class Gaussian(Format):
         one_of("codebook", self.codebook, CODEBOOKS)
 
     def quantise(self, weight: Tensor) -> Tensor:
-        """Return the weight rounded to its 2^b levels, for training: gradients ignore the rounding.
+        """Return the weight rounded to 2^b levels, for training: gradients ignore the rounding.
 
-        weight: any shape; the levels are those of a normal distribution with its mean and standard
-        deviation, through which gradients pass. Computed in float32 at least.
+        weight: any shape. The levels are those for a normal distribution with the weight's mean and
+        standard deviation, through which gradients pass. Computed in float32 at least.
         """
         w = weight if weight.dtype == torch.float64 else weight.float()
         mean, std = _moments(w)
@@ -55,7 +55,7 @@ class Gaussian(Format):
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Encode a weight as its levels' numbers, b bits each, with mean and standard deviation.
+        """Round each entry to one of 2^b levels, and encode the level's number in b bits.
 
         weight: any shape, of n entries. keep: must be None: no level is 0. moments: unused; other
         formats need it. Returns "codes" (ceil(n b / 8),) uint8 and "moments" (2,) float32: mean,

@@ -55,7 +55,7 @@ class GroupSparse(Format):
     rows: int = 1
 
     def __post_init__(self) -> None:
-        """Check each setting's range.  Raises: ConfigError."""
+        """Raise ConfigError for a setting out of its range."""
         between("bits", self.bits, 2, 8, "Try 4.")
         between("group", self.group, 1, 2**20, "Try 16.")
         one_of("activations", self.activations, ACTIVATIONS)
@@ -64,13 +64,14 @@ class GroupSparse(Format):
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Encode a weight; a group with any kept weight in its rows is stored, the others as 0.
+        """Encode a weight in groups of inputs; groups without a kept weight are left out.
 
         weight: any shape, read as (out, the rest), each row cut into groups. keep: bool, True =
         stored; None = the weights that are not 0; other weights of a stored group are stored as 0.
-        moments: unused; other formats need it. Returns "row_offsets" (out + 1,) and "columns" (K,),
-        which say where the K stored groups are; "codes", b bits a weight; "scales" (K,) and
-        "zeros", b bits a group: a weight is scale (code - zero).
+        moments: unused; other formats need it. With r rows in a block, which store the same groups:
+        "row_offsets" (blocks + 1,) and "columns" (K,) say where the K stored groups are; "codes"
+        has b bits for each weight, "scales" (K r,) and "zeros", b bits, one for each group and row:
+        a weight is scale (code - zero).
         """
         keep = kept_of(weight, keep)
         w = finite(weight)
@@ -87,8 +88,9 @@ class GroupSparse(Format):
     ) -> dict[str, Tensor]:
         """Return the tensors of the file for weights that are quantised already.
 
-        codes: (K, r, group), scales, zeros: (K, r), block by block; mask: (B, C) bool, which groups
-          are kept: B blocks of C groups, K of them True. Raises: ShapeError for too many groups.
+        codes: (K, r, group), scales, zeros: (K, r), of K stored groups in blocks of r rows; mask:
+          (B, C) bool, which of the C groups each of the B blocks stores: K are True.
+        Raises: ShapeError for too many groups.
         """
         across = mask.shape[1]
         if across > MOST or len(codes) >= 2**31:
@@ -122,8 +124,8 @@ class GroupSparse(Format):
     def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
         """Return x W^T for the stored weight W.  x: (..., in) -> (..., out).
 
-        A kernel computes up to `FEW` rows of x without gradients on the CPU; otherwise W is
-        decoded.
+        stored: the tensors that `encode` returned; shape: of W, (out, in). On the CPU and without
+        gradients compiled code computes up to `FEW` rows of x; otherwise W is decoded.
         """
         width = shape[-1] if len(shape) else 1
         flat = x.reshape(x.shape[:-1].numel(), width)
@@ -193,9 +195,10 @@ class GroupSparse(Format):
         return self.padded(rows).reshape(len(rows), self.across(rows.shape[1]), self.group)
 
     def blocks(self, groups: Tensor) -> Tensor:
-        """Put the rows of a block side by side.  (R, C, ...) -> (ceil(R / r), C, r, ...).
+        """Cut rows into blocks of r, whose groups of the same columns are put side by side.
 
-        A short last block is filled with 0.
+        groups: (R, C, ...), C groups in each of R rows.  -> (ceil(R / r), C, r, ...), a short last
+        block filled with 0.
         """
         missing = groups.new_zeros(-len(groups) % self.rows, *groups.shape[1:])
         return torch.cat([groups, missing]).unflatten(0, (-1, self.rows)).transpose(1, 2)

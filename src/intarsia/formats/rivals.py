@@ -49,10 +49,10 @@ class Rivals:
     choices: Sequence[RuntimeFigures]
 
     def beats(self, runtime: RuntimeFigures, ours: RuntimeFigures) -> bool:
-        """Return True if another runtime is as fast as our format, and as good if both are known.
+        """Return True if another runtime is at least as fast as a format of ours, and as good.
 
-        runtime: its figures; ours: those of the format. A runtime without a measured quality never
-        beats it.
+        runtime: the other runtime's figures; ours: those of the format. A runtime without a
+        measured quality never beats it; for a format without one only the time counts.
         """
         if runtime.format is not None or runtime.ms > ours.ms or runtime.quality is None:
             return False
@@ -62,9 +62,8 @@ class Rivals:
     def better(self, format: str) -> tuple[RuntimeFigures, RuntimeFigures] | None:
         """Return the fastest other runtime that beats our format, with the format's own figures.
 
-        format: its name on the command line. Of several measured settings, the one with the best
-        quality counts (`self.quality` names the measure, of which less may be better). None where
-        nothing beats it, or it was not measured.
+        format: its name on the command line; of several measured settings of it, the one of best
+        quality counts. None where nothing beats it, or it was not measured.
         """
         sign = 1 if self.quality in LOWER else -1
         candidates = [c for c in self.choices if c.format == format]

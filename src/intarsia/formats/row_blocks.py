@@ -45,12 +45,12 @@ class RowBlocks(Format):
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Encode the weight in blocks of `rows` output rows, each with the inputs it needs.
+        """Encode a weight in blocks of output rows, which store the same input channels.
 
         weight: (out, in, k, k) or (out, in). keep: bool, of the weight's shape, True = stored; None
         = the weights that are not 0. moments: unused; other formats need it. Returns "ptr" (blocks
-        + 1,), where each block begins, "channels" (n,), the stored input channels, and "values" (n,
-        k k, rows).
+        + 1,), where each block begins among the n stored channels; "channels" (n,), the number of
+        each stored input channel; and "values" (n, k k, rows), the weights of each.
         """
         keep = kept_of(weight, keep)
         blocks = self._blocks(weight.detach().masked_fill(~keep, 0))
@@ -99,9 +99,10 @@ class RowBlocks(Format):
 
 
 def filled(weight: Tensor, rows: int) -> float:
-    """Return which share of the values that `RowBlocks(rows)` would store for a weight is not 0.
+    """Return the share of non-zero weights among those that `RowBlocks(rows)` would store.
 
-    weight: (out, in, k, k) or (out, in). rows: output rows in a block. 1 if nothing is stored.
+    weight: (out, in, k, k) or (out, in). rows: output rows in a block, which store a channel where
+    one of them needs it. 1 if nothing is stored.
     """
     values = RowBlocks(rows).encode(weight)["values"]
     return float((values != 0).float().mean()) if values.numel() else 1.0

@@ -160,7 +160,7 @@ class Ternary(Format):
         return dictionary(self.zeros)
 
     def describe(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> str:
-        """Describe the bits that the encoded weight takes, and a better dictionary if there is one.
+        """Describe the bits that an encoded weight takes, and a better dictionary if there is one.
 
         stored: the tensors that `encode` returned; shape: the weight's.
         """
@@ -189,10 +189,10 @@ def levels_of(rows: Tensor) -> Tensor:
 
 
 def nearest(rows: Tensor, levels: Tensor) -> Tensor:
-    """Return the digit of each weight: 0, 1 or 2, for the nearest of 0, its row's least, largest.
+    """Round each weight to the nearest of three levels: 0, its row's least, and its row's largest.
 
-    rows: (R, C) weights; levels: (R, 2), least and largest level of each row. Returns (R, C) uint8.
-    A weight half-way is 0.
+    rows: (R, C) weights; levels: (R, 2), least and largest level of each row. Returns (R, C) uint8,
+    the level's digit: 0, 1 for the least, 2 for the largest. A weight half-way becomes 0.
     """
     low, high = levels[:, :1], levels[:, 1:]
     digits = torch.zeros(rows.shape, dtype=torch.uint8)

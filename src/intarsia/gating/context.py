@@ -35,9 +35,10 @@ class LayerState:
         return self._left[layer][0] if layer in self._left else None
 
     def before(self, layer: int) -> Tensor | None:
-        """Return the state of the nearest layer before `layer` in this forward; None at the first.
+        """Return the state that the nearest earlier layer left in this forward; None at the first.
 
-        Raises: ConfigError if that state carries no gradient though this forward needs one.
+        layer: the number of the layer that asks. Raises: ConfigError if that state carries no
+        gradient though this forward needs one.
         """
         # not always layer - 1: a layer in between may have left no state
         earlier = [number for number in self._left if number < layer]
@@ -86,9 +87,9 @@ class Context:
     def __init__(self) -> None:
         """Create an empty context: no padding mask, ids, layer states, random draws or routings.
 
-        They are set for each batch. hold: keep draws until the next forward. passes: how many
-        copies of a batch are stacked. shard: (rank, world) of this process. counting: count loads
-        in evaluation, too.
+        These are set for each batch. The settings are at their defaults: draws are not kept until
+        the next forward (hold), the input is one copy of a batch (passes), this process has all of
+        it (shard), and evaluation does not count the experts' load (counting).
         """
         self.valid: Tensor | None = None
         self.task_ids: Tensor | None = None
@@ -128,7 +129,7 @@ class Context:
     def check_task_ids(self, samples: int) -> None:
         """Raise ShapeError if task ids were set for another number of samples than this batch has.
 
-        samples: of the batch.
+        samples: the number of samples of the batch.
         """
         # an exported program would fix the number of samples here, if every forward asked for it
         if self.task_ids is not None and len(self.task_ids) != samples:
@@ -140,7 +141,7 @@ class Context:
     def having(self, **values: Any) -> Iterator[None]:
         """Set attributes of this context inside the `with` block, and restore them after it.
 
-        values: attribute name -> value, such as passes=2.
+        values: attributes by name, such as passes=2.
         """
         before = {name: getattr(self, name) for name in values}
         vars(self).update(values)
@@ -195,11 +196,11 @@ def told_modules(model: nn.Module) -> Sequence[nn.Module]:
 
 @contextmanager
 def finding_once(*models: nn.Module) -> Iterator[None]:
-    """Cache the list that `told_modules` returns inside the `with` block, so that steps are faster.
+    """Search models for the modules that read a `Context` once, for the whole `with` block.
 
-    The list has the modules that read a `Context`. A model with modules that change with the
-    training step is not cached: its modules may come and go. Not for a model to which modules that
-    read a context are added inside the block.
+    models: each keeps the list that `told_modules` returns, so that training steps are faster. A
+    model with modules that change with the training step keeps none: its modules may come and go.
+    Not for a model to which modules that read a context are added inside the block.
     """
     with ExitStack() as stack:
         for model in dict.fromkeys(models):
@@ -220,7 +221,7 @@ def contexts(model: nn.Module) -> list[Context]:
 def having(model: nn.Module, **values: Any) -> Iterator[None]:
     """Set attributes in the `Context` of a model inside the `with` block; restore them after it.
 
-    model: any module; values: attribute name -> value, such as passes=2.
+    model: any module; values: attributes by name, such as passes=2.
     """
     with ExitStack() as stack:
         for context in contexts(model):
@@ -235,7 +236,10 @@ def redraw(model: nn.Module) -> None:
 
 
 def passes(model: nn.Module, count: int) -> AbstractContextManager[None]:
-    """Treat the input inside the block as `count` stacked copies of a batch, with own draws."""
+    """Treat inputs inside the `with` block as `count` copies of a batch, one after the other.
+
+    model: its routers draw random numbers for each copy by itself.
+    """
     return having(model, passes=count)
 
 
@@ -278,8 +282,8 @@ def set_ids(model: nn.Module, ids: Tensor | None) -> None:
 def of_samples(model: nn.Module, selected: Tensor) -> Iterator[None]:
     """Cut the padding mask and ids of a model's batch to some samples inside the `with` block.
 
-    selected: (B,) bool on the CPU, True = the sample is computed in the block. For a part of a
-    model that sees only some samples.
+    model: a part of a model that gets only some samples of the batch; selected: (B,) bool on the
+    CPU, True = the sample is computed in the block.
     """
     names = ("valid", "task_ids", "input_ids", "modality", "ids")
     with ExitStack() as stack:

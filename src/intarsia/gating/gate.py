@@ -40,7 +40,7 @@ class Terms:
     z: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check each setting's range.  Raises: ConfigError."""
+        """Raise ConfigError for a setting out of its range."""
         check_counts(self.experts, self.active)
         for name in ("std", "balance", "z"):
             at_least(name, getattr(self, name), 0, "Try 0.01.")
@@ -92,10 +92,10 @@ class ScoreRouter(Router, Generic[C]):
         return routing
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
-        """Choose experts for each token, in this order: noise, logits, choice, losses, capacity.
+        """Choose experts for each token by its logits; in training, add noise, and compute losses.
 
         rows: (N, d), tokens; valid: (N,) bool, False = padding, which gets no expert; None = no
-        padding. Noise ("jitter") and losses are there in training only.
+        padding. The losses see all chosen pairs; pairs above a capacity are dropped after that.
         """
         # a compiled graph has a fixed number of pairs: padding keeps its pairs, with weight 0
         if valid is not None and not (self.by_row and torch.compiler.is_compiling()):
@@ -162,8 +162,8 @@ def best(logits: Tensor, active: int) -> tuple[Tensor, Tensor, None]:
 def wide_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute rows W^T + b in float32 or better, even under autocast.  (N, d) -> (N, out).
 
-    weight: W (out, d); bias: b (out,), or None. In bfloat16, logits of similar experts would be
-    equal.
+    rows: (N, d); weight: W (out, d); bias: b (out,), or None. In bfloat16 the logits of similar
+    experts would be equal.
     Raises: ShapeError for rows of another width.
     """
     check_width(rows, weight.shape[1])
@@ -196,11 +196,10 @@ def uncast(device: torch.device) -> AbstractContextManager[object]:
 
 
 def room_for(factor: float, pairs: int, experts: int) -> int:
-    """Return an expert's capacity: how many tokens it takes, ceil(factor pairs / experts).
+    """Return an expert's capacity: how many tokens it takes, ceil(factor * pairs / experts).
 
-    A pair is a token and one of the experts that it chose. factor: 1 = just enough room if all
-    experts are chosen equally often; pairs: number of pairs in the batch; experts: number of
-    experts.
+    factor: 1 = just enough room if all experts are chosen equally often; pairs: number of pairs (a
+    token and one of the experts that it chose) in the batch; experts: number of experts.
     """
     # the product of floats may be a little above the whole number that it should be
     return math.ceil(factor * pairs / experts - 1e-9)
@@ -217,8 +216,8 @@ def check_width(rows: Tensor, width: int) -> None:
 def of_real(rows: Tensor, valid: Tensor, route: Callable[[Tensor], Routing]) -> Routing:
     """Route the tokens that are no padding by calling `route` on them; padding gets no expert.
 
-    rows: (N, d), all tokens; valid: (N,) bool, False = padding. Returns the routing of all N
-    tokens.
+    rows: (N, d), all tokens; valid: (N,) bool, False = padding; route: tokens (n, d) -> their
+    routing. Returns the routing of all N tokens.
     """
     real = valid.nonzero()[:, 0]
     routing = route(rows[real])
@@ -241,7 +240,7 @@ def gated(gates: Tensor, dtype: torch.dtype, keep: Tensor | None = None) -> Rout
 def keep_pairs(routing: Routing, keep: Tensor) -> Routing:
     """Return the routing with only those pairs (token, expert) for which `keep` is True.
 
-    keep: bool, one entry for each pair. On the meta device, which has no values, all pairs stay.
+    routing: P pairs; keep: (P,) bool. On the meta device, which has no values, all pairs stay.
     """
     if keep.is_meta:
         return routing

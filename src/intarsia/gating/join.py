@@ -29,8 +29,9 @@ class BeforeForward:
     def __call__(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Start a new batch before each forward of a model: set its padding mask and token ids.
 
-        model: the module that is called. args, kwargs: of its forward: `attention_mask` (B, T)
-        becomes the padding mask, and `input_ids`, or a first (B, T) int64 argument, the ids.
+        model: the module that is called. args, kwargs: the arguments of its forward, among which
+        `attention_mask` (B, T) becomes the padding mask, and `input_ids`, or a first argument (B,
+        T) of int64, the ids.
         Raises: ShapeError if `task_ids` were set for another number of samples than this batch has.
         """
         context = self.context
@@ -53,12 +54,12 @@ class BeforeForward:
 def join(model: nn.Module) -> Context:
     """Give a model's modules one shared `Context` (padding, ids and draws of the batch).
 
-    It also numbers the modules that hand a state to the next layer's. Call it once after the
-    modules are in the model and before an optimiser sees them (adapt and upcycle do), and again
-    after you have put in more modules by hand. Some routers hand a state to the next layer's
-    router: such modules of one kind, along the depth of the model, are a thread, and its first one
-    owns what they share. Modules that were joined before stay on their thread. The encoder and the
-    decoder of one model have a context and threads each. Returns the context.
+    model: any module. Call it once after all routers and adapters are in the model and before an
+    optimiser sees them (adapt and upcycle do), and again after you have put in more by hand.
+    Some routers hand a state to the next layer's router. Such modules of one kind, along the depth
+    of the model, are a thread: they are numbered here, and the first one owns what they share.
+    Modules that were joined before stay on their thread. The encoder and the decoder of one model
+    have a context and threads each. Returns the context, of two that of the decoder.
     """
     if stacks := _encoder_and_decoder(model):
         return [join(stack) for stack in stacks][-1]
@@ -94,7 +95,7 @@ def number_layers(modules: Sequence[PassesState]) -> None:
 
 
 def _follow(layers: Sequence[PassesState]) -> None:
-    """Make these modules the layers 0, 1, ... of the first one's thread."""
+    """Make modules the layers 0, 1, ... of one thread, along which a state is passed on."""
     for number, module in enumerate(layers):
         module.follow(layers[0], number)
 
@@ -140,9 +141,9 @@ def watch(model: nn.Module, *, stays: bool = False) -> Callable[[], None]:
     """Join a model's modules, and set their `Context` before every forward, by a hook.
 
     A `Context` holds padding, ids and random draws of the batch; draws are kept until the next
-    forward. stays: the hook outlives the removal of adapters. Returns a function that removes the
-    hook. A second call joins again and adds no hook. A model without modules that read a `Context`
-    gets none.
+    forward. model: any module; without modules that read a `Context` it gets no hook. stays: True
+    keeps the hook when adapters are removed. Returns a function that removes the hook. A second
+    call joins again and adds no hook.
     """
     if stacks := _encoder_and_decoder(model):  # each is called with a mask and ids of its own
         hooks = ExitStack()
@@ -182,5 +183,5 @@ def _encoder_and_decoder(model: nn.Module) -> list[nn.Module]:
 
 
 def _hooks(model: nn.Module) -> list[tuple[int, BeforeForward]]:
-    """Return the hooks of `watch` on a model, with their keys."""
+    """Return the forward pre-hooks that `watch` put on a model, with their keys in torch's dict."""
     return [(k, h) for k, h in model._forward_pre_hooks.items() if isinstance(h, BeforeForward)]

@@ -18,7 +18,7 @@ class PassesState(ReadsContext):
     """
 
     def __init__(self) -> None:
-        """Begin alone, as layer 0 of a new thread, the chain of layers that pass a state on."""
+        """Create the module as layer 0 of a new thread, a chain of layers that pass a state on."""
         super().__init__()
         self.thread, self.layer, self.joined = LayerState(), 0, False
         self.context.states.append(self.thread)

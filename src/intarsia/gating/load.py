@@ -33,13 +33,13 @@ class Load:
 
     @property
     def variation(self) -> float:
-        """Standard deviation over mean of the shares: 0 = even, sqrt(E - 1) = one has all."""
+        """The shares' standard deviation over their mean: 0 = even, sqrt(E - 1) = one has all."""
         count = len(self.share)
         return math.sqrt(sum((s - 1 / count) ** 2 for s in self.share) / count) * count
 
     @property
     def entropy(self) -> float:
-        """The entropy of the shares over its largest value log E: 1 = even, 0 = one has all."""
+        """The entropy of the shares over its maximum log E: 1 = even, 0 = one expert has all."""
         if len(self.share) == 1:
             return 1.0
         # the logarithm of E is the entropy of even shares
@@ -47,8 +47,8 @@ class Load:
 
     @property
     def collapsed(self) -> bool:
-        """True if k experts, as many as one row has, get over 90 % and there are more than k."""
-        # 90 % for as many experts as a row has: the others get too little to learn
+        """True if the k busiest experts get over 90 %, where a token has k of more than k."""
+        # the other experts get too little to learn
         k = max(1, round(self.active))
         return len(self.share) > k and sum(sorted(self.share)[-k:]) > COLLAPSED
 
@@ -64,11 +64,11 @@ def loads(model: nn.Module) -> dict[str, Load]:
 
 
 def _load(received: Tensor, served: int) -> Load | None:
-    """Return the share of tokens that each expert of a router got; None if nothing was counted.
+    """Return the load of a router's experts, as shares; None if nothing was counted.
 
-    received: (2, E), the number of pairs (token, expert) and the sum of weights of each expert;
-    served: tokens that had any expert. Where every expert has every token, shares of the weights
-    are returned.
+    received: (2, E), for each expert the number of its tokens, and the sum of their weights;
+    served: the number of tokens that had any expert. Shares are those of the numbers; where every
+    expert has every token, those of the weights.
     """
     # pairs say nothing where every expert has every row: count the weights instead
     pairs, weight = received
@@ -107,9 +107,9 @@ def counting(model: nn.Module) -> Iterator[None]:
 
 
 def summary(by_path: Mapping[str, Load]) -> dict[str, float]:
-    """Return the means over the routers of the loads' variation and entropy, for a training curve.
+    """Return the load's variation and entropy, means over all routers, for a training curve.
 
-    by_path: path of a router -> its load (shares of its experts); an empty result if there is none.
+    by_path: path of a router -> its load (shares of its experts); without any, the result is empty.
     """
     if not by_path:
         return {}

@@ -19,10 +19,11 @@ SMALL = 1e-6
 def smooth_step(u: Tensor, gamma: float) -> Tensor:
     """Return a smooth step from 0 to 1: 0 up to -gamma / 2, 1 from gamma / 2, a cubic between them.
 
-    u: any shape. gamma: width of the band. The cubic is -2 (u / gamma)^3 + 3/2 (u / gamma) + 1/2.
-    Outside the band the gradient is exactly 0, so that a parameter has to start inside it.
+    u: any shape. gamma: width of the band between 0 and 1, in which the step is the cubic
+    -2 (u / gamma)^3 + 3/2 (u / gamma) + 1/2. Outside the band the gradient is exactly 0, so that a
+    parameter has to start inside it.
     """
-    # on [-1/2, 1/2] the cubic has slope 0 at both ends, so that S is smooth
+    # on [-1/2, 1/2] the cubic has slope 0 at both ends, so that the step is smooth
     t = (u / gamma).clamp(-0.5, 0.5)
     return 0.5 + t * (1.5 - 2 * t.square())
 
@@ -37,10 +38,10 @@ def entropy(p: Tensor) -> Tensor:
 
 
 def unsettled(p: Tensor) -> Tensor:
-    """Return how undecided the parts are: their mean entropy over log E.  (N, k, E) -> ().
+    """Return how undecided gates are: their mean entropy divided by log E.  (N, k, E) -> ().
 
-    p: for each of N tokens, the distribution of each of k gates over E experts. 1 = even, 0 = each
-    on one expert. Divided by k and log E, so that a coefficient means the same at every size.
+    p: for each of N tokens, the distribution of each of k gates over E experts. 1 = all are even,
+    0 = each is on one expert, whatever k and E are.
     """
     return entropy(p) / (p.shape[-2] * math.log(max(2, p.shape[-1])))
 
@@ -54,7 +55,10 @@ class PartsRouter(Router):
     """
 
     def __init__(self, experts: int, active: int) -> None:
-        """Begin without load counted.  experts: E; active: k, the number of summed gates."""
+        """Create a router whose gate is the sum of several gates.
+
+        experts: E; active: k, the number of summed gates, each of which ends on one expert.
+        """
         super().__init__(experts)
         at_least("active", active, 1, "Try 2.")
         self.active = active
@@ -69,9 +73,9 @@ class PartsRouter(Router):
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
         """Route tokens by the sum of k gates; an expert whose summed weight is 0 is not used.
 
-        rows: (N, d), tokens; valid: (N,) bool, False = padding, None = no padding. `self.parts`
-        computes the k gates ("parts"), each a distribution over the E experts, (N, k, E), and the
-        losses by name, which are part of the result in training only.
+        rows: (N, d), tokens; valid: (N,) bool, False = padding, None = no padding. Each gate, as
+        `self.parts` computes it, is a distribution over the E experts. Its losses are part of the
+        result in training only.
         """
         # padding would count in the losses' mean entropy: the real rows are routed by themselves
         if valid is not None:

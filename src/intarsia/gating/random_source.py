@@ -111,6 +111,7 @@ def _draw(source: int, law: str, shape: Sequence[int]) -> Tensor:
 
 @_draw.register_fake
 def _(source: int, law: str, shape: Sequence[int]) -> Tensor:
+    """Return an empty tensor of the shape that `_draw` draws, for tracing without data."""
     return torch.empty(tuple(shape))
 
 

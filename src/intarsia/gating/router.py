@@ -33,10 +33,10 @@ class Router(ReadsContext, abc.ABC):
     equal_counts: bool = False
 
     def __init__(self, experts: int) -> None:
-        """Begin with all counts of the experts' load at 0.
+        """Set the number of experts, and all counts of their load to 0.
 
-        experts: E. `received` (2, E) counts the tokens and sums the weights that each expert got;
-        `served` counts the tokens that got any expert.
+        experts: E. Forwards in training count, in `received` (2, E), the tokens of each expert and
+        the sum of their weights, and in `served` the tokens that have any expert.
         Raises: ConfigError for less than one expert.
         """
         super().__init__()
@@ -61,9 +61,10 @@ class Router(ReadsContext, abc.ABC):
         return self.remember(self.route(rows, self._valid_rows(x)))
 
     def remember(self, routing: Routing) -> Routing:
-        """Store a routing as the newest one and count it in the load, in training; return it.
+        """Store a routing as the newest one and add it to the experts' load; return it.
 
-        routing: of all tokens of a forward.
+        routing: of all tokens of a forward. In evaluation it is only returned, unless loads are
+        counted there, too.
         """
         if self.training:
             self.context.routings[self] = routing
@@ -107,10 +108,10 @@ def check_counts(experts: int, active: int = 1) -> None:
 
 
 def check_renormalised(experts: int, active: int) -> None:
-    """Raise ConfigError if the number of active experts is impossible, or 1 of several.
+    """Raise ConfigError if a router whose weights sum to 1 cannot learn with so many experts.
 
-    experts: E; active: number chosen for each token. For routers that divide the weights by their
-    sum: with one active expert the weight is always 1, so that the router learns nothing.
+    experts: E; active: how many are chosen for each token, 1 to E. With one of several the weight,
+    divided by its sum, is always 1, so that no gradient reaches the router.
     """
     check_counts(experts, active)
     if active == 1 < experts:
@@ -151,8 +152,8 @@ def aux_loss(model: nn.Module) -> Tensor:
 
     loss = criterion(model(x), y) + intarsia.gating.aux_loss(model)
 
-    The coefficients are already in the losses; the result is 0 for a model without them. `fit` adds
-    it by itself.
+    model: has routers, or none, for which the result is 0. The losses are multiplied by their
+    coefficients already. `fit` adds them by itself.
     """
     # losses of several dtypes are added in float32
     # routings of an evaluation are not stored, so that only training counts
@@ -164,10 +165,10 @@ def aux_loss(model: nn.Module) -> Tensor:
 def before_step(model: nn.Module, step: int, steps: int) -> None:
     """Tell every module that changes during training which step comes next.
 
-    Call it before each training step. model: any module; step: 0 ... steps - 1; steps: number of
-    steps of the whole training. Modules with a method `before_step(step, steps)` are, for example,
-    a gate whose temperature falls. `fit` does it; a loop of your own has to. The step is also put
-    into each `Context`.
+    `fit` calls it before each training step; a loop of your own has to. model: any module; its
+    modules with a method `before_step(step, steps)`, such as a gate whose temperature falls, are
+    called. step: 0 ... steps - 1; steps: number of steps of the whole training. The step is also
+    put into each `Context`.
     """
     for module in told_modules(model):
         if isinstance(module, ReadsContext):

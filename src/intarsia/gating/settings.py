@@ -33,9 +33,9 @@ class LooksAhead(Protocol):
 def non_causal(config: object) -> bool:
     """Return True if, with this router, later tokens of a sequence decide where earlier ones go.
 
-    config: a router's settings. The method's entry in the catalogue has a tag for it, or that of a
-    gate inside the settings; settings that are not in the catalogue may say it themselves, see
-    `LooksAhead`.
+    config: a router's settings. The answer is a tag of the method's entry in the catalogue, or of
+    the entry of a gate inside the settings; settings that are not in the catalogue may have an
+    attribute `non_causal`.
     """
     if isinstance(config, LooksAhead) and config.non_causal:
         return True
@@ -49,9 +49,10 @@ def non_causal(config: object) -> bool:
 
 
 def with_experts(config: Any, experts: int) -> Any:
-    """Return a router's settings with another number of experts, also where a gate inside has it.
+    """Return a router's settings with another number of experts.
 
-    config: a router's dataclass; experts: the new number.
+    config: a router's dataclass, which has the number, or a gate inside has it; experts: the new
+    number.
     Raises: ConfigError for settings that have no such number, or cannot have this one.
     """
     names = {f.name for f in fields(config)}

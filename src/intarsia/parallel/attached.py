@@ -44,9 +44,9 @@ class Attached(WholeModel):
     ) -> None:
         """Index the experts' parameters of this process, by identity and by path.
 
-        parts: path of a layer's part -> the experts that this process has; group: the processes,
-          None = all; wholes: path of a part -> that of the whole layer in a single process, where
-          it is another.
+        parts: path of a layer of experts here -> those of its experts that this process keeps;
+          group: the processes, None = all; wholes: the same path -> the layer's path in a model of
+          a single process, where it is another.
         """
         self.parts, self.group, self.shared = dict(parts), group, True
         self.world = dist.get_world_size(group)
@@ -73,10 +73,10 @@ class Attached(WholeModel):
         return by_path
 
     def piece(self, part: OwnExperts, name: str, value: Tensor) -> Piece:
-        """Return this process's rows of a weight, as a `Piece`, which says where they belong.
+        """Return this process's rows of a weight as a `Piece`, which also says whose rows they are.
 
-        part: the experts that this process keeps; name: their weight's; value: the weight, or an
-          optimiser's state of its shape.
+        part: the experts of a layer that this process keeps; name: the weight's name in them;
+          value: the weight, or an optimiser's state of its shape.
         """
         units = units_of(part.local, name)
         return Piece(value, units, *part.lot(dist.get_rank(self.group)), self._experts(part))
@@ -101,10 +101,11 @@ class Attached(WholeModel):
         return by_path
 
     def _mine(self, part: OwnExperts | None, name: str, value: Tensor | Stored) -> Tensor:
-        """Return this process's part of a weight of all experts; all of it if `part` is None.
+        """Cut this process's rows out of a weight of all experts.
 
-        part: the experts that this process keeps; name: their weight's; value: (E, ...), a tensor
-          or in a file. Raises: CheckpointError for a file of another number of experts.
+        part: the experts of a layer that this process keeps, None = the weight belongs to no expert
+          and is returned whole; name: the weight's name in them; value: (E, ...), a tensor or in a
+          file. Raises: CheckpointError for a file of another number of experts.
         """
         if part is None:
             return value.all() if isinstance(value, Stored) else value
@@ -131,9 +132,10 @@ class Attached(WholeModel):
         return {path: list(past) for path, past in loads.items() if past is not None}
 
     def follow(self, past: Mapping[str, Sequence[Tensor]]) -> None:
-        """Continue from loads that `past` returned, also with another number of processes.
+        """Continue from loads of the experts that `past` returned, for strategies that use them.
 
-        past: path of a part -> loads (E,) of the newest batches.
+        past: path of a layer of experts -> loads (E,) of the newest batches, also of a run with
+          another number of processes.
         """
         for path, part in self.parts.items():
             if path in past and part.past is not None:
@@ -142,10 +144,10 @@ class Attached(WholeModel):
     def moves(self, step: int) -> Iterator[Move]:
         """Yield the weights whose experts get new owners after a step, for `Fssdp.reshard`.
 
-        An owner is the process that keeps an expert. step: number of steps so far. Each item is a
-        path, a weight, and a function that sends rows in the weight's shape to their new owners.
-        The caller stores the rows that it returns, and those of the optimiser's state of the
-        weight. All processes do the same.
+        An owner is the process that keeps an expert. step: number of steps so far. Each item is the
+        path of a weight, the weight, and a function that sends its rows, or those of an optimiser's
+        state of the same shape, to their new owners, and returns the rows that came here. The
+        caller applies it to both, and stores the results. All processes do the same.
         """
         due = [(path, part) for path, part in self.parts.items() if part.due(step)]
         # Layers with the same number of experts are dealt out together, so that what is uneven in
@@ -171,10 +173,10 @@ class Attached(WholeModel):
         return {"world": self.world, "of": changeable}
 
     def set_owners(self, owners: Mapping[str, Any]) -> None:
-        """Set the owners that a checkpoint has, and make room for their weights.
+        """Set the owners of experts that a checkpoint has, and make room for their weights.
 
-        owners: as `owners` returned them. Those of another number of processes are left out:
-          experts are then in order.
+        owners: as `owners` returned them. Those of a run with another number of processes are
+          ignored: consecutive experts then stay in each process.
         """
         if owners.get("world") != self.world:
             return
@@ -190,10 +192,10 @@ class Attached(WholeModel):
     def optimizer_pieces(
         self, state: dict[str, Any], parameters: Sequence[nn.Parameter]
     ) -> dict[str, Any]:
-        """Return an optimiser's state_dict in which the states of experts are pieces of the whole.
+        """Return an optimiser's state_dict in which states of experts' weights are `Piece`s.
 
-        state: of the optimiser in this process; parameters: the optimiser's, in its order. A
-          `Piece` says which experts its rows belong to.
+        state: the state_dict of the optimiser in this process; parameters: the optimiser's, in its
+          order. A `Piece` has rows of a tensor and says which experts they belong to.
         """
         rows = dict(state["state"])
         for number, parameter in enumerate(parameters):
@@ -213,7 +215,8 @@ class Attached(WholeModel):
     ) -> dict[str, Any]:
         """Return this process's part of an optimiser's state_dict, as `own` does for the model.
 
-        state: of the optimiser of a single process; parameters: the optimiser's here, in its order.
+        state: the state_dict of an optimiser that has all experts; parameters: those of the
+          optimiser in this process, in its order.
         """
         rows = dict(state["state"])
         for number, parameter in enumerate(parameters):
@@ -232,8 +235,8 @@ class Attached(WholeModel):
     def gathered(self, part: OwnExperts, name: str, value: Tensor) -> Tensor:
         """Collect all experts' rows of a weight, or of an optimiser's state of its shape.
 
-        part: the experts that this process keeps; name: the weight's name; value: its rows here.
-          Returns (E, ...).
+        part: the experts of a layer that this process keeps; name: the weight's name in them;
+          value: the rows of these experts. Every process calls it. Returns (E, ...).
         """
         shares = [part.lot(rank) for rank in range(self.world)]  # (experts, slice, slices)
         rank, experts = dist.get_rank(self.group), self._experts(part)
@@ -251,9 +254,9 @@ class Attached(WholeModel):
         return full
 
     def norm(self, parameters: Sequence[nn.Parameter], meter: Meter | None = None) -> Tensor:
-        """Return the norm of all gradients, other processes' experts included.
+        """Return the norm of all gradients, those of other processes' experts included.
 
-        parameters: this process's; meter: counts the time in which other processes are waited for.
+        parameters: of this process; meter: counts the time in which other processes are waited for.
         """
         total_norm = torch.nn.utils.get_total_norm
         gradients = [(p.grad, id(p) in self.of) for p in parameters if p.grad is not None]
@@ -332,7 +335,7 @@ def attached(
 
 
 def _digest(model: nn.Module, strategy: Strategy) -> str:
-    """Return a SHA-256 of strategy and weights, by which processes check that theirs are equal."""
+    """Return a SHA-256 of a strategy and a model's weights, to compare them between processes."""
     # equal digests: one strategy, one model, the same weights
     total = hashlib.sha256(repr(strategy).encode())
     for name, weight in model.state_dict().items():

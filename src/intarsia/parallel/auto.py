@@ -57,7 +57,7 @@ class Auto(Strategy):
         backward: bool = False,
         past: Sequence[torch.Tensor] = (),
     ) -> DevicePlan:
-        """Return the plan of one batch by the fastest strategy for the trace's experts.
+        """Return what one batch sends and computes, as steps of the strategy that is fastest.
 
         trace: which experts each token has; size: one expert's widths and bytes; topology: devices
           and links; backward: add the steps of the gradients; past: loads (L, E) of the batches
@@ -105,10 +105,10 @@ class Auto(Strategy):
     def shard(
         self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1
     ) -> OwnExperts:
-        """Return this process's experts of a layer, by the fastest strategy; see `Strategy.shard`.
+        """Return a module with this process's share of a layer's experts, by the fastest strategy.
 
-        experts: all of a layer; wire: the layer's exchanges between processes; topology: devices
-          and links; layers: how many layers there are.
+        experts: all of a layer, not changed; wire: the layer's exchanges between processes;
+          topology: devices and links; layers: how many layers there are.
         """
         best = self.chosen(stacked(experts).experts, size_of(experts), topology)
         return best.shard(experts, wire, topology, layers)

@@ -20,7 +20,7 @@ EXCHANGES = ("flat", "hierarchical")
 
 
 def agreed_capacity(routing: Routing, wire: Wire, multiple: int) -> int:
-    """Agree with all processes on C, the rows that an expert has room for from each process.
+    """Agree with all processes on a capacity C: how many rows an expert takes from each process.
 
     routing: pairs (token, expert) of this process's rows; wire: the layer's exchanges between
       processes; multiple: C is a multiple of it. C is the largest load of an expert in any process,
@@ -32,11 +32,11 @@ def agreed_capacity(routing: Routing, wire: Wire, multiple: int) -> int:
 
 
 def planned_capacity(expert: Tensor, rows: Tensor, experts: int, multiple: int) -> int:
-    """Compute C for a recorded routing: the rows that an expert has room for from each device.
+    """Compute C for a recorded routing: how many rows an expert takes from each device.
 
     expert: (N, k), the experts of each row, -1 = none; rows: (D, N) bool, which device has which
-      rows; experts: E; multiple: C is a multiple of it. It is what `agreed_capacity` finds when
-      run.
+      rows; experts: E; multiple: C is a multiple of it. Processes that carry the routing out agree
+      on the same C, see `agreed_capacity`.
     """
     # pairs of each device with each expert, of which the largest decides
     loads = [
@@ -68,9 +68,9 @@ class PairTable:
 
     @classmethod
     def of(cls, routing: Routing, capacity: int) -> PairTable:
-        """Give each pair (token, expert) of a routing a place in the table of its expert.
+        """Give each pair (token, expert) of a routing a place in a table with C rows an expert.
 
-        routing: N pairs; capacity: C, places of each expert, as many as its pairs or more.
+        routing: N pairs; capacity: C, at least the number of pairs of the busiest expert.
         """
         # A stable sort keeps the order of tokens within an expert, so that the table does not
         # depend on the device.
@@ -85,18 +85,19 @@ class PairTable:
         return cls(routing, place, capacity)
 
     def fill(self, x: Tensor) -> Tensor:
-        """Put the row of each pair (token, expert) in its place, zeros elsewhere.
+        """Fill the table: the row of each pair (token, expert) in its place, zeros elsewhere.
 
-        x: (T, d) -> (E, C, d), E experts with C places each.
+        x: (T, d), the rows of all tokens.  -> (E, C, d), E experts with C places each.
         """
         rows = x.new_zeros(self.routing.experts * self.capacity, x.shape[-1])
         rows = rows.index_copy(0, self.place, x.index_select(0, self.routing.token))
         return rows.view(self.routing.experts, self.capacity, -1)
 
     def combine(self, outputs: Tensor) -> Tensor:
-        """Compute y_t = sum_e G_te f_e(x_t) from the outputs in the table, G the routing.
+        """Add up the experts' outputs for each token t: y_t = sum_e G_te f_e(x_t).  -> (T, out).
 
-        outputs: (E, C, out), f_e of the row in each place.  -> (T, out).
+        outputs: (E, C, out), what expert f_e returned for the row in each place of the table; G_te:
+          the routing's weight of expert e for token t.
         """
         outputs = outputs.flatten(0, 1)
         # Each pair reads its own output and is scaled by its gate weight; pairs of a token are then
@@ -118,10 +119,11 @@ class Swap:
     inner: int = 1
 
     def run(self, blocks: Tensor, wire: Wire, phase: str) -> Tensor:
-        """Exchange blocks of equal size: send one to each member, return one from each.
+        """Exchange blocks of equal size in a group: send one to each member, get one from each.
 
-        blocks: (G, m, ...), one for each of G members; wire: the layer's exchanges between
-          processes; phase: names them for the byte counts.
+        blocks: (G, m, ...), one for each of the G members; wire: the layer's exchanges between
+          processes; phase: names this one for the byte counts. Returns the blocks that came, by
+          sender, (G, m, ...).
         """
         if len(self.members) == 1:
             return blocks
@@ -146,25 +148,26 @@ class Swap:
     def _exchange(self, blocks: Tensor, members: Sequence[int], wire: Wire, phase: str) -> Tensor:
         """Exchange blocks with some processes, one for each, in one step.
 
-        blocks: (members, m, ...); members: the processes; wire: sends the blocks; phase: names the
-          exchange in the byte counts.
+        blocks: (members, m, ...), by receiver; members: the processes; wire: sends the blocks;
+          phase: names the exchange in the byte counts. Returns the blocks that came, by sender.
         """
         counts = [blocks.shape[1] * (rank in members) for rank in range(wire.world)]
         return wire.send(blocks.flatten(0, 1), counts, counts, phase).view(blocks.shape)
 
     def gather(self, rows: Tensor, wire: Wire, phase: str) -> Tensor:
-        """Collect every member's rows; gradients are added up at their owners.
+        """Collect the rows of all G members of the group, in every member.
 
-        rows: (m, ...) -> (G, m, ...); wire: sends them; phase: names the exchange in the byte
-          counts.
+        rows: (m, ...), this member's -> (G, m, ...); wire: sends them; phase: names the exchange in
+          the byte counts. In the backward, a member adds up the gradients of its rows from all.
         """
         # every member gets a copy of the rows
         return self.run(rows.expand(len(self.members), *rows.shape), wire, phase)
 
     def add(self, blocks: Tensor, wire: Wire, phase: str) -> Tensor:
-        """Add up the blocks that the members have for this process.  (G, m, ...) -> (m, ...).
+        """Send each member its block, and add up the blocks that came here.
 
-        blocks: one for each member; wire: sends them; phase: names the exchange in the byte counts.
+        blocks: (G, m, ...), this process's for each of the G members; wire: sends them; phase:
+          names the exchange in the byte counts.  -> (m, ...).
         """
         # every member sends the block of this process here
         return self.run(blocks, wire, phase).sum(0)
@@ -191,7 +194,7 @@ class Swap:
 
 
 def swaps_of(groups: Iterable[Sequence[int]], nodes: Tensor, exchange: str) -> dict[int, Swap]:
-    """Return for each process the `Swap`, the all-to-all exchange with its group: rank -> Swap.
+    """Prepare all-to-all exchanges within groups of processes: rank -> the `Swap` of its group.
 
     groups: disjoint sets of all processes; nodes: (D,), the node of each process; exchange: "flat"
       or "hierarchical", first inside a node, then across nodes.
@@ -221,11 +224,12 @@ def swaps_of(groups: Iterable[Sequence[int]], nodes: Tensor, exchange: str) -> d
 def swap_steps(
     swaps: dict[int, Swap], layer: int, phase: str, block: int, *, backward: bool = False
 ) -> list[PlanStep]:
-    """Return the plan's steps for `Swap.run` in all processes, reversed if backward.
+    """Return the steps of a plan for an all-to-all exchange that all processes take part in.
 
-    swaps: rank -> its exchange; layer, phase: name the steps; block: bytes of a block; backward:
-      the gradients' way, from receiver to sender. There is no step where every process exchanges
-      with itself alone.
+    swaps: rank -> its exchange with the members of its group; layer, phase: name the steps; block:
+      the bytes that a member has for another one; backward: True returns the steps of the
+      gradients, from receivers to senders, in reverse order. There is no step where every process
+      exchanges with itself alone.
     """
     devices = len(swaps)
     if all(len(swap.members) == 1 for swap in swaps.values()):
@@ -251,7 +255,8 @@ class _Split(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
         """Return this member's part (E, C / G, d) of the rows (E, C, d) that all G members have.
 
-        ctx: autograd's; swap: the group's exchange; wire: sends it; phase: its name in byte counts.
+        ctx: autograd's context; rows: (E, C, d), the same in all; swap: the group's exchange, wire:
+          sends it, and phase: its name in byte counts, all three for the backward.
         """
         ctx.swap, ctx.wire, ctx.phase = swap, wire, phase
         return _part(rows, swap, wire)
@@ -292,9 +297,10 @@ class _Alike(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
-        """Return the rows; store the group whose members have the same, for the backward.
+        """Return the rows, of which all members of a group have a copy.
 
-        ctx: autograd's; swap: the group's exchange; wire: sends it; phase: its name in byte counts.
+        ctx: autograd's context; rows: any shape; swap: the group's exchange, wire: sends it, and
+          phase: its name in byte counts, all three for the backward.
         """
         ctx.swap, ctx.wire, ctx.phase = swap, wire, phase
         return rows.view_as(rows)
@@ -331,8 +337,9 @@ def _whole(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
 def split(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
     """Return this member's part of rows that all members have.  (E, C, d) -> (E, C / G, d).
 
-    swap: the exchange of the group, which lists its G members; wire: sends it; phase: its name in
-      the byte counts. In the backward, the parts' gradients are gathered.
+    rows: the same in all members, divided along the second axis; swap: the exchange of the group,
+      which lists its G members; wire: sends it; phase: its name in the byte counts. In the
+      backward, the parts' gradients are gathered.
     """
     return cast(Tensor, _Split.apply(rows, swap, wire, phase))
 

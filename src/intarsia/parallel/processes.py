@@ -46,10 +46,11 @@ class Processes:
     def run(self, job: Callable[..., Any], *arguments: Any) -> list[Any]:
         """Call job(*arguments) in every process and return the results by rank.
 
-        job: a function of a module, which finds its rank in torch.distributed; arguments and result
-          are sent through a pipe.
-        Raises: the first error of a process, of this library as it is, any other as TrainingError;
-          TrainingError if the job does not end in time. All processes are then ended.
+        job: a function at the top of a module; it learns its rank from torch.distributed;
+          arguments: they, and the results, are pickled and sent through a pipe.
+        Raises: the first error of a process: one of this library as it is, any other as a
+          TrainingError; TrainingError also if the job does not end in time. All processes are then
+          ended.
         """
         if not self._started:
             self._start()

@@ -58,7 +58,7 @@ class SeMoe(Strategy):
     dense: int = 0
 
     def __post_init__(self) -> None:
-        """Check the settings: known names, and bytes from 0 on.  Raises: ConfigError."""
+        """Raise ConfigError for an unknown name of an exchange or a prefetch, or bytes below 0."""
         one_of("exchange", self.exchange, ("flat", "hierarchical"))
         one_of("prefetch", self.prefetch, PREFETCH)
         at_least("dense", self.dense, 0)
@@ -74,11 +74,11 @@ class SeMoe(Strategy):
     ) -> DevicePlan:
         """Return what one batch sends, loads and computes, as steps.
 
-        They are DeepSpeed's steps, and before the experts of each layer a load of their weights
-        from host memory and a gather of the layer's dense weights, where these are modelled. trace:
-        which experts each token has; size: one expert's widths and bytes; topology: devices and
-        links; backward: True adds the steps of the gradients; past: unused, other strategies need
-        it.
+        They are DeepSpeed's steps, and for each layer two that bring weights in: "load", the
+        experts' from host memory, and "gather", the dense weights from all devices, if `dense` is
+        not 0. trace: which experts each token has; size: one expert's widths and bytes; topology:
+        devices and links; backward: True adds the steps of the gradients; past: unused, other
+        strategies need it.
         """
         inner = DeepSpeed(1, self.exchange).plan(trace, size, topology, backward=backward)
         devices, experts = topology.devices, trace.experts
@@ -159,9 +159,9 @@ class ColumnEmbedding(nn.Module):
         self.weight, self.wire = nn.Parameter(part.clone()), wire
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Look up the tokens of this process, whose columns are on all processes.
+        """Look up this process's tokens in the table, whose H columns are spread over processes.
 
-        ids: (...) int64.  -> (..., H).
+        ids: (...) int64, the tokens' numbers.  -> (..., H). Every process calls it.
         """
         wire, flat = self.wire, ids.reshape(-1)
         count = torch.tensor([len(flat)], device=ids.device)
@@ -176,10 +176,10 @@ class ColumnEmbedding(nn.Module):
 
 
 def bucketed(tensors: Sequence[Tensor], collective: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """Call a collective once for many tensors of one dtype, joined in one flat buffer.
+    """Apply a collective, such as an all-reduce, to many tensors by one call on a joined buffer.
 
-    tensors: of any shapes; collective: a map of a flat tensor to one of as many numbers, such as an
-      all-reduce. Returns its result, cut into the shapes of `tensors`.
+    tensors: of any shapes, of one dtype; collective: takes a flat tensor and returns one of as many
+      numbers. Returns its result, cut into the shapes of `tensors`.
     Source: arXiv:2205.10034, section 3.2 (fusion communication).
     """
     sizes = [t.numel() for t in tensors]
@@ -191,10 +191,10 @@ def bucketed(tensors: Sequence[Tensor], collective: Callable[[Tensor], Tensor]) 
 def elastic(weights: Sequence[float], devices: int) -> list[list[float]]:
     """Deal tasks out to devices: light tasks share a device, heavy ones are split.
 
-    weights: work of the tasks of one model; devices: D.  Returns (D, tasks), the work of each task
-      that a device gets: the longest first to the least loaded device, and a task above the mean is
-      first cut into equal parts no longer than the mean.
-    The longest device takes at most 4 / 3 of what is best (Graham), and D = 1 has all.
+    weights: the work of each task of one model; devices: D. Returns (D, tasks), how much of each
+      task's work a device gets. A task above the mean work of a device is first cut into equal
+      parts no longer than that; then the longest parts go first, each to the least loaded device.
+    The busiest device has at most 4 / 3 of the work that it would have at best (Graham).
     Raises: ConfigError for no device, or work below 0.
     Source: arXiv:2205.10034, section 3.5.
     """
@@ -222,9 +222,9 @@ def elastic(weights: Sequence[float], devices: int) -> list[list[float]]:
 def memory(dense: int, sparse: int, devices: int, active: float = 1.0) -> Mapping[str, float]:
     """Estimate the bytes that a training with half-precision weights and AdamW needs.
 
-    dense, sparse: D and S, parameters; devices: N; active: alpha, the share of the sparse ones in
-    use.  Returns gpu, of each device: (16 D + 4 alpha S) / N; cpu: 16 alpha S, and disk: 12 S, in
-    all.
+    dense, sparse: D and S, the numbers of parameters outside and inside of experts; devices: N;
+    active: alpha, the share of the experts' parameters that is in use. Returns the bytes by place:
+    "gpu", of each device, (16 D + 4 alpha S) / N; "cpu", 16 alpha S in all; "disk", 12 S in all.
     Source: arXiv:2205.10034, section 3.1, with dense states shared out among the devices (ZeRO-3).
     """
     at_least("devices", devices, 1)

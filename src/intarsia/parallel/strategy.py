@@ -71,18 +71,19 @@ class Strategy(abc.ABC):
     def attached(
         self, model: nn.Module, *, meter: Meter | None = None, gather: bool = True
     ) -> AbstractContextManager[WholeModel]:
-        """Share the model's experts out inside the block, see `parallel.attached.attached`.
+        """Share a model's experts out among the processes inside the `with` block.
 
-        meter: counts the bytes sent; gather: True puts all experts back at the end.
+        model: with mixtures of experts; meter: counts the bytes sent; gather: True puts all experts
+          back into the model at the end. See `parallel.attached.attached`.
         """
         return attached(model, self, meter=meter, gather=gather)
 
 
 def dealt(trace: Trace, devices: int, alike: int = 1) -> Tensor:
-    """Deal the trace's sequences out to devices in turn.
+    """Deal a trace's sequences out to devices in turn.
 
-    trace: N recorded tokens; devices: D; alike: the number of consecutive devices that have the
-      same rows.  -> (D, N) bool, which device has which rows.
+    trace: N recorded tokens (rows) in sequences; devices: D; alike: the number of consecutive
+      devices that get the same sequences.  -> (D, N) bool, which device has which rows.
     """
     home = homes(trace, devices // alike)
     return home[None] == torch.arange(devices)[:, None] // alike
@@ -109,10 +110,10 @@ def run(
 ) -> Tensor:
     """Compute x <- x + mixture(x), layer after layer, with the trace's routing, as `plan` says.
 
-    strategy: the one that made plan and layers; layers: this process's experts, of
-      `strategy.shard`; x: (n, d), this process's rows of the trace, in order; trace: which experts
-      each token has; group: the processes, None = all.  Returns the same rows. Gradients take the
-      ways back.
+    strategy: the one that made plan and layers; plan: what all processes send and compute; layers:
+      this process's experts of each layer, from `strategy.shard`; x: (n, d), this process's rows of
+      the trace, in order; trace: which experts each token has; group: the processes, None = all.
+      Returns the same rows, (n, d). Gradients take the same ways back.
     Raises: TrainingError where processes have different plans; ConfigError for other rows.
     """
     check_agreed(plan, group)

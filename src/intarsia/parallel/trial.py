@@ -39,9 +39,10 @@ class ExpertTrial:
     bias: bool = False
 
     def trace(self, seed: int = 0) -> Trace:
-        """Draw the experts of all tokens, of five sequences, or three, so that process 3 has none.
+        """Draw a routing: the experts of all tokens of some sequences, and their weights.
 
-        seed: of the draw; `routing` names the special cases.
+        seed: of the draw. The field `routing` names a special case: with "a process without tokens"
+          there are three sequences for four processes, else five.
         """
         draws = torch.Generator().manual_seed(seed)
         sequences = 3 if self.routing == "a process without tokens" else 5
@@ -99,10 +100,10 @@ def alone(trace: Trace, x: Tensor, layers: Sequence[StackedExperts]) -> Tensor:
 
 
 def compare_with_one(strategy: Strategy, trial: ExpertTrial, topology: Topology = LINKS) -> int:
-    """Compare a strategy with one process; called in each of the topology's processes.
+    """Compare experts shared out by a strategy with one process that has them all.
 
-    trial: the batch and the experts; topology: devices and links. Returns the bytes that this
-      process sent.
+    Each of the topology's processes calls it. strategy: the one that is tested; trial: the batch
+      and the experts; topology: devices and links. Returns the bytes that this process sent.
     Raises: ConformanceError where outputs, gradients or bytes differ.
     """
     rank, trace, full_layers = dist.get_rank(), trial.trace(), trial.layers_of()
@@ -139,10 +140,10 @@ def compare_with_one(strategy: Strategy, trial: ExpertTrial, topology: Topology 
 
 
 def as_planned(meter: Meter, plan: DevicePlan) -> None:
-    """Check that all processes sent the bytes of a plan, step by step.  Called in each of them.
+    """Check that all processes sent the bytes of a plan, step by step.  Each process calls it.
 
-    meter: counted the bytes that this process sent; plan: its steps name them. Raises:
-      ConformanceError where steps or bytes differ.
+    meter: counted the bytes that this process sent in each step; plan: says how many they are.
+    Raises: ConformanceError where steps or bytes differ.
     """
     metered = meter.gathered()
     links = {step.name: step.bytes for step in plan.steps if step.resource == "link"}

@@ -15,10 +15,9 @@ from ..core.errors import ConfigError, DataError
 def top_units(scores: Mapping[str, Tensor], share: float) -> Partition:
     """Select the units (channels or heads) with the highest scores over all layers of a model.
 
-    scores: layer -> (units,), higher is better; -inf is never selected. share: of all units, 0 ...
-      1; round(share * units) are selected. Returns one label for each unit: 0 = selected, -1 = not.
-    Layers get different numbers of units. Of equal scores the earlier unit is selected. Random
-    scores select at random.
+    scores: layer -> (units,), higher is better; -inf is never selected. share: the share of all
+      units that is selected, 0 ... 1, so that layers may get different numbers. Returns one label
+      for each unit: 0 = selected, -1 = not. Of equal scores the earlier unit is selected.
 
     Raises: ConfigError for a share outside 0 ... 1, or one that selects nothing or more units than
       may be selected; DataError for a score that is NaN.

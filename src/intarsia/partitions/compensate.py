@@ -31,8 +31,8 @@ class GroupCode(Protocol):
     def begin(self, columns: Tensor, start: int) -> None:
         """Prepare to round the next group of columns, for example choose their scale.
 
-        columns: (out, group), with the errors of earlier columns already made up for; start: number
-          of the first of them.
+        columns: (out, group), from which the errors of earlier columns are subtracted already;
+          start: the number of the first one in the weight.
         """
         ...
 
@@ -58,7 +58,7 @@ def choose_and_compensate(
     """Prune or round a weight column by column; later columns make up for earlier errors.
 
     weight: W (out, in); statistics: second moments of its inputs X. Returns a one-part Partition
-      of `name` with the kept weights, and the new W^ (out, in), 0 elsewhere; ||W X - W^ X|| small.
+      of `name` with the kept weights, and the new weight W^, 0 elsewhere; W^ X is close to W X.
     density: with pattern=None the share kept in every `block` columns, over all rows; with Blocks
       the share of blocks; `NofM` along the inputs has its own. density=1: nothing is pruned.
     code: rounds a column to what a format can store, see also `GroupCode`; None = real numbers.
@@ -159,7 +159,8 @@ def _largest(score: Tensor, density: float, pattern: Pattern) -> Tensor:
 def _check(weight: Tensor, density: float, pattern: Pattern, block: int) -> None:
     """Raise ConfigError or ShapeError for settings of `choose_and_compensate` that cannot be.
 
-    weight: must be (out, in); density: 0 ... 1; pattern: must divide the inputs; block: columns.
+    weight: must be (out, in); density: 0 ... 1; pattern: one of n:m must divide the inputs; block:
+      the number of columns that are chosen at once, at least 1.
     """
     between("density", density, 0, 1, "Try 0.5.")
     between("block", block, 1, 2**20, "Try 128.")

@@ -26,8 +26,8 @@ def random_disjoint(
 ) -> Partition:
     """Divide the weights of each parameter into `parts` disjoint parts, at random and evenly.
 
-    With `order` a random permutation of the weights, label(order[i]) = i mod parts. Every weight is
-    in one part, and sizes differ by at most one. With more parts than weights some parts are empty.
+    The weights are dealt out like cards, in random order. Every weight is in one part, and sizes
+    differ by at most one. With more parts than weights some parts are empty.
 
     unit: what is divided.
       "element"                    single weights, over the whole parameter
@@ -52,9 +52,9 @@ def _random_labels(
     """Give each weight of a parameter a random label, each label to equally many weights.
 
     shape: the parameter's; parts: labels are 0 ... parts - 1; generator: source of the draw. unit:
-      "element" = single weights, even over the whole parameter; "row", "column" = single weights,
-      even in each row (column); "whole_row", "whole_column" = one label for a whole row (column).
-      Returns int64 labels of this shape.
+      what gets a label: "element", a single weight; "row" or "column", a single weight, and each
+      label is as frequent as others in every row (column); "whole_row" or "whole_column", a row or
+      column. Returns int64 labels of this shape.
     """
     # the parts that get one weight more are random
     names = torch.randperm(parts, generator=generator)
@@ -79,10 +79,11 @@ def _random_labels(
 def _labels_of_rows(
     rows: int, columns: int, parts: int, whole_rows: bool, generator: torch.Generator
 ) -> Tensor:
-    """Give random labels to a matrix, evenly in every row, or one label to each whole row.
+    """Give random labels to the entries of a matrix, each label equally often in every row.
 
-    rows, columns: of the matrix; parts: labels are 0 ... parts - 1; whole_rows: all weights of a
-      row have one label; generator: source of the draw. Returns (rows, columns) int64.
+    rows, columns: sizes of the matrix; parts: labels are 0 ... parts - 1; whole_rows: True gives
+      all entries of a row one label, each label to equally many rows; generator: source of the
+      draw. Returns (rows, columns) int64.
     """
     if whole_rows:
         order = torch.randperm(rows, generator=generator)

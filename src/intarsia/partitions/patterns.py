@@ -19,7 +19,8 @@ def keep_n_of_m(
 ) -> Partition:
     """Select the n largest scores of each m consecutive ones along an axis.
 
-    scores: tensor's name -> a score of each weight. Of equal scores the first is selected.
+    scores: tensor's name -> a score of each weight; n, m: n of each m are selected; axis: along
+      which the m are consecutive. Of equal scores the first is selected.
     Raises: ConfigError unless 1 <= n <= m; ShapeError for an axis that m does not divide; DataError
       for a NaN.
     """
@@ -32,9 +33,10 @@ def keep_n_of_m(
 def keep_rows(scores: Mapping[str, Tensor], density: float) -> Partition:
     """Select the largest scores of each row: C - floor((1 - density) C) of its C weights.
 
-    This is the number that Wanda keeps; of equal scores the first. scores: tensor's name -> a score
-    of each weight, (out, ...); all axes but the first make up a row, and a vector is one row.
-    density: the share to select. Matrices of one width have the pattern `NofM(n, C)`.
+    scores: tensor's name -> a score of each weight, (out, ...); all axes but the first make up a
+    row, and a vector is one row. density: the share to select, rounded as Wanda does. Of equal
+    scores the first is selected. If all tensors are matrices of one width, the partition records
+    the pattern "n of each C".
 
     Raises: ConfigError for a density outside 0 ... 1; DataError for a NaN.
     """
@@ -60,8 +62,8 @@ def kept_of(width: int, density: float) -> int:
 def keep_blocks(scores: Mapping[str, Tensor], count: int, blocks: Blocks) -> Partition:
     """Select the `count` blocks of weights with the largest sums of scores over all tensors.
 
-    scores: tensor's name -> a score of each weight; blocks: the shape of a block. Of equal sums the
-      first is selected.
+    scores: tensor's name -> a score of each weight; count: how many blocks to select, over all
+      tensors; blocks: the shape of a block. Of equal sums the first is selected.
     Raises: ConfigError for more blocks than there are, or a NaN; ShapeError for a tensor that the
       blocks do not tile.
     """
@@ -76,9 +78,10 @@ def keep_blocks(scores: Mapping[str, Tensor], count: int, blocks: Blocks) -> Par
 
 
 def _n_of_m(name: str, score: Tensor, pattern: NofM) -> Tensor:
-    """Return the mask of the n largest scores of each group of m.
+    """Return the mask of the n largest scores of each group of m, True = among them.
 
-    name: the tensor's, for an error; score: its scores; pattern: n, m and the axis.
+    name: the tensor's, for an error; score: its scores; pattern: n, m and the axis along which a
+    group lies.
     """
     groups = pattern.groups(score.detach())
     _check_no_nan(name, groups)

@@ -53,10 +53,11 @@ def keep_row_blocks(
 
 
 def kept_in_blocks(weights: Sequence[Tensor], order: Tensor, rows: int, density: float) -> float:
-    """Return the sum of the weights that the best blocks keep after a reordering of the rows.
+    """Rate an order of rows: return the sum of the weights that the best blocks keep with it.
 
+    A block is `rows` consecutive rows and one column; it is kept or dropped as a whole.
     weights: (out, in) each, >= 0; order: (out,) int64, row i becomes what was row order[i]; rows:
-      per block; density: share of blocks that is kept.
+      the number of rows of a block; density: the share of blocks that is kept.
     """
     total = 0.0
     for weight, block_mask in zip(
@@ -67,14 +68,14 @@ def kept_in_blocks(weights: Sequence[Tensor], order: Tensor, rows: int, density:
 
 
 def row_order(weights: Sequence[Tensor], rows: int, density: float, rounds: int = 3) -> Tensor:
-    """Return an order of rows, for several weights, in which blocks of rows keep larger weights.
+    """Find an order of rows with which blocks of consecutive rows keep larger weights.
 
-    A block keeps or drops a column for all of its rows. weights: (out, in) each, >= 0, whose rows
-    are reordered alike; rows: per block; density: the share of blocks that is kept; rounds: of the
-    second stage.
-    First greedy: a block begins with the largest row that is in no block yet and takes the rows - 1
-      that have most in common with it, sum_j min(w_a, w_b) over its largest columns. Then, `rounds`
-      times, columns are chosen for the blocks, and rows assigned to them anew (Hungarian method),
+    A block is `rows` consecutive rows and one column; it is kept or dropped as a whole.
+    weights: (out, in) each, >= 0, whose rows are reordered in the same way; rows: the number of
+    rows of a block; density: the share of blocks that is kept; rounds: repetitions of step 2.
+    1. Greedy: a group of rows begins with the largest row that is in no group yet, and takes the
+      rows that have most in common with it, sum_j min(w_aj, w_bj) over its largest columns j.
+    2. Columns are chosen for the groups, then rows are assigned to them anew (Hungarian method),
       which never keeps less.
     Returns (out,) int64: row i becomes what was row order[i]; never worse than the rows as they
     are.
@@ -89,10 +90,10 @@ def row_order(weights: Sequence[Tensor], rows: int, density: float, rounds: int 
 def _column_masks(
     weights: Sequence[Tensor], order: Tensor, rows: int, density: float
 ) -> list[Tensor]:
-    """Return which columns each block of rows keeps, (blocks, in) bool for each weight.
+    """Choose which columns each group of rows keeps: (groups, in) bool for each weight.
 
-    weights: (out, in) each; order: (out,) int64, of the rows; rows: per block; density: share of
-      (block, column) pairs that is kept.
+    weights: (out, in) each; order: (out,) int64, row i becomes what was row order[i]; rows: how
+      many consecutive rows are a group; density: share of (group, column) pairs that is kept.
     """
     block_masks: list[Tensor] = []
     for weight in weights:
@@ -102,10 +103,11 @@ def _column_masks(
 
 
 def _greedy_order(weights: Sequence[Tensor], rows: int, density: float) -> Tensor:
-    """Return an order of the rows, (out,) int64, built one block after the other.
+    """Group similar rows: return an order of the rows, (out,) int64, group after group.
 
-    weights: (out, in) each, >= 0; rows: per block; density: the share of columns that is kept. A
-      block takes the rows that are most similar to its first one.
+    weights: (out, in) each, >= 0; rows: how many rows are a group; density: the share of columns
+      that a group will keep. A group has the largest free row, and the rows that share most of
+      their weight in its largest columns with it.
     """
     wide = torch.cat(list(weights), 1)  # (out, sum of in)
     free = torch.ones(len(wide), dtype=torch.bool)
@@ -128,10 +130,11 @@ def _greedy_order(weights: Sequence[Tensor], rows: int, density: float) -> Tenso
 def _refine(
     weights: Sequence[Tensor], order: Tensor, rows: int, density: float, rounds: int
 ) -> Tensor:
-    """Improve an order of rows: choose columns for the blocks, then rows for the blocks, in turn.
+    """Improve an order of rows: choose columns for each group of rows, then rows for each group.
 
-    weights: (out, in) each, >= 0; order: (out,) int64, where to start; rows: per block; density:
-      share of blocks kept; rounds: repetitions at most. Returns an order that is at least as good.
+    weights: (out, in) each, >= 0; order: (out,) int64, where to start; rows: how many consecutive
+      rows are a group; density: share of (group, column) pairs that is kept; rounds: repetitions at
+      most. Returns an order that is at least as good.
     """
     best, best_norm = order, kept_in_blocks(weights, order, rows, density)
     slot = torch.arange(len(order)) // rows

@@ -24,14 +24,13 @@ def compensate_stack(
 ) -> tuple[Tensor, list[str]]:
     """Round the weights of E experts column by column; later columns make up for earlier errors.
 
-    As `choose_and_compensate` with all weights kept, for all experts at once.
-    weights: (E, out, in); statistics: of each expert's inputs, None = it had none; code: rounds a
-      column of all of them, (E, out), to what can be stored; damp: added to the moments' diagonal,
-      see `inverse_factor`; block: columns between two updates of all later ones. Returns the new
-      weights (E, out, in), and for each expert "" or the reason why its errors were not made up
-      for: no token reached it, or its moments are not positive definite.
+    weights: (E, out, in); statistics: second moments of each expert's inputs, None = it had none;
+      code: rounds a column of all experts, (E, out), to what can be stored; damp: added to the
+      moments' diagonal, see `inverse_factor`; block: columns between two updates of all later ones.
+      Returns the new weights (E, out, in), and for each expert "" or the reason why its errors were
+      not made up for: no token reached it, or its moments are not positive definite.
     The error of a column j, e = (w_j - w^_j) / U_jj, is subtracted from those behind it, W_k -= e
-    U_jk, with w^_j what is stored and U of `scores.inverse_factor`.
+    U_jk, with w^_j the column as it is stored, and U the matrix that `inverse_factor` returns.
 
     Raises: ShapeError for statistics of another number or width.
     Source: QMoE (arXiv:2310.16795), section 3.2, of which batching is a part; GPTQ

@@ -43,13 +43,13 @@ def swap(
 ) -> Swapped:
     """Exchange a pruned and a kept weight of each row at a time, as long as the error shrinks.
 
-    eps = sum of W_j E_j over the pruned weights of a row is its expected error, E_j the mean of
-    input j.
-    weight, mask, score: (out, in), mask bool, True = kept; score: low = pruned first; statistics:
-      E_j and V_j, mean and variance of input j. For eps > 0 the pruned weight of the largest W_j
-      E_j / V_j^power becomes kept, and the kept one of the lowest score with W_j E_j < 0 is pruned;
-      for eps < 0 the other way round (section 3.2). No weight moves twice, and every row keeps as
-      many.
+    A row's expected error eps is the sum of W_j E_j over its pruned weights, E_j the mean of input
+    j. For eps > 0 the pruned weight of the largest W_j E_j / V_j^power becomes kept, V_j the
+    variance of input j, and the kept weight of the lowest score with W_j E_j < 0 is pruned; for
+    eps < 0 all signs are reversed (section 3.2). No weight moves twice, and every row keeps as
+    many weights as before.
+    weight: W, (out, in); mask: (out, in) bool, True = kept; statistics: E_j and V_j; score: (out,
+      in), low = pruned first.
     cycles: exchanges of a row at most, below 1 a share of its width; tolerance: a row stops below
       this share of the layer's mean |eps| at the start; guard: it also stops before an exchange by
       which |eps| would not shrink or eps would change its sign; pattern: exchanges stay within a

@@ -18,10 +18,10 @@ HALF = 2**16
 def keep_top(scores: Mapping[str, Tensor], count: int) -> Partition:
     """Select the `count` largest scores over all tensors, as a partition with one part.
 
+    scores: tensor's name -> a score of each weight, compared as float32. Exactly `count` are
+    selected; of equal scores the first, in the order of the mapping and of the entries.
     Two histograms of the scores' bits give one threshold for all tensors, without sorting and
-    without copying more than a few million scores at a time. Exactly `count` scores are selected;
-    of those equal to the threshold, the first in the order of the mapping and of the entries.
-    Scores are compared as float32.
+    without copying more than a few million scores at a time.
 
     Raises: ConfigError for a negative count, fewer scores than `count`, or a NaN.
     Source: LT-SFT (arXiv:2110.07560), whose released code selects all scores at the threshold.
@@ -65,9 +65,9 @@ def entries(partition: Partition, part: int = 0) -> dict[str, Tensor]:
 
 
 def _threshold(scores: Mapping[str, Tensor], count: int) -> tuple[int, int]:
-    """Return the count-th largest score as a key, and how many scores of that key to select.
+    """Find the count-th largest score; return it as a key, and how many scores equal to it to take.
 
-    A key is a whole number 0 ... 2^32 - 1 that sorts as the score does, see `_keys`. scores: name
+    A key is a whole number 0 ... 2^32 - 1; keys are in the same order as their scores. scores: name
     -> scores; count: from 1.
     """
     # the upper 16 bits of the threshold first, then the lower ones among the scores of that bin
@@ -84,7 +84,7 @@ def _bin_of_rank(histogram: Tensor, count: int) -> tuple[int, int]:
     """Find the histogram's bin with the count-th largest score; count the scores in higher bins.
 
     histogram: (2^16,) int64, the number of scores in each bin, low scores first; count: from 1.
-      Returns the bin's number and that count.
+      Returns the bin's number, and the number of scores in higher bins.
     """
     reached = histogram.flip(0).cumsum(0)  # [i]: scores in the i + 1 highest bins
     place = int((reached < count).sum())
@@ -104,10 +104,10 @@ def _histogram(parts: Iterator[Tensor]) -> Tensor:
 
 
 def _keys(score: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield the scores in chunks, as whole numbers that sort as the scores do.
+    """Yield the scores in chunks, as whole numbers (keys) whose order is that of the scores.
 
-    Each chunk comes with the place of its first score. The numbers (keys) are 0 ... 2^32 - 1,
-    int64.
+    score: any shape, read flat. Yields (the place of a chunk's first score, its keys), keys int64,
+    0 ... 2^32 - 1.
     Raises: ConfigError for a NaN.
     """
     flat = score.detach().reshape(-1)
