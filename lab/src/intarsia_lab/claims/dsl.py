@@ -105,8 +105,10 @@ def films() -> Films:
     few, val, test = (torch.tensor(part) for part in parts)
     train, count = torch.cat([few, val]), max(names)
     popularity = torch.bincount(train[:, -1], minlength=count + 1)
-    sets = (TensorDataset(part[:, :-1], part[:, -1]) for part in (train, test, few, val))
-    return Films(*sets, count, popularity)
+    whole, tested, fewer, validated = (
+        TensorDataset(part[:, :-1], part[:, -1]) for part in (train, test, few, val)
+    )
+    return Films(whole, tested, fewer, validated, count, popularity)
 
 
 class Recommended(NamedTuple):
