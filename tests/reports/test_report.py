@@ -14,7 +14,7 @@ from rich.console import Console
 from intarsia.reports import charts, heat_maps
 from intarsia.reports.latex import latex_report
 from intarsia.reports.looks import Look
-from intarsia.reports.markdown import markdown_report
+from intarsia.reports.markdown import markdown, markdown_report
 from intarsia.reports.page import html, width_class
 from intarsia.reports.report import (
     Commands,
@@ -130,3 +130,15 @@ def test_equal_values_have_equal_colours_in_maps_of_one_scale() -> None:
 def test_a_wider_table_becomes_cards_earlier() -> None:
     widths = [int(width_class(plain("", ["n"] * n, [["1234567"] * n]))[1:]) for n in (2, 6, 12, 40)]
     assert widths == sorted(set(widths))
+
+
+def test_a_table_that_is_too_wide_for_a_page_becomes_several_in_markdown() -> None:
+    titles = ["Task", *(f"method {i}" for i in range(26))]
+    rows = [["emoji", *range(26)], ["mnist", *range(26)]]
+    lines = markdown(plain("Accuracies.", titles, rows)).splitlines()
+    heads = [line for line in lines if line.startswith("| Task")]
+    assert [head.count("|") - 2 for head in heads] == [9, 8, 9]
+    cells = [line.split("|")[2:-1] for line in lines if line.startswith("| emoji")]
+    assert [int(cell) for row in cells for cell in row] == [*range(26)]
+    assert lines.count("Accuracies.") == 1 and lines[-1] == "Accuracies."
+    assert markdown(plain("", titles[:13], [row[:13] for row in rows])).count("| Task") == 1

@@ -43,7 +43,7 @@ def combine(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Put techniques on a sparse model and measure what they are worth together.
+    """Apply several techniques to a sparse model, and measure their joint effect.
 
     prune, merge: the share of experts that goes; student: a dense model of so many experts; skip:
     the quantile of g2 / g1 below which a token has one expert; place: experts ordered for four

@@ -50,7 +50,7 @@ def components(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Draw the components of a sparse coding model as tiles, those on most often first.
+    """Draw the components of a sparse coding model as tiles, the most active ones first.
 
     With --fit the model is learned from patches of pictures less their mean, of mca and mop from
     patches as they are.

@@ -79,7 +79,7 @@ def compress(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Keep a language model's linear layers packed, and multiply with what is stored.
+    """Store a language model's linear layers in a compact format, and compute with it directly.
 
     Prune first (`intarsia sparsify`): a bitmask of a dense model saves nothing. Refused where this
     machine would be slower than with the model as it is. gqsa prunes groups of weights and stores

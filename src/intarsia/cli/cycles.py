@@ -25,7 +25,7 @@ def cycles(
     side: Annotated[int, typer.Option(help="Side of the accelerator's array, in units.")] = 32,
     as_json: Json = False,
 ) -> None:
-    """Count the cycles of a training step on SAT, dense and with N:M weights, layer by layer.
+    """Count the cycles of a training step on the accelerator SAT, with dense and N:M weights.
 
     A model of an accelerator, not a measurement: products of attention are not counted.
 

@@ -136,7 +136,7 @@ def generate(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Continue a text with the most likely tokens, and say how many a second.
+    """Continue a text with the most likely tokens, and report the tokens per second.
 
     Keys and values have their room from the start; with --spans a ring for each head. For many
     requests at once see `intarsia serve`.

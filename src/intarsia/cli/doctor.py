@@ -9,7 +9,7 @@ from .shell import say, show_json, show_table
 
 
 def doctor(threads: Threads = None, as_json: Json = False) -> None:
-    """Say what runs sparse weights here: compiler, instruction set, kernels, speed of memory.
+    """Report what this machine has for sparse weights: compiler, kernels, speed of memory.
 
     And where another runtime is the better choice, with the command that writes a model for it.
     Works without a compiler, too: products then run dense, as it says.

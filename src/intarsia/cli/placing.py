@@ -51,7 +51,7 @@ def trace(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Record which experts each token of a text has in every layer of a sparse model.
+    """Record the experts that a sparse model chooses for each token of a text, in every layer.
 
     The model says what it says without. The file has one byte for each choice.
 
@@ -120,7 +120,7 @@ def place(
     sglang: Sglang = None,
     as_json: Json = False,
 ) -> None:
-    """Place the experts of a trace on devices, and say what it is worth on text it did not see.
+    """Assign the experts of a trace to devices, and judge the placement on held-out text.
 
     Half of the sequences are searched, the other half judges. With --checkpoint and --write, the
     experts of a stock model are put into the order in which engines lay them out; copies need an

@@ -201,7 +201,7 @@ def recommend(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Rank all items by what a user is likely to take next, items without any event among them.
+    """Rank items by how likely a user is to take them next, also items that nobody has used yet.
 
     Example:  intarsia recommend runs/ml-100k-m2trec-0 --user 42
     Example:  intarsia recommend runs/ml-100k-m2trec-0 --history 50,181 --new premieres.item --why

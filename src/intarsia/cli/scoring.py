@@ -173,7 +173,7 @@ def predict(
     size: Size = None,
     max_pixels: MaxPixels = None,
 ) -> None:
-    """Say what pictures show, or go on from prompts, as JSON lines, the likeliest token at a time.
+    """Classify pictures, or continue prompts with the likeliest tokens; print JSON lines.
 
     A picture that cannot be read is named, the others are done, and the exit code is 1. Of a
     .jsonl file prompts are read as in training; of other text files each line is one.

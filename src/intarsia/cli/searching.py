@@ -74,7 +74,7 @@ def index(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Index documents by a sparse encoder and by BM25; what was stopped goes on where it stood.
+    """Index documents by a sparse encoder and BM25; the same command goes on after a stop.
 
     A collection with judged queries for validation has k1, b and the share of BM25 tuned by them.
 

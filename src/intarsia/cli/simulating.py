@@ -75,7 +75,7 @@ def simulate(
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Say how long a batch takes on devices, what binds, and whether moving experts would pay.
+    """Simulate a batch on several devices: its time, its bottleneck, whether moving experts pays.
 
     A model of time, not a measurement: products at the device's full rate, links at theirs.
 

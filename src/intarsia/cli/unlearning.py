@@ -76,7 +76,7 @@ def unlearn(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Unlearn a text in the one expert that it belongs to; every other weight keeps its bits.
+    """Unlearn a text in the one expert that it belongs to; no other weight changes.
 
     Both texts are measured on rows that are not trained on. The folder opens with
     from_pretrained; unlearn.json in it has the path.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -37,6 +37,7 @@ from ..data.corpora import is_text
 from ..fitting import fit_as
 from ..hosts import apply
 from ..hosts.prune.rows import training_rows
+from ..reports.numbers import plural
 from ..reports.runs import save_mistakes
 from ..train import Metrics, Run, Running, task_accuracy, task_heads
 from ..train.folder import owned
@@ -161,10 +162,7 @@ def _on_pictures(
     model = with_method(model, method, experiment, data.classes, sets[0])
     model.to(device_named(running.device))
     on_main(processes(), lambda: experiments.save(experiment, running.out))  # to be resumable
-    report(
-        f"Training {experiment.label} on {len(data.train):,} pictures of "
-        f"{' x '.join(map(str, record['inputs']['size']))} px, {experiment.training.epochs} epochs."
-    )
+    report(_beginning(experiment, len(data.train), record["inputs"]["size"]))
     options = keywords(running) | recipe
     options |= {"training": experiment.training, "record": record, "evaluate_every": evaluate_every}
     computed = once.tokens_once if experiment.adapted.frozen_once else once.pictures_each_step
@@ -200,6 +198,13 @@ def finished(run: Run, *, data: Splits, spent: Spent, temperature: float | None 
         fitted = best_temperature(val.logits, val.labels)
         record["results"] = record["results"] | {"temperature": fitted}
     return dataclasses.replace(run, record=record)
+
+
+def _beginning(experiment: Experiment, pictures: int, size: Sequence[int]) -> str:
+    """Return the message with which a training begins.  size: height and width, px."""
+    epochs = plural(experiment.training.epochs, "epoch")
+    pixels = " x ".join(map(str, size))
+    return f"Training {experiment.label} on {pictures:,} pictures of {pixels} px, {epochs}."
 
 
 def with_temperature(run: Run, test: Metrics, temperature: float) -> Run:

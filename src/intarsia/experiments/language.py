@@ -16,6 +16,7 @@ from ..data.texts import Texts, TextSplits, check_text, load_texts
 from ..fitting import fit_as
 from ..hosts import apply
 from ..hosts.prune.rows import training_rows
+from ..reports.numbers import plural
 from ..train import Run, Running, evaluate
 from ..train.folder import owned
 from ..train.precision import cast_frozen
@@ -94,7 +95,7 @@ def _on_texts(
     on_main(processes(), lambda: save(experiment, running.out))
     report(
         f"Training {experiment.label} on {data.train.tokens:,} tokens in {len(data.train):,} rows, "
-        f"{experiment.training.epochs} epochs."
+        f"{plural(experiment.training.epochs, 'epoch')}."
     )
     # a teacher is a finished run's model or a pretrained one, opened only if one is named
     objective = with_teacher(

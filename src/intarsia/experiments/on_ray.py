@@ -15,6 +15,7 @@ from ..core.errors import ConfigError, MissingExtra
 from ..data.packages import announce
 from .workers import Died, Work, begin, sendable
 
+NICENESS = "RAY_worker_niceness"  # read when a cluster is started
 PATIENCE = 30.0  # seconds without a worker before a person is told
 
 
@@ -49,12 +50,12 @@ class OnRay:
         raise result
 
     def _tell_if_busy(self) -> None:
-        """Announce that no cores are free, if the worker has not started after PATIENCE seconds."""
+        """Announce it if the worker has not begun after PATIENCE seconds."""
         begun, _ = self._ray.wait([self._worker.begun.remote()], timeout=PATIENCE)
         if not begun:
             announce(
-                f"intarsia: the Ray cluster has no {self.threads} free cores for a worker, which "
-                "waits for them; `ray status` shows what holds them."
+                f"intarsia: a Ray worker of {self.threads} cores has not begun: the cluster has no "
+                "such cores free (`ray status` shows what holds them), or its machine is busy."
             )
 
     def close(self) -> None:
@@ -105,6 +106,9 @@ def connected() -> Any:
     except ImportError as error:
         raise MissingExtra("ray", "ray") from error
     if not ray.is_initialized():
+        # by default Ray's workers have the lowest priority but four: beside any other work an
+        # import of torch takes minutes; trials in processes of our own have ours
+        os.environ.setdefault(NICENESS, "0")
         ray.init(log_to_driver=False, configure_logging=False)
     return ray
 

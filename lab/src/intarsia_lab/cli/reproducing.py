@@ -50,7 +50,7 @@ def reproduce(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Run the smallest honest experiment for a paper's headline; a claim that fails says so.
+    """Run a small, fair experiment on a paper's headline: it holds, fails or is not decided.
 
     Example:  intarsia reproduce mosa
     """

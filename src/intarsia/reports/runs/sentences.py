@@ -18,7 +18,7 @@ from .reading import FinishedRun
 
 PART_NAMES = {"train": "training", "val": "validation", "test": "test"}
 HOW_CHOSEN = {
-    "last": "The last epoch is the result; nothing was chosen.",
+    "last": "A run's result is that of its last epoch, whatever its scores.",
     "val": "The epoch with the best validation accuracy is the result.",
 }
 

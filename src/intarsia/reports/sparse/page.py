@@ -181,27 +181,40 @@ def told_of(model: PrunedModel) -> list[str]:
 
 
 def sentences(pruned: Sequence[PrunedModel]) -> list[str]:
-    """Return the results in sentences: the method of lowest perplexity at each density."""
-    lines: list[str] = []
-    dense = next((d for model in pruned if (d := model.perplexity("dense"))), None)
-    if dense is not None:
-        lines.append(f"Dense, the model has a perplexity of {dense:.1f}.")
-    by_density: dict[float, list[tuple[float, str]]] = {}
+    """Return the result in words: the best at each density that several methods were tried at.
+
+    Perplexities of several models or texts stand side by side, and none of them is the best.
+    """
+    groups: dict[tuple[str, str], list[PrunedModel]] = {}
     for model in pruned:
-        if (value := model.perplexity("pruned")) is not None:
-            by_density.setdefault(model.asked, []).append((value, model.method))
-    for density, values in sorted(by_density.items(), reverse=True):
-        best = min(values)
-        tail = f", the lowest of {len(values)}" if len(values) > 1 else ""
-        lines.append(f"At density {density:g}, {best[1]} has {best[0]:.1f}{tail}.")
+        groups.setdefault(_source(model), []).append(model)
+    lines: list[str] = []
+    for (name, text), group in groups.items():
+        where = "" if len(groups) == 1 else f" on {text}"
+        who = "the model" if len(groups) == 1 else Path(name).name
+        dense = next((d for model in group if (d := model.perplexity("dense"))), None)
+        if dense is not None:
+            lines.append(f"Dense, {who} has a perplexity of {dense:.1f}{where}.")
+        by_density: dict[float, list[tuple[float, str]]] = {}
+        for model in group:
+            if (value := model.perplexity("pruned")) is not None:
+                by_density.setdefault(model.asked, []).append((value, model.method))
+        for density, values in sorted(by_density.items(), reverse=True):
+            best = min(values)
+            tail = f", the lowest of {len(values)}" if len(values) > 1 else ""
+            lines.append(f"At density {density:g}, {best[1]} has {best[0]:.1f}{where}{tail}.")
     return lines or ["No perplexity was measured: prune with --test 16 or more."]
+
+
+def _source(pruned: PrunedModel) -> tuple[str, str]:
+    """Return the model that was pruned and the text, between which perplexities do not compare."""
+    return str(pruned.record["model"]), str(pruned.record["calibration"]["data"])
 
 
 def notices(pruned: Sequence[PrunedModel]) -> list[str]:
     """Return warnings: models that cannot be compared, and models that are not pruned."""
     lines: list[str] = []
-    texts = {(str(model.record["model"]), model.record["calibration"]["data"]) for model in pruned}
-    if len(texts) > 1:
+    if len({_source(model) for model in pruned}) > 1:
         lines.append("The folders are of several models or texts: perplexities do not compare.")
     if any(math.isclose(model.record["density"], 1) for model in pruned):
         lines.append("One of them is dense.")
@@ -245,10 +258,11 @@ def table_of(models: Sequence[PrunedModel]) -> Table:
                 Entry(f"{model.record['seconds']:.0f}"),
             )
         )
-    # the lowest perplexity is the best row
+    # the lowest perplexity is the best row, where they are of one model on one text
     values = [model.perplexity("pruned") for model in models]
     measured = [v for v in values if v is not None]
-    best = values.index(min(measured)) if measured else None
+    comparable = len({_source(model) for model in models}) == 1
+    best = values.index(min(measured)) if measured and comparable else None
     folders: dict[str, list[str]] = {}
     for model in models:
         folders.setdefault(calibration(model), []).append(model.folder.name)

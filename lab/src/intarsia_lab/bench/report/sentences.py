@@ -158,7 +158,7 @@ def notes(findings: Findings) -> list[str]:
         spent = numbers.seconds(sum(setup.search_seconds for setup in searched))
         span = str(min(tried)) if min(tried) == max(tried) else f"{min(tried)} to {max(tried)}"
         lines.append(
-            f"In {len(tried)} of {len(sheet.results)} cells, settings were chosen among {span}, "
+            f"In {len(tried)} of {len(sheet.results)} runs, settings were chosen among {span}, "
             f"which took {spent} in all; time and memory are those of the final run."
         )
     return lines
