@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import dense
 from .acts import ACTS
 from .blocks import Layout, roomy
 from .naive import mlps_naive
@@ -38,7 +39,8 @@ def mixed_mlps(
     backward takes rows of x again, and the gradient of a weight is <W2' dy, hidden>, so that
     neither rows nor outputs are kept.
     """
-    layout, f = Layout.of(token, expert, len(x), len(up)), ACTS[act].forward
+    kernel = all(w is None or dense.runs_grouped(x, w) for w in (up, gate, down))
+    layout, f = Layout.of(token, expert, len(x), len(up), kernel), ACTS[act].forward
     size = (layout.rows, up.shape[1])
     all_z = roomy(size, x) if keep else x.new_empty(0)
     all_g = roomy(size, x) if keep and gate is not None else x.new_empty(0)
@@ -85,7 +87,8 @@ def mixed_mlps_backward(
     dy: (T, out); z, g: W1 x and Wg x of the forward; need: five bools, in the order of the result;
       the rest as in `mixed_mlps`.
     """
-    layout, f = Layout.of(token, expert, len(x), len(up)), ACTS[act]
+    kernel = all(w is None or dense.runs_grouped(x, w) for w in (up, gate, down))
+    layout, f = Layout.of(token, expert, len(x), len(up), kernel), ACTS[act]
     source, grads = layout.padded(x), layout.padded(dy.to(x.dtype))
     scale = layout.spread(weight)[:, None].to(x.dtype)
     # a gradient of each row of x; rows of one token are added up at the end
