@@ -5,8 +5,9 @@
 One thread; CPU time, since other work on the machine only adds to wall time; all take turns, and
 the least time of a token counts. --gguf: files of the same model for llama.cpp (`pip install
 llama-cpp-python`, which compiles it; without it they are left out). --packed: folders that
-`intarsia compress smollm2` wrote, such as those of gqsa. Perplexity is that of rows of texts on
-which nothing here was calibrated (`--texts`).
+`intarsia compress` wrote of smollm2, such as those of gqsa; a row has the folder's name.
+Perplexity is that of rows of texts on which nothing here was calibrated (`--texts`). --write also
+writes the figures into rivals.json, of which `benchmarks/rivals.py` makes a page.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import argparse
 import atexit
 import copy
 import importlib.util
+import json
 import math
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +34,8 @@ from torch import Tensor, nn
 from intarsia.core import nbytes
 from intarsia.data.calibration import load_calibration
 from intarsia.data.language_models import language_model
-from intarsia.formats import BlockInt, GroupSparse
+from intarsia.formats import Bitmask, BlockInt, GroupSparse
+from intarsia.formats.rivals import FILE, RuntimeFigures
 from intarsia.hosts.native_decoder import NativeText
 from intarsia.hosts.opened import open_language_model
 from intarsia.hosts.swap.compress import compress
@@ -39,12 +43,14 @@ from intarsia.hosts.swap.packed_linear import PackedLinear
 from intarsia.kernels import native
 from intarsia.kernels.decoder import AttendStep, NativeDecoder, ProductStep
 from intarsia.kernels.native.floor import read_bandwidth
+from intarsia.train.record import machine
 
 PROMPT = "The ship left the harbour before dawn, and"
 WARM, TOKENS, LENGTH = 2, 8, 512
 HEAD = ("lm_head",)
+FORMS = {Bitmask: "bitmask", GroupSparse: "gqsa", BlockInt: "blockint"}  # on the command line
 PEER = "llama.cpp"
-TARGETS = (("dense int4, head int8", 1.1), ("groups", 0.85))  # over llama.cpp's Q4_0
+TARGETS = (("dense int4, head int8", 1.1), ("groups int4 .5", 0.85))  # over llama.cpp's Q4_0
 REST = 1.0  # ms of all steps but the products
 ABOUT = (
     "SmolLM2-135M, batch 1, after a prompt of about ten tokens: the least CPU time of a token, the "
@@ -56,16 +62,21 @@ ABOUT = (
 
 @dataclass(frozen=True)
 class Arm:
-    """start: take the prompt.  step: CPU ms of one more token.  score: perplexity on rows."""
+    """start: take the prompt.  step: CPU ms of one more token.  score: perplexity on rows.
+
+    form, bits: the format's name on the command line, None = llama.cpp's, and bits of a weight.
+    """
 
     name: str
     start: Callable[[], object]
     step: Callable[[], float]
     score: Callable[[Sequence[Tensor]], float]
     megabytes: float
+    form: str | None = None
+    bits: int | None = None
 
 
-def ours(name: str, model: nn.Module, ids: list[int]) -> Arm:
+def ours(name: str, model: nn.Module, ids: list[int], form: str, bits: int | None) -> Arm:
     """A model as native steps; its perplexity is that of its own forward."""
     text = NativeText(model, length=LENGTH)
 
@@ -78,7 +89,7 @@ def ours(name: str, model: nn.Module, ids: list[int]) -> Arm:
         text.step([5])
         return 1e3 * (time.process_time() - started)
 
-    return Arm(name, start, step, lambda rows: perplexity(model, rows), read(model))
+    return Arm(name, start, step, lambda rows: perplexity(model, rows), read(model), form, bits)
 
 
 def read(model: nn.Module) -> float:
@@ -164,30 +175,32 @@ def peers(files: Sequence[Path], ids: list[int], threads: int) -> tuple[list[Arm
 
 def arms_of(args: argparse.Namespace, model: Any, ids: list[int]) -> list[Arm]:
     half = copy.deepcopy(model).bfloat16()
-    arms = [ours("dense bf16", half, ids)]
+    arms = [ours("dense bf16", half, ids, "dense", None)]
     for name, bits, head in (
         ("dense int8", 8, 8),
         ("dense int4, head int8", 4, 8),
         ("dense int4, head int4", 4, 4),
     ):
         packed = compress(copy.deepcopy(half), BlockInt(bits), force=True)
-        arms.append(ours(name, compress(packed, BlockInt(head), layers=HEAD, force=True), ids))
-    grouped = compress(by_size(copy.deepcopy(half)), GroupSparse(activations="int8"), force=True)
-    grouped = compress(grouped, BlockInt(4), layers=HEAD, force=True)
-    arms.append(ours("groups int4 .5, by size alone, head int4", grouped, ids))
+        packed = compress(packed, BlockInt(head), layers=HEAD, force=True)
+        arms.append(ours(name, packed, ids, "blockint", bits))
+    masked = compress(by_size(copy.deepcopy(half)), Bitmask("int8"), force=True)
+    masked = compress(masked, BlockInt(4), layers=HEAD, force=True)
+    arms.append(ours("bitmask int8 .5, by size alone, head int4", masked, ids, "bitmask", None))
     for folder in args.packed:
         packed, _ = open_language_model(str(folder), dtype="float32")
-        arms.append(ours(f"{folder.name}, head int4", with_head(packed), ids))
+        form = next(m.form for m in packed.modules() if isinstance(m, PackedLinear))
+        name = f"{folder.name.replace('-', ' ')}, head int4"
+        bits = getattr(form, "bits", None)
+        arms.append(ours(name, with_head(packed), ids, FORMS[type(form)], bits))
     return arms
 
 
 @torch.no_grad()
 def by_size(model: Any) -> Any:
-    """Zeros in the half of each layer's groups of 16 weights whose squares are least."""
+    """Zeros in the half of each layer's weights that are smallest, for the time alone."""
     for layer in (m for m in model.model.modules() if type(m) is nn.Linear):
-        groups = layer.weight.view(len(layer.weight), -1, 16)
-        sizes = groups.float().square().sum(2)
-        groups.mul_((sizes > sizes.median())[..., None])
+        layer.weight.mul_(layer.weight.abs() > layer.weight.abs().median())
     return model
 
 
@@ -250,6 +263,7 @@ def main() -> None:
     spent = least(arms, args.reps)
     floor = read_bandwidth() / 1e6  # megabytes a millisecond are 1e9 bytes a second
     base = next((spent[a.name] for a in others if a.name.endswith("Q4_0")), math.nan)
+    quality = {arm.name: arm.score(judged) for arm in arms}
     table = [
         [
             arm.name,
@@ -257,10 +271,12 @@ def main() -> None:
             f"{spent[arm.name] / base:.2f}",
             f"{arm.megabytes:.0f}",
             f"{1e3 * arm.megabytes / floor:.1f}",
-            f"{arm.score(judged):.2f}",
+            f"{quality[arm.name]:.2f}",
         ]
         for arm in arms
     ]
+    if args.write:
+        figures(arms, spent, quality)
     head = ["weights", "ms a token", f"of {PEER} Q4_0", "MB read", "ms at the limit", "perplexity"]
     body = [*frame.markdown(head, table), "", *verdicts(spent, base)]
     packed = compress(copy.deepcopy(model).bfloat16(), BlockInt(4), force=True)
@@ -276,6 +292,29 @@ def main() -> None:
         f"{native.instructions()}. Texts that judge: {args.texts}. {left_out}".strip(),
     ]
     frame.publish("A token beside llama.cpp", ABOUT, body, args)
+
+
+def figures(arms: Sequence[Arm], spent: dict[str, float], quality: dict[str, float]) -> None:
+    """Write the rows into rivals.json, which `compress`, `bench sparse` and `doctor` read."""
+    content = json.loads(FILE.read_text())
+    choices = [
+        RuntimeFigures(
+            arm.name,
+            arm.form,
+            round(spent[arm.name], 2),
+            round(arm.megabytes),
+            round(quality[arm.name], 1),
+            arm.bits,
+        )
+        for arm in arms
+    ]
+    about = f"one thread of {machine()['processor']}, CPU time, all in turns"
+    content["text"] |= {
+        "choices": [asdict(choice) for choice in choices],
+        "measured": f"{datetime.now(UTC):%Y-%m-%d}, {about}",
+        "instructions": native.instructions(),
+    }
+    FILE.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def verdicts(spent: dict[str, float], base: float) -> list[str]:

@@ -86,7 +86,7 @@ def test_a_slower_model_and_settings_that_cannot_be_are_refused(
         result = intarsia("compress", str(model), *options)
         assert result.code == 2 and says in " ".join(result.err.split()), result.err
         # the better runtime is named before the work
-        assert ("rather than ('text', 'bitmask')" in result.err) == (says == "--force")
+        assert ("rather than ('text', 'bitmask', None)" in result.err) == (says == "--force")
     assert not (tmp_path / "out").exists()
 
 

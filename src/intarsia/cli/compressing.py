@@ -143,8 +143,7 @@ def _packed(
     else:
         host, tokenizer = language_model(model, dtype="auto")
     if type(host).__name__ in ARCHITECTURES:  # llama.cpp knows it
-        _warn_of_rivals("text", format)
-    # the weights as they were opened, for the record
+        _warn_of_rivals("text", format, getattr(stored, "bits", None))
     before = sum(p.nbytes for p in host.parameters())
     calibration: Any = ()
     read: dict[str, int] = {}
@@ -210,14 +209,15 @@ def _net(run: str, options: dict[str, Any], force: bool, out: Path, as_json: boo
     say("\n".join([f"{len(report['layers'])} layers in CHW", *took, *notes, str(out)]))
 
 
-def _warn_of_rivals(kind: str, format: str) -> None:
-    """Warn before the work if another runtime was measured to be faster than this format.
+def _warn_of_rivals(kind: str, format: str, bits: int | None = None) -> None:
+    """Warn before a format is written that another runtime was measured to beat.
 
-    kind: of inputs, "text" or "picture"; format: its name.
+    kind: of the inputs for which it was measured, such as "picture"; format: its name; bits: of a
+    weight, None = any.
     """
     from ..formats.rivals import advice
 
-    if line := advice(kind, format):
+    if line := advice(kind, format, bits):
         warn(line)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import DataError
+from ..core.errors import ConfigError, DataError
 from .begun_index import check_same, known_by, settings_file
 from .shell import note
 
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
     from ..models.retrieve.inference_free import InferenceFree
     from ..models.retrieve.sparse_index import SparseIndex
 
-BLOCK = 1024  # documents that are encoded between two looks at the disk
+# documents that are encoded, or only cut into stems, between two looks at the disk
+BLOCK, MANY = 1024, 2**15
 META, NO_STEMS = "meta.json", "none"  # of an index's folder; in the place of a language
 
 
@@ -32,11 +34,18 @@ def write_index(
     index to which the documents are added. options: stored, prune and language, which must be the
     same when the command is repeated. megabytes: memory for a block of logits, None = the default.
     """
-    from ..models.retrieve.lexical import Lexical
+    from ..models.retrieve.lexical import NO_MODEL, Lexical, StemsAlone
 
-    language = options["language"]
+    language, alone = options["language"], model == NO_MODEL
+    if alone and language == NO_STEMS:
+        fix = "Leave out one of them."
+        want = "a model, or stems"
+        raise ConfigError("--model and --language", got="none for both", want=want, fix=fix)
     lexical = None if language == NO_STEMS else Lexical(language=language)
-    note("Loading PyTorch and sentence-transformers.")
+    if lexical is not None and alone:
+        lexical = replace(lexical, share=1.0)
+    if not alone:
+        note("Loading PyTorch and sentence-transformers.")
     from ..core.files import write_json
     from ..models.retrieve.sparse_index import SparseIndex, blocks
 
@@ -47,7 +56,7 @@ def write_index(
     identity = {"docs": known_by(docs), "model": model} | options
     if out is not None and begun:
         check_same(partial, identity, out)
-    encoder = _encoder(docs, model, options["prune"], megabytes, begun)
+    encoder = StemsAlone() if alone else _encoder(docs, model, options["prune"], megabytes, begun)
     if begun:
         searchable = SparseIndex.load(partial)
     else:
@@ -57,7 +66,7 @@ def write_index(
     total = len(searchable)
     # an index that is going on has the first documents already; of an added file none
     documents = (row for row in _documents(docs) if append is not None or row[0] not in searchable)
-    for part in blocks(documents, BLOCK):
+    for part in blocks(documents, MANY if alone else BLOCK):
         searchable.append(encoder, part)
         if append is None:  # documents are added all or none: the command can be repeated
             write_json(settings_file(partial), identity)

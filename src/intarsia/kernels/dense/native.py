@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from .. import native
 INPUTS = (torch.float32, torch.bfloat16, torch.float16)
 P, N, I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int  # noqa: E741
 LINEAR = (I, P, P, P, N, N, N, I)
+GROUPED = (P, P, P, P, N, N, N, I)
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
 
 
@@ -43,6 +45,26 @@ def bound(weight: Tensor, max_rows: int) -> native.Bound | None:
         return None
     sides = len(weight), weight.shape[1]
     return native.Bound.of("dense", sides, (KINDS[weight.dtype],), (weight,), max_rows)
+
+
+def runs_grouped(x: Tensor, weight: Tensor) -> bool:
+    """Return True if `grouped` takes such inputs and weights (E, out, in) on this machine."""
+    return x.dtype == torch.float32 == weight.dtype and runs(x, weight)
+
+
+def grouped(x: Tensor, weight: Tensor, loads: Sequence[int], out: Tensor) -> Tensor:
+    """Write x_n W_e^T into `out`, e the expert of row n, for a few rows of each; return `out`.
+
+    x: (N, in), weight: (E, out, in), out: (N, out), all float32 and contiguous; loads: how many
+      rows each expert has, one after the other. Each expert's weight is read once.
+    """
+    kernel = native.function("dense_grouped", *GROUPED)
+    assert kernel is not None and sum(loads) == len(x) == len(out) and len(loads) == len(weight)
+    assert x.is_contiguous() and out.is_contiguous()
+    counts = torch.tensor(loads)
+    pointers = (t.data_ptr() for t in (x, out, weight, counts))
+    kernel(*pointers, *weight.shape, torch.get_num_threads())
+    return out
 
 
 @functools.cache

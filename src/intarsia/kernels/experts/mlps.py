@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import dense
 from .acts import ACTS
 from .blocks import Layout, roomy
 from .naive import mlps_naive
@@ -39,7 +40,8 @@ def mixed_mlps(
     Experts are taken block by block, so that hidden units stay in the cache between two products.
     Neither rows of x nor outputs are kept: the backward gathers x again, and needs no output.
     """
-    layout, f = Layout.of(token, expert, len(x), len(up)), ACTS[act].forward
+    kernel = all(w is None or dense.runs_grouped(x, w) for w in (up, gate, down))
+    layout, f = Layout.of(token, expert, len(x), len(up), kernel), ACTS[act].forward
     size = (layout.rows, up.shape[1])
     all_z = roomy(size, x) if keep else x.new_empty(0)
     all_g = roomy(size, x) if keep and gate is not None else x.new_empty(0)
@@ -87,7 +89,8 @@ def mixed_mlps_backward(
       arguments of `mixed_mlps`; z, g: up_e x and gate_e x, (rows, h), which it kept; need: five
       bools, in the order of the result.
     """
-    layout, f = Layout.of(token, expert, len(x), len(up)), ACTS[act]
+    kernel = all(w is None or dense.runs_grouped(x, w) for w in (up, gate, down))
+    layout, f = Layout.of(token, expert, len(x), len(up), kernel), ACTS[act]
     source, grads = layout.padded(x), layout.padded(dy.to(x.dtype))
     scale = layout.spread(weight)[:, None].to(x.dtype)
     # a gradient of each row of x; rows of one token are added up at the end

@@ -7,6 +7,8 @@
 
 INTARSIA_API int64_t dense_linear(int kind, const float *x, float *y, const void *weight,
                                   int64_t rows, int64_t cols, int64_t batch, int threads);
+INTARSIA_API int64_t dense_grouped(const float *x, float *y, const float *weight, const int64_t *load,
+                                   int64_t experts, int64_t rows, int64_t cols, int threads);
 INTARSIA_API int64_t bitmask_linear(int kind, const float *x, float *y, const uint8_t *bits,
                                     const void *values, const int64_t *offsets,
                                     const float *scales, int64_t kept, int64_t rows, int64_t cols,

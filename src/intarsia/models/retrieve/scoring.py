@@ -83,17 +83,20 @@ class Scorer:
                 1.0,
                 0.0,
             )
-        both: list[Array] = []  # (2, documents) of each segment
+        both: list[Array] = []  # (2, documents) of each segment, or (1, documents) by BM25 alone
         for segment, lists, stem in zip(self.segments, self.bm25.lists, query.stems, strict=True):
             # one array of 2 n scores: BM25's lists have their documents shifted by n
-            parts = [*self._learned(segment, query.tokens, k, two_phase), (lists, stem)]
-            scores = sum_scores(parts, lists.count).reshape(2, segment.postings.count)
+            learned = self._learned(segment, query.tokens, k, two_phase) if self.learned else []
+            scores = sum_scores([*learned, (lists, stem)], lists.count)
+            scores = scores.reshape(1 + self.learned, segment.postings.count)
             both.append(_without_deleted(segment, scores))
         # divide both scores by their maxima over all segments; a maximum of 0 gives factor 0
         tops = np.max([pair.max(1, initial=0) for pair in both], axis=0, initial=0)
-        share = np.array([1 - self.lexical.share, self.lexical.share], np.float32)
+        learned_share = [1 - self.lexical.share] if self.learned else []
+        share = np.array([*learned_share, self.lexical.share], np.float32)
         factors = np.divide(share, tops, out=np.zeros_like(share), where=tops > 0)
-        return [factors @ pair for pair in both], (float(factors[0]), float(factors[1]))
+        learned_factor = float(factors[0]) if self.learned else 0.0
+        return [factors @ pair for pair in both], (learned_factor, float(factors[-1]))
 
     def _learned(
         self, segment: Segment, query: Query, k: int, two_phase: float | None

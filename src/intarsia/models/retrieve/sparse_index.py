@@ -359,9 +359,10 @@ class SparseIndex:
             expanded = bool(segment.texts) and token not in in_text
             terms.append(Term(self.queries.word(token), learned_factor * score, expanded))
         if scorer.bm25 is not None and segment.stems is not None:
-            shifted = row + segment.postings.count  # BM25's lists follow the learned scores
+            lists = scorer.bm25.lists[place]
+            # BM25's lists follow the learned scores, if there are any
+            shifted = row + lists.count - segment.postings.count
             for stem, weight in joined.stems[place]:
-                lists = scorer.bm25.lists[place]
                 score = bm25_factor * lists.scores_of([(stem, weight)], shifted)[0]
                 terms.append(Term(segment.stems.names[stem], float(score), False, stem=True))
         return sorted((t for t in terms if t.score > 0), key=lambda term: -term.score)

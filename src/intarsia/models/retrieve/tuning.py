@@ -45,6 +45,8 @@ def tune_lexical(
     # two searches of one dimension each instead of a grid over all three settings
     alone = replace(index.lexical, share=1.0)
     best = max((replace(alone, k1=k1, b=b) for k1 in K1S for b in BS), key=measure)
-    best = max((replace(best, share=share) for share in SHARES), key=measure)
+    # without a learned token there is nothing to share with
+    shares = SHARES if any(len(s.postings.docs) for s in index.segments) else (1.0,)
+    best = max((replace(best, share=share) for share in shares), key=measure)
     index.lexical = best
     return best
