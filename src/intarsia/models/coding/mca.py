@@ -99,10 +99,12 @@ class Maximal(Truncated, abc.ABC):
         return Joint(-0.5 * (far / noise + rest.reshape(-1, 1)), prior, candidates, (far, means))
 
     def _state_means(self, w: Array, candidates: Array, states: States, heat: float) -> list[Array]:
-        """Compute the noise-free data of states of several causes, (n, K, D) for each size of set.
+        """Compute the data without noise if several components are on: their maximum.
 
-        w: (H, D), components; candidates: (n, H'), those that may be on in a sample; states: sets
-          of candidates by size; heat: temperature, which sets the exponent of the soft maximum.
+        w: (H, D), the H components; candidates: (n, H'), numbers of those that may be on in each of
+          n samples; states: sets of candidates, by size; heat: the temperature, which sets the
+          exponent of a soft maximum. Returns for each size an array (n, K, D), for the K sets of
+          this size.
         """
         soft, rho, largest = self.maximum == "soft", self._rho(heat), np.abs(w).max()
         if soft:  # Wbar = (sum_h (s_h W_hd)^rho)^(1 / rho), of magnitudes that keep their sign

@@ -65,7 +65,7 @@ class OneRec(Settings):
     )
 
     def __post_init__(self) -> None:
-        """Check the settings.  Raises: ConfigError."""
+        """Raise ConfigError for a setting that cannot be."""
         for name in ("layers", "experts", "history", "session"):
             at_least(name, getattr(self, name), 1)
         if not self.codes:
