@@ -171,6 +171,7 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
         learn, tau = self.temperature == "learn", start.tau
 
         def loss(vector: Array) -> tuple[float, Array]:
+            """Compute minus the mean log-likelihood, and its gradient, for the free parameters."""
             params = _unpack(vector, self.n_experts, x.shape[1], None if learn else tau)
             value, slopes = gradient(params, self.gate, x, y)
             return -value, -_pack(slopes, learn)

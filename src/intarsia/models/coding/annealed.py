@@ -277,6 +277,10 @@ class Annealed(
     def _code_of(
         self, params: Params, block: Samples, joint: Joint, q: Array, states: States
     ) -> Array:
+        """Return the posterior mean of the code, (n, H), by `_code`.
+
+        block: n samples, unused; the other arguments are those of `_code`.
+        """
         return self._code(params, joint, q, states)
 
     def _read(self, X: Any, first: bool = False, least: int = 1) -> Array:

@@ -147,6 +147,7 @@ class Discrete(Truncated, abc.ABC):
     noise_from: str = "new"
 
     def _check(self, shards: RowShards) -> None:
+        """Raise ConfigError for an impossible setting.  shards: the processes of a fit."""
         super()._check(shards)
         one_of("noise_from", self.noise_from, ("new", "old"))
 

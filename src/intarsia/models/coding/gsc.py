@@ -164,10 +164,13 @@ class GSC(Truncated):
         return True
 
     def _check(self, shards: RowShards) -> None:
+        """Raise ConfigError for an impossible setting.  shards: the processes of a fit."""
         super()._check(shards)
         one_of("slab", self.slab, ("diagonal", "full"))
 
     def _block_numbers(self, states: States) -> int:
+        """Return how many numbers the largest array of one sample has.  states: the sets."""
+        # a covariance matrix for each set of components
         matrices = (level.members.size * level.members.shape[1] for level in states.levels)
         return max([super()._block_numbers(states), *matrices])
 

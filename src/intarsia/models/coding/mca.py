@@ -41,6 +41,7 @@ class Maximal(Truncated, abc.ABC):
         return self.anneal_prior
 
     def _check(self, shards: RowShards) -> None:
+        """Raise ConfigError for an impossible setting.  shards: the processes of a fit."""
         super()._check(shards)
         one_of("maximum", self.maximum, ("hard", "soft"))
 
@@ -180,6 +181,11 @@ class Maximal(Truncated, abc.ABC):
     def _means(
         self, params: Params, block: Samples, joint: Joint, q: Array, states: States
     ) -> Array:
+        """Compute the posterior mean of the data without noise, (n, D).
+
+        joint: what `_joint` returned for n samples; its parts have the data of all states; q: (n,
+          S), the probability of each state; params, block, states: unused, other models need them.
+        """
         return np.einsum("ns,nsd->nd", q, np.concatenate(joint.parts[1], axis=1))
 
     def _decode(self, codes: Array) -> Array:
@@ -194,6 +200,11 @@ class Maximal(Truncated, abc.ABC):
         return np.sign(data) * np.abs(data) ** (1 / rho) if soft else data
 
     def _restart(self, params: Params, atom: int, row: Array, residual: Array) -> None:
+        """Set an unused component to a badly explained sample, in place.
+
+        params: arrays by name; atom: the component's number; row: (D,), the sample; residual:
+          unused, other models need it.
+        """
         params["W"][atom] = row
         params["W"] = self._raise_to_floor(params["W"])
 
@@ -260,6 +271,10 @@ class MMCA(Maximal):
         return np.square(w - x)
 
     def _raise_to_floor(self, w: Array) -> Array:
+        """Return components whose entries are at least as large as a least size, signs kept.
+
+        w: (H, D), the components.
+        """
         low = least_entry(w)
         return np.where(np.abs(w) < low, np.where(w < 0, -low, low), w)
 
