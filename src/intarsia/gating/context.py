@@ -184,10 +184,7 @@ def steps_with(module: nn.Module) -> bool:
 
 
 def told_modules(model: nn.Module) -> Sequence[nn.Module]:
-    """Return the modules that read a `Context` or change with the training step, in order.
-
-    The latter are those with a method `before_step`.
-    """
+    """Return a model's modules that read a `Context` or have a method `before_step`, in order."""
     # inside `finding_once` the list is stored on the model
     if (cached := vars(model).get(FOUND)) is not None:
         return cached

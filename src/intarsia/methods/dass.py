@@ -49,7 +49,7 @@ class Dass:
     layers: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Check the density, in (0, 1], and the three lengths, of which only the first may be 0.
+        """Check the density, in (0, 1], and the lengths of the phases; only the first may be 0.
 
         Raises: ConfigError.
         """

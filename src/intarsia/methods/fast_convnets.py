@@ -129,9 +129,9 @@ class Chw(Change):
         return rewritten(host, graph, clusters, forms, self.force)
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """Refuse to make a stock net again, always: batch norms are already in the packed weights.
+        """Raise FoldError, always: batch norms were merged into the packed weights for good.
 
-        Raises: FoldError.
+        host: the compressed net.
         """
         want = "the net before it was compressed"
         fix = "Keep that one: it has the same outputs."
@@ -140,7 +140,8 @@ class Chw(Change):
     def _picture(self, host: nn.Module, batches: Iterable[Any]) -> Tensor:
         """Return the example picture, (1, C, H, W) float32; zeros if a timm model got none.
 
-        batches: the first one is the example; it may be empty.
+        host: the net, of which timm knows the picture's size; batches: the first one is the
+        example; there may be none.
         """
         example: Any = next(iter(batches), None)
         # A batch of a data set is (pictures, labels).

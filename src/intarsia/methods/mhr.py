@@ -105,10 +105,11 @@ def param_groups(
 def poly_adamw(
     model: nn.Module, lr: float, weight_decay: float, *, lr_z: float = 0.1
 ) -> torch.optim.AdamW:
-    """Make AdamW over `param_groups`, for `fit`: optimizer=poly_adamw, or a partial with lr_z.
+    """Make an AdamW with a rate of its own for the routing logits Z.
 
-    lr, weight_decay: of all weights but the routing logits Z; lr_z: rate of Z, which is not
-      decayed.
+    `fit` takes it as optimizer=poly_adamw, or functools.partial(poly_adamw, lr_z=0.05). model:
+      adapted with Poly or MHR; lr, weight_decay: of all weights but Z; lr_z: rate of Z, which is
+      not decayed.
     """
     groups = param_groups(model, lr, lr_z, weight_decay)
     devices = {p.device.type for group in groups for p in group["params"]}

@@ -231,7 +231,8 @@ class SpanOptions:
 def configurations(method: MoA) -> SpanOptions:
     """List the spans a head can have: lines span = alpha + beta N with 0 < span <= N (section 3.2).
 
-    method: gives the profiled lengths N, at all of which a line must fit, the sink and the block.
+    N: the length of a text. method: the settings, with the profiled lengths, at all of which a line
+    must fit, the sink and the block.
     """
     shortest, longest = method.lengths[0], method.lengths[-1]
     step = method.step or max(method.block, shortest // 8)
@@ -264,11 +265,12 @@ def configurations(method: MoA) -> SpanOptions:
 
 
 def losses_of(bins: Tensor, spans: Tensor, sink: int, block: int) -> Tensor:
-    """Compute L(h, c): the influence of the keys of head h that lie beyond span c.
+    """Estimate what each span costs each head: the influence of the keys that lie beyond it.
 
-    bins: (layers, G, bins), influence by distance in blocks; spans: (C,) tokens; sink, block:
-      tokens.
-    -> (layers G, C), divided by its largest, so that lengths count alike.
+    bins: (layers, G, bins), the influence of keys on the loss, by head and by distance in blocks;
+      spans: (C,), in tokens, each with the sink; sink: number of first tokens that are always
+      seen; block: tokens of a bin.
+    -> (layers G, C), for each head and span, divided by the largest, so that lengths count alike.
     """
     # Suffix sums: entry j is the influence of all keys from bin j on.
     beyond = bins.flatten(0, 1).flip(1).cumsum(1).flip(1)
@@ -301,9 +303,9 @@ def pareto(
     rules = _programme_rules(options, shape, density)
 
     def solved(objective: int, bounds: Sequence[LinearRule] = ()) -> Tensor | None:
-        """Minimise the loss at one length, with bounds on the others; None if that is infeasible.
+        """Return each head's option, (layers G,), of least loss at a length; None if infeasible.
 
-        objective: number of the length; bounds: of the others' losses.  -> options, (layers G,).
+        objective: number of the length; bounds: rules for the losses at other lengths.
         """
         # variables: x_hc, head h has option c, and z_lc, some head of layer l has it
         kinds = torch.zeros(shape[0] * losses[0].shape[1])  # z, the spans of a layer
@@ -386,7 +388,7 @@ def _programme_rules(
 def _with_own_answers(model: nn.Module, ids: Tensor, answer: int) -> Tensor:
     """Replace the last tokens of each row by the model's own continuation.
 
-    ids: (rows, tokens); answer: the number of tokens to replace.
+    model: the language model; ids: (rows, tokens); answer: the number of tokens to replace.
     """
     prompts = ids[:, :-answer]
     # Eight prompts at a time bound the memory of keys and values.
@@ -397,7 +399,8 @@ def _with_own_answers(model: nn.Module, ids: Tensor, answer: int) -> Tensor:
 def _validation_loss(model: nn.Module, spans: Spans, ids: Tensor, length: int) -> float:
     """Compute the mean loss of the rows' last third with spans attached to the model.
 
-    spans: those of all heads; ids: (rows, tokens); length: tokens to which rows are cut.
+    model: the language model; spans: those of all heads; ids: (rows, tokens); length: number of
+      tokens to which rows are cut.
     """
     attach_spans(model, spans, length=length)
     try:

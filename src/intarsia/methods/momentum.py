@@ -74,13 +74,17 @@ class Momentum(Change):
         return Plan(Momentum(self.update, paths), seed)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        """Wrap the planned modules in residual updates with momentum, in place; return the model.
+
+        host: the model; plan, name: unused, as the settings have the modules' paths.
+        """
         # Each module passes its momentum to the next one along the depth.
         return residual.wrap_residuals(host, self.update, self.paths)
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """Refuse to make a stock model, always: a layer's input depends on the layers before it.
+        """Raise FoldError, always: momentum adds outputs of earlier layers, which no weight does.
 
-        Raises: FoldError.
+        host: the model with momentum.
         """
         subject = f"fold {type(host).__name__}"
         got, want = "momentum along the depth", "layers that do not read one another's"

@@ -132,6 +132,10 @@ class Mosa(OverMethod):
         return self.for_budget(images, epochs, **{name: getattr(self, name) for name in given})
 
     def build(self, site: Site, *, generator: torch.Generator) -> MosaCell:
+        """Build an adapter whose projections are split among experts.
+
+        site: the host module, with its widths; generator: the source of first weights and draws.
+        """
         body = two_sided(self.over.build(site, generator=generator))
         return MosaCell(self, body, generator)
 

@@ -71,7 +71,7 @@ class Qmoe(Change):
     walks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Check the settings.  Raises: ConfigError."""
+        """Raise ConfigError for a setting that cannot be."""
         object.__setattr__(self, "layers", tuple(self.layers))
         one_of("start", self.start, STARTS)
         above("damp", self.damp, 0, "Try 0.1.")
@@ -346,7 +346,7 @@ def _checked_shape(model: nn.Module, path: str, layout: Mapping[str, Any]) -> tu
 
 
 def _digest(change: Qmoe, decided: Mapping[str, Any]) -> str:
-    """Hash all that is decided, so that a file in which one letter changed is refused.
+    """Hash the settings and facts of a plan, so that a file in which a letter changed is refused.
 
     change: the settings; decided: the plan's facts; its entry "sha256" is left out.
     """

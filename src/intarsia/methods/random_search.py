@@ -107,6 +107,10 @@ class RandomSearch(Change):
         return Plan(self, seed, {"kept": units_by_layer, "score": score})
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        """Remove all hidden units but the planned ones from the model, in place, and return it.
+
+        host: the model; plan: has the units that stay, by layer; name: unused.
+        """
         cut(host, {path: torch.tensor(units) for path, units in plan.decided["kept"].items()})
         return host
 
@@ -208,9 +212,10 @@ def _mask_inputs(mask: Tensor, module: nn.Module, inputs: tuple[Tensor, ...]) ->
 
 @torch.no_grad()
 def cut(host: nn.Module, units_by_layer: Units) -> None:
-    """Remove all units but the chosen ones from the model's weights, in place.
+    """Remove all hidden units but the chosen ones from a model's weights, in place.
 
-    units_by_layer: path of the layer that reads the units -> numbers of the units that stay.
+    host: the model; units_by_layer: path of the layer that reads the units -> numbers of the units
+      that stay.
     """
     config: Any = config_of(host)
     for path, layer in hidden_layers(host).items():
@@ -269,9 +274,10 @@ def _mean_loss(model: nn.Module, batches: Sequence[Any]) -> float:
 
 
 def _masked_sensitivity(host: nn.Module, units_by_layer: Units, batches: Sequence[Any]) -> float:
-    """Compute -sum |w dL/dw| (SNIP); the weights of dropped units have no gradient.
+    """Score a choice of units by -sum |w dL/dw| over all weights w (SNIP), L the loss with them.
 
-    host: the model; units_by_layer: path -> numbers of the units that stay; batches: labelled.
+    Weights of dropped units have no gradient, and add nothing. host: the model; units_by_layer:
+    path -> numbers of the units that stay; batches: labelled.
     """
     # Biases are left out: SNIP scores connections.
     weights = [p for p in host.parameters() if p.requires_grad and p.dim() > 1]

@@ -187,9 +187,7 @@ class _Run:
         """Select the trained weights, and the modules whose outputs the losses need.
 
         method: the settings; at: (layer, expert) to unlearn in, None = all weights of the model;
-          layers: the model's expert layers; seed: of the order of rows and of u. Hooks store the
-          gate's newest probabilities p and the surrounding block's newest output h; u is RMU's
-          random direction for h, drawn at first use.
+          layers: the model's expert layers; seed: of the order of rows and of RMU's direction u.
         """
         self.model, self.method, self.at = model, method, at
         self.device = next(model.parameters()).device
@@ -210,6 +208,7 @@ class _Run:
         self.u: Tensor | None = None
 
     def __enter__(self) -> None:
+        """Make the chosen weights trainable, and hook the modules whose outputs the losses read."""
         if self.gate is not None:
             self.hooks.append(self.gate.register_forward_hook(self._store_probabilities))
         if self.block is not None and self.method.loss == "rmu":
@@ -217,6 +216,7 @@ class _Run:
         self.parts.begin()
 
     def __exit__(self, *_: object) -> None:
+        """Put all weights and flags back in place, and remove the hooks."""
         self.parts.end()
         for hook in self.hooks:
             hook.remove()
@@ -240,12 +240,12 @@ class _Run:
         every: int,
         progress: Report,
     ) -> tuple[Mapping[str, float], ...]:
-        """Train, and return the measures of step 0 and of every `every`-th step.
+        """Train the chosen weights, and return measures of both texts, from step 0 on.
 
         forget, retain: rows of both texts; judge: rows of both to measure on, None = the first ones
           of the same; steps: at most; until: stop once the loss on `forget` has risen by so much,
-          None = never; size: rows of a batch; progress: a function that is given a line of text for
-          each measurement.
+          None = never; size: rows of a batch; every: steps between two measurements; progress: a
+          function that is given a line of text for each of them.
         """
         # Measured on rows that do not change, so that two steps can be compared.
         judging_rows = judge or (first_rows(forget, JUDGED), first_rows(retain, JUDGED))
@@ -268,8 +268,7 @@ class _Run:
             if step % every == 0 or step == steps:
                 path.append(self.measure(step, judging_batches))
                 progress(_describe_measures(path[-1]))
-                # Stop by what was unlearned, not by steps, so that methods compare at equal
-                # forgetting.
+                # Not by steps, so that methods compare at equal forgetting.
                 if until is not None and path[-1]["forget"] - path[0]["forget"] >= until:
                     break
         return tuple(path)
@@ -313,7 +312,8 @@ class _Run:
     def forgetting(self, batch: Batch, reference: Tensor | None) -> Tensor:
         """Compute l_forget, the loss that makes the model worse on a batch of the text to unlearn.
 
-        reference: log pi_0 of each row, (B,), for "npo"; None for the other losses.
+        batch: inputs and labels; reference: log pi_0 of each row, (B,), for "npo"; None for the
+        other losses.
         """
         if self.method.loss == "rmu":
             self.model(**batch[0])
@@ -346,7 +346,8 @@ class _Run:
     def keeping(self, batch: Batch, reference: Tensor | None) -> Tensor:
         """Compute l_retain, the loss that holds the model's outputs on a batch of the text to keep.
 
-        reference: h_0 of the real tokens, (N, d), for "rmu"; None for the other losses.
+        batch: inputs and labels; reference: h_0 of the real tokens, (N, d), for "rmu"; None for the
+        other losses.
         """
         if self.method.loss == "rmu" and reference is not None:
             self.model(**batch[0])
@@ -355,10 +356,9 @@ class _Run:
         return -row_log_probability.sum() / tokens.sum().clamp(min=1)
 
     def likelihood(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Compute log pi, the log-probability of each row, and the number of its labelled tokens.
+        """Compute log pi, (B,), the rows' log-probabilities, and their numbers of labelled tokens.
 
-        batch: the model's inputs by name, and labels (B, T), -100 where a token does not count.  ->
-          (B,), (B,).
+        batch: the model's inputs by name, and labels (B, T), -100 where a token does not count.
         """
         inputs, labels = batch
         logits = self.model(**inputs).logits[:, :-1].float()
@@ -407,10 +407,7 @@ class _Run:
         return measures
 
     def _endless(self, rows: Sequence[Any], size: int) -> Any:
-        """Yield batches of the rows without end, in a new random order each time through.
-
-        rows: token rows of one text; size: rows of a batch.
-        """
+        """Yield batches of `size` of a text's rows without end, each time in a new order."""
         while True:
             order = torch.randperm(len(rows), generator=self.draws).tolist()
             for first in range(0, len(order), size):
@@ -422,8 +419,9 @@ def _check_texts(
 ) -> list[StockExperts]:
     """Check the model and both texts; return the experts of each layer.
 
-    forget, retain: token rows to unlearn and to keep; attributed: the text selects the expert.
-    Raises: TargetError for a model without stock experts; DataError for no rows, or shared ones.
+    method: the settings; forget, retain: token rows to unlearn and to keep; attributed: the texts
+    choose the expert to train. Raises: TargetError for a model without stock experts; DataError for
+    no rows, or shared ones.
     """
     check_unadapted(model)
     layers = list(stock_experts(model).values())
@@ -457,9 +455,10 @@ def _row_bytes(row: Any) -> bytes:
 
 
 def _checked_place(place: Any, layers: Sequence[StockExperts]) -> At:
-    """Return the user's `at` as ints (layer, expert).  layers: the model's expert layers.
+    """Return the expert to unlearn in as two integers, (layer, expert).
 
-    Raises: ConfigError for an expert that is not in the model.
+    place: what the user passed; layers: the model's layers of experts. Raises: ConfigError for
+    anything but a pair, or an expert that is not in the model.
     """
     if not (isinstance(place, tuple) and len(place) == 2):
         raise ConfigError(

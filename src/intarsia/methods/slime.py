@@ -100,6 +100,10 @@ class Slime(Senses):
         return {"image": self.image}
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
+        """Check that the host can get a connector, and return the plan, which has the seed.
+
+        host: a decoder of transformers; batches: unused; seed: of the connector's first weights.
+        """
         check_decoder(host)
         return super().plan(host, batches, seed=seed)
 
@@ -176,10 +180,11 @@ def tiled_view(model: nn.Module) -> TiledView:
 
 
 def set_budget(model: nn.Module, budget: int | None) -> None:
-    """Set how many vectors a picture may have from now on, in place; None = chosen by top_p.
+    """Set how many vectors a picture may have from now on, in place.
 
-    Make the processor's rows afterwards: the number of placeholder tokens follows the budget.
-    Raises: ConfigError as `Slime` does.
+    model: one with `Slime`; budget: the number, None = as many as `top_p` selects. Make the
+    processor's rows afterwards: the number of placeholder tokens follows the budget.
+    Raises: ConfigError for a budget without room for the global view and one local vector.
     """
     view = tiled_view(model)
     check_budget(budget, view.settings.whole)

@@ -129,10 +129,10 @@ class SparseModelSoup:
         return Soup(partition, tuple(members_of_rounds), tuple(distances))
 
     def _candidate_options(self, i: int, seed: int, distance_pruned: float) -> dict[str, Any]:
-        """Return the training settings in which candidate `i` differs from the run.
+        """Return the training settings in which a candidate differs from the run.
 
-        seed: the run's; distance_pruned: the relative change of the weights by pruning, which sets
-          the rate of retraining.
+        i: the candidate's number; seed: the run's; distance_pruned: the relative change of the
+          weights by pruning, which sets the rate of retraining.
         """
         retrain = self.retrain
         options: dict[str, Any] = {}

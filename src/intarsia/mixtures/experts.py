@@ -158,6 +158,10 @@ class StackedExperts(Experts):
         self.down, self.down_bias = drawn(outputs, hidden), zeros(outputs)
 
     def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
+        """Compute each row by its expert.
+
+        rows: (N, d), sorted by expert; expert: (N,) int64, ascending.  -> (N, out).
+        """
         linear = linear_of(expert, self.experts)
         return linear(self._hidden(rows, linear), self.down, self.down_bias)
 
@@ -295,6 +299,7 @@ class ExpertList(Experts):
         return torch.stack([f(x) for f in self.each], 1)
 
     def keep(self, index: Tensor) -> None:
+        """Keep some experts, in a given order, in place.  index: (M,) int64, their numbers."""
         self.each = nn.ModuleList(self.each[i] for i in index.tolist())
         self.experts = len(self.each)
 

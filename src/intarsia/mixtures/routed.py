@@ -78,6 +78,7 @@ class RoutedCell(Cell):
         return partial(layer, gates=gates)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute the adapter for x, (B, ..., d), in training with experts drawn for it."""
         x = self.cast(x)
         body = cast(TwoSided, self.body)
         return body.compute(x, self._project("down", x), self._project("up", x))

@@ -25,6 +25,7 @@ class CutLinear(nn.Module):
     """The weights of a linear map that is cut among experts; not a layer by itself."""
 
     def __init__(self, layer: nn.Linear) -> None:
+        """Register the weight and bias of a linear map, without a copy."""
         super().__init__()
         self.weight, self.bias = layer.weight, layer.bias
 

@@ -26,12 +26,14 @@ TRUTH = Parameters(
 def voronoi(fitted: Parameters, truth: Parameters) -> dict[str, float]:
     """Compute Voronoi losses: distances of fitted experts to the nearest true ones.
 
-    fitted, truth: parameters of a fitted and of the true mixture. Each fitted expert belongs to the
+    fitted, truth: parameters of a fitted and of the true mixture: beta_1, beta_0 and tau of the
+      gate, slope a, intercept b and variance nu of each expert. Each fitted expert belongs to the
       true expert with the nearest (a, b, nu), so the order of experts does not matter; a true
-      expert with its fitted ones is a Voronoi cell. D is the sum over fitted experts of exp(beta_0)
-      times a distance, to the power 1 in a cell of one expert and 2 in a cell of several.
-    "gate": D of beta_1, plus |tau - tau*|; "ratio": D of beta_1 / tau; "experts": D of (a, b, nu);
-      "mass": sum over cells of |sum exp(beta_0) - exp(beta_0*)|.
+      expert with its fitted ones is a Voronoi cell. D of some parameters is the sum over fitted
+      experts of exp(beta_0) times their distance from the true ones, to the power 1 in a cell of
+      one fitted expert and 2 in a cell of several.
+    Returns "gate": D of beta_1, plus |tau - tau*|; "ratio": D of beta_1 / tau; "experts": D of (a,
+      b, nu); "mass": sum over cells of |sum exp(beta_0) - exp(beta_0*)|; * = of the truth.
     """
     ours, theirs = (np.column_stack([p.slope, p.intercept, p.variance]) for p in (fitted, truth))
     # the Voronoi cell of each fitted expert: the nearest true one

@@ -71,6 +71,7 @@ class Genotype:
         """
 
         def cell() -> Cell:
+            """Draw the inputs and operations of a cell's nodes."""
             node_list: list[Node] = []
             for number in range(nodes):
                 inputs = torch.randperm(number + 2, generator=generator)[:CHOSEN].sort().values
@@ -138,6 +139,10 @@ class Mixed(nn.Module):
         self.operations = nn.ModuleList(operations)
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Compute the weighted sum of all operations.
+
+        x: (B, C, H, W); weights: (operations,), one for each.
+        """
         weighted = (w * o(x) for w, o in zip(weights, self.operations, strict=True))
         return torch.stack(list(weighted)).sum(0)
 
@@ -154,9 +159,10 @@ class SearchedCell(nn.Module):
     ) -> None:
         """Build the projections of the two inputs and all edges.
 
-        before: channels of the two cells before; width: channels of a node; plan: (input,
-          operation) of each edge by node, or the number of nodes, with every edge `Mixed`; place:
-          has the strides of this cell and of the one before.
+        before: channels of the two cells before; width: channels of a node; plan: for each node
+          (input, operation) of its edges; or the number of nodes, each with all possible edges and
+          all operations (`Mixed`), for a search; place: has the strides of this cell and of the one
+          before.
         """
         super().__init__()
         mixed = isinstance(plan, int)
@@ -334,9 +340,10 @@ class Supernet(Cells):
         return self.alpha[int(reduces)].softmax(-1)
 
     def before_step(self, step: int, steps: int) -> None:
-        """Update the operations' logits alpha by a step of Adam, while searching.
+        """Update the architecture, the logits alpha of the operations, by a step of Adam.
 
-        step: number of the training step, which selects the batches; steps: unused.
+        step: number of the training step, which selects the batches; steps: unused, other modules
+          need it.
         """
         if not self.searching or not self.training:
             return

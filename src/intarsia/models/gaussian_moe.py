@@ -96,7 +96,7 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
 
     @property
     def parameters(self) -> Parameters:
-        """Fitted parameters."""
+        """The fitted parameters of the mixture: gates, experts and variances."""
         check_is_fitted(self)
         return Parameters(
             self.gate_, self.bias_, self.tau_, self.coef_, self.intercept_, self.variance_
@@ -171,6 +171,7 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
         learn, tau = self.temperature == "learn", start.tau
 
         def loss(vector: Array) -> tuple[float, Array]:
+            """Compute minus the mean log-likelihood, and its gradient, for the free parameters."""
             params = _unpack(vector, self.n_experts, x.shape[1], None if learn else tau)
             value, slopes = gradient(params, self.gate, x, y)
             return -value, -_pack(slopes, learn)
@@ -213,7 +214,7 @@ class _Unit:
         return cls(np.where(scale > 0, scale, 1.0), float(y.mean()), float(y.std()) or 1.0)
 
     def into(self, params: Parameters) -> Parameters:
-        """Convert parameters of the mixture from the data's units to standardised ones."""
+        """Convert a mixture's parameters from the data's units to those of standardised data."""
         return params._replace(
             gate=params.gate * self.x,
             slope=params.slope * self.x / self.y,
@@ -222,7 +223,7 @@ class _Unit:
         )
 
     def back(self, params: Parameters) -> Parameters:
-        """Convert parameters of the mixture from standardised units back to the data's."""
+        """Convert a mixture's parameters from the units of standardised data back to the data's."""
         return params._replace(
             gate=params.gate / self.x,
             slope=params.slope * self.y / self.x,

@@ -95,7 +95,7 @@ class Sat:
     bandwidth: float = 256.0
 
     def __post_init__(self) -> None:
-        """Check the settings.  Raises: ConfigError."""
+        """Raise ConfigError for a setting that cannot be."""
         for name in ("side", "latency", "interleave", "lanes"):
             at_least(name, getattr(self, name), 1)
         one_of("dataflow", self.dataflow, ("best", *FLOWS))
@@ -107,10 +107,10 @@ class Sat:
         return -(-self.latency // self.interleave)
 
     def gemm(self, rows: int, slots: int, columns: int, flow: str) -> int:
-        """Compute the cycles of a product (rows, K) (K, columns) in a dataflow.
+        """Compute the cycles of a matrix product (rows, K) (K, columns) on the array.
 
-        rows, columns: of the product; slots: weights of the K of each column that are stored, n / m
-          of them for N:M; flow: "os", outputs stay in the units, or "ws", weights do.
+        rows, columns: of the product; slots: how many of the K weights of a column are stored: all,
+          or n of each m; flow: what stays in the array's units, "os" the outputs, "ws" the weights.
         """
         # The array fills and drains along its diagonal, 2 P - 2 cycles a tile.
         side, fill = self.side, 2 * self.side - 2
@@ -151,11 +151,12 @@ class Sat:
         columns: int,
         pruned: Bdwp | None,
     ) -> tuple[int, str]:
-        """Compute (cycles, dataflow) of a product (rows, inner taps) (inner taps, columns).
+        """Compute the cycles of one of a layer's three products, and the dataflow that is faster.
 
-        layer: whose step it is, for its weights and memory traffic; rows, columns: of the product;
-          inner, taps: the two factors of the summed dimension, of which N:M groups lie along inner;
-          pruned: the N:M training whose pattern applies, None = dense.
+        The product is (rows, inner * taps) (inner * taps, columns). layer: the layer, for its
+          weights and memory traffic; rows, columns: of the product; inner, taps: the two factors of
+          the summed dimension; the groups of m weights of N:M lie along inner; pruned: the N:M
+          training whose pattern applies, None = dense.
         """
         slots, stored = inner * taps, layer.weights * HALF
         if pruned is not None:
@@ -171,9 +172,10 @@ class Sat:
         return max(cycles[best], self._memory_cycles(ends + stored)) + sort, best
 
     def _sort(self, layer: LayerShape, pruned: Bdwp | None) -> int:
-        """Compute the cycles of sorting (SORE): m for each group, `lanes` groups at a time.
+        """Compute the cycles of choosing the n largest of each m weights of a layer by sorting.
 
-        layer: whose weights are sorted; pruned: the N:M training, None = nothing is sorted.
+        layer: its sizes; pruned: the N:M training, None = nothing is sorted. A group takes m
+          cycles, and `lanes` groups are sorted at a time.
         """
         m = 0 if pruned is None else NofM.read(pruned.pattern).m
         return -(-layer.weights // (self.lanes * m)) * m if m else 0
@@ -196,9 +198,10 @@ def _bytes(layer: LayerShape, pruned: Bdwp) -> int:
 def layer_shapes(model: nn.Module, *inputs: Any, batch: int = 1) -> tuple[LayerShape, ...]:
     """List the sizes of the linear maps and convolutions that a forward calls, in order.
 
-    inputs: the model's arguments for one sample; batch: the number of samples of a step, by which
-      sizes are multiplied. Matrix products of attention are not listed. The first layer, the last
-      and grouped convolutions are marked as not to be pruned (prunes=False), as in the paper.
+    model: the network; inputs: its arguments for one sample; batch: the number of samples of a
+      step, by which the number of rows is multiplied. Matrix products of attention are not listed.
+      The first layer, the last and grouped convolutions are marked as not to be pruned
+      (prunes=False), as in the paper.
     """
     shapes: list[LayerShape] = []
 
@@ -206,7 +209,7 @@ def layer_shapes(model: nn.Module, *inputs: Any, batch: int = 1) -> tuple[LayerS
         """Append the sizes of a layer's matrix product to `shapes`, when a forward reaches it.
 
         name: path of the layer; args: inputs of its forward; y: its output, for one sample. A
-          transposed convolution multiplies inputs at all taps (kernel positions) of its outputs.
+          transposed convolution computes an output at every tap (kernel position) of each input.
         """
         # `sizes` are the fields of LayerShape: outputs, inputs, kernel (taps), and places in all of
         # `batch` samples
@@ -274,9 +277,11 @@ def simulate(
 
 
 def _compact(x: Tensor, weight: Tensor, pattern: NofM) -> tuple[Tensor, Tensor, Tensor]:
-    """Compact an N:M weight to S slots: activations of their groups, weights and indices.
+    """Compact a weight with n of each m entries not 0, and group the activations accordingly.
 
-    x: (R, K); weight: (C, K); pattern: n of m along K.  -> (R, S, m), (C, S), (C, S).
+    x: (R, K), activations; weight: (C, K); pattern: n of m along K. S = n K / m weights of a row
+      are stored, one a slot. Returns the m activations that each slot may need, (R, S, m); the
+      stored weights, (C, S); and which of the m activations belongs to each, (C, S).
     """
     n, m = pattern.n, pattern.m
     pad = -x.shape[1] % m
@@ -294,10 +299,13 @@ def _compact(x: Tensor, weight: Tensor, pattern: NofM) -> tuple[Tensor, Tensor, 
 
 
 def _os(x: Tensor, values: Tensor, places: Tensor, sat: Sat) -> tuple[Tensor, int]:
-    """Simulate an output-stationary tile; activations and weights enter skewed, left and top.
+    """Simulate an array whose units keep the outputs, for one tile of a product.
 
-    x: (R, S, m), activations by slot; values, places: (C, S), weights and their indices; sat: the
-      array.  -> the products (R, C), and the cycles.
+    Activations enter on the left and weights at the top, each row and column one cycle after the
+    one before, so that they meet in the units.
+    x: (R, S, m), for each of S slots the m activations that a weight may need; values, places: (C,
+      S), the stored weights, and which of the m activations belongs to each; sat: the array.
+      Returns the products (R, C), and the cycles.
     """
     side, slots = sat.side, values.shape[1]
     sums = torch.zeros(side, side, dtype=torch.float64)
@@ -323,10 +331,12 @@ def _os(x: Tensor, values: Tensor, places: Tensor, sat: Sat) -> tuple[Tensor, in
 
 
 def _ws(x: Tensor, values: Tensor, places: Tensor, side: int) -> tuple[Tensor, int]:
-    """Simulate a weight-stationary tile: weights are loaded by rows, sums leave at the bottom.
+    """Simulate an array whose units keep the weights, for one tile of a product.
 
-    x: (R, S, m), activations by slot; values, places: (C, S), weights and their indices; side: of
-      the array.  -> the products (R, C), and the cycles.
+    Weights are loaded row by row; activations enter on the left, and sums leave at the bottom.
+    x: (R, S, m), for each of S slots the m activations that a weight may need; values, places: (C,
+      S), the stored weights, and which of the m activations belongs to each; side: of the array, in
+      units. Returns the products (R, C), and the cycles.
     """
     y = torch.zeros(len(x), len(values), dtype=torch.float64)
     cycle = side  # loading the weights took a cycle a row

@@ -165,9 +165,9 @@ def places(model: nn.Module) -> list[Place]:
 
 
 def _stock(model: nn.Module) -> Mapping[str, Any]:
-    """Return the layers of experts that transformers calls, by path.
+    """Return a model's layers of experts that transformers calls, by path.
 
-    Raises: ConfigError for experts that are not in memory.
+    model: any. Raises: ConfigError for experts that are not in memory.
     """
     try:
         return stock_experts(model)

@@ -125,6 +125,7 @@ class Processes:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        """End the processes.  kind, error, trace: of an error in the block, which passes on."""
         self.close()
 
 

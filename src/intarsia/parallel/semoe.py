@@ -91,8 +91,11 @@ class SeMoe(Strategy):
         steps: list[PlanStep] = []
         began = [""]  # began[i]: name of the step after which layer i begins, "" for the first
 
-        # A step that brings weights in: from host memory (load) or over the links (gather).
         def fetch_step(kind: str, layer: int, before: str) -> PlanStep:
+            """Return a step that brings weights in, from host memory or over the links.
+
+            kind: "load" or "gather"; layer: its number; before: step that it waits for, "" = none.
+            """
             resource, sent = ("load", load) if kind == "load" else ("link", part)
             after = (before,) if before else ()
             return PlanStep(f"{layer}.{kind}", layer, kind, resource, after, bytes=sent)

@@ -181,6 +181,7 @@ class Tutel(Strategy):
     def chosen(self, experts: int, places: int, size: ExpertSize, topology: Topology) -> int:
         """Choose the degree r: how many groups of devices compute parts of an expert.
 
+        A part is some of the hidden units, for all rows; r = 0 sends weights instead of rows.
         experts: E; places: C, how many rows an expert takes from each device; size: an expert's
           widths and bytes; topology: D devices and links. Raises: ConfigError if the setting
           `degree` is not possible.

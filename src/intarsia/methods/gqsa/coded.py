@@ -56,7 +56,7 @@ class CodedGroups:
         return self.form.stored(codes, scale, zero, mask)
 
     def rounded(self, raw: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-        """Round other numbers to codes of these groups' bits and mask; decode them, with gradients.
+        """Round weights as these groups store them, and decode them again, with gradients.
 
         raw: (out, C, G), weights before rounding; scale, zero: (out, C), before rounding to what is
           stored. Returns the weight (out, in). Rounding passes gradients on unchanged
@@ -121,10 +121,11 @@ class CodeRecorder:
 
 
 def kept_groups(score: Tensor, form: GroupSparse, density: float) -> Tensor:
-    """Return a mask of the groups to keep: those of the largest sums of scores in the whole layer.
+    """Choose the groups of weights to keep: those of the largest sums of scores in the whole layer.
 
-    Of equal sums the first.  score: (out, in); density: share of groups to keep. A sum is that of
-    the rows of a block, which keep the same groups (`form.rows`).
+    score: (out, in), of each weight; form: the sizes: C groups of consecutive inputs in a row, and
+    blocks of `form.rows` rows, which keep the same groups, by the sum over their rows; density:
+    share of groups to keep. Of equal sums the first are kept.
     -> (out, C) bool; blocks may keep different numbers (section 3.1).
     """
     # (blocks, C): a group is kept or pruned as a whole.

@@ -102,7 +102,7 @@ def tuned_block(
         return _masked_mse(run(weights, row), targets[row], flow.masks[row])
 
     def error(groups_by_path: Mapping[str, CodedGroups]) -> float:
-        """Sum the block's error with decoded groups, by layer, over all calibration rows."""
+        """Sum the block's error over all rows.  groups_by_path: coded groups of its layers."""
         weights_now = {
             path: _as_held(stop.layers[path], c.weight()) for path, c in groups_by_path.items()
         }
@@ -164,11 +164,11 @@ class TrainedNumbers(NamedTuple):
 def _descend(
     groups: list[dict[str, Any]], steps: int, rows: int, generator: torch.Generator
 ) -> Iterator[int]:
-    """Yield the row number of each step, in a new order each epoch; step AdamW afterwards.
+    """Train by AdamW: yield the calibration row of each step, whose gradient the caller computes.
 
     groups: parameters with their rates, as torch's optimisers have them; steps: of AdamW; rows:
-      number of calibration rows; generator: of their order.
-    The caller takes the gradient before it asks for the next row. The rate falls to 0 linearly.
+      number of calibration rows, in a new order each epoch; generator: of their order. The step is
+      made when the caller asks for the next row. The rate falls to 0 linearly.
     """
     optimiser = AdamW(groups, weight_decay=0)
     schedule = LambdaLR(optimiser, lambda step: 1 - step / max(1, steps))

@@ -106,8 +106,9 @@ def _sites_by_family(
 ) -> dict[str, list[Site]]:
     """Return the layers to choose channels in, with their widths, by family.
 
-    A family is "down", "up", "output" or "value"; those with a share of 0 are left out. method: the
-    settings; targets: names of layers, None = by role; layers: numbers of blocks, None = all.
+    A family is "down", "up", "output" or "value", a layer's role in its block; those with a share
+    of 0 are left out. model: the host; method: the settings; targets: names of layers, None = by
+    role; layers: numbers of blocks, None = all.
     Raises: TargetError for a target of no family, and a family without layers.
     """
     groups: dict[str, list[Site]] = {name: [] for name in method.shares}
@@ -179,8 +180,9 @@ def _channel_scores(
 ) -> dict[str, Tensor]:
     """Compute a score for each channel that may be selected, by the method's `selection`.
 
-    sites: the layers with their widths, by path; batches: calibration data, for scores that need
-      it; loss: for "gradient"; seed: for "random".  -> path -> (width,).
+    model: the host; method: the settings; sites: the layers with their widths, by path; batches:
+      calibration data, for scores that need it; loss: for "gradient"; seed: for "random". Returns
+      path -> (width,), the scores of a layer's selectable channels.
     Raises: ConfigError for missing data.
     """
     kind = method.selection
@@ -218,8 +220,8 @@ def _trained_family(method: S2ft, site: Site) -> str:
 def _random_scores(method: S2ft, site: Site, seed: int) -> Tensor:
     """Draw a random score for each selectable channel of a layer, (width,).
 
-    site: the layer, with its path and widths; seed: hashed with the path, so that the draw does not
-      depend on which other layers are targeted.
+    method: the settings; site: the layer, with its path and widths; seed: hashed with the path, so
+      that the draw does not depend on which other layers are targeted.
     """
     # Python's hash differs between processes.
     digest = hashlib.sha256(f"{seed}:{site.path}".encode()).digest()
@@ -245,8 +247,9 @@ def _activation_norms(
 ) -> dict[str, Tensor]:
     """Compute the root mean square of each channel over all positions that are no padding.
 
-    modules: the layers by path; sides: path -> ("inputs" or "outputs", the side of its channels;
-      (first, number) of them); batches: calibration data.  -> path -> (number,).
+    model: the host; modules: the layers by path; sides: path -> (side, (first, number)): the
+      channels are so many of the layer's "inputs" or "outputs", from the first on; batches:
+      calibration data.  -> path -> (number,).
     """
     outputs = [path for path, (side, _) in sides.items() if side != "inputs"]
     with evaluating(model), torch.no_grad(), observing(modules, outputs=outputs) as observer:
@@ -272,8 +275,8 @@ def _weight_gradients(
 ) -> dict[str, Tensor]:
     """Sum the gradient of each layer's weight over the batches, (out, in) each.
 
-    modules: the layers by path; loss: a function of the model and a batch, None = the loss in the
-      model's output.
+    model: the host; modules: the layers by path; batches: calibration data; loss: a function of the
+      model and a batch, None = the loss in the model's output.
     """
     weights: dict[str, Any] = {path: m.weight for path, m in modules.items()}
     was_trained = {path: w.requires_grad for path, w in weights.items()}

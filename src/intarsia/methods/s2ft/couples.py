@@ -60,7 +60,7 @@ def couples(model: nn.Module) -> Iterator[Couple]:
 
     Layers are coupled if the rows of one and the columns of the other can be reordered together
     without a change of the function: up and down of an MLP, values and projection of an attention.
-    Blocks with layers of unknown names are left out.
+    model: a transformer; blocks with layers of unknown names are left out.
     """
     for path, block in blocks(model):
         attention_name = next((n for n in ATTENTION if n in block._modules), None)
@@ -91,9 +91,10 @@ def _stray_parameters(
 ) -> tuple[str, ...]:
     """Return the names of parameters that a reordering of channels would leave behind.
 
-    module: an MLP or attention; layers: paths in it that are reordered, and left out here; out: the
-      layer whose columns are; parameters behind it do not count; free: width of a norm over one
-      head, which every head shares and does not count either, 0 = none.
+    module: an MLP or attention; layers: paths in it of the layers whose rows are reordered, which
+      do not count; out: path of the layer whose columns are reordered; it and the parameters behind
+      it do not count; free: width of a norm over one head, which all heads share and which does not
+      count either, 0 = none.
     """
     # Modules behind `out` see its output, which no order of inner channels changes.
     behind = out.rpartition(".")[0]

@@ -44,10 +44,10 @@ class SharedColumns:
 
     @classmethod
     def of(cls, numbers: Array, level: LatentLevel) -> SharedColumns:
-        """Sort the latents of a level by group.
+        """List the latents of each group of a level, for coding group by group.
 
-        numbers: (rows, columns), the group of each latent, numbered across levels; level: their
-          level, with its number of rows.
+        numbers: (rows, columns), the number of the group of each latent; level: the level of these
+          latents: patches, blocks of patches or the whole signal.
         """
         flat = numbers.ravel()
         order = np.argsort(flat, kind="stable")
@@ -100,9 +100,10 @@ class GroupPosteriors:
         self.step, self.quality = 0, 0.0
 
     def bits(self, level: int) -> Tensor:
-        """Compute the divergence KL(q || p) of each group in bits, (signals, groups).
+        """Compute how many bits each group of latents costs: KL(q || p), (signals, groups).
 
-        level: the number of the level whose groups are meant.
+        level: the number of the level whose groups are meant; q: the posterior of a group's
+          latents, p: their prior.
         """
         cost = divergence(
             self.mu[level], sigma(self.rho[level]), self.mean[level], self.scale[level]
@@ -111,10 +112,11 @@ class GroupPosteriors:
         return total.index_add(1, self.group[level], cost.flatten(1)) / math.log(2)
 
     def run(self, steps: int) -> None:
-        """Fit the latents that are not yet coded, by steps of Adam on error + sum beta KL.
+        """Fit the posteriors of the latents that are not coded yet, by Adam.
 
-        steps: their number. Every ADJUST steps, beta, the weight of each group's KL, is moved
-          towards the value at which the group has its budget of bits.
+        steps: their number. The loss is the squared error of the decoded signals, plus for each
+          group of latents beta times the KL divergence of its posterior from the prior, its cost in
+          bits. Every ADJUST steps beta is moved so that the cost comes to the group's budget.
         """
         budget = float(self.prior.settings.kl_bits)
         for _ in range(steps):
@@ -149,10 +151,11 @@ class GroupPosteriors:
 
     @torch.no_grad()
     def code(self, level: int, numbers: Sequence[int]) -> Array:
-        """Choose candidates for some groups of a level, and fix their latents to these.
+        """Code some groups of latents: choose a candidate for each, and fix its latents to that.
 
-        level: its number; numbers: those of groups in the level.  Returns the chosen candidates'
-          indices, (signals, len(numbers)).
+        A group's candidates are samples of the prior, which the decoder can draw, too. level: the
+          number of the level; numbers: those of the groups in it. Returns the indices of the chosen
+          candidates, (signals, len(numbers)).
         """
         prior, columns = self.prior, self.columns[level]
         bits, key = prior.settings.bits, prior.key
@@ -182,8 +185,8 @@ def log_ratio(z: Tensor, t: Tensor, d: Tensor) -> Tensor:
     """Compute log q(h) / p(h) of candidates h = mean + scale z, up to a constant of each signal.
 
     q = N(mu, deviation^2): the posterior; p = N(mean, scale^2): the prior. z: (candidates,
-    columns); t = scale / deviation and d = (mean - mu) / deviation, (columns, signals).  ->
-    (candidates, signals).
+    columns), normal deviates; t: scale / deviation, and d: (mean - mu) / deviation, (columns,
+    signals) both.  -> (candidates, signals).
     """
     return (z * z) @ ((1 - t * t) / 2) - z @ (t * d)
 
@@ -215,8 +218,9 @@ def encode(
 ) -> tuple[Array, float]:
     """Encode a batch of signals of one size as indices of candidates (3.3).
 
-    Fit, then code level by level from the widest: in each round the group of largest divergence of
-    every row, after which the rest is fitted on.
+    The posteriors of all latents are fitted first. Then groups of latents are coded round by round,
+    the levels of the widest parts first, in a row the group of largest divergence first; after each
+    round the latents that are left are fitted again.
     prior: trained; values: (signals, patches, points, channels) in [0, 1]; tiles: patches along
       each axis; weight: (patches, points), of a point in the loss; steps: in the first fit; seed:
       of the fit; tell: called with the number of steps so far and the PSNR.

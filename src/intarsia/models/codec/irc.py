@@ -130,10 +130,10 @@ def _encode_varint(number: int) -> bytes:
 
 
 def _decode_varints(data: bytes, start: int) -> tuple[Iterator[int], list[int]]:
-    """Return an iterator over the numbers from a position on, and the position after the last.
+    """Read numbers of variable length, as `_encode_varint` writes them, from a position on.
 
-    data: the file's bytes; start: the position. The returned position is a list of one number,
-      which the iterator advances.
+    data: the file's bytes; start: the position. Returns an iterator over the numbers, and a list
+      with one entry: the position after the last number that the iterator has returned.
     """
     position = [start]
 

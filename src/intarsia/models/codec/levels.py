@@ -25,9 +25,9 @@ class LatentLevel:
 
 
 def levels_of(settings: RecombinerSettings, tiles: Sequence[int]) -> tuple[LatentLevel, ...]:
-    """Return the levels of a signal's latents: patches, blocks of patches, the whole signal.
+    """Return the levels at which a signal has latents: patches, blocks of patches, the whole.
 
-    settings: have the number of levels; tiles: patches along each axis.
+    settings: have the number of levels, 1 to 3; tiles: the number of patches along each axis.
     """
     patches = math.prod(tiles)
     levels = [LatentLevel(patches, np.arange(patches))]
@@ -44,11 +44,11 @@ def levels_of(settings: RecombinerSettings, tiles: Sequence[int]) -> tuple[Laten
 
 
 def groups_by_mean(bits: Array, count: int, random: np.random.Generator) -> Array:
-    """Cut columns in random order into groups of about equal mean divergence.
+    """Divide latents (columns) at random into groups that cost about equally many bits.
 
-    bits: (columns,) mean divergence of each; count: the number of groups; random: draws the order.
-      -> (columns,) int32, the group of each; fewer groups where single columns need more than a
-      group's share.
+    bits: (columns,), the mean cost of each: its divergence from the prior; count: the number of
+      groups; random: draws the order. Returns (columns,) int32, the group of each; there are fewer
+      groups where single columns need more than a group's share.
     """
     order = random.permutation(len(bits))
     # a column without divergence needs a group, too

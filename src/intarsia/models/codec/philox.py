@@ -45,10 +45,11 @@ def philox(counter: Array, key: int) -> Array:
 
 
 def words(key: int, samples: Array, width: int, group: int, domain: int) -> Array:
-    """Generate words of 32 bits from the counters (sample, block, group, domain), four a block.
+    """Generate random words of 32 bits that depend on their numbers alone, not on earlier draws.
 
-    key: 64 bits; samples: (n,) numbers of samples; width: words of each; group: number of a group
-      of latents; domain: separates kinds of draws.  -> (n, width) uint64.
+    key: 64 bits; samples: (n,), the numbers of the samples that are wanted; width: words of each;
+      group: the number of a group of latents; domain: a number for each kind of draws. Other
+      numbers give independent words.  -> (n, width) uint64.
     """
     blocks = -(-width // 4)
     counter = np.empty((len(samples), blocks, 4), np.uint64)

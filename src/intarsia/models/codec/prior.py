@@ -51,10 +51,11 @@ def divergence(mu: Tensor, deviation: Tensor, mean: Tensor, scale: Tensor) -> Te
 
 
 def join_levels(parts: Sequence[Tensor], levels: Sequence[LatentLevel]) -> Tensor:
-    """Sum the latents h of each patch over levels: h_patch (+ h_block) + h_signal.
+    """Sum each patch's latents over the levels: the patch's, its block's, and the whole signal's.
 
-    parts: (signals, rows, columns) of each level; levels: the same levels, with the row of each
-      patch. Wide levels have columns for the weights alone.  -> (signals * patches, columns).
+    parts: the latents of each level, (signals, rows, columns), a row for each part of a signal at
+      this level; levels: the same levels, which say to which row a patch belongs. At wide levels
+      columns are those for the network's weights alone.  -> (signals * patches, columns).
     """
     h = parts[0]
     for part, level in zip(parts[1:], levels[1:], strict=True):
@@ -103,9 +104,9 @@ class Prior:
         return int.from_bytes(self.digest, "little")
 
     def counts(self, levels: Sequence[LatentLevel]) -> list[int]:
-        """Return the number of groups of each level of a signal.
+        """Return how many groups of latents a signal has at each level.
 
-        levels: those of the signal, with their numbers of rows.
+        levels: those of the signal: patches, blocks of patches, the whole, with their numbers.
         """
         return [
             level.rows * (int(group.max()) + 1)
@@ -113,9 +114,10 @@ class Prior:
         ]
 
     def numbers(self, levels: Sequence[LatentLevel]) -> list[Array]:
-        """Return the group of each latent by level, (rows, columns) each, numbered across levels.
+        """Return the number of each latent's group, (rows, columns) for each level.
 
-        levels: those of the signal, with their numbers of rows.
+        levels: those of the signal, each with a row for each part (patch, block or the whole).
+          Groups of all levels are numbered consecutively.
         """
         groups, first = [], 0
         for index, (level, count) in enumerate(zip(levels, self.counts(levels), strict=True)):
@@ -125,9 +127,11 @@ class Prior:
         return groups
 
     def latents(self, level: int, deviates: Array) -> Array:
-        """Compute mean + scale z exactly, (..., columns) int64, in units of 1 / (FIXED * UNIT).
+        """Compute latents of the prior from normal deviates z: mean + scale z, in whole numbers.
 
-        level: its number; deviates: z, (..., columns) in units of 1 / UNIT.
+        level: the number of the level whose mean and scale apply; deviates: z, (..., columns), in
+          units of 1 / UNIT.  -> (..., columns) int64, in units of 1 / (FIXED * UNIT), the same on
+          every machine.
         """
         mean, scale = (x[level].numpy().astype(np.int64) for x in (self.mean, self.scale))
         return mean * UNIT + scale * deviates.astype(np.int64)

@@ -19,17 +19,19 @@ Array = np.ndarray[Any, Any]
 
 
 def gumbels(key: int, count: int, group: int) -> Array:
-    """Draw Gumbels in decreasing order: G_n = -log(E_1 + ... + E_n), E exponential.
+    """Draw standard Gumbel numbers in decreasing order: G_n = -log(E_1 + ... + E_n).
 
-    key: the prior's random key; count: of candidates; group: number of a group of latents.
+    E_i: exponential numbers. key: the prior's random key; count: how many; group: the number of a
+    group of latents, each of which has its own draws.  -> (count,).
     """
     return -np.log(np.cumsum(exponentials(key, count, group)))
 
 
 def choose(log_ratio: Array, order: Array) -> int:
-    """Return the index of the candidate that is a sample of q: argmax of log q / p plus a Gumbel.
+    """Choose one of n samples of the prior p so that it is a sample of the posterior q.
 
-    log_ratio: log q / p of each candidate, up to a constant, (n,); order: Gumbels, falling, (n,).
+    log_ratio: log q / p of each candidate, up to a constant, (n,); order: n Gumbel numbers,
+    falling. Returns the index of the largest log q / p plus Gumbel number.
     """
     return int(np.argmax(log_ratio + order))
 
@@ -37,7 +39,8 @@ def choose(log_ratio: Array, order: Array) -> int:
 def choose_naive(log_ratio: Array, order: Array) -> int:
     """Compute `choose` one candidate after the other, ending when no later one can win.
 
-    log_ratio: log q / p of each candidate, (n,); order: Gumbels, falling, (n,).
+    log_ratio: log q / p of each of n candidates, (n,), of posterior q and prior p; order: n Gumbel
+    numbers, falling. Returns the index of the chosen candidate.
     """
     best, index_of_best, bound = -np.inf, 0, log_ratio.max()
     for index, (ratio, gumbel) in enumerate(zip(log_ratio, order, strict=True)):

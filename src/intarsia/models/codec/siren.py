@@ -72,9 +72,9 @@ class SignalDecoder(nn.Module):
     ) -> None:
         """Build the shared decoder; without `generator` it draws from torch's global one.
 
-        settings: the network's. Their `positions`: channels of the latents that a convolution
-          spreads over the patches, 0 = none; their `reparametrise`: learn a square map A for the
-          weights of each layer.
+        settings: of the network: its sizes; `positions`, how many channels of the latents a
+          convolution spreads over the patches, 0 = none; `reparametrise`, whether to learn a square
+          map A from latents to the weights of each layer.
         """
         super().__init__()
         self.settings = settings
@@ -145,10 +145,10 @@ class SignalDecoder(nn.Module):
         return torch.cat([part @ a for part, a in zip(parts, self.maps, strict=True)], -1)
 
     def _positions(self, latents: Tensor, tiles: Sequence[int]) -> Tensor:
-        """Compute channels of every point from stitched patches (3.2).
+        """Compute further inputs of every point by convolutions over the whole signal (3.2).
 
-        latents: (rows, positions x grid), of whole signals; tiles: patches along each axis.  ->
-          (rows, points, out).
+        latents: (rows, positions x grid), a row for each patch of whole signals; tiles: patches
+          along each axis of a signal.  -> (rows, points, out).
         """
         # convolve whole signals, so that neighbouring patches see each other
         x = stitch(latents.reshape(len(latents), -1, *self.grid), tiles)

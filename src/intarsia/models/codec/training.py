@@ -109,9 +109,10 @@ class PriorTraining:
 
     @torch.no_grad()
     def _start_apart(self, generator: torch.Generator) -> None:
-        """Draw latents for every row; set the prior's mean to 0, the maps A to U(-1, 1) / p.
+        """Let each signal start with latents of its own, and draw the maps A of the layers anew.
 
-        generator: of the draws; p: weights of a layer.
+        generator: of the draws. The prior's mean becomes 0; the entries of A are U(-1, 1) / p, p
+        the number of weights of a layer.
         """
         for posterior, mean in zip(self.posteriors, self.mean, strict=True):
             assert isinstance(posterior, Posteriors)
@@ -185,9 +186,10 @@ class PriorTraining:
 
     @torch.no_grad()
     def _refresh(self) -> None:
-        """Update the prior to the best for the posteriors, in closed form, and beta.
+        """Update the prior, and beta, the weight of the KL divergence in the loss.
 
-        Beta grows or shrinks towards the budget of bits.
+        The prior becomes the one of least divergence from the posteriors, in closed form; beta
+        grows where the signals need more bits than their budget, and shrinks where they need less.
         """
         posteriors = self._all_posteriors()
         self.mean = [mu.mean(0) for mu, _ in posteriors]

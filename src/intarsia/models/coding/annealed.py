@@ -81,7 +81,7 @@ class Annealed(
         """Compute log p(y | s) and log p(s) of each sample y and each state s, a set of components.
 
         params: arrays by name; block: n samples; states: those that are considered; heat: the
-          temperature T.
+          temperature T of the annealing. Returns a `Joint` of both.
         """
 
     @abc.abstractmethod
@@ -277,6 +277,10 @@ class Annealed(
     def _code_of(
         self, params: Params, block: Samples, joint: Joint, q: Array, states: States
     ) -> Array:
+        """Return the posterior mean of the code, (n, H), by `_code`.
+
+        block: n samples, unused; the other arguments are those of `_code`.
+        """
         return self._code(params, joint, q, states)
 
     def _read(self, X: Any, first: bool = False, least: int = 1) -> Array:
@@ -337,10 +341,11 @@ class Annealed(
             yield rows, data.take(rows)
 
     def _e_step(self, joint: Joint, heat: float) -> tuple[Array, Array]:
-        """Compute q, the probabilities of each sample's states (n, S), and its log evidence (n,).
+        """Compute the posterior q of each sample's states, (n, S), and its log evidence, (n,).
 
-        joint: log p(y | s) and log p(s) of each state s; heat: the temperature T. log q = log p(y |
-          s) / T + log p(s) - evidence, or with log p(s) / T, too.
+        joint: log p(y | s) and log p(s) of n samples y and S states s; heat: the temperature T: log
+          q = log p(y | s) / T + log p(s) - evidence; models that anneal the prior, too, divide log
+          p(s) by T as well.
         """
         log = joint.likelihood / heat
         log += joint.prior / heat if self._anneals_prior else joint.prior
@@ -392,10 +397,10 @@ class Annealed(
     def _add_up(
         self, params: Params, data: Samples, states: States, heat: float
     ) -> tuple[Params, Array]:
-        """Sum the M-step's statistics over samples, block by block; also return log evidences.
+        """Sum the M-step's statistics over all samples of this process, block by block.
 
-        params: arrays by name; data: the samples of this process; states: those of the model; heat:
-          the temperature.  Returns (sums by name, log evidence of each sample (n,)).
+        params: arrays by name; data: the n samples; states: those of the model; heat: the
+          temperature. Returns (sums by name, log evidence of each sample (n,)).
         """
         sums, evidence = Params(), np.empty(len(data.x))
         for rows, block in self._blocks(data, states):

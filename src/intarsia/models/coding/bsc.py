@@ -84,10 +84,10 @@ def top_indices(score: Array, width: int) -> Array:
 
 
 def scatter_pairs(pairs: Array, candidates: Array, atoms: int) -> Array:
-    """Sum values of pairs of candidates over samples, at the components' numbers.
+    """Sum values of pairs of components over samples: from pairs of candidates to all pairs.
 
-    pairs: (n, H', H'); candidates: (n, H'), their numbers; atoms: H, the number of components.  ->
-      (H, H).
+    pairs: (n, H', H'), a value for each pair of a sample's H' candidates; candidates: (n, H'),
+      which components they are; atoms: H, the number of components.  -> (H, H).
     """
     # One number for each pair of components, so that bincount adds equal pairs up.
     place = candidates[:, :, None] * atoms + candidates[:, None]
@@ -97,12 +97,13 @@ def scatter_pairs(pairs: Array, candidates: Array, atoms: int) -> Array:
 def second_moments(
     first: Array, diagonal: Array, pairs: Array, candidates: Array, block: Samples
 ) -> Params:
-    """Compute the sums of a linear M-step.
+    """Sum over samples what the M-step of a linear model y = W s + noise needs.
 
-    first: <s>, the posterior mean of the causes, (n, H); diagonal: <s^2> of states with one cause,
-      (n, H); pairs: <s s^T> of states with more, among candidates, (n, H', H'); candidates: (n,
-      H'), their numbers; block: the n samples y.  -> "ys" (H, D); "ss" (H, H), or (D, H, H) where
-      values are missing; "power", the sum of y^2; "values", the number of observed values.
+    first: <s>, the posterior mean of the H causes, (n, H); diagonal: the part of <s^2> from states
+      with one cause, (n, H); pairs: the part of <s s^T> from states with several, (n, H', H'), for
+      the H' candidates of each sample; candidates: (n, H'), which causes they are; block: the n
+      samples y. Returns "ys" (H, D), the sum of <s> y^T; "ss" (H, H), of <s s^T>, or (D, H, H)
+      where values are missing; "power", of y^2; "values", the number of observed values.
     """
     n, atoms = first.shape
     sums = {"ys": first.T @ block.x, "power": np.square(block.x).sum()}
@@ -146,6 +147,7 @@ class Discrete(Truncated, abc.ABC):
     noise_from: str = "new"
 
     def _check(self, shards: RowShards) -> None:
+        """Raise ConfigError for an impossible setting.  shards: the processes of a fit."""
         super()._check(shards)
         one_of("noise_from", self.noise_from, ("new", "old"))
 
@@ -154,10 +156,11 @@ class Discrete(Truncated, abc.ABC):
         return counts
 
     def _affinity(self, params: Params, fit: Projections, gain: Array) -> Array:
-        """Score components as candidates, (n, H); a sample's best ones may be on together.
+        """Score each component for each sample, (n, H): the best ones become its candidates.
 
-        params: arrays by name; fit: products of samples and components; gain: (n, H, m), log p(y,
-          one cause alone with its m-th value) + const.
+        Candidates are the components that may be on together. params: arrays by name; fit: products
+          of n samples and H components; gain: (n, H, m), the log-probability of the sample if this
+          component alone is on, with each of its m values, up to a constant.
         """
         return gain.max(axis=2)
 

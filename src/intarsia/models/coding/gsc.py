@@ -59,12 +59,14 @@ class Parts(NamedTuple):
 def extend_sets(
     before: SlabPosterior, precision: Array, eta: Array, members: Array, parent: Array
 ) -> SlabPosterior:
-    """Extend the posterior of sets of components by one more member each, by the Schur complement.
+    """Compute the posteriors of sets of g components from those of sets of g - 1 of them.
 
-    before: posteriors of the smaller sets; precision: Lambda of a sample's candidates, (n, H', H');
-      eta: Lambda kappa of each, (n, H'), kappa the posterior mean; members: (K, g), the new sets;
-      parent: (K,), the number in `before` of each without its last member.  The gain is (eta^T
-      Lambda^-1 eta - log det Lambda) / 2.
+    A set's posterior is that of the strengths of its components, if these alone are on: a normal
+    distribution with precision Lambda and mean Lambda^-1 eta, and the gain (eta^T Lambda^-1 eta -
+    log det Lambda) / 2 in log-likelihood. The inverse is extended by the Schur complement.
+    before: posteriors of the smaller sets, for n samples; precision: Lambda of all H' candidates of
+      a sample, (n, H', H'); eta: (n, H'); members: (K, g), the K new sets, as numbers of
+      candidates; parent: (K,), the number in `before` of each set without its last member.
     """
     rest, last = members[:, :-1], members[:, -1]
     cov, mean = before.cov[:, parent], before.mean[:, parent]
@@ -89,10 +91,12 @@ def extend_sets(
 def diagonal_posteriors(
     single: SlabPosterior, precision: Array, eta: Array, rest: Array, states: States
 ) -> list[SlabPosterior]:
-    """Compute the posteriors of sets of each size under a diagonal psi, adding member by member.
+    """Compute the posteriors of sets of 2, 3, ... components, adding member by member.
 
-    single: of each candidate alone; precision: Lambda, (n, H', H'), and eta, (n, H'), of a sample's
-      candidates; rest: the prior's terms of each in log p(y), (n, H'); states: the sets.
+    For a diagonal prior covariance psi of the strengths; see `extend_sets` for a set's posterior.
+    single: posteriors of each of a sample's H' candidates alone; precision: (n, H', H'), and eta:
+      (n, H'), of all candidates of n samples; rest: (n, H'), the terms of log p(y) that a
+      candidate's prior adds; states: the sets. Returns a posterior of all sets for each size.
     """
     level, sets = single, []
     for members, parent in states.levels:
@@ -102,13 +106,14 @@ def diagonal_posteriors(
 
 
 def full_posterior(gram: Array, fit: Array, mu: Array, psi: Array, members: Array) -> SlabPosterior:
-    """Compute the posterior of sets of one size under a full psi; its gain has the prior's terms.
+    """Compute the posteriors of the strengths of K sets of components, for a full prior covariance.
 
-    gram: W_i . W_j / sigma^2 of a sample's candidates, (n, H', H'); fit: W y / sigma^2 and mu, (n,
-      H') each; psi: (n, H', H'); members: (K, g), the sets, as numbers of candidates.  Avoids the
-      inverse of psi, which may be nearly singular: with R = (I + gram psi)^-1 and u = R (fit - gram
-      mu) of a set, Lambda^-1 = psi R, mean = mu + psi u, gain = mu^T fit - mu^T gram mu / 2 + ((fit
-      - gram mu)^T psi u + log det R) / 2.
+    gram: W_i . W_j / sigma^2 of the H' candidates of n samples, (n, H', H'); fit: W y / sigma^2,
+      (n, H'); mu: (n, H'), and psi: (n, H', H'), the prior's mean and covariance of the strengths;
+      members: (K, g), the sets, as numbers of candidates. The gain has the prior's terms. Avoids
+      the inverse of psi, which may be nearly singular: with R = (I + gram psi)^-1 and u = R (fit -
+      gram mu) of a set, Lambda^-1 = psi R, mean = mu + psi u, gain = mu^T fit - mu^T gram mu / 2 +
+      ((fit - gram mu)^T psi u + log det R) / 2.
     """
     i, j = members[:, :, None], members[:, None]
     gram, psi, mu, fit = gram[:, i, j], psi[:, i, j], mu[:, members], fit[:, members]
@@ -159,10 +164,13 @@ class GSC(Truncated):
         return True
 
     def _check(self, shards: RowShards) -> None:
+        """Raise ConfigError for an impossible setting.  shards: the processes of a fit."""
         super()._check(shards)
         one_of("slab", self.slab, ("diagonal", "full"))
 
     def _block_numbers(self, states: States) -> int:
+        """Return how many numbers the largest array of one sample has.  states: the sets."""
+        # a covariance matrix for each set of components
         matrices = (level.members.size * level.members.shape[1] for level in states.levels)
         return max([super()._block_numbers(states), *matrices])
 
@@ -233,9 +241,12 @@ class GSC(Truncated):
         """Sum the statistics of the M-step over the samples of a block.
 
         params: arrays by name; block: n samples; joint: what `_joint` returned for them; q: (n, S),
-          posterior of the states; states: the sets; heat: unused.
-        Returns the sums of `second_moments`, "usage" (H,), and for mu and psi either "first" and
-        "square" (H,), or "slope" (H,) and "curve" (H, H) where the slab is full.
+          posterior probabilities of the S states, which say what components are on; states: the
+          sets of components; heat: unused.
+        Returns the sums of `second_moments`, for W; "usage" (H,), how often each of the H
+        components is on; and for the strengths' mean mu and covariance psi (the slab) either
+        "first" and "square" (H,), sums of strengths and of their squares, or for a full psi "slope"
+        (H,) and "curve" (H, H), derivatives of the evidence.
         """
         atoms, width, candidates = len(params["W"]), states.width, joint.candidates
         alone, sets, single = joint.parts.single, joint.parts.sets, q[:, 1 : 1 + atoms]
@@ -283,11 +294,12 @@ class GSC(Truncated):
         return mu, np.maximum(psi, FLOOR)
 
     def _full_slab(self, params: Params, sums: Params) -> tuple[Array, Array]:
-        """Update mu and Psi of a full slab by steps that are `_diagonal_slab` for a diagonal Psi.
+        """Update the mean mu and the full covariance Psi of the components' strengths by a step.
 
-        params: those before; sums: "slope", "curve" and "usage". With u = psi_b^-1 <z_b - mu_b> and
-          M = sum (<u u^T> - psi_b^-1), which are 0 at the maximum, the steps are mu + Psi u / N and
-          Psi + Psi M Psi / N, N the expected uses of each component.
+        params: those before; sums: "slope", "curve" and "usage" of `_sums`. With u = psi_b^-1 <z_b
+          - mu_b> ("slope") and M = sum (<u u^T> - psi_b^-1) ("curve"), which are 0 at the maximum,
+          the new values are mu + Psi u / N and Psi + Psi M Psi / N, N the expected uses of each
+          component. For a diagonal Psi they are those of `_diagonal_slab`.
         """
         psi, alive = params["slab"], sums["usage"] > ALIVE
         root = np.where(alive, 1 / np.sqrt(sums["usage"] + 1e-300), 0)
@@ -345,9 +357,10 @@ def _over_sets(q: Array, states: States, values: list[Array], axes: int = 1) -> 
 
 
 def _incidence(place: Array, width: int) -> Array:
-    """Return the 0/1 matrix that sums entries by their places.
+    """Return the 0/1 matrix whose product with a row of entries sums them by their places.
 
-    place: (K, ...), the place of each entry; width: the number of places.  -> (K * ..., width).
+    place: (K, ...), the place of each entry; width: the number of places.  -> (entries, width), 1
+      at an entry's place.
     """
     matrix = np.zeros((place.size, width))
     matrix[np.arange(place.size), place.ravel()] = 1.0

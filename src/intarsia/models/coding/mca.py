@@ -41,6 +41,7 @@ class Maximal(Truncated, abc.ABC):
         return self.anneal_prior
 
     def _check(self, shards: RowShards) -> None:
+        """Raise ConfigError for an impossible setting.  shards: the processes of a fit."""
         super()._check(shards)
         one_of("maximum", self.maximum, ("hard", "soft"))
 
@@ -99,10 +100,12 @@ class Maximal(Truncated, abc.ABC):
         return Joint(-0.5 * (far / noise + rest.reshape(-1, 1)), prior, candidates, (far, means))
 
     def _state_means(self, w: Array, candidates: Array, states: States, heat: float) -> list[Array]:
-        """Compute the noise-free data of states of several causes, (n, K, D) for each size of set.
+        """Compute the data without noise if several components are on: their maximum.
 
-        w: (H, D), components; candidates: (n, H'), those that may be on in a sample; states: sets
-          of candidates by size; heat: temperature, which sets the exponent of the soft maximum.
+        w: (H, D), the H components; candidates: (n, H'), numbers of those that may be on in each of
+          n samples; states: sets of candidates, by size; heat: the temperature, which sets the
+          exponent of a soft maximum. Returns for each size an array (n, K, D), for the K sets of
+          this size.
         """
         soft, rho, largest = self.maximum == "soft", self._rho(heat), np.abs(w).max()
         if soft:  # Wbar = (sum_h (s_h W_hd)^rho)^(1 / rho), of magnitudes that keep their sign
@@ -178,6 +181,11 @@ class Maximal(Truncated, abc.ABC):
     def _means(
         self, params: Params, block: Samples, joint: Joint, q: Array, states: States
     ) -> Array:
+        """Compute the posterior mean of the data without noise, (n, D).
+
+        joint: what `_joint` returned for n samples; its parts have the data of all states; q: (n,
+          S), the probability of each state; params, block, states: unused, other models need them.
+        """
         return np.einsum("ns,nsd->nd", q, np.concatenate(joint.parts[1], axis=1))
 
     def _decode(self, codes: Array) -> Array:
@@ -192,6 +200,11 @@ class Maximal(Truncated, abc.ABC):
         return np.sign(data) * np.abs(data) ** (1 / rho) if soft else data
 
     def _restart(self, params: Params, atom: int, row: Array, residual: Array) -> None:
+        """Set an unused component to a badly explained sample, in place.
+
+        params: arrays by name; atom: the component's number; row: (D,), the sample; residual:
+          unused, other models need it.
+        """
         params["W"][atom] = row
         params["W"] = self._raise_to_floor(params["W"])
 
@@ -258,6 +271,10 @@ class MMCA(Maximal):
         return np.square(w - x)
 
     def _raise_to_floor(self, w: Array) -> Array:
+        """Return components whose entries are at least as large as a least size, signs kept.
+
+        w: (H, D), the components.
+        """
         low = least_entry(w)
         return np.where(np.abs(w) < low, np.where(w < 0, -low, low), w)
 

@@ -67,6 +67,10 @@ class AnnealedMixture(Annealed, abc.ABC):
         return {"usage": share.sum(0), "qy": share.T @ block.x}
 
     def _maximise(self, params: Params, sums: Params) -> Params:
+        """Do the M-step: return the components' parameters and their prior probabilities.
+
+        params: those before; sums: "usage" (H,), "samples" and the statistics of the components.
+        """
         share = np.maximum(sums["usage"], 1e-8 * sums["samples"])
         return self._maximise_components(params, sums) | {"prior": share / share.sum()}
 
@@ -74,6 +78,11 @@ class AnnealedMixture(Annealed, abc.ABC):
         return q[:, 1:]
 
     def _restart(self, params: Params, atom: int, row: Array, residual: Array) -> None:
+        """Set an unused component to a badly explained sample, with a mean prior, in place.
+
+        params: arrays by name; atom: the component's number; row: (D,), the sample; residual:
+          unused, other models need it.
+        """
         params["W"][atom] = row
         params["prior"][atom] = params["prior"].mean()
         params["prior"] /= params["prior"].sum()

@@ -53,6 +53,7 @@ class MoG(AnnealedMixture):
     }
 
     def _check(self, shards: RowShards) -> None:
+        """Raise ConfigError for an impossible setting.  shards: the processes of a fit."""
         super()._check(shards)
         one_of("covariance", self.covariance, ("full", "diagonal"))
 
@@ -127,6 +128,11 @@ class MoG(AnnealedMixture):
         return {"W": w, "covariance": sigma, "least": params["least"]}
 
     def _restart(self, params: Params, atom: int, row: Array, residual: Array) -> None:
+        """Set an unused component to a badly explained sample, with the mean covariance, in place.
+
+        params: arrays by name; atom: the component's number; row: (D,), the sample; residual:
+          unused, other models need it.
+        """
         super()._restart(params, atom, row, residual)
         params["covariance"][atom] = params["covariance"].mean(axis=0)
 

@@ -83,6 +83,10 @@ class MoP(AnnealedMixture):
         }
 
     def _densities(self, params: Params, x: Array) -> Array:
+        """Compute the log-probability of each sample for each component, independent Poissons.
+
+        params: "W" (H, D), the means; x: (n, D), counts.  -> (n, H).
+        """
         w = params["W"]
         return x @ np.log(w).T - w.sum(axis=1) - gammaln(x + 1).sum(axis=1, keepdims=True)
 

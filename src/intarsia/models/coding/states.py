@@ -57,10 +57,13 @@ class States:
     """
 
     def __init__(self, width: int, active: int, values: Sequence[float] = (1.0,)) -> None:
-        """List the states: all subsets of 2 to `active` candidates, with every choice of values.
+        """List the states of a sample: which of its candidates are on, and with what values.
 
-        width: H', candidates of a sample; active: the largest number of causes of a state; values:
-          those of a cause that is on, (m,). Raises: ConfigError for too many states.
+        A state is a subset of 2 to `active` candidates (causes that may be on in the sample), and a
+        choice of one of the values for each of them.
+        width: the number of candidates of a sample; active: the largest number that may be on at
+          once; values: (m,), those that a cause can have when it is on.
+        Raises: ConfigError for too many states.
         """
         # a set of g causes has m^g assignments of values
         sizes = range(2, active + 1)
@@ -91,9 +94,10 @@ class States:
         self.squares = (self.table[:, :, None] * self.table[:, None]).reshape(-1, width * width)
 
     def rows(self, index: Array, candidates: Array, causes: int) -> Array:
-        """Expand numbers of states to the values of all causes, (n, k, causes).
+        """Expand numbers of states to the values of all causes, 0 = off: (n, k, causes).
 
-        index: (n, k), numbers of states; candidates: (n, width), of each sample; causes: H.
+        index: (n, k), the numbers of k states of each of n samples; candidates: (n, width), numbers
+          of the causes that may be on in each sample; causes: how many there are in all.
         """
         m = len(self.values)
         states = np.zeros((len(index), index.shape[1], causes))

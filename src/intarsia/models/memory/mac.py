@@ -29,9 +29,10 @@ def pack_bits(bits: Array) -> Array:
 
 
 def active_inputs(weights: Array, row: Array) -> Array:
-    """Count each unit's active inputs with weight 1, u = W x.
+    """Count how many active inputs each unit has weight 1 for, u = W x with W and x of bits.
 
-    weights: (..., B) bytes, the bits of W; row: (B,) bytes, the bits of x.  -> (...).
+    weights: (..., B), the bits of W packed into B bytes for each unit; row: (B,) bytes, the bits of
+      x.  -> (...), a count for each unit.
     """
     return np.bitwise_count(weights & row).sum(axis=-1, dtype=np.int64)
 
@@ -50,19 +51,21 @@ def seed_of(random_state: int | None) -> int:
 
 
 def subtract_baseline(evidence: Array, baseline: float) -> Array:
-    """Compute (V - v0) / (1 - v0), at least 0: V without the overlap v0 that all items share.
+    """Correct evidence for the overlap that all items share: (V - v0) / (1 - v0), at least 0.
 
-    evidence: V; baseline: v0.
+    evidence: V, any shape; baseline: v0, the share of bits that two different items have in common.
     """
     return np.maximum(0, (evidence - baseline) / (1 - baseline))
 
 
 def draw(evidence: Array, expansion: tuple[float, float], floor: float, seed: list[int]) -> Array:
-    """Draw the winning unit of each module for a new item, with probability psi / sum psi.
+    """Draw the winning unit of each module for a new item; the more evidence, the more probable.
 
-    psi: a sigmoid of the unit's evidence V, steeper for familiar items, plus a floor. evidence: V
-      of each unit, (Q, K), Q modules of K units; expansion: (a, b), the sigmoid's height a G^b for
-      familiarity G; floor: psi of a unit without evidence; seed: for this draw.  -> (Q,).
+    A unit's probability is psi / sum psi, psi a sigmoid of its evidence V plus a floor. The
+    sigmoid is the higher, the more familiar the item is: a G^b, G the mean of the modules' largest
+    evidence.
+    evidence: V of each unit, (Q, K), Q modules of K units; expansion: (a, b); floor: psi of a unit
+      without evidence; seed: for this draw. Returns the number of the winner in each module, (Q,).
     """
     a, b = expansion
     eta = a * evidence.max(axis=1).mean() ** b  # a G^b: the more familiar, the steeper
@@ -74,10 +77,11 @@ def draw(evidence: Array, expansion: tuple[float, float], floor: float, seed: li
 
 
 def learn_item(weights: Array, winners: Array, bits: Array, limit: float) -> None:
-    """Set the winners' weights from active bits to 1, in place.
+    """Let the winning units learn an item: their weights from its active bits become 1, in place.
 
-    weights: (Q, K, B) bytes; winners: (Q,); bits: (B,) bytes of the item; limit: a unit with so
-    many weights at 1 learns no more.
+    weights: (Q, K, B), the bits of weights packed into B bytes, for K units in each of Q modules;
+    winners: (Q,), the winning unit of each module; bits: (B,) bytes of the item; limit: a unit with
+    so many weights at 1 learns no more.
     """
     q = np.arange(len(weights))
     # a saturated unit is frozen: it would soon respond to everything

@@ -18,7 +18,7 @@ SIDE, GAP = 320, 8  # pixels of a map, and between the two
 
 
 def input_overlaps(x: Array) -> Array:
-    """Compute the overlap of each two items: shared active bits by the larger count of both.
+    """Compute the overlap of each two items: common active bits / the larger of their two counts.
 
     x: (n, D) bits.  -> (n, n).
     """

@@ -68,9 +68,10 @@ class TrieTensors(nn.Module):
         self.levels = self.path.shape[1]
 
     def below(self, node: Tensor) -> tuple[Tensor, Tensor]:
-        """List the children of some nodes: the row of each one's parent, and its number, (N,) both.
+        """List the children of R nodes of the trie, N in all.
 
-        node: (R,), numbers of nodes of the trie.
+        node: (R,), numbers of the nodes. Returns for each child the position of its parent in
+          `node`, (N,), and the child's number, (N,).
         """
         first, counts = self.starts[node], self.starts[node + 1] - self.starts[node]
         device = node.device
@@ -164,11 +165,12 @@ def _first_occurrence(used: Tensor) -> Tensor:
 def _choose(
     scores: Tensor, score: Tensor, batch: int, width: int, draws: torch.Generator | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose the rows that continue, and their tokens.
+    """Choose which sequences go on, and with which token: the best ones, or at random.
 
-    scores: (R, V), log-probabilities of the next token; score: (R,), of each row so far; batch: B,
-      histories; width: rows of each, R = B * width; draws: the generator to sample with, None =
-      beam search.  Returns the parent rows, tokens and new scores, (R,) each.
+    scores: (R, V), log-probabilities of the next token for R sequences (rows); score: (R,), that of
+      each sequence so far; batch: B, the number of histories; width: sequences of each, R = B *
+      width; draws: the generator to sample with, None = beam search. Returns (R,) each: the row
+      that is continued, its next token, and the new score.
     """
     size = scores.shape[1]
     if draws is not None:

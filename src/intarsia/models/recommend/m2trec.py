@@ -67,7 +67,7 @@ class M2TRec(Settings):
     )
 
     def __post_init__(self) -> None:
-        """Check the settings.  Raises: ConfigError."""
+        """Raise ConfigError for a setting that cannot be."""
         at_least("weight", self.weight, 0)
         one_of("pool", self.pool, POOLS)
         below_one("dropout", self.dropout)
@@ -150,7 +150,7 @@ class M2TRecModel(Recommender):
         return self.settings.tasks
 
     def _set_chance(self) -> None:
-        """Set `chance` from the events that the model knows."""
+        """Set `chance`, how often each item occurs in the events that the model knows."""
         counts = torch.from_numpy(np.append(0, self.known.popularity())).float()
         share = counts / counts.sum().clamp_min(1)
         device = next(self.encoder.parameters()).device

@@ -65,7 +65,7 @@ class OneRec(Settings):
     )
 
     def __post_init__(self) -> None:
-        """Check the settings.  Raises: ConfigError."""
+        """Raise ConfigError for a setting that cannot be."""
         for name in ("layers", "experts", "history", "session"):
             at_least(name, getattr(self, name), 1)
         if not self.codes:
@@ -79,6 +79,10 @@ class OneRec(Settings):
         return self.history
 
     def build(self, data: Interactions, *, seed: int = 0) -> OneRecModel:
+        """Build an untrained model for the items of some events, with semantic ids of these items.
+
+        data: the events of users; seed: of the ids and of the first weights.
+        """
         vectors = item_vectors(data)
         ids = SemanticIds(self.codes, self.balanced, seed).fit(vectors)
         return OneRecModel(self, data, ids, generator=torch.Generator().manual_seed(seed))
@@ -257,6 +261,10 @@ class OneRecModel(Recommender):
 
     # the methods of `Decoder`, see `beams`
     def start(self, x: Tensor, copies: int) -> DecoderState:
+        """Encode histories, and return the decoder's state before the first token.
+
+        x: (B, n), histories as numbers of items; copies: rows of the state for each history.
+        """
         caches, mask = self.read_history(x, copies)
         return DecoderState(caches, mask, [None] * len(caches))
 
@@ -279,6 +287,10 @@ class OneRecModel(Recommender):
         return scores.log_softmax(-1)
 
     def reorder(self, state: DecoderState, rows: Tensor) -> None:
+        """Let rows of the decoder's state go on from others, in place.
+
+        state: caches of earlier tokens; rows: (R,), for each row the one that it continues.
+        """
         # the history's cache needs no reordering: rows of one history share it
         state.tokens = [None if c is None else (c[0][rows], c[1][rows]) for c in state.tokens]
 
@@ -398,6 +410,10 @@ class SessionWindows(Dataset[tuple[Tensor, Tensor]]):
         return len(self.index)
 
     def __getitem__(self, place: int) -> tuple[Tensor, Tensor]:
+        """Return a history and the session that follows it, as numbers of items.
+
+        place: the window's number.
+        """
         first, start = self.index[place]
         return self.items[first:start], self.items[start : start + self.settings.session]
 

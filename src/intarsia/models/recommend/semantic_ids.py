@@ -99,9 +99,9 @@ def kmeans(
 
 
 def assign_balanced(cost: Array) -> Array:
-    """Assign rows to centres by least total cost, floor or ceil of N / K rows to each.
+    """Assign N rows to K centres by least total cost, equally many to each, up to one.
 
-    cost: (N, K).  -> (N,), the centre of each row.
+    cost: (N, K), of each row with each centre.  -> (N,), the centre of each row.
     """
     rows, count = cost.shape
     least, leftover = divmod(rows, count)
@@ -128,9 +128,10 @@ def assign_balanced(cost: Array) -> Array:
 
 
 def _assign_greedily(cost: Array, least: int, extra: int) -> Array:
-    """Assign rows to centres in ascending order of cost, as `assign_balanced` in sizes.
+    """Assign N rows to K centres greedily, pairs of lowest cost first, with balanced sizes.
 
-    cost: (N, K); least: rows of each centre; extra: number of centres that get one more.  -> (N,).
+    cost: (N, K), of each row with each centre; least: how many rows each centre gets; extra: how
+      many centres get one more.  -> (N,), the centre of each row.
     """
     label = np.full(len(cost), -1)
     free = np.full(cost.shape[1], least)
@@ -146,9 +147,9 @@ def _assign_greedily(cost: Array, least: int, extra: int) -> Array:
 
 
 def number_duplicates(codes: Array) -> Array:
-    """Append a code to each item that counts earlier items with the same codes.
+    """Make the items' codes unique: append the number of earlier items with the same codes.
 
-    codes: (N, L).  -> (N, L + 1).
+    codes: (N, L), L codes of each item.  -> (N, L + 1).
     """
     counts: dict[tuple[int, ...], int] = {}
     last = []

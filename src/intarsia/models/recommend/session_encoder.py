@@ -79,6 +79,10 @@ class SessionBlock(nn.Module):
         self.norm_mlp, self.mlp = nn.LayerNorm(width), mlp(width, dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Apply attention and MLP, each behind a norm and added to x.
+
+        x: (B, n, d), states; mask: (B or 1, n, n) bool, True = visible.  -> (B, n, d).
+        """
         y = self.norm(x)
         x = x + self.drop(self.attention(y, y, mask))
         return x + self.mlp(self.norm_mlp(x))

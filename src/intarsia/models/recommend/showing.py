@@ -21,9 +21,9 @@ DATED = 6.3e8  # seconds since 1970 from which a number is taken for a date: 199
 
 
 def _title(model: Recommender, place: int) -> str:
-    """Return an item's title, from its first field that is one; "" without.
+    """Return an item's title, from the first field that is a title; "" if the items have none.
 
-    place: the item's number, from 0.
+    model: knows the items' fields; place: the item's number, from 0.
     """
     field = next((f for n, f in model.known.fields.items() if _is_title(n, f)), None)
     return " ".join(field.values[place]) if field else ""

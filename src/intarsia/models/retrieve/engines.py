@@ -43,7 +43,7 @@ def export(index: SparseIndex, form: str, path: str | Path) -> Path:
 def _rows(index: SparseIndex, form: str) -> Iterator[dict[str, Any]]:
     """Yield the JSON objects of `export`, one or two for each document.
 
-    form: the engine's name, of FORMS.
+    index: the index; form: the engine's name, one of FORMS.
     """
     texts = {name: text for s in index.segments for name, text in zip(s.ids, s.texts, strict=False)}
     # Qdrant takes numbers of tokens, the other engines their texts

@@ -56,7 +56,7 @@ class LearnedRetrieval:
     weight: float = 0.0025
 
     def __post_init__(self) -> None:
-        """Check the settings.  Raises: ConfigError."""
+        """Raise ConfigError for a setting that cannot be."""
         at_least("steps", self.steps, 1)
         at_least("batch", self.batch, 1)
         at_least("negatives", self.negatives, 1)
@@ -173,11 +173,12 @@ def _rows(
 def _draw_candidates(
     near: Sequence[int], answers: Sequence[int], count: int, negatives: int, draws: random.Random
 ) -> list[int]:
-    """Draw an answer and negatives: candidates that are no answers, filled up at random.
+    """Draw the documents for a training row of a query: one that answers it, and some that do not.
 
-    near: numbers of BM25's best documents; answers: numbers of the query's answers; count:
-      documents in all; negatives: how many to draw; draws: random numbers.  Returns 1 + negatives
-      numbers.
+    near: numbers of BM25's best documents, from which the negatives are drawn, and if they are too
+      few from all; answers: numbers of the documents that answer the query; count: documents in
+      all; negatives: how many to draw; draws: random numbers. Returns 1 + negatives numbers of
+      documents, the answer first.
     """
     answer_set = set(answers)
     hard = [n for n in near[SKIPPED:] if n not in answer_set]

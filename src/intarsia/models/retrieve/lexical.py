@@ -50,7 +50,7 @@ class Lexical:
     b: float = 0.4
 
     def __post_init__(self) -> None:
-        """Check the settings.  Raises: ConfigError."""
+        """Raise ConfigError for a setting that cannot be."""
         one_of("language", self.language, LANGUAGES)
         between("share", self.share, 0, 1, fix="Try 0.5.")
         at_least("k1", self.k1, 0, fix="Try 0.9.")
@@ -201,10 +201,11 @@ class Bm25Lists:
         self.lists = [_bm25_lists(part, settings, words / max(1, self.count)) for part in parts]
 
     def queries(self, words: Sequence[str], *, prune: float, max_df: float) -> list[Query]:
-        """Return a query's stems for each segment: (number there, idf times the uses in the query).
+        """Return a query's stems with their weights, once for each segment of the index.
 
         words: the query's stems; prune: leave out those below this share of the heaviest; max_df:
-          leave out those in more than this share of the documents.
+          leave out those in more than this share of the documents. Returns for each segment pairs
+          (the stem's number there, its idf times its uses in the query).
         """
         times = Counter(words)
         looked_up = [(self._look_up(word), number) for word, number in times.items()]
@@ -234,11 +235,12 @@ class Bm25Lists:
 
 
 def _bm25_lists(part: Stems, settings: Lexical, mean: float) -> Postings:
-    """Replace counts by tf / (tf + k1 (1 - b + b |d| / mean)).
+    """Return the posting lists of a segment, with BM25's weights in place of the counts of stems.
 
-    part: stems of a segment, with the counts tf; settings: k1 and b of BM25. With a share below 1
-    documents are shifted by their number, behind the learned scores.
-    mean: that of the lengths |d| over the whole collection.
+    A weight is tf / (tf + k1 (1 - b + b |d| / mean)) for tf uses of a stem in a document of length
+      |d|. part: the stems of the segment, with their counts; settings: k1 and b, and the share of
+      BM25: below 1 documents are shifted by their number, behind the learned scores; mean: the
+      mean length over the whole collection.
     """
     lists = part.counts
     # length normalisation of each document

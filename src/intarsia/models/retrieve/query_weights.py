@@ -159,7 +159,10 @@ class QueryWeights:
 
     @classmethod
     def load(cls, folder: Path) -> QueryWeights:
-        """Read the tokenizer and the weights that `save` wrote.  Raises: CheckpointError."""
+        """Read the tokenizer and the weights of a folder that `save` wrote.
+
+        Raises: CheckpointError for a folder without them, or a damaged one.
+        """
         try:
             text = read_text(folder / TOKENIZER)
             return cls(text, read_tensors(folder / WEIGHTS, "np")["weights"])

@@ -385,7 +385,7 @@ class SparseIndex:
                 yield segment.ids[number], {self.queries.word(j): w for j, w in pairs}
 
     def sizes(self) -> dict[str, Any]:
-        """Return documents, postings, postings a document, and bytes of the lists on disk."""
+        """Return how many documents and postings there are, and the bytes of the lists on disk."""
         postings = sum(len(segment.postings.docs) for segment in self.segments)
         arrays = [segment.postings.encode(self.stored) for segment in self.segments]
         arrays += [s.stems.encode() for s in self.segments if s.stems is not None]
@@ -425,7 +425,7 @@ class SparseIndex:
 
 
 def blocks(docs: Iterable[tuple[str, str]], size: int) -> Iterator[list[tuple[str, str]]]:
-    """Yield consecutive documents, `size` at a time."""
+    """Yield (id, text) pairs in lists of at most `size`.  docs: the pairs, in order."""
     at_least("block", size, 1, fix="Try 4096.")
     rest = iter(docs)
     while part := list(islice(rest, size)):

@@ -39,6 +39,7 @@ def tune_lexical(
     truth = {q: qrels[q] for q in drawn}
 
     def measure(lexical: Lexical) -> float:
+        """Return the mean score of the validation queries with these settings of BM25."""
         index.lexical = lexical
         return score_run(truth, index.run(texts, DEPTH), [MEASURE])[MEASURE]
 
