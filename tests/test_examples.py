@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from intarsia.cli import app
 
-from .test_front_door import desk
+from .pages import desk
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SAYS = {

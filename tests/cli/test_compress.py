@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import LlamaForCausalLM
 
 from intarsia import open_run
 from intarsia.formats import Bitmask, rivals
@@ -22,21 +23,15 @@ from intarsia.methods.gqsa.stages import Tuning
 from intarsia.sparse import Gqsa
 from intarsia_lab.bench import sparse
 
+from ..language_models import mixtral
 from .conftest import QUICK, Intarsia
-from .test_sparse import bytes_tokenizer
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama in bfloat16, half of its weights 0."""
-    folder = tmp_path_factory.mktemp("model")
-    words = bytes_tokenizer(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=words, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
-    )  # fmt: skip
-    host = LlamaForCausalLM(config).bfloat16()
+    folder = shutil.copytree(llama, tmp_path_factory.mktemp("model") / "half")
+    host = LlamaForCausalLM.from_pretrained(folder).bfloat16()
     with torch.no_grad():
         for layer in host.model.layers.modules():
             if isinstance(layer, torch.nn.Linear):
@@ -99,19 +94,8 @@ def test_groups_and_experts_are_packed_by_what_they_see(
 ) -> None:
     text = tmp_path / "text.txt"
     text.write_text("It is a truth universally acknowledged. " * 60)
-    mixture = tmp_path / "mixture"
-    words = bytes_tokenizer(mixture)
-    sizes = {"vocab_size": words, "hidden_size": 32, "intermediate_size": 48}
-    torch.manual_seed(0)
-    MixtralForCausalLM(
-        MixtralConfig(
-            num_hidden_layers=1,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            num_local_experts=3,
-            **sizes,
-        )
-    ).save_pretrained(mixture)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    mixture = mixtral(tmp_path / "mixture", num_hidden_layers=1, num_local_experts=3, **sizes)
     calibration = ("--calib", str(text), "--rows", "8", "--length", "40", "--force", "--json")
     untrained, shared = ("--steps", "0,0"), ("--shared", "4")
     for source, name, field, options in (

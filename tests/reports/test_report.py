@@ -132,6 +132,21 @@ def test_a_wider_table_becomes_cards_earlier() -> None:
     assert widths == sorted(set(widths))
 
 
+def test_an_axis_of_epochs_has_ticks_at_whole_numbers_alone() -> None:
+    assert [text for _, text in charts._ticks(charts.Axis(whole=True), [1.0])] == ["1"]
+    assert [text for _, text in charts._ticks(charts.Axis(whole=True), [1.0, 3.0])] == [
+        "1",
+        "2",
+        "3",
+    ]
+
+
+def test_names_of_bars_have_room_at_the_size_of_a_telephone_s_letters() -> None:
+    drawing = charts.BarChart([], ["device 0, compute"], charts.Axis()).svg("label")
+    (end,) = re.findall(r'<text x="([\d.]+)"[^>]*text-anchor="end">device 0, compute<', drawing)
+    assert float(end) >= 0.53 * 15 * len("device 0, compute")  # em of this font, px, letters
+
+
 def test_a_table_that_is_too_wide_for_a_page_becomes_several_in_markdown() -> None:
     titles = ["Task", *(f"method {i}" for i in range(26))]
     rows = [["emoji", *range(26)], ["mnist", *range(26)]]

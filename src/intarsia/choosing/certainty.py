@@ -93,27 +93,31 @@ class Certainty:
         return first is not None and first.low > 0
 
     @property
-    def statement(self) -> str:
-        """Sentences that name the choice, on how much it rests, and how sure it is."""
+    def sentences(self) -> tuple[str, ...]:
+        """The sentences that name the choice, say on how much it rests, and how sure it is."""
         held_out = (
             "held out once" if self.held == 1 else f"held out in turn ({self.held} of 5 folds)"
         )
         held_out = "each held out once in five folds" if self.held == FOLDS else held_out
         text = f"Chosen: {self.choice}"
         if self.candidates == 1:
-            return (
-                f"{text}. Only one candidate was trained, so nothing was compared: more minutes "
-                "try more."
+            nothing = (
+                "Only one candidate was trained, so nothing was compared: more minutes try more."
             )
+            return f"{text}.", nothing
         text += f", the best of {self.candidates} candidates on {self.pictures:,} training pictures"
         text += f", {held_out}{'' if self.seeds == 1 else f', at {self.seeds} seeds'}."
         if not self.differences:
-            return f"{text} No other method was tried to the end."
+            return text, "No other method was tried to the end."
         first = self.differences[0]
-        text += f" Against {first.method}, the best other method ({first.settings}): {first.words}"
-        if self.sure:
-            return f"{text}; it is ahead."
-        return f"{text}; these pictures do not decide between the two."
+        lead = f"Against {first.method}, the best other method ({first.settings}): {first.words}"
+        verdict = "it is ahead" if self.sure else "these pictures do not decide between the two"
+        return text, f"{lead}; {verdict}."
+
+    @property
+    def statement(self) -> str:
+        """The sentences as one text."""
+        return " ".join(self.sentences)
 
     def record(self) -> dict[str, Any]:
         """Return the numbers of candidates, pictures, ..., and the differences, for JSON."""

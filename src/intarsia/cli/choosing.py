@@ -135,7 +135,14 @@ def _show(search: AutoRun, as_json: bool) -> None:
         scores = {"test": dict(search.test), "certainty": search.certainty.record()}
         show_json({"folder": str(search.folder), **scores, "rows": rows})
         return
-    say(search.certainty.statement)
+    say("\n".join(search.certainty.sentences))
     show_rich(Terminal(search.table()))
-    say(f"Report: {search.report}\nRepeat: {search.choice.command()}")
+    repeated = search.choice.changed(data=_seen_from_here(search.choice.pictures.data))
+    say(f"Report: {search.report}\nRepeat: {repeated.command()}")
     say(f"Next:  intarsia predict {search.folder} PICTURES")
+
+
+def _seen_from_here(data: str) -> str:
+    """Return a path below the current folder without the part that leads to that folder."""
+    path = Path(data)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else data

@@ -17,7 +17,7 @@ from .report import When
 from .sheet import Spread
 
 WIDTH, HEIGHT = 520, 320  # px of a chart with two axes
-LETTER = 7.5  # px of a letter of the axes, on average
+LETTER = 8.6  # px of a letter of the axes on a telephone, where they are largest, on average
 MARKED = 12  # points of a line that get a mark each
 HITS = 120  # points of a line that get a tooltip each
 
@@ -48,7 +48,7 @@ class Axis:
     """An axis.
 
     unit: behind each tick.  zero: it begins at 0.  names: categories instead of numbers.  limits:
-    its ends, None = those of the data with a margin.
+    its ends, None = those of the data with a margin.  whole: only whole numbers have ticks.
     """
 
     title: str = ""
@@ -58,6 +58,7 @@ class Axis:
     zero: bool = False
     limits: tuple[float, float] | None = None
     names: tuple[str, ...] = ()
+    whole: bool = False
 
 
 def shown_when(when: When) -> str:
@@ -176,6 +177,8 @@ def _ticks(axis: Axis, values: Sequence[float]) -> list[tuple[float, str]]:
         return [(float(i), name) for i, name in enumerate(axis.names)]
     low, high = _limits(axis, values)
     places = _log_ticks(low, high) if axis.log else _round_ticks(low, high)
+    if axis.whole:
+        places = [value for value in places if value == round(value)]
     return [(value, f"{tick_text(value)}{axis.unit}") for value in places]
 
 
