@@ -29,7 +29,7 @@ def said(_: str) -> None: ...
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_bars_are_counted_of_every_model_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     result = prosper.find_bars((0,), said)
-    assert len(result.table) == 18 and result.got in (0, 10)
+    assert len(result.table) == 18 and 0 <= result.got <= 10
     assert len(prosper.masked_bars((0,), said).values) == 1
     monkeypatch.setattr(prosper, "bar_data", lambda *_: pytest.fail("run a second time"))
     assert prosper.find_bars((0,), said) == result

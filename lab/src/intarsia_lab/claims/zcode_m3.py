@@ -276,6 +276,7 @@ CLAIMS = (
         target=1.0,
         control=better_than_chance("loss before"),
         measure=merging,
+        minutes=15,
     ),
     study(
         "zcode-m3-prune",
