@@ -41,7 +41,7 @@ from intarsia.hosts.opened import open_language_model
 from intarsia.hosts.swap.compress import compress
 from intarsia.hosts.swap.packed_linear import PackedLinear
 from intarsia.kernels import native
-from intarsia.kernels.decoder import AttendStep, NativeDecoder, ProductStep
+from intarsia.kernels.decoder import AttendStep, DecoderStep, NativeDecoder, ProductStep
 from intarsia.kernels.native.floor import read_bandwidth
 from intarsia.train.record import machine
 
@@ -74,6 +74,7 @@ class Arm:
     megabytes: float
     form: str | None = None
     bits: int | None = None
+    steps: Sequence[DecoderStep] = ()
 
 
 def ours(name: str, model: nn.Module, ids: list[int], form: str, bits: int | None) -> Arm:
@@ -89,7 +90,8 @@ def ours(name: str, model: nn.Module, ids: list[int], form: str, bits: int | Non
         text.step([5])
         return 1e3 * (time.process_time() - started)
 
-    return Arm(name, start, step, lambda rows: perplexity(model, rows), read(model), form, bits)
+    score, steps = partial(perplexity, model), text.program.steps
+    return Arm(name, start, step, score, read(model), form, bits, steps)
 
 
 def read(model: nn.Module) -> float:
@@ -102,12 +104,9 @@ def read(model: nn.Module) -> float:
 @torch.inference_mode()
 def perplexity(model: Any, rows: Sequence[Tensor]) -> float:
     """exp of the mean loss of all tokens but the first of each row."""
-    total = count = 0.0
-    for row in rows:
-        logits = model(input_ids=row[None]).logits[0, :-1].float()
-        total += float(nn.functional.cross_entropy(logits, row[1:], reduction="sum"))
-        count += len(row) - 1
-    return math.exp(total / count)
+    ids = torch.stack(list(rows))  # together, so that a packed weight is decoded once
+    logits = model(input_ids=ids).logits[:, :-1].float()
+    return math.exp(float(nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())))
 
 
 class Peer:
@@ -174,19 +173,29 @@ def peers(files: Sequence[Path], ids: list[int], threads: int) -> tuple[list[Arm
 
 
 def arms_of(args: argparse.Namespace, model: Any, ids: list[int]) -> list[Arm]:
+    """Ours, of those that --arms names: what was not asked for is not packed."""
     half = copy.deepcopy(model).bfloat16()
-    arms = [ours("dense bf16", half, ids, "dense", None)]
-    for name, bits, head in (
-        ("dense int8", 8, 8),
-        ("dense int4, head int8", 4, 8),
-        ("dense int4, head int4", 4, 4),
-    ):
+
+    def dense(bits: int, head: int) -> Any:
         packed = compress(copy.deepcopy(half), BlockInt(bits), force=True)
-        packed = compress(packed, BlockInt(head), layers=HEAD, force=True)
-        arms.append(ours(name, packed, ids, "blockint", bits))
-    masked = compress(by_size(copy.deepcopy(half)), Bitmask("int8"), force=True)
-    masked = compress(masked, BlockInt(4), layers=HEAD, force=True)
-    arms.append(ours("bitmask int8 .5, by size alone, head int4", masked, ids, "bitmask", None))
+        return compress(packed, BlockInt(head), layers=HEAD, force=True)
+
+    def masked() -> Any:
+        packed = compress(by_size(copy.deepcopy(half)), Bitmask("int8"), force=True)
+        return compress(packed, BlockInt(4), layers=HEAD, force=True)
+
+    makers: dict[str, tuple[Callable[[], Any], str, int | None]] = {
+        "dense int4, head int8": (lambda: dense(4, 8), "blockint", 4),
+        "dense bf16": (lambda: half, "dense", None),
+        "dense int8": (lambda: dense(8, 8), "blockint", 8),
+        "dense int4, head int4": (lambda: dense(4, 4), "blockint", 4),
+        "bitmask int8 .5, by size alone, head int4": (masked, "bitmask", None),
+    }
+    arms = [
+        ours(name, make(), ids, form, bits)
+        for name, (make, form, bits) in makers.items()
+        if any(part in name for part in args.arms.split(";"))
+    ]
     for folder in args.packed:
         packed, _ = open_language_model(str(folder), dtype="float32")
         form = next(m.form for m in packed.modules() if isinstance(m, PackedLinear))
@@ -226,9 +235,8 @@ def least(arms: Sequence[Arm], turns: int) -> dict[str, float]:
     return best
 
 
-def parts_of(model: nn.Module, turns: int) -> dict[str, float]:
+def parts_of(steps: Sequence[DecoderStep], turns: int) -> dict[str, float]:
     """Least milliseconds of each kind of steps at 64 tokens of text, and of a call of one step."""
-    steps = NativeText(model, length=LENGTH).program.steps
     kinds: dict[str, Callable[[object], bool]] = {
         "products": lambda step: isinstance(step, ProductStep),
         "attention": lambda step: isinstance(step, AttendStep),
@@ -250,6 +258,7 @@ def main() -> None:
     made = frame.parser(__doc__, threads=1, reps=9)
     made.add_argument("--gguf", type=Path, nargs="*", default=[], help="of the same model")
     made.add_argument("--packed", type=Path, nargs="*", default=[], help="folders of compress")
+    made.add_argument("--arms", default="dense;bitmask", help="parts of names, by ;")
     made.add_argument("--texts", default="gcide,foldoc,python-docs", help="that judge")
     made.add_argument("--rows", type=int, default=6, help="of those texts")
     args = frame.read(made)
@@ -279,13 +288,10 @@ def main() -> None:
         figures(arms, spent, quality)
     head = ["weights", "ms a token", f"of {PEER} Q4_0", "MB read", "ms at the limit", "perplexity"]
     body = [*frame.markdown(head, table), "", *verdicts(spent, base)]
-    packed = compress(copy.deepcopy(model).bfloat16(), BlockInt(4), force=True)
-    parts = parts_of(compress(packed, BlockInt(8), layers=HEAD, force=True), args.reps)
+    parts = parts_of(arms[0].steps, args.reps)
     rest = sum(parts.values()) - parts["products"]
     body += [
-        "Of dense int4, head int8: "
-        + ", ".join(f"{k} {ms:.2f} ms" for k, ms in parts.items())
-        + ".",
+        f"Of {arms[0].name}: " + ", ".join(f"{k} {ms:.2f} ms" for k, ms in parts.items()) + ".",
         "",
         f"All steps but the products: {rest:.2f} ms, target {REST:.1f}: "
         f"{'met' if rest <= REST else 'not met'}. Memory reads {floor / 1e3:.1f} GB/s. Kernels: "
@@ -295,7 +301,10 @@ def main() -> None:
 
 
 def figures(arms: Sequence[Arm], spent: dict[str, float], quality: dict[str, float]) -> None:
-    """Write the rows into rivals.json, which `compress`, `bench sparse` and `doctor` read."""
+    """Write the rows into rivals.json, which `compress`, `bench sparse` and `doctor` read.
+
+    Rows of another run on the same machine stay, if this one did not measure them again.
+    """
     content = json.loads(FILE.read_text())
     choices = [
         RuntimeFigures(
@@ -309,8 +318,11 @@ def figures(arms: Sequence[Arm], spent: dict[str, float], quality: dict[str, flo
         for arm in arms
     ]
     about = f"one thread of {machine()['processor']}, CPU time, all in turns"
+    rows = {choice.name: asdict(choice) for choice in choices}
+    if content["text"]["measured"].endswith(about):
+        rows = {row["name"]: row for row in content["text"]["choices"]} | rows
     content["text"] |= {
-        "choices": [asdict(choice) for choice in choices],
+        "choices": list(rows.values()),
         "measured": f"{datetime.now(UTC):%Y-%m-%d}, {about}",
         "instructions": native.instructions(),
     }
