@@ -454,6 +454,11 @@ def is_adapted(model: nn.Module) -> TypeGuard[PeftModel]:
     return isinstance(model, PeftModel) and isinstance(model.base_model, IntarsiaModel)
 
 
+def has_adapter(model: nn.Module) -> bool:
+    """Return True for a model with an adapter, of this library or of PEFT's own."""
+    return isinstance(model, PeftModel)
+
+
 def has_places(method: str, host: nn.Module) -> bool:
     """Return whether PEFT needs no target_modules for a method of its own in this kind of model."""
     tuners: Any = PEFT_TYPE_TO_TUNER_MAPPING
