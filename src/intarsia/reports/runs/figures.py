@@ -107,7 +107,7 @@ def curves(comparison: Comparison) -> list[Figure]:
         name = metric_name(metric)
         up = charts.Axis(name, UNIT.get(metric, ""))
         label = f"{name} by epoch"
-        drawing = charts.Chart(series, charts.Axis("Epoch", whole=True), up)
+        drawing = charts.Chart(series, charts.Axis("Epoch", integers=True), up)
         figures.append(Figure(f"curves-{metric}", label, drawing, when={"metric": metric}))
     return figures
 

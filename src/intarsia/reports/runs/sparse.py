@@ -51,7 +51,7 @@ def courses(comparison: Comparison, looks: Sequence[Look]) -> list[Figure]:
         ]
         label = f"{title}, by step"
         up = charts.Axis(title.split(",")[0], " %", zero=True)
-        drawing = charts.Chart(series, charts.Axis("Step", whole=True), up)
+        drawing = charts.Chart(series, charts.Axis("Step", integers=True), up)
         caption = "At each change of the masks."
         choice = {"course": name}
         figures.append(Figure(f"masks-{name}", label, drawing, caption=caption, when=choice))
