@@ -114,14 +114,15 @@ class Block:
 def blocks(load: list[int], kernel: bool = False) -> tuple[Block, ...]:
     """Divide the experts into blocks.  load: rows of each expert.
 
-    kernel: neighbours with few rows are a block, without rows of zeros, whose products
-    `dense.grouped` computes. Others with few or similarly many rows share a block, in which rows of
-    zeros fill up the smaller ones: all experts where all have few rows; `TOGETHER` neighbours where
-    that adds few.
+    kernel: `TOGETHER` neighbours that all have few rows, and those next to them, are a block
+    without rows of zeros, whose products `dense.grouped` computes.
+    Others with few or similarly many rows share a block, in which rows of zeros fill up the smaller
+    ones: all experts where all have few rows; `TOGETHER` neighbours where that adds few.
     """
     result: list[Block] = []
-    for few, group in itertools.groupby(load, lambda n: kernel and n <= FEW):
-        part = tuple(group)
+    neighbours = [load[first : first + TOGETHER] for first in range(0, len(load), TOGETHER)]
+    for few, group in itertools.groupby(neighbours, lambda part: kernel and max(part) <= FEW):
+        part = tuple(itertools.chain.from_iterable(group))
         for count, rows, loads in [(len(part), 0, part)] if few else _equal_rows(part):
             begin = result[-1].experts.stop if result else 0
             row = result[-1].rows.stop if result else 0
