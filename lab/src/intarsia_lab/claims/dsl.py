@@ -59,12 +59,12 @@ class MeanOfLast(nn.Module):
 class Films(NamedTuple):
     """Histories and the film after each: the last of every user for the test, those before it.
 
-    few, val: the same without the test part: the last but one of every user, those before it.
+    tuning, val: the same without the test part: the last but one of every user, those before it.
     """
 
     train: TensorDataset
     test: TensorDataset
-    few: TensorDataset
+    tuning: TensorDataset
     val: TensorDataset
     count: int
     popularity: Tensor  # (count + 1,), in the training part
@@ -91,10 +91,10 @@ def films() -> Films:
             parts[max(0, i - last + 2)].append(
                 [*[0] * (HISTORY - len(past)), *past, films_of_user[i]]
             )
-    few, val, test = (torch.tensor(part) for part in parts)
-    train, count = torch.cat([few, val]), max(names)
+    tuning, val, test = (torch.tensor(part) for part in parts)
+    train, count = torch.cat([tuning, val]), max(names)
     popularity = torch.bincount(train[:, -1], minlength=count + 1)
-    sets = (TensorDataset(part[:, :-1], part[:, -1]) for part in (train, test, few, val))
+    sets = (TensorDataset(part[:, :-1], part[:, -1]) for part in (train, test, tuning, val))
     return Films(*sets, count, popularity)
 
 
@@ -110,7 +110,7 @@ class Recommended(NamedTuple):
 def cell(arm: str, seed: int, lr: float, validate: bool = False) -> Recommended:
     """Train an arm and score it on the test.  arm: one of ARMS; validate: score the film before."""
     (width, schedule), data = ARMS[arm], films()
-    train, judged = (data.few, data.val) if validate else (data.train, data.test)
+    train, judged = (data.tuning, data.val) if validate else (data.train, data.test)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = MeanOfLast(data.count, width)
