@@ -65,12 +65,12 @@ class MeanOfLast(nn.Module):
 class Films(NamedTuple):
     """Histories and the film after each: the last of every user for the test, those before it.
 
-    few, val: the same without the test part: the last but one of every user, those before it.
+    tuning, val: the same without the test part: the last but one of every user, those before it.
     """
 
     train: TensorDataset
     test: TensorDataset
-    few: TensorDataset
+    tuning: TensorDataset
     val: TensorDataset
     count: int
     popularity: Tensor  # (count + 1,), in the training part
@@ -102,11 +102,11 @@ def films() -> Films:
             parts[max(0, i - last + 2)].append(
                 [*[0] * (HISTORY - len(past)), *past, films_of_user[i]]
             )
-    few, val, test = (torch.tensor(part) for part in parts)
-    train, count = torch.cat([few, val]), max(names)
+    tuning, val, test = (torch.tensor(part) for part in parts)
+    train, count = torch.cat([tuning, val]), max(names)
     popularity = torch.bincount(train[:, -1], minlength=count + 1)
     whole, tested, fewer, validated = (
-        TensorDataset(part[:, :-1], part[:, -1]) for part in (train, test, few, val)
+        TensorDataset(part[:, :-1], part[:, -1]) for part in (train, test, tuning, val)
     )
     return Films(whole, tested, fewer, validated, count, popularity)
 
@@ -130,7 +130,7 @@ def cell(arm: str, seed: int, lr: float, validate: bool = False) -> Recommended:
     how far popular films keep more weights (Spearman's rank correlation).
     """
     (width, schedule), data = ARMS[arm], films()
-    train, judged = (data.few, data.val) if validate else (data.train, data.test)
+    train, judged = (data.tuning, data.val) if validate else (data.train, data.test)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = MeanOfLast(data.count, width)

@@ -167,9 +167,9 @@ def of_soups(seeds: tuple[int, ...], report: Report) -> Result:
     bench = DenseNets()
     results: dict[tuple[str, float, int], Souped] = {}
     # the soup and what its control reads have all seeds, the rest of the table the first few
-    for arms, some in ((ARMS[:2], seeds), (ARMS[2:], seeds[:FEW])):
+    for arms, arm_seeds in ((ARMS[:2], seeds), (ARMS[2:], seeds[:FEW])):
         arms_run = [Arm(n, n) for n in arms]
-        results |= each(arms_run, some, bench.cell, report, tasks=DENSITIES).results
+        results |= each(arms_run, arm_seeds, bench.cell, report, tasks=DENSITIES).results
     table: list[dict[str, Any]] = []
     gains: list[float] = []
     for density in DENSITIES:

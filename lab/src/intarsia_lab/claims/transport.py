@@ -218,8 +218,8 @@ def against(seeds: Sequence[int], report: Report) -> Result:
         values.append((losses[PLAN][i] / losses[best][i]).tolist())
         phrases.append(f"{statistics.mean(values[-1]):.3f} at E = {experts} (over {best})")
     worst = max(values, key=statistics.mean)
-    own = f"Rates by validation loss with {EXPERTS[1]} experts."
-    note = f"Ratios: {', '.join(phrases)}. {SETTING} {own}"
+    chosen_by = f"Rates by validation loss with {EXPERTS[1]} experts."
+    note = f"Ratios: {', '.join(phrases)}. {SETTING} {chosen_by}"
     return result_of(worst, rows_of(sheet), note, rates=rates)
 
 
