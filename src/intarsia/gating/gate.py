@@ -135,9 +135,9 @@ class GateRouter(ScoreRouter[C]):
     by_expert = ("weight", "bias")
 
     def __init__(self, config: C, width: int, *, generator: torch.Generator) -> None:
-        """Draw the gate's weight W (E, width) from a normal distribution; set its bias, if any, to 0.
+        """Draw the gate's weight W (E, width) at random; set its bias, if it has one, to 0.
 
-        config: the router's settings, among them E = config.experts, and config.std, the standard
+        config: the router's settings: E = config.experts; config.std, the standard
         deviation of W (0.02 if it lacks that); width: number of features of a token; generator:
         draws W.
         """
