@@ -113,9 +113,9 @@ def densities(comparison: Comparison) -> Figure | None:
 
 
 def lines(comparison: Comparison, looks: Sequence[Look]) -> Figure | None:
-    """Draw the validation score on the line between two models that were averaged.
+    """Draw the validation scores of weighted averages of two models, from the first to the second.
 
-    looks: a colour and mark for each method. None if no run is such an average (a soup).
+    looks: a colour and mark for each method. None if no run is an average of models (a soup).
     """
     series = [
         _chart_line(comparison, number, looks, line["points"], "", "")
