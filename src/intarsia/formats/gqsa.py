@@ -165,12 +165,12 @@ class GroupSparse(Format):
         offsets, columns, scales = (stored[p] for p in ("row_offsets", "columns", "scales"))
         places, counts = columns.long(), offsets.long().diff()
         count, blocks = len(places), -(-rows // self.rows)
-        each = count * self.rows
+        pieces = count * self.rows
         # the kernel trusts offsets and places: wrong ones would read other memory
-        fits = len(counts) == blocks and len(scales) == each and int(offsets[-1]) == count
+        fits = len(counts) == blocks and len(scales) == pieces and int(offsets[-1]) == count
         fits = fits and not int(offsets[0]) and bool((counts >= 0).all())
-        fits = fits and stored["codes"].shape == (-(-each * self.group * self.bits // 8),)
-        fits = fits and stored["zeros"].shape == (-(-each * self.bits // 8),)
+        fits = fits and stored["codes"].shape == (-(-pieces * self.group * self.bits // 8),)
+        fits = fits and stored["zeros"].shape == (-(-pieces * self.bits // 8),)
         if fits and count:
             # places must rise within each block
             block = torch.arange(blocks, device=places.device).repeat_interleave(counts)

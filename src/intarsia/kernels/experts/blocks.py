@@ -125,9 +125,9 @@ def blocks(load: list[int], kernel: bool = False) -> tuple[Block, ...]:
     """
     result: list[Block] = []
     neighbours = [load[first : first + TOGETHER] for first in range(0, len(load), TOGETHER)]
-    for few, group in itertools.groupby(neighbours, lambda part: kernel and max(part) <= FEW):
+    for is_small, group in itertools.groupby(neighbours, lambda part: kernel and max(part) <= FEW):
         part = tuple(itertools.chain.from_iterable(group))
-        for count, rows, loads in [(len(part), 0, part)] if few else _equal_rows(part):
+        for count, rows, loads in [(len(part), 0, part)] if is_small else _equal_rows(part):
             begin = result[-1].experts.stop if result else 0
             row = result[-1].rows.stop if result else 0
             end = row + count * rows + sum(loads)
@@ -179,8 +179,8 @@ class Layout:
         pairs = by_expert(expert, experts)
         order, load = pairs.order, pairs.load
         parts = blocks(load.tolist(), kernel)
-        each = [n for b in parts for n in (b.loads or [b.rows_each] * b.count)]
-        first = [0, *itertools.accumulate(each[:-1])]
+        row_counts = [n for b in parts for n in (b.loads or [b.rows_each] * b.count)]
+        first = [0, *itertools.accumulate(row_counts[:-1])]
         # how far the pairs of an expert are moved by the rows of zeros before them
         moved = (torch.tensor(first) - (pairs.ends - load))[pairs.expert]
         # `order` lists pairs by expert: scatter gives each pair its row

@@ -71,8 +71,8 @@ def check(x: Tensor, rows: int, offsets: Tensor, *parts: Tensor) -> None:
     count = len(parts[0])
     types = tuple(t.dtype for t in (x, offsets, *parts))
     sizes = [tuple(t.shape) for t in parts]
-    each = count * rows
-    fits = types == DTYPES and sizes == [(count,), (8 * each,), (each,), (-(-each // 2),)]
+    pieces = count * rows
+    fits = types == DTYPES and sizes == [(count,), (8 * pieces,), (pieces,), (-(-pieces // 2),)]
     fits = fits and rows in BLOCKS
     if not (fits and x.dim() == 2 and x.shape[1] % 16 == 0 and offsets.dim() == 1):
         got = f"{count} columns, {sizes[1:]}, inputs {tuple(x.shape)}"
